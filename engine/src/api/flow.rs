@@ -1,0 +1,353 @@
+//! The beginning of a pipeline: where sources are opened, in the plan and on each worker alike.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use timely::dataflow::Scope;
+
+use crate::epoch::gather;
+use crate::io::{OpenSink, OpenSource, SharedSource, Sink, Source};
+use crate::operator::egress::{self, Frontiers};
+use crate::operator::fault::Node;
+use crate::operator::ingest::{self, Piece, SourceIndex};
+use crate::operator::stage::Chain;
+use crate::run::control::Event;
+use crate::run::plan::{Meter, NodeInfo, Pipeline, Plan, PlannedSink, PlannedSource, Planning, Run, differs};
+use crate::words::{Batch, Bytes, Error, ErrorKind, Result, SinkMeter, StageMeter, Worker};
+
+use super::stream::Stream;
+
+/// What a pipeline function is given: it opens sources, and what it opens flows.
+///
+/// The function runs once on the control thread, where sources and sinks connect and mistakes are errors, and then
+/// once on each worker. It must build the same pipeline each time and have no other effect.
+pub struct Flow<'a> {
+    inner: Rc<Inner<'a>>,
+}
+
+struct Inner<'a> {
+    mode: Mode<'a>,
+    nodes: Cell<usize>,
+    sources: Cell<usize>,
+    sinks: Cell<usize>,
+}
+
+enum Mode<'a> {
+    Plan(Rc<RefCell<Draft<'a>>>),
+    Build(Build<'a>),
+}
+
+/// A plan that is being made.
+struct Draft<'a> {
+    planning: &'a Planning<'a>,
+    plan: Plan,
+    /// Streams that were dropped before they reached a sink.
+    loose: Vec<Node>,
+    /// Names that the pipeline gave.
+    named: Vec<Node>,
+}
+
+/// A worker's dataflow that is being built.
+struct Build<'a> {
+    scope: Scope<'a, u64>,
+    run: Arc<Run>,
+    ledgers: RefCell<Vec<timely::dataflow::Stream<'a, u64, Vec<Piece>>>>,
+    frontiers: RefCell<Vec<Frontiers<'a>>>,
+    error: RefCell<Option<Error>>,
+}
+
+impl<'a> Flow<'a> {
+    fn new(mode: Mode<'a>) -> Flow<'a> {
+        Flow { inner: Rc::new(Inner { mode, nodes: Cell::new(0), sources: Cell::new(0), sinks: Cell::new(0) }) }
+    }
+
+    pub(crate) fn share(&self) -> Flow<'a> {
+        Flow { inner: Rc::clone(&self.inner) }
+    }
+
+    /// Opens a source.
+    ///
+    /// # Errors
+    /// When the source cannot be opened: a wrong option, or the other side is absent, refuses, or does not have what
+    /// was asked for.
+    pub fn source<S: Source>(&self, source: S) -> Result<Stream<'a, S::Item>> {
+        let index = self.inner.sources.replace(self.inner.sources.get() + 1);
+        let kind = source.name();
+        match &self.inner.mode {
+            Mode::Plan(draft) => {
+                let meter = Meter::Source(Arc::default());
+                let node = self.plan_node(&kind, meter);
+                let open = draft.borrow().open_source(index);
+                let shared = Arc::new(source.connect(open)?);
+                draft.borrow_mut().add_source(node, shared);
+                Ok(Stream::planned(self.share(), node))
+            }
+            Mode::Build(_) => {
+                let node = self.node(&kind)?;
+                let flow = self.share();
+                let chain: Chain<'a, S::Item> = Box::new(move |tail| {
+                    let Mode::Build(build) = &flow.inner.mode else { unreachable!("a chain is built on a worker") };
+                    match build.ingest::<S>(node, index, tail) {
+                        Ok(ledger) => build.ledgers.borrow_mut().push(ledger),
+                        Err(error) => flow.fail(error),
+                    }
+                });
+                Ok(Stream::chain(self.share(), node, chain))
+            }
+        }
+    }
+
+    /// Ends a stream in a sink.
+    pub(crate) fn sink<T: 'static, S: Sink<T>>(&self, sink: S, stream: Stream<'a, T>) -> Result<()> {
+        let index = self.inner.sinks.replace(self.inner.sinks.get() + 1);
+        let kind = sink.name();
+        match &self.inner.mode {
+            Mode::Plan(draft) => {
+                let meter = Arc::new(SinkMeter::default());
+                self.plan_node(&kind, Meter::Sink(Arc::clone(&meter)));
+                stream.consumed();
+                let open = draft.borrow().open_sink(meter);
+                let shared = Arc::new(sink.connect(open)?);
+                draft.borrow_mut().plan.sinks.push(PlannedSink { shared: Arc::clone(&shared) as _, typed: shared });
+                Ok(())
+            }
+            Mode::Build(build) => {
+                let node = self.node(&kind)?;
+                let frontiers = build.egress::<T, S>(node, index, stream.into_ports())?;
+                build.frontiers.borrow_mut().push(frontiers);
+                Ok(())
+            }
+        }
+    }
+
+    /// The next node of the pipeline, a stage.
+    pub(crate) fn stage_node(&self, kind: &str) -> Node {
+        match &self.inner.mode {
+            Mode::Plan(_) => self.plan_node(kind, Meter::Stage(Arc::default())),
+            Mode::Build(_) => self.node(kind).unwrap_or_else(|error| {
+                self.fail(error);
+                Node(usize::MAX)
+            }),
+        }
+    }
+
+    fn plan_node(&self, kind: &str, meter: Meter) -> Node {
+        let Mode::Plan(draft) = &self.inner.mode else { unreachable!("nodes are added to a plan only") };
+        let mut draft = draft.borrow_mut();
+        let node = Node(draft.plan.nodes.len());
+        // By kind and position, which is what identifies an operator that has no name of its own.
+        let same = draft.plan.nodes.iter().filter(|other| other.kind == kind).count();
+        let name = if same == 0 { kind.to_owned() } else { format!("{kind} {}", same + 1) };
+        draft.plan.nodes.push(NodeInfo { kind: kind.to_owned(), name, meter });
+        node
+    }
+
+    fn node(&self, kind: &str) -> Result<Node> {
+        let Mode::Build(build) = &self.inner.mode else { unreachable!("nodes are looked up on a worker") };
+        let node = Node(self.inner.nodes.replace(self.inner.nodes.get() + 1));
+        match build.run.plan.nodes.get(node.0) {
+            Some(info) if info.kind == kind => Ok(node),
+            _ => Err(differs()),
+        }
+    }
+
+    pub(crate) fn rename(&self, node: Node, name: &str) {
+        if let Mode::Plan(draft) = &self.inner.mode {
+            let mut draft = draft.borrow_mut();
+            name.clone_into(&mut draft.plan.nodes[node.0].name);
+            draft.named.push(node);
+        }
+    }
+
+    pub(crate) fn stage_meter(&self, node: Node) -> Arc<StageMeter> {
+        match &self.inner.mode {
+            Mode::Build(build) => match build.run.plan.nodes.get(node.0).map(|info| &info.meter) {
+                Some(Meter::Stage(meter)) => Arc::clone(meter),
+                _ => Arc::default(),
+            },
+            Mode::Plan(_) => Arc::default(),
+        }
+    }
+
+    /// The scope and run of a worker; `None` in the plan.
+    pub(crate) fn building(&self) -> Option<(Scope<'a, u64>, &Arc<Run>)> {
+        match &self.inner.mode {
+            Mode::Build(build) => Some((build.scope, &build.run)),
+            Mode::Plan(_) => None,
+        }
+    }
+
+    /// A stream was dropped before it reached a sink.
+    pub(crate) fn loose(&self, node: Node) {
+        if let Mode::Plan(draft) = &self.inner.mode {
+            draft.borrow_mut().loose.push(node);
+        }
+    }
+
+    fn fail(&self, error: Error) {
+        if let Mode::Build(build) = &self.inner.mode {
+            build.error.borrow_mut().get_or_insert(error);
+        }
+    }
+}
+
+impl fmt::Debug for Flow<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.inner.mode {
+            Mode::Plan(_) => f.write_str("Flow of a plan"),
+            Mode::Build(build) => write!(f, "Flow of worker {}", build.scope.worker().index()),
+        }
+    }
+}
+
+impl Draft<'_> {
+    fn open_source(&self, index: usize) -> OpenSource {
+        let planning = self.planning;
+        OpenSource {
+            job: planning.job.to_owned(),
+            workers: planning.workers,
+            prefetch: Bytes(planning.memory.0 / 4),
+            bounded: planning.bounded,
+            resume: planning.resume.get(index).filter(|offsets| !offsets.is_empty()).cloned(),
+            clock: planning.clock.clone(),
+            wake: planning.control.clone(),
+        }
+    }
+
+    fn open_sink(&self, meter: Arc<SinkMeter>) -> OpenSink {
+        let planning = self.planning;
+        OpenSink {
+            job: planning.job.to_owned(),
+            workers: planning.workers,
+            buffer: Bytes(planning.memory.0 / 4),
+            clock: planning.clock.clone(),
+            wake: planning.control.clone(),
+            meter,
+        }
+    }
+
+    fn add_source<S: SharedSource>(&mut self, node: Node, shared: Arc<S>) {
+        let recalls = (0..self.planning.workers).map(|_| Arc::default()).collect();
+        let planned = PlannedSource { node, shared: Arc::clone(&shared) as _, typed: shared, recalls };
+        self.plan.sources.push(planned);
+    }
+
+    /// What can be known to be wrong before anything flows.
+    fn check(&self) -> Result<()> {
+        let wrong = |doing: String| Err(Error::new(ErrorKind::Pipeline, doing));
+        if self.plan.sources.is_empty() {
+            return wrong("the pipeline is empty: it opens no source".to_owned());
+        }
+        if let Some(loose) = self.loose.first() {
+            return wrong(format!("the stream after `{}` does not reach a sink", self.plan.name(*loose)));
+        }
+        for node in &self.named {
+            let name = self.plan.name(*node);
+            if self.plan.nodes.iter().filter(|other| other.name == name).count() > 1 {
+                return wrong(format!("two operators are named `{name}`: a name identifies its operator"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Build<'a> {
+    fn worker(&self) -> Worker {
+        let worker = self.scope.worker();
+        Worker { index: worker.index(), peers: worker.peers() }
+    }
+
+    fn ingest<S: Source>(
+        &self,
+        node: Node,
+        index: usize,
+        tail: crate::operator::stage::Tail<'a, S::Item>,
+    ) -> Result<timely::dataflow::Stream<'a, u64, Vec<Piece>>> {
+        let (run, worker) = (&self.run, self.worker());
+        let (planned, shared) = run.source::<S::Shared>(index)?;
+        let Some(Meter::Source(meter)) = run.plan.nodes.get(planned.node.0).map(|info| &info.meter) else {
+            return Err(differs());
+        };
+        let setting = ingest::Setting {
+            node,
+            name: run.plan.name(node).to_owned(),
+            source: SourceIndex(index),
+            release: run.release,
+            pulse: Arc::clone(&run.pulse),
+            budget: Arc::clone(&run.budgets[worker.index]),
+            clock: run.clock.clone(),
+            fault: Arc::clone(&run.fault),
+            meter: Arc::clone(meter),
+            recalls: Arc::clone(&planned.recalls[worker.index]),
+            control: run.control.clone(),
+        };
+        ingest::build(self.scope, setting, |wake| S::reader(&shared, worker, wake), tail)
+    }
+
+    fn egress<T: 'static, S: Sink<T>>(
+        &self,
+        node: Node,
+        index: usize,
+        inputs: Vec<timely::dataflow::Stream<'a, u64, Batch<T>>>,
+    ) -> Result<Frontiers<'a>> {
+        let (run, worker) = (&self.run, self.worker());
+        let shared = run.sink::<S::Shared>(index)?;
+        let Some(Meter::Sink(meter)) = run.plan.nodes.get(node.0).map(|info| &info.meter) else {
+            return Err(differs());
+        };
+        let setting = egress::Setting {
+            node,
+            name: run.plan.name(node).to_owned(),
+            pulse: Arc::clone(&run.pulse),
+            clock: run.clock.clone(),
+            fault: Arc::clone(&run.fault),
+            meter: Arc::clone(meter),
+        };
+        egress::build(self.scope, setting, inputs, |wake| S::writer(&shared, worker, wake))
+    }
+}
+
+/// The user's function as the floor below calls it.
+pub(crate) struct Function<F>(pub(crate) F);
+
+impl<F: Fn(&Flow<'_>) -> Result<()> + Send + Sync> Pipeline for Function<F> {
+    fn plan(&self, planning: &Planning<'_>) -> Result<Plan> {
+        let draft = Draft { planning, plan: Plan::default(), loose: Vec::new(), named: Vec::new() };
+        let draft = Rc::new(RefCell::new(draft));
+        (self.0)(&Flow::new(Mode::Plan(Rc::clone(&draft))))?;
+        draft.borrow().check()?;
+        let plan = std::mem::take(&mut draft.borrow_mut().plan);
+        Ok(plan)
+    }
+
+    fn build(&self, scope: Scope<'_, u64>, run: &Arc<Run>) -> Result<()> {
+        let build = Build {
+            scope,
+            run: Arc::clone(run),
+            ledgers: RefCell::default(),
+            frontiers: RefCell::default(),
+            error: RefCell::default(),
+        };
+        let flow = Flow::new(Mode::Build(build));
+        (self.0)(&flow)?;
+        let Mode::Build(build) = &flow.inner.mode else { unreachable!("it was made for building") };
+        if let Some(error) = build.error.take() {
+            return Err(error);
+        }
+        if flow.inner.nodes.get() != run.plan.nodes.len() {
+            return Err(differs());
+        }
+        let events = run.events.clone();
+        gather::build(
+            scope,
+            build.ledgers.take(),
+            build.frontiers.take(),
+            Arc::clone(&run.ticker),
+            Arc::clone(&run.fault),
+            move |gathered| events.send(Event::Gathered(gathered)),
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,203 @@
+//! A pipeline function and how to run it.
+
+use std::fmt;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use crate::epoch::ticker::Pace;
+use crate::run::control::{Events, Spec, control};
+use crate::run::handle::Handle;
+use crate::run::plan::Pipeline;
+use crate::run::report::Report;
+use crate::words::{Bytes, Clock, Error, ErrorKind, Result};
+
+use super::flow::{Flow, Function};
+use super::running::Running;
+use super::trigger::{Restart, Trigger};
+
+/// A pipeline function with its options. Several jobs may run in one process.
+///
+/// ```
+/// use millstream::{Job, Trigger, collect, rows};
+/// use std::time::Duration;
+///
+/// let results = collect();
+/// let sink = results.clone();
+/// let report = Job::new("evens", move |flow| flow.source(rows(0..10))?.filter(|n| n % 2 == 0).sink(&sink))
+///     .workers(2)
+///     .trigger(Trigger::micro_batch(Duration::from_millis(10)))
+///     .run()?;
+/// assert_eq!(results.len(), 5);
+/// assert_eq!(report.records_in(), 10);
+/// # Ok::<(), millstream::Error>(())
+/// ```
+#[must_use = "a job does nothing until it is run or started"]
+pub struct Job {
+    pipeline: Arc<dyn Pipeline>,
+    name: String,
+    workers: usize,
+    trigger: Trigger,
+    checkpoint_every: Duration,
+    memory: Bytes,
+    restart: Restart,
+    clock: Clock,
+    stuck_after: Duration,
+    hand_over_within: Duration,
+    live: bool,
+}
+
+impl Job {
+    /// A job of that name, which reports, logs and consumer groups carry.
+    pub fn new(name: impl Into<String>, pipeline: impl Fn(&Flow<'_>) -> Result<()> + Send + Sync + 'static) -> Job {
+        Job {
+            pipeline: Arc::new(Function(pipeline)),
+            name: name.into(),
+            workers: 1,
+            trigger: Trigger::Continuous,
+            checkpoint_every: Duration::from_secs(1),
+            memory: Bytes::mebibytes(256),
+            restart: Restart::Never,
+            clock: Clock::system(),
+            stuck_after: Duration::from_secs(60),
+            hand_over_within: Duration::from_millis(500),
+            live: false,
+        }
+    }
+
+    /// How many worker threads process records; one by default.
+    pub fn workers(self, workers: usize) -> Job {
+        Job { workers, ..self }
+    }
+
+    /// When results leave; [`Trigger::Continuous`] by default.
+    pub fn trigger(self, trigger: Trigger) -> Job {
+        Job { trigger, ..self }
+    }
+
+    /// How often offsets are committed while records flow, and within what time after they stop; a second by default.
+    /// A micro-batch is a checkpoint of its own, so there it has no meaning.
+    pub fn checkpoint_every(self, interval: Duration) -> Job {
+        Job { checkpoint_every: interval, ..self }
+    }
+
+    /// Memory for records: a quarter for what is fetched ahead, a half for what is under way and not acknowledged, a
+    /// quarter for what sinks have buffered. 256 MiB by default. Code, threads and clients take some 10 MB beside it.
+    pub fn memory(self, total: Bytes) -> Job {
+        Job { memory: total, ..self }
+    }
+
+    /// What happens after a failure; [`Restart::Never`] by default.
+    pub fn restart(self, restart: Restart) -> Job {
+        Job { restart, ..self }
+    }
+
+    /// What tells the time; the system's clock by default, a simulated one in tests.
+    pub fn clock(self, clock: Clock) -> Job {
+        Job { clock, ..self }
+    }
+
+    /// How long a worker may be in one step before the run counts as failed; a minute by default.
+    pub fn stuck_after(self, limit: Duration) -> Job {
+        Job { stuck_after: limit, ..self }
+    }
+
+    /// How long partitions that are taken from this process are drained before they are given back all the same; 500 ms
+    /// by default.
+    pub fn hand_over_within(self, limit: Duration) -> Job {
+        Job { hand_over_within: limit, ..self }
+    }
+
+    /// Draws a line with rate, latency and lag on standard error while the job runs, when that is a terminal.
+    #[cfg(feature = "terminal")]
+    pub fn live(self) -> Job {
+        Job { live: true, ..self }
+    }
+
+    /// Runs the job to its end on this thread, and returns what it did.
+    ///
+    /// # Errors
+    /// What kept it from starting, or the first fault that ended it.
+    pub fn run(self) -> Result<Report> {
+        self.start()?.wait()
+    }
+
+    /// Starts the job and returns when every source has begun.
+    ///
+    /// # Errors
+    /// What kept it from starting: a wrong option, a pipeline that is not whole, or a source or sink that cannot be
+    /// opened.
+    pub fn start(self) -> Result<Running> {
+        let spec = self.spec()?;
+        let (events, receiver) = Events::new();
+        let handle = Handle::new(&self.name, events);
+        let (started, has_started) = mpsc::channel();
+        let (pipeline, shared) = (self.pipeline, Arc::clone(&handle));
+        thread::Builder::new()
+            .name("millstream-control".to_owned())
+            .spawn(move || control(&spec, pipeline, &shared, &receiver, &started))
+            .map_err(|cause| Error::new(ErrorKind::Option, "cannot start the control thread").caused_by(cause))?;
+        match has_started.recv() {
+            Ok(Ok(())) => Ok(Running::new(handle)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => {
+                let doing = format!("the pipeline function of job `{}` panicked", self.name);
+                Err(Error::new(ErrorKind::Panic, doing))
+            }
+        }
+    }
+
+    fn spec(&self) -> Result<Spec> {
+        let wrong = |doing: &str| Err(Error::new(ErrorKind::Option, format!("job `{}`: {doing}", self.name)));
+        if self.name.is_empty() {
+            return wrong("a job needs a name");
+        }
+        if self.workers == 0 || self.workers > 256 {
+            return wrong("`workers` must be between 1 and 256");
+        }
+        if self.checkpoint_every < Duration::from_millis(1) {
+            return wrong("`checkpoint_every` must be at least a millisecond");
+        }
+        if self.memory.0 == 0 {
+            return wrong("`memory` must be more than nothing");
+        }
+        if self.stuck_after.is_zero() {
+            return wrong("`stuck_after` must be more than nothing");
+        }
+        if let Restart::Backoff { first, most } = self.restart
+            && first > most
+        {
+            return wrong("the first pause of `Restart::Backoff` must not be longer than its longest");
+        }
+        Ok(Spec {
+            job: self.name.clone(),
+            workers: self.workers,
+            pace: match self.trigger {
+                Trigger::MicroBatch { interval } => Pace::MicroBatch { interval },
+                Trigger::Continuous | Trigger::AvailableNow => {
+                    Pace::Continuous { checkpoint_every: self.checkpoint_every }
+                }
+            },
+            bounded: self.trigger == Trigger::AvailableNow,
+            memory: self.memory,
+            clock: self.clock.clone(),
+            restart: match self.restart {
+                Restart::Never => None,
+                Restart::Backoff { first, most } => Some((first, most)),
+            },
+            stuck_after: self.stuck_after,
+            hand_over_within: self.hand_over_within,
+            live: self.live,
+        })
+    }
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Job")
+            .field("name", &self.name)
+            .field("workers", &self.workers)
+            .field("trigger", &self.trigger)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,13 @@
+//! Floor 6: what a user writes. A pipeline is a function of a [`Flow`]; a [`Job`] is that function and how to run it.
+
+mod flow;
+mod job;
+mod running;
+mod stream;
+mod trigger;
+
+pub use flow::Flow;
+pub use job::Job;
+pub use running::{Running, Stopper};
+pub use stream::Stream;
+pub use trigger::{Restart, Trigger};

@@ -1,0 +1,116 @@
+//! A job that runs.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use crate::run::handle::Handle;
+use crate::run::report::Report;
+use crate::words::Result;
+
+/// The handle of a started job: asks it to stop, waits for its end, and tells what it does. It is a future of the job's
+/// end. Dropping it aborts the job, without waiting for it.
+#[must_use = "dropping it aborts the job; `detach` lets it run"]
+pub struct Running {
+    handle: Arc<Handle>,
+    attached: bool,
+}
+
+/// So that an orchestrator's 30 s suffice, also with a dead broker.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+impl Running {
+    pub(crate) fn new(handle: Arc<Handle>) -> Running {
+        Running { handle, attached: true }
+    }
+
+    /// Asks the job to drain, commit and end, within 10 s. Returns at once.
+    pub fn stop(&self) {
+        self.stop_within(STOP_WITHIN);
+    }
+
+    /// Asks the job to read nothing more, to finish what was released, commit it and end. When that takes longer than
+    /// `limit` the job ends with an error; what was not committed is read again by the next run.
+    pub fn stop_within(&self, limit: Duration) {
+        self.handle.stop_within(limit);
+    }
+
+    /// Asks the job to end at once. What is not committed is read again by the next run.
+    pub fn abort(&self) {
+        self.handle.abort();
+    }
+
+    /// Another way to ask the same job, for a signal handler or another thread.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(Arc::clone(&self.handle))
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// The first fault that ended the job.
+    pub fn wait(self) -> Result<Report> {
+        self.handle.wait(None).expect("without a deadline it waits for the end, and the outcome is taken once")
+    }
+
+    /// Waits for the end, at most so long; `None` when it did not come. The outcome is given out once.
+    pub fn wait_for(&mut self, limit: Duration) -> Option<Result<Report>> {
+        self.handle.wait(Some(Instant::now() + limit))
+    }
+
+    /// What the job has done so far.
+    pub fn report(&self) -> Report {
+        self.handle.report()
+    }
+
+    /// How much of a bounded run's input is read, from 0 to 1; `None` when nobody knows the end.
+    pub fn progress(&self) -> Option<f64> {
+        self.report().fraction()
+    }
+
+    /// Lets the job run on without a handle.
+    pub fn detach(mut self) {
+        self.attached = false;
+    }
+}
+
+/// Asks a job to stop; see [`Running::stopper`].
+#[derive(Clone, Debug)]
+pub struct Stopper(Arc<Handle>);
+
+impl Stopper {
+    /// As [`Running::stop`].
+    pub fn stop(&self) {
+        self.0.stop_within(STOP_WITHIN);
+    }
+
+    /// As [`Running::abort`].
+    pub fn abort(&self) {
+        self.0.abort();
+    }
+}
+
+impl Future for Running {
+    type Output = Result<Report>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.handle.poll(context.waker()).map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.attached && !self.handle.has_ended() {
+            self.handle.abort();
+        }
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Running({:?})", self.handle)
+    }
+}

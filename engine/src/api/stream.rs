@@ -1,0 +1,312 @@
+//! What flows, and what can be done with it without state.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::rc::Rc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use timely::dataflow::channels::pact::Pipeline;
+
+use crate::io::{KeyedSink, Sink};
+use crate::operator::exchange;
+use crate::operator::fault::Node;
+use crate::operator::stage::{self, Chain, Consume, Port, Split, Stage};
+use crate::words::{Batch, Error, Keyed, Result};
+
+use super::flow::Flow;
+
+/// Records of type `T` on their way from a source to a sink, in the order of their input partition.
+///
+/// Stages that follow each other are fused: a chain runs as one operator over whole batches. A stream that is cloned is
+/// a fork, and every branch must reach a sink.
+///
+/// Functions that are handed to a stage run on the worker's thread and must not block. When one panics, the run ends
+/// with an error that names its operator. All of them are stateless: what they keep in a cell is not part of any
+/// checkpoint.
+#[must_use = "a stream does nothing until it reaches a sink"]
+pub struct Stream<'a, T> {
+    flow: Flow<'a>,
+    node: Node,
+    shape: RefCell<Shape<'a, T>>,
+    loose: Loose<'a>,
+}
+
+type Ports<'a, T> = Vec<timely::dataflow::Stream<'a, u64, Batch<T>>>;
+
+enum Shape<'a, T> {
+    /// In the plan there is nothing but the node.
+    Planned,
+    /// A chain of fused stages that waits for its end.
+    Chain(Chain<'a, T>),
+    /// Outputs of operators that are built.
+    Ports(Ports<'a, T>),
+}
+
+/// Tells the plan when a stream is dropped that nobody has consumed.
+struct Loose<'a>(Option<(Flow<'a>, Node)>);
+
+impl Drop for Loose<'_> {
+    fn drop(&mut self) {
+        if let Some((flow, node)) = self.0.take() {
+            flow.loose(node);
+        }
+    }
+}
+
+impl<'a, T: 'static> Stream<'a, T> {
+    fn new(flow: Flow<'a>, node: Node, shape: Shape<'a, T>) -> Stream<'a, T> {
+        let loose = Loose(Some((flow.share(), node)));
+        Stream { flow, node, shape: RefCell::new(shape), loose }
+    }
+
+    pub(crate) fn planned(flow: Flow<'a>, node: Node) -> Stream<'a, T> {
+        Stream::new(flow, node, Shape::Planned)
+    }
+
+    pub(crate) fn chain(flow: Flow<'a>, node: Node, chain: Chain<'a, T>) -> Stream<'a, T> {
+        Stream::new(flow, node, Shape::Chain(chain))
+    }
+
+    /// Somebody takes what flows here.
+    pub(crate) fn consumed(mut self) -> (Flow<'a>, Node) {
+        self.loose.0.take().expect("a stream is consumed once")
+    }
+
+    fn into_shape(self) -> Shape<'a, T> {
+        let shape = self.shape.replace(Shape::Planned);
+        self.consumed();
+        shape
+    }
+
+    /// The chain that ends here; `None` in the plan.
+    fn into_chain(self) -> Option<Chain<'a, T>> {
+        let (flow, node) = (self.flow.share(), self.node);
+        match self.into_shape() {
+            Shape::Planned => None,
+            Shape::Chain(chain) => Some(chain),
+            Shape::Ports(ports) => Some(Box::new(move |tail| {
+                let (scope, run) = flow.building().expect("ports are of a worker");
+                stage::build(scope, run.plan.name(node), ports, || Pipeline, run.fault.clone(), tail);
+            })),
+        }
+    }
+
+    /// The outputs that end here, built; none in the plan.
+    pub(crate) fn into_ports(self) -> Ports<'a, T> {
+        match self.into_shape() {
+            Shape::Planned => Vec::new(),
+            Shape::Ports(ports) => ports,
+            Shape::Chain(chain) => end(chain),
+        }
+    }
+
+    fn stage<U: 'static>(self, kind: &str, f: impl FnMut(Batch<T>) -> Result<Batch<U>> + 'static) -> Stream<'a, U> {
+        let flow = self.flow.share();
+        let node = flow.stage_node(kind);
+        let Some(chain) = self.into_chain() else { return Stream::planned(flow, node) };
+        let meter = flow.stage_meter(node);
+        let longer: Chain<'a, U> = Box::new(move |tail| {
+            chain(Box::new(move |builder| Box::new(Stage::new(node, meter, f, tail(builder)))));
+        });
+        Stream::chain(flow, node, longer)
+    }
+
+    fn split<A: 'static, B: 'static>(
+        self,
+        kind: &str,
+        test: impl FnMut(T) -> Result<A, B> + 'static,
+    ) -> (Stream<'a, A>, Stream<'a, B>) {
+        let flow = self.flow.share();
+        let node = flow.stage_node(kind);
+        let Some(chain) = self.into_chain() else {
+            return (Stream::planned(flow.share(), node), Stream::planned(flow, node));
+        };
+        let meter = flow.stage_meter(node);
+        let outputs = Rc::new(RefCell::new(None));
+        let ports = Rc::clone(&outputs);
+        chain(Box::new(move |builder| {
+            let ((yes, left), (no, right)) = (Port::new(builder), Port::new(builder));
+            *ports.borrow_mut() = Some((left, right));
+            Box::new(Split::new(node, meter, test, yes, no))
+        }));
+        // A source whose reader could not be made builds nothing; its error is kept by the flow.
+        let (left, right) = outputs.take().map_or_else(Default::default, |(left, right)| (vec![left], vec![right]));
+        (Stream::new(flow.share(), node, Shape::Ports(left)), Stream::new(flow, node, Shape::Ports(right)))
+    }
+
+    /// Each record becomes `f` of it.
+    pub fn map<U: 'static>(self, f: impl Fn(T) -> U + 'static) -> Stream<'a, U> {
+        self.stage("map", move |batch| Ok(batch.mapped(&f)))
+    }
+
+    /// Keeps the records for which `keep` holds.
+    pub fn filter(self, keep: impl Fn(&T) -> bool + 'static) -> Stream<'a, T> {
+        self.stage("filter", move |batch| Ok(batch.filtered(&keep)))
+    }
+
+    /// Each record becomes any number of records, in their order.
+    pub fn flat_map<I: IntoIterator>(self, f: impl Fn(T) -> I + 'static) -> Stream<'a, I::Item>
+    where
+        I::Item: 'static,
+    {
+        self.stage("flat_map", move |batch| Ok(batch.flat_mapped(&f)))
+    }
+
+    /// Looks at each record on its way.
+    pub fn inspect(self, f: impl Fn(&T) + 'static) -> Stream<'a, T> {
+        self.stage("inspect", move |batch| {
+            batch.for_each_ref(&f);
+            Ok(batch)
+        })
+    }
+
+    /// Hands whole batches to `f`, which compiles to one loop over all it does: the way to write a hot chain. An output
+    /// takes the event time of the last input pulled before it; inputs that are never pulled are consumed.
+    ///
+    /// ```
+    /// use millstream::{Job, collect, rows};
+    ///
+    /// let results = collect();
+    /// let sink = results.clone();
+    /// Job::new("odd squares", move |flow| {
+    ///     flow.source(rows(1..=5u64))?.map_batches(|batch| batch.filter(|n| n % 2 == 1).map(|n| n * n)).sink(&sink)
+    /// })
+    /// .run()?;
+    /// assert_eq!(results.values(), [1, 9, 25]);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
+    pub fn map_batches<I: Iterator>(self, f: impl Fn(Batch<T>) -> I + 'static) -> Stream<'a, I::Item>
+    where
+        I::Item: 'static,
+    {
+        self.stage("map_batches", move |batch| Ok(batch.map_whole(&f)))
+    }
+
+    /// Sends each record one of two ways: first those for which `test` holds, then the others.
+    pub fn branch(self, test: impl Fn(&T) -> bool + 'static) -> (Stream<'a, T>, Stream<'a, T>) {
+        self.split("branch", move |value| if test(&value) { Ok(value) } else { Err(value) })
+    }
+
+    /// The records of both streams. Each keeps its own order; between them there is none.
+    pub fn union(self, other: Stream<'a, T>) -> Stream<'a, T> {
+        let (flow, node) = (self.flow.share(), self.flow.stage_node("union"));
+        if flow.building().is_none() {
+            self.consumed();
+            other.consumed();
+            return Stream::planned(flow, node);
+        }
+        let mut ports = self.into_ports();
+        ports.append(&mut other.into_ports());
+        // Counted like every stage, although nothing happens to a record here.
+        Stream::new(flow.share(), node, Shape::Ports(ports)).counted(node)
+    }
+
+    fn counted(self, node: Node) -> Stream<'a, T> {
+        let flow = self.flow.share();
+        let chain = self.into_chain().expect("it has ports");
+        let meter = flow.stage_meter(node);
+        let longer: Chain<'a, T> = Box::new(move |tail| {
+            chain(Box::new(move |builder| Box::new(Stage::new(node, meter, Ok, tail(builder)))));
+        });
+        Stream::chain(flow, node, longer)
+    }
+
+    /// Spreads the records evenly over all workers, so that what follows uses them all. Gives up every order.
+    pub fn rebalance(self) -> Stream<'a, T>
+    where
+        T: Send + Serialize + DeserializeOwned,
+    {
+        let (flow, node) = (self.flow.share(), self.flow.stage_node("rebalance"));
+        if flow.building().is_none() {
+            self.consumed();
+            return Stream::planned(flow, node);
+        }
+        let ports = self.into_ports();
+        let at = flow.share();
+        let chain: Chain<'a, T> = Box::new(move |tail| {
+            let (scope, run) = at.building().expect("the plan has returned above");
+            stage::build(scope, run.plan.name(node), ports, exchange::in_turn, run.fault.clone(), tail);
+        });
+        Stream::chain(flow, node, chain).counted(node)
+    }
+
+    /// Names the operator that this stream comes from: in reports and errors, and for its state.
+    pub fn named(self, name: &str) -> Stream<'a, T> {
+        self.flow.rename(self.node, name);
+        self
+    }
+
+    /// Ends the stream in a sink.
+    ///
+    /// # Errors
+    /// When the sink cannot be opened: a wrong option, or the other side is absent, refuses, or does not have what was
+    /// asked for.
+    pub fn sink(self, sink: impl Sink<T>) -> Result<()> {
+        self.flow.share().sink(sink, self)
+    }
+
+    /// Ends the stream in a sink, with a key beside each record: with Kafka it decides the partition.
+    ///
+    /// # Errors
+    /// As [`sink`](Stream::sink).
+    pub fn sink_by<K: Into<Vec<u8>>>(self, key: impl Fn(&T) -> K + 'static, sink: impl KeyedSink<T>) -> Result<()> {
+        self.stage("key", move |batch| Ok(batch.mapped(|value| Keyed { key: key(&value).into(), value })))
+            .sink(sink.keyed())
+    }
+}
+
+impl<'a, T: 'static, E: 'static> Stream<'a, Result<T, E>> {
+    /// The values, and the errors, as two streams.
+    pub fn partition_results(self) -> (Stream<'a, T>, Stream<'a, E>) {
+        self.split("partition_results", |result| result)
+    }
+
+    /// The values; errors are dropped, and the report's difference between the stage's records in and out counts them.
+    pub fn or_skip(self) -> Stream<'a, T> {
+        self.stage("or_skip", |batch| Ok(batch.split(|result| result).0))
+    }
+
+    /// The values; the first error ends the run with what the error says, and a restart cannot help.
+    pub fn or_stop(self) -> Stream<'a, T>
+    where
+        E: Into<Error>,
+    {
+        self.stage("or_stop", stage::or_stop)
+    }
+}
+
+/// Ends a chain in an output port of its operator.
+fn end<T: 'static>(chain: Chain<'_, T>) -> Ports<'_, T> {
+    let output = Rc::new(RefCell::new(None));
+    let port = Rc::clone(&output);
+    chain(Box::new(move |builder| {
+        let (own, stream) = Port::new(builder);
+        *port.borrow_mut() = Some(stream);
+        Box::new(own) as Box<dyn Consume<T>>
+    }));
+    output.take().into_iter().collect()
+}
+
+/// A fork: both streams get every record.
+impl<T: Clone + 'static> Clone for Stream<'_, T> {
+    fn clone(&self) -> Self {
+        let shape = match self.shape.replace(Shape::Planned) {
+            Shape::Planned => Shape::Planned,
+            Shape::Ports(ports) => Shape::Ports(ports),
+            Shape::Chain(chain) => Shape::Ports(end(chain)),
+        };
+        let copy = match &shape {
+            Shape::Ports(ports) => Shape::Ports(ports.clone()),
+            Shape::Planned | Shape::Chain(_) => Shape::Planned,
+        };
+        *self.shape.borrow_mut() = shape;
+        Stream::new(self.flow.share(), self.node, copy)
+    }
+}
+
+impl<T> fmt::Debug for Stream<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stream after {:?}", self.node)
+    }
+}

@@ -1,0 +1,303 @@
+//! Opens epochs and cuts checkpoints, for all workers of a process together. The first step of an epoch; the next is
+//! the sources' close (`operator/ingest`).
+//!
+//! A next epoch is opened only for a reason, so an idle job opens none. A checkpoint boundary waits for one thing, the
+//! commit of the checkpoint before it: at most one checkpoint is between cut and commit, and when the commit takes
+//! long the interval stretches.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::operator::pulse::Pulse;
+use crate::words::{CheckpointId, Clock, Epoch, Moment, lock};
+
+/// How epochs close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// Records are released at once; epochs close behind them.
+    Continuous { checkpoint_every: Duration },
+    /// Records are released at ticks; a batch is an epoch and a checkpoint.
+    MicroBatch { interval: Duration },
+}
+
+/// Nothing waits for an epoch to close here, so it may be long.
+const EPOCH_EVERY: Duration = Duration::from_millis(10);
+/// More epochs than this on their way through the operators, and the next one waits.
+const EPOCHS_UNDER_WAY: u64 = 4;
+
+/// Decides when an epoch opens. Its thread looks when a time has come or somebody rang; a worker that sees a
+/// micro-batch through looks itself.
+pub(crate) struct Ticker {
+    pace: Pace,
+    clock: Clock,
+    pulse: Arc<Pulse>,
+    /// Whether a sink frees memory at commits only, so that running out of it is a reason to cut.
+    frees_at_commit: bool,
+    /// An epoch is due and waits for those under way.
+    held_back: AtomicBool,
+    through: AtomicU64,
+    committed: AtomicU64,
+    epochs: AtomicU64,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Something happened since the last boundary.
+    uncut: bool,
+    /// When something was first seen to have happened since the last epoch.
+    unopened: Option<Moment>,
+    /// Somebody needs a boundary now.
+    wanted: bool,
+    last_epoch: Moment,
+    last_cut: Moment,
+    next_tick: Moment,
+    ended: bool,
+}
+
+impl Ticker {
+    pub(crate) fn new(pace: Pace, clock: Clock, pulse: Arc<Pulse>, frees_at_commit: bool) -> Ticker {
+        let now = clock.now();
+        let next_tick = match pace {
+            Pace::Continuous { .. } => now,
+            Pace::MicroBatch { interval } => now.after(interval),
+        };
+        let state = State {
+            uncut: false,
+            unopened: None,
+            wanted: false,
+            last_epoch: now,
+            last_cut: now,
+            next_tick,
+            ended: false,
+        };
+        Ticker {
+            pace,
+            clock,
+            pulse,
+            frees_at_commit,
+            held_back: AtomicBool::new(false),
+            through: AtomicU64::new(0),
+            committed: AtomicU64::new(0),
+            epochs: AtomicU64::new(0),
+            state: Mutex::new(state),
+        }
+    }
+
+    /// The body of the ticker's thread; returns after [`end`](Ticker::end).
+    pub(crate) fn run(&self) {
+        while !lock(&self.state).ended {
+            let mut next = self.look();
+            let soon = self.clock.now().after(EPOCH_EVERY);
+            if next.is_none_or(|next| next > soon) {
+                self.pulse.set_asleep(true);
+                // Looked at again, because a reason may have come just before everybody could see us asleep.
+                next = self.look();
+            }
+            self.pulse.wait(&self.clock, next);
+            self.pulse.set_asleep(false);
+        }
+    }
+
+    /// Lets the thread return.
+    pub(crate) fn end(&self) {
+        lock(&self.state).ended = true;
+        self.pulse.ring();
+    }
+
+    /// Does what is due now; says when the next thing can be.
+    fn look(&self) -> Option<Moment> {
+        let state = &mut *lock(&self.state);
+        let now = self.clock.now();
+        match self.pace {
+            Pace::Continuous { checkpoint_every } => self.look_continuous(state, now, checkpoint_every),
+            Pace::MicroBatch { interval } => self.look_micro_batch(state, now, interval),
+        }
+    }
+
+    fn look_continuous(&self, state: &mut State, now: Moment, checkpoint_every: Duration) -> Option<Moment> {
+        if self.pulse.take_dirty() {
+            state.uncut = true;
+            state.unopened.get_or_insert(now);
+        }
+        let lull = Some(state.last_epoch.after(EPOCH_EVERY)).filter(|lull| now < *lull);
+        if !state.uncut && !state.wanted {
+            return lull;
+        }
+        let open = self.pulse.epoch();
+        let cut_at = state.last_cut.after(checkpoint_every);
+        let hurried = state.wanted || (self.frees_at_commit && self.pulse.is_hurried());
+        let may_cut = self.committed() >= open.checkpoint().previous();
+        if may_cut && (now >= cut_at || hurried || open.next().is_none()) {
+            self.pulse.take_hurry();
+            (state.uncut, state.unopened, state.wanted) = (false, None, false);
+            (state.last_cut, state.last_epoch) = (now, now);
+            self.open(open.checkpoint().next().first_epoch(), now);
+            return Some(now.after(EPOCH_EVERY));
+        }
+        let epoch_at = state.unopened.map(|since| since.after(EPOCH_EVERY));
+        let has_room = open.as_raw().saturating_sub(self.through.load(SeqCst)) < EPOCHS_UNDER_WAY
+            || open.sequence() < EPOCHS_UNDER_WAY;
+        let is_due = epoch_at.is_some_and(|at| now >= at);
+        self.held_back.store(is_due && !has_room, SeqCst);
+        if let Some(next) = open.next()
+            && is_due
+            && has_room
+        {
+            (state.unopened, state.last_epoch) = (None, now);
+            self.open(next, now);
+            return Some(now.after(EPOCH_EVERY));
+        }
+        let cut = may_cut.then_some(cut_at);
+        // An epoch that is due and has no room waits for one that gets through.
+        cut.into_iter().chain(epoch_at.filter(|at| now < *at)).chain(lull).min()
+    }
+
+    fn look_micro_batch(&self, state: &mut State, now: Moment, interval: Duration) -> Option<Moment> {
+        let open = self.pulse.epoch();
+        if !self.pulse.is_dirty() || Epoch::from_raw(self.through.load(SeqCst)) < open {
+            return None;
+        }
+        let hurried = state.wanted || self.pulse.is_hurried();
+        if now < state.next_tick && !hurried {
+            return Some(state.next_tick);
+        }
+        self.pulse.take_dirty();
+        self.pulse.take_hurry();
+        state.wanted = false;
+        if now >= state.next_tick {
+            state.next_tick = following_tick(state.next_tick, now, interval);
+        }
+        self.open(open.checkpoint().next().first_epoch(), now);
+        None
+    }
+
+    fn open(&self, epoch: Epoch, until: Moment) {
+        self.epochs.fetch_add(1, SeqCst);
+        self.pulse.open(epoch, until);
+    }
+
+    /// The frontier of the operators, as a worker sees it: everything before it has reached the writers.
+    pub(crate) fn see_through(&self, epoch: Epoch) {
+        if self.through.fetch_max(epoch.as_raw(), SeqCst) >= epoch.as_raw() {
+            return;
+        }
+        match self.pace {
+            // Whoever sees the batch through opens the next, without a detour over the ticker's thread.
+            Pace::MicroBatch { interval } if interval.is_zero() && self.pulse.is_dirty() => drop(self.look()),
+            Pace::MicroBatch { .. } if self.pulse.is_dirty() => self.pulse.ring(),
+            Pace::Continuous { .. } if self.held_back.load(SeqCst) => self.pulse.ring(),
+            Pace::MicroBatch { .. } | Pace::Continuous { .. } => {}
+        }
+    }
+
+    /// Everything of the checkpoint is committed: the next boundary may come.
+    pub(crate) fn see_committed(&self, checkpoint: CheckpointId) {
+        if self.committed.fetch_max(checkpoint.number(), SeqCst) >= checkpoint.number() {
+            return;
+        }
+        self.pulse.allow_close(checkpoint.next());
+        if matches!(self.pace, Pace::Continuous { .. }) {
+            self.pulse.ring();
+        }
+    }
+
+    pub(crate) fn committed(&self) -> CheckpointId {
+        CheckpointId::new(self.committed.load(SeqCst))
+    }
+
+    /// How many epochs were opened after the first.
+    pub(crate) fn epochs(&self) -> u64 {
+        self.epochs.load(SeqCst)
+    }
+
+    /// Cuts as soon as the commit of the checkpoint before allows it: partitions are wanted back.
+    pub(crate) fn cut_now(&self) {
+        lock(&self.state).wanted = true;
+        self.pulse.note_records();
+        self.pulse.ring();
+    }
+}
+
+/// The first tick after `now` on the grid that `tick` is on, so that a late batch does not shift those after it.
+fn following_tick(tick: Moment, now: Moment, interval: Duration) -> Moment {
+    if interval.is_zero() {
+        return now;
+    }
+    let missed = (now - tick).as_nanos() / interval.as_nanos();
+    let ahead = interval.as_nanos() * (missed + 1);
+    Moment::from_nanos(tick.as_nanos() + ahead as u64)
+}
+
+impl fmt::Debug for Ticker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ticker({:?} at {})", self.pace, self.pulse.epoch())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLI: Duration = Duration::from_millis(1);
+
+    fn ticker(pace: Pace) -> (Clock, Arc<Pulse>, Ticker) {
+        let (clock, pulse) = (Clock::simulated(), Arc::new(Pulse::new()));
+        (clock.clone(), Arc::clone(&pulse), Ticker::new(pace, clock, pulse, false))
+    }
+
+    #[test]
+    fn nothing_opens_without_a_reason() {
+        let (clock, pulse, ticker) = ticker(Pace::Continuous { checkpoint_every: 100 * MILLI });
+        clock.advance(3_600_000 * MILLI);
+        assert_eq!((ticker.look(), pulse.epoch()), (None, Epoch::FIRST));
+        ticker.pulse.note_records();
+        ticker.look();
+        ticker.see_committed(CheckpointId::new(1));
+        clock.advance(3_600_000 * MILLI);
+        let opened = pulse.epoch();
+        assert_eq!((ticker.look(), pulse.epoch()), (None, opened));
+    }
+
+    #[test]
+    fn a_boundary_waits_for_the_commit_before_it_and_for_nothing_else() {
+        let (clock, pulse, ticker) = ticker(Pace::Continuous { checkpoint_every: 100 * MILLI });
+        pulse.note_records();
+        clock.advance(100 * MILLI);
+        ticker.look();
+        assert_eq!(pulse.epoch().checkpoint(), CheckpointId::new(2));
+        pulse.note_records();
+        clock.advance(500 * MILLI);
+        ticker.look();
+        assert_eq!(pulse.epoch().checkpoint(), CheckpointId::new(2), "checkpoint 1 is not committed");
+        ticker.see_committed(CheckpointId::new(1));
+        ticker.look();
+        assert_eq!(pulse.epoch().checkpoint(), CheckpointId::new(3));
+    }
+
+    #[test]
+    fn ticks_stay_on_their_grid() {
+        let (clock, pulse, ticker) = ticker(Pace::MicroBatch { interval: 10 * MILLI });
+        ticker.see_through(Epoch::FIRST);
+        pulse.note_records();
+        assert_eq!(ticker.look(), Some(Moment::default().after(10 * MILLI)));
+        clock.advance(27 * MILLI);
+        assert_eq!(ticker.look(), None);
+        assert_eq!(pulse.epoch().checkpoint(), CheckpointId::new(2));
+        pulse.note_records();
+        assert_eq!(ticker.look(), None, "the batch before is not through");
+        ticker.see_through(pulse.epoch());
+        assert_eq!(ticker.look(), Some(Moment::default().after(30 * MILLI)));
+    }
+
+    #[test]
+    fn a_used_up_sequence_forces_a_boundary() {
+        let (clock, pulse, ticker) = ticker(Pace::Continuous { checkpoint_every: 1_000_000 * MILLI });
+        pulse.open(Epoch::from_raw(CheckpointId::new(2).first_epoch().as_raw() - 1), Moment::default());
+        pulse.note_records();
+        clock.advance(10 * MILLI);
+        ticker.look();
+        assert_eq!(pulse.epoch(), CheckpointId::new(2).first_epoch());
+    }
+}

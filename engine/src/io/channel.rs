@@ -1,0 +1,365 @@
+//! A bounded channel that the embedding program feeds, with a receipt for each record that resolves when every sink has
+//! acknowledged it. Without that, an HTTP handler that answers is at-most-once.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+
+use tokio::sync::mpsc::{self, error::TryRecvError};
+use tokio::sync::oneshot;
+
+use crate::words::{Batch, Bytes, CheckpointId, Error, ErrorKind, Offsets, Outcome, Result, Room, Worker, lock};
+
+use super::{Change, OpenSource, Polled, Progress, Reader, SharedSource, Source, Wake};
+
+/// A channel into a job: room for so many records that nobody has read yet.
+///
+/// All of it is read by one worker; [`rebalance`](crate::Stream::rebalance) spreads it. The job's input ends when every
+/// sender is dropped. What was sent before the job stopped is still processed; what a job that fails had not finished
+/// cannot be read again, and its receipts say so.
+///
+/// # Panics
+/// When `room` is 0.
+///
+/// ```
+/// use millstream::{Job, channel, collect};
+///
+/// let (orders, source) = channel::<u64>(16);
+/// let results = collect();
+/// let sink = results.clone();
+/// let job = Job::new("double", move |flow| flow.source(&source)?.map(|order| order * 2).sink(&sink)).start()?;
+/// orders.try_send(21).expect("there is room");
+/// drop(orders);
+/// job.wait()?;
+/// assert_eq!(results.values(), [42]);
+/// # Ok::<(), millstream::Error>(())
+/// ```
+pub fn channel<T: Send + 'static>(room: usize) -> (Sender<T>, ChannelSource<T>) {
+    let (sender, receiver) = mpsc::channel(room);
+    let bell = Arc::new(Bell::default());
+    let source = ChannelSource { receiver: Arc::new(Mutex::new(Some(receiver))), bell: Arc::clone(&bell) };
+    (Sender { sender, bell }, source)
+}
+
+/// Wakes the reader, when there is one.
+#[derive(Default)]
+struct Bell(Mutex<Option<Wake>>);
+
+impl Bell {
+    fn ring(&self) {
+        if let Some(wake) = &*lock(&self.0) {
+            wake.wake();
+        }
+    }
+}
+
+/// Where the receiving end lies while nobody reads. Only sources hold it: when the last one is gone with its job, the
+/// channel is closed and senders hear of it.
+type Slot<T> = Arc<Mutex<Option<mpsc::Receiver<Sent<T>>>>>;
+
+struct Sent<T> {
+    value: T,
+    done: oneshot::Sender<Outcome>,
+}
+
+/// The end of a channel that the program holds. Clones feed the same job.
+pub struct Sender<T> {
+    sender: mpsc::Sender<Sent<T>>,
+    bell: Arc<Bell>,
+}
+
+impl<T: Send + 'static> Sender<T> {
+    /// Waits for room, sends, and returns the receipt. Safe to cancel: then nothing was sent.
+    ///
+    /// # Errors
+    /// Gives the value back when no job reads this channel any more.
+    pub async fn send(&self, value: T) -> Result<Receipt, SendError<T>> {
+        match self.sender.reserve().await {
+            Ok(permit) => {
+                let (sent, receipt) = sent(value);
+                permit.send(sent);
+                self.bell.ring();
+                Ok(receipt)
+            }
+            Err(_) => Err(SendError::Ended(value)),
+        }
+    }
+
+    /// Sends when there is room now.
+    ///
+    /// # Errors
+    /// Gives the value back when there is no room, or no job reads this channel any more.
+    pub fn try_send(&self, value: T) -> Result<Receipt, SendError<T>> {
+        let (sent, receipt) = sent(value);
+        match self.sender.try_send(sent) {
+            Ok(()) => {
+                self.bell.ring();
+                Ok(receipt)
+            }
+            Err(mpsc::error::TrySendError::Full(sent)) => Err(SendError::Full(sent.value)),
+            Err(mpsc::error::TrySendError::Closed(sent)) => Err(SendError::Ended(sent.value)),
+        }
+    }
+
+    /// Waits for room on a thread that is not part of an async runtime.
+    ///
+    /// # Errors
+    /// Gives the value back when no job reads this channel any more.
+    ///
+    /// # Panics
+    /// When called within an async runtime.
+    pub fn blocking_send(&self, value: T) -> Result<Receipt, SendError<T>> {
+        let (sent, receipt) = sent(value);
+        match self.sender.blocking_send(sent) {
+            Ok(()) => {
+                self.bell.ring();
+                Ok(receipt)
+            }
+            Err(mpsc::error::SendError(sent)) => Err(SendError::Ended(sent.value)),
+        }
+    }
+}
+
+fn sent<T>(value: T) -> (Sent<T>, Receipt) {
+    let (done, outcome) = oneshot::channel();
+    (Sent { value, done }, Receipt(outcome))
+}
+
+impl<T> Clone for Sender<T> {
+    fn clone(&self) -> Self {
+        Sender { sender: self.sender.clone(), bell: Arc::clone(&self.bell) }
+    }
+}
+
+impl<T> Drop for Sender<T> {
+    fn drop(&mut self) {
+        // The last sender's going is the end of the input, which the reader has to hear.
+        let (closed, _) = mpsc::channel(1);
+        drop(std::mem::replace(&mut self.sender, closed));
+        self.bell.ring();
+    }
+}
+
+impl<T> fmt::Debug for Sender<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sender")
+    }
+}
+
+/// The record could not be sent; here it is.
+pub enum SendError<T> {
+    /// There is no room at the moment.
+    Full(T),
+    /// No job reads this channel any more.
+    Ended(T),
+}
+
+impl<T> SendError<T> {
+    /// The record.
+    pub fn into_inner(self) -> T {
+        match self {
+            SendError::Full(value) | SendError::Ended(value) => value,
+        }
+    }
+}
+
+impl<T> fmt::Debug for SendError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SendError::Full(_) => "Full(..)",
+            SendError::Ended(_) => "Ended(..)",
+        })
+    }
+}
+
+impl<T> fmt::Display for SendError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SendError::Full(_) => "the channel into the job is full",
+            SendError::Ended(_) => "the job that reads this channel has ended",
+        })
+    }
+}
+
+impl<T> std::error::Error for SendError<T> {}
+
+/// Resolves when every output that the record caused was acknowledged.
+#[must_use = "a receipt says nothing until it is awaited"]
+#[derive(Debug)]
+pub struct Receipt(oneshot::Receiver<Outcome>);
+
+impl Future for Receipt {
+    type Output = Result<(), Undelivered>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context).map(|outcome| match outcome {
+            Ok(Outcome::Delivered) => Ok(()),
+            Ok(Outcome::Refused) => Err(Undelivered::Refused),
+            Ok(Outcome::Unknown) | Err(_) => Err(Undelivered::Ended),
+        })
+    }
+}
+
+impl Receipt {
+    /// Waits on a thread that is not part of an async runtime.
+    ///
+    /// # Errors
+    /// As awaiting it.
+    ///
+    /// # Panics
+    /// When called within an async runtime.
+    pub fn wait(self) -> Result<(), Undelivered> {
+        match self.0.blocking_recv() {
+            Ok(Outcome::Delivered) => Ok(()),
+            Ok(Outcome::Refused) => Err(Undelivered::Refused),
+            Ok(Outcome::Unknown) | Err(_) => Err(Undelivered::Ended),
+        }
+    }
+}
+
+/// Why a receipt did not resolve to success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Undelivered {
+    /// The run ended before every output was acknowledged; some may have been.
+    Ended,
+    /// A sink's policy disposed of an output.
+    Refused,
+}
+
+impl fmt::Display for Undelivered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Undelivered::Ended => "the run ended before every output of the record was acknowledged",
+            Undelivered::Refused => "a sink disposed of an output of the record",
+        })
+    }
+}
+
+impl std::error::Error for Undelivered {}
+
+/// The end of a channel that a job reads. One job at a time; a restarted run of it goes on reading.
+pub struct ChannelSource<T> {
+    receiver: Slot<T>,
+    bell: Arc<Bell>,
+}
+
+impl<T> Clone for ChannelSource<T> {
+    fn clone(&self) -> Self {
+        ChannelSource { receiver: Arc::clone(&self.receiver), bell: Arc::clone(&self.bell) }
+    }
+}
+
+impl<T> fmt::Debug for ChannelSource<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ChannelSource")
+    }
+}
+
+impl<T: Send + 'static> Source for ChannelSource<T> {
+    type Item = T;
+    type Shared = ChannelShared<T>;
+    type Reader = ChannelReader<T>;
+
+    fn name(&self) -> String {
+        "channel".to_owned()
+    }
+
+    fn connect(self, open: OpenSource) -> Result<ChannelShared<T>> {
+        if lock(&self.receiver).is_none() {
+            let doing = "cannot read a channel twice: another source or job already reads it";
+            return Err(Error::new(ErrorKind::Option, doing));
+        }
+        Ok(ChannelShared { source: self, bounded: open.bounded })
+    }
+
+    fn reader(shared: &Arc<ChannelShared<T>>, worker: Worker, wake: Wake) -> Result<ChannelReader<T>> {
+        let source = shared.source.clone();
+        let receiver = if worker.index == 0 { lock(&source.receiver).take() } else { None };
+        if receiver.is_some() {
+            *lock(&source.bell.0) = Some(wake);
+        }
+        let left = match (&receiver, shared.bounded) {
+            (Some(receiver), true) => receiver.len(),
+            _ => usize::MAX,
+        };
+        Ok(ChannelReader { receiver, source, left })
+    }
+}
+
+/// The half of a channel source that a process has once.
+#[derive(Debug)]
+pub struct ChannelShared<T> {
+    source: ChannelSource<T>,
+    bounded: bool,
+}
+
+impl<T: Send + 'static> SharedSource for ChannelShared<T> {
+    fn begin(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn serve(&self) -> Result<Vec<Change>> {
+        Ok(Vec::new())
+    }
+
+    fn commit(&self, _: CheckpointId, _: &Offsets) -> Result<Progress> {
+        Ok(Progress::Done)
+    }
+}
+
+/// Reads a channel, on worker 0.
+pub struct ChannelReader<T> {
+    receiver: Option<mpsc::Receiver<Sent<T>>>,
+    source: ChannelSource<T>,
+    left: usize,
+}
+
+impl<T: Send + 'static> Reader for ChannelReader<T> {
+    type Item = T;
+
+    fn poll(&mut self, batch: &mut Batch<T>, room: Room) -> Result<Polled> {
+        let Some(receiver) = &mut self.receiver else { return Ok(Polled::Ended) };
+        let size = Bytes(size_of::<Sent<T>>() as u64);
+        while self.left > 0 {
+            if batch.len() >= room.records || batch.bytes() >= room.bytes {
+                return Ok(Polled::More);
+            }
+            match receiver.try_recv() {
+                Ok(Sent { value, done }) => {
+                    self.left -= 1;
+                    batch.push(value, size);
+                    // Nobody listens when the receipt was dropped, which is everybody's right.
+                    batch.push_receipt(Box::new(move |outcome| {
+                        let _ = done.send(outcome);
+                    }));
+                }
+                Err(TryRecvError::Empty) => return Ok(Polled::Idle),
+                Err(TryRecvError::Disconnected) => return Ok(Polled::Ended),
+            }
+        }
+        Ok(Polled::Ended)
+    }
+
+    fn can_repeat(&self) -> bool {
+        false
+    }
+}
+
+impl<T> Drop for ChannelReader<T> {
+    fn drop(&mut self) {
+        // A restarted run, or a later job, reads on.
+        if let Some(receiver) = self.receiver.take() {
+            *lock(&self.source.bell.0) = None;
+            *lock(&self.source.receiver) = Some(receiver);
+        }
+    }
+}
+
+impl<T> fmt::Debug for ChannelReader<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ChannelReader")
+    }
+}

@@ -1,0 +1,332 @@
+//! Sources and sinks in memory: rows that were there before, results to look at afterwards, and a sink that only counts.
+
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::words::{
+    Batch, Bytes, CheckpointId, EventTime, Keyed, Offset, Offsets, Partition, Result, Room, Worker, lock,
+};
+
+use super::{
+    Accepted, Change, Delivery, KeyedSink, Lag, OpenSink, OpenSource, Polled, Progress, Reader, SharedSource, Sink,
+    Source, Wake, Writer,
+};
+
+/// A bounded source of rows in memory, split into one contiguous partition per worker unless
+/// [`partitions`](Rows::partitions) says otherwise. Committed positions are kept over restarts of the same job.
+///
+/// ```
+/// use millstream::{Job, collect, rows};
+///
+/// let results = collect();
+/// let sink = results.clone();
+/// Job::new("squares", move |flow| flow.source(rows(1..=3))?.map(|n| n * n).sink(&sink)).run()?;
+/// assert_eq!(results.values(), [1, 4, 9]);
+/// # Ok::<(), millstream::Error>(())
+/// ```
+pub fn rows<T: Clone + Send + Sync + 'static>(rows: impl IntoIterator<Item = T>) -> Rows<T> {
+    Rows { rows: Arc::new(rows.into_iter().collect()), times: None, partitions: None }
+}
+
+/// See [`rows`].
+pub struct Rows<T> {
+    rows: Arc<Vec<T>>,
+    times: Option<Arc<Vec<EventTime>>>,
+    partitions: Option<usize>,
+}
+
+impl<T> Rows<T> {
+    /// Gives each row an event time.
+    pub fn timed(self, time: impl Fn(&T) -> EventTime) -> Rows<T> {
+        let times = Some(Arc::new(self.rows.iter().map(time).collect()));
+        Rows { times, ..self }
+    }
+
+    /// Splits the rows into so many contiguous partitions.
+    ///
+    /// # Panics
+    /// When `partitions` is 0.
+    pub fn partitions(self, partitions: usize) -> Rows<T> {
+        assert!(partitions > 0, "rows need at least one partition");
+        Rows { partitions: Some(partitions), ..self }
+    }
+}
+
+impl<T> Clone for Rows<T> {
+    fn clone(&self) -> Self {
+        Rows { rows: Arc::clone(&self.rows), times: self.times.clone(), partitions: self.partitions }
+    }
+}
+
+impl<T> fmt::Debug for Rows<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} rows", self.rows.len())
+    }
+}
+
+impl<T: Clone + Send + Sync + 'static> Source for Rows<T> {
+    type Item = T;
+    type Shared = SharedRows<T>;
+    type Reader = RowsReader<T>;
+
+    fn name(&self) -> String {
+        "rows".to_owned()
+    }
+
+    fn connect(self, open: OpenSource) -> Result<SharedRows<T>> {
+        let count = self.partitions.unwrap_or(open.workers);
+        let len = self.rows.len();
+        let share = |index: usize| len * index / count;
+        let slices = (0..count).map(|index| {
+            let partition = Partition::new(format!("rows/{index}"));
+            let (start, end) = (share(index), share(index + 1));
+            let next = open.resume.as_ref().and_then(|offsets| offsets.get(&partition));
+            Slice { next: next.map_or(start, |next| next.0 as usize), partition, start, end }
+        });
+        Ok(SharedRows { slices: slices.collect(), source: self, committed: Mutex::default() })
+    }
+
+    fn reader(shared: &Arc<SharedRows<T>>, worker: Worker, _: Wake) -> Result<RowsReader<T>> {
+        let own = shared.slices.iter().enumerate().filter(|(index, _)| index % worker.peers == worker.index);
+        let slices = own.map(|(_, slice)| slice.clone()).collect();
+        Ok(RowsReader { source: shared.source.clone(), slices, turn: 0 })
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Slice {
+    partition: Partition,
+    start: usize,
+    next: usize,
+    end: usize,
+}
+
+/// The half of a [`Rows`] source that a process has once.
+#[derive(Debug)]
+pub struct SharedRows<T> {
+    source: Rows<T>,
+    slices: Vec<Slice>,
+    committed: Mutex<Offsets>,
+}
+
+impl<T: Clone + Send + Sync + 'static> SharedSource for SharedRows<T> {
+    fn begin(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn serve(&self) -> Result<Vec<Change>> {
+        Ok(Vec::new())
+    }
+
+    fn commit(&self, _: CheckpointId, offsets: &Offsets) -> Result<Progress> {
+        lock(&self.committed).merge(offsets);
+        Ok(Progress::Done)
+    }
+
+    fn lag(&self) -> Vec<Lag> {
+        let committed = lock(&self.committed);
+        let of = |slice: &Slice| {
+            let next = committed.get(&slice.partition).unwrap_or(Offset(slice.next as u64));
+            Lag::new(&slice.partition, Offset(slice.start as u64), next, Offset(slice.end as u64))
+        };
+        self.slices.iter().map(of).collect()
+    }
+}
+
+/// Reads a worker's partitions of a [`Rows`] source in turn.
+#[derive(Debug)]
+pub struct RowsReader<T> {
+    source: Rows<T>,
+    slices: Vec<Slice>,
+    turn: usize,
+}
+
+impl<T: Clone + Send + Sync + 'static> Reader for RowsReader<T> {
+    type Item = T;
+
+    fn poll(&mut self, batch: &mut Batch<T>, room: Room) -> Result<Polled> {
+        self.slices.retain(|slice| slice.next < slice.end);
+        if self.slices.is_empty() {
+            return Ok(Polled::Ended);
+        }
+        self.turn = (self.turn + 1) % self.slices.len();
+        let slice = &mut self.slices[self.turn];
+        let size = Bytes(size_of::<T>().max(1) as u64);
+        let count = room.records.min((room.bytes.0 / size.0) as usize).max(1);
+        let until = slice.end.min(slice.next + count);
+        let values = &self.source.rows[slice.next..until];
+        match &self.source.times {
+            None => batch.extend(values.iter().cloned(), size),
+            Some(times) => {
+                let timed = values.iter().zip(&times[slice.next..until]);
+                timed.for_each(|(value, time)| batch.push_at(value.clone(), *time, size));
+            }
+        }
+        slice.next = until;
+        batch.read_to(slice.partition.clone(), Offset(until as u64));
+        Ok(Polled::More)
+    }
+}
+
+/// A sink that keeps what reaches it, in the order of arrival, for the program to look at. Clones are the same.
+pub fn collect<T: Send + 'static>() -> Collected<T> {
+    Collected { inner: Arc::default() }
+}
+
+/// See [`collect`].
+pub struct Collected<T> {
+    inner: Arc<(Mutex<Vec<T>>, Condvar)>,
+}
+
+impl<T: Clone> Collected<T> {
+    /// What has arrived so far.
+    pub fn values(&self) -> Vec<T> {
+        lock(&self.inner.0).clone()
+    }
+
+    /// Waits until so many values have arrived, and returns all that have; `None` when they do not come in time.
+    pub fn wait_for(&self, count: usize, limit: Duration) -> Option<Vec<T>> {
+        let deadline = Instant::now() + limit;
+        let mut values = lock(&self.inner.0);
+        while values.len() < count {
+            let left = deadline.checked_duration_since(Instant::now())?;
+            let waited = self.inner.1.wait_timeout(values, left);
+            values = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        }
+        Some(values.clone())
+    }
+}
+
+impl<T> Collected<T> {
+    /// How many values have arrived so far.
+    pub fn len(&self) -> usize {
+        lock(&self.inner.0).len()
+    }
+
+    /// Whether nothing has arrived yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<T> Clone for Collected<T> {
+    fn clone(&self) -> Self {
+        Collected { inner: Arc::clone(&self.inner) }
+    }
+}
+
+impl<T> fmt::Debug for Collected<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} collected", self.len())
+    }
+}
+
+impl<T: Send + 'static> Sink<T> for Collected<T> {
+    type Shared = CollectedShared<T>;
+    type Writer = CollectedWriter<T>;
+
+    fn name(&self) -> String {
+        "collect".to_owned()
+    }
+
+    fn connect(self, _: OpenSink) -> Result<CollectedShared<T>> {
+        Ok(CollectedShared(self))
+    }
+
+    fn writer(shared: &Arc<CollectedShared<T>>, _: Worker, _: Wake) -> Result<CollectedWriter<T>> {
+        Ok(CollectedWriter(shared.0.clone()))
+    }
+}
+
+impl<T: Send + 'static> KeyedSink<T> for Collected<T> {
+    /// The keys are dropped.
+    fn keyed(self) -> impl Sink<Keyed<T>> {
+        Unkeyed(self)
+    }
+}
+
+/// The half of a [`Collected`] sink that a process has once.
+#[derive(Debug)]
+pub struct CollectedShared<T>(Collected<T>);
+
+impl<T: Send + 'static> super::SharedSink for CollectedShared<T> {}
+
+/// Writes to a [`Collected`] sink.
+#[derive(Debug)]
+pub struct CollectedWriter<T>(Collected<T>);
+
+impl<T: Send + 'static> Writer<T> for CollectedWriter<T> {
+    fn write(&mut self, batch: &mut Batch<T>, delivery: &Delivery) -> Result<Accepted> {
+        let records = batch.len() as u64;
+        lock(&self.0.inner.0).extend(batch);
+        self.0.inner.1.notify_all();
+        delivery.acknowledge(records, Bytes(records * size_of::<T>() as u64));
+        Ok(Accepted::All)
+    }
+}
+
+/// A [`Collected`] sink that lets the key go.
+struct Unkeyed<T>(Collected<T>);
+
+impl<T: Send + 'static> Sink<Keyed<T>> for Unkeyed<T> {
+    type Shared = CollectedShared<T>;
+    type Writer = UnkeyedWriter<T>;
+
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    fn connect(self, open: OpenSink) -> Result<CollectedShared<T>> {
+        self.0.connect(open)
+    }
+
+    fn writer(shared: &Arc<CollectedShared<T>>, worker: Worker, wake: Wake) -> Result<UnkeyedWriter<T>> {
+        Collected::writer(shared, worker, wake).map(UnkeyedWriter)
+    }
+}
+
+struct UnkeyedWriter<T>(CollectedWriter<T>);
+
+impl<T: Send + 'static> Writer<Keyed<T>> for UnkeyedWriter<T> {
+    fn write(&mut self, batch: &mut Batch<Keyed<T>>, delivery: &Delivery) -> Result<Accepted> {
+        let mut values = Batch::new();
+        values.extend(batch.map(|keyed| keyed.value), Bytes(0));
+        self.0.write(&mut values, delivery)
+    }
+}
+
+/// A sink that drops what reaches it and counts it in the report: for measuring, and for pipelines whose work is done
+/// by then.
+pub fn discard() -> Discard {
+    Discard
+}
+
+/// See [`discard`].
+#[derive(Clone, Copy, Debug)]
+pub struct Discard;
+
+impl<T: 'static> Sink<T> for Discard {
+    type Shared = ();
+    type Writer = Discard;
+
+    fn name(&self) -> String {
+        "discard".to_owned()
+    }
+
+    fn connect(self, _: OpenSink) -> Result<()> {
+        Ok(())
+    }
+
+    fn writer(_: &Arc<()>, _: Worker, _: Wake) -> Result<Discard> {
+        Ok(Discard)
+    }
+}
+
+impl<T: 'static> Writer<T> for Discard {
+    fn write(&mut self, batch: &mut Batch<T>, delivery: &Delivery) -> Result<Accepted> {
+        let records = std::mem::take(batch).fold(0, |count, _| count + 1);
+        delivery.acknowledge(records, Bytes(0));
+        Ok(Accepted::All)
+    }
+}

@@ -1,0 +1,238 @@
+//! What a connector implements to be read: a description, the half that a process has once, and a reader per worker.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::words::{Batch, Bytes, CheckpointId, Clock, Error, Offset, Offsets, Partition, Result, Room, Worker};
+
+use super::Wake;
+
+/// Describes an input.
+///
+/// The pipeline function runs once on the control thread first, the *plan*, where [`connect`](Source::connect) is
+/// called, and then once per worker, where [`reader`](Source::reader) is called. Therefore `Self` needs neither `Send`
+/// nor `'static`, and `&S` is a source when `S` is one that can be cloned.
+pub trait Source {
+    /// What a record is.
+    type Item: 'static;
+    /// The half that a process has once.
+    type Shared: SharedSource;
+    /// The half that each worker has.
+    type Reader: Reader<Item = Self::Item> + 'static;
+
+    /// What its operator is called when the pipeline does not name it, such as `kafka orders`.
+    fn name(&self) -> String;
+
+    /// Reaches the other side and fixes where reading starts and ends. Called once per run, on the control thread; may
+    /// block. What can be known to be wrong is an error here.
+    ///
+    /// # Errors
+    /// A wrong option, or the other side is absent, refuses, or does not have what was asked for.
+    fn connect(self, open: OpenSource) -> Result<Self::Shared>;
+
+    /// The reader of one worker; `wake` wakes its operator.
+    ///
+    /// # Errors
+    /// When the reader cannot be made.
+    fn reader(shared: &Arc<Self::Shared>, worker: Worker, wake: Wake) -> Result<Self::Reader>;
+}
+
+impl<S: Source + Clone> Source for &S {
+    type Item = S::Item;
+    type Shared = S::Shared;
+    type Reader = S::Reader;
+
+    fn name(&self) -> String {
+        S::name(self)
+    }
+
+    fn connect(self, open: OpenSource) -> Result<S::Shared> {
+        self.clone().connect(open)
+    }
+
+    fn reader(shared: &Arc<S::Shared>, worker: Worker, wake: Wake) -> Result<S::Reader> {
+        S::reader(shared, worker, wake)
+    }
+}
+
+/// What a source is told when it connects.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct OpenSource {
+    /// The job's name; a group id, where one is needed and none was given.
+    pub job: String,
+    /// How many workers will have a reader.
+    pub workers: usize,
+    /// Memory for what was fetched and not yet polled.
+    pub prefetch: Bytes,
+    /// Whether the run ends at what there is now.
+    pub bounded: bool,
+    /// What an earlier run of this job in this process committed: reading goes on there.
+    pub resume: Option<Offsets>,
+    /// The job's clock.
+    pub clock: Clock,
+    /// Wakes the control thread, which then calls [`SharedSource::serve`].
+    pub wake: Wake,
+}
+
+/// The half of a source that a process has once. All of it is called on the control thread only.
+pub trait SharedSource: Send + Sync + 'static {
+    /// After all workers have their readers: only now may anything be fetched.
+    ///
+    /// # Errors
+    /// When reading cannot begin.
+    fn begin(&self) -> Result<()>;
+
+    /// Serves the client's events: changes of partitions, results of commits, errors. Called after a wake and at least
+    /// every 100 ms for as long as the source lives; must not block.
+    ///
+    /// # Errors
+    /// An error ends the run.
+    fn serve(&self) -> Result<Vec<Change>>;
+
+    /// Publishes how far this source's records are done, in the order of the checkpoints. The answer may come later, as
+    /// [`Change::Committed`]; must not block.
+    ///
+    /// # Errors
+    /// An error ends the run.
+    fn commit(&self, checkpoint: CheckpointId, offsets: &Offsets) -> Result<Progress>;
+
+    /// The partitions of a [`Change::Taken`] are drained and committed, those of a [`Change::Lost`] dropped.
+    ///
+    /// # Errors
+    /// An error ends the run.
+    fn give_back(&self, taken: Taken) -> Result<()> {
+        drop(taken);
+        Ok(())
+    }
+
+    /// How far behind its end each partition is, as far as known without asking anybody.
+    fn lag(&self) -> Vec<Lag> {
+        Vec::new()
+    }
+
+    /// Once, at the end of a run, after all readers are gone: releases what is shared with other threads.
+    fn close(&self) {}
+}
+
+/// Whether something is done or its answer is awaited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// It is done.
+    Done,
+    /// The answer comes through `serve`.
+    Pending,
+}
+
+/// What `serve` may report.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Change {
+    /// Partitions are ours now; their readers have them.
+    Given(Vec<Partition>),
+    /// Partitions are wanted back: what was released of them is acknowledged and committed first.
+    Taken(Taken),
+    /// Partitions are gone: nothing of them can be committed any more.
+    Lost(Taken),
+    /// The commit of this checkpoint, and of those before it, was answered or replaced by a newer one.
+    Committed(CheckpointId),
+}
+
+/// Partitions that are taken from us; consumed by [`SharedSource::give_back`], so it happens once.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Taken(Vec<Partition>);
+
+impl Taken {
+    /// These partitions are to be given back.
+    pub fn new(partitions: Vec<Partition>) -> Taken {
+        Taken(partitions)
+    }
+
+    /// The partitions.
+    pub fn partitions(&self) -> &[Partition] {
+        &self.0
+    }
+}
+
+/// How far behind the end of its log a partition is.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Lag {
+    /// The partition's name.
+    pub partition: String,
+    /// The next offset to read.
+    pub next: u64,
+    /// The end of the log, as last heard.
+    pub end: u64,
+    /// Where a bounded run began, so that its progress can be told.
+    pub start: u64,
+}
+
+impl Lag {
+    /// A partition's place between two ends.
+    pub fn new(partition: &Partition, start: Offset, next: Offset, end: Offset) -> Lag {
+        Lag { partition: partition.name().to_owned(), next: next.0, end: end.0.max(next.0), start: start.0 }
+    }
+
+    /// Offsets still to be read.
+    pub fn records(&self) -> u64 {
+        self.end - self.next
+    }
+}
+
+/// The half of a source that each worker has; it stays on its worker's thread.
+pub trait Reader {
+    /// What a record is.
+    type Item;
+
+    /// Adds what is there to the batch: records of one partition, at most `room`, and where the partition stands after
+    /// them ([`Batch::read_to`]). Must not block. Called again at once after [`Polled::More`], after a wake, and at
+    /// least every 100 ms.
+    ///
+    /// # Errors
+    /// An error ends the run.
+    fn poll(&mut self, batch: &mut Batch<Self::Item>, room: Room) -> Result<Polled>;
+
+    /// These partitions are no longer ours: nothing of them is returned until they are given again.
+    fn forget(&mut self, partitions: &[Partition]) {
+        let _ = partitions;
+    }
+
+    /// Whether what was read and not released can be read again by a later run. What cannot is released as the last
+    /// batch when the job is stopped.
+    fn can_repeat(&self) -> bool {
+        true
+    }
+}
+
+/// What a poll found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Polled {
+    /// There is more to read now.
+    More,
+    /// Nothing more now; the wake says when.
+    Idle,
+    /// Nothing more ever.
+    Ended,
+}
+
+impl fmt::Display for Taken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.0.iter().map(Partition::name).collect();
+        f.write_str(&names.join(", "))
+    }
+}
+
+/// A source that needs nothing shared.
+impl SharedSource for () {
+    fn begin(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn serve(&self) -> Result<Vec<Change>> {
+        Ok(Vec::new())
+    }
+
+    fn commit(&self, _: CheckpointId, _: &Offsets) -> Result<Progress> {
+        Ok(Progress::Done)
+    }
+}

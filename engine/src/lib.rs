@@ -1,0 +1,71 @@
+//! A continuous, record-at-a-time dataflow engine.
+//!
+//! A pipeline is a function: it opens sources, says what happens to their records, and ends in sinks. It compiles to a
+//! [timely](https://docs.rs/timely) dataflow whose timestamps are *epochs*. Records never wait: epochs only say what is
+//! complete, and carry progress, checkpoints and commits. Close epochs on a timer and the same pipeline is a
+//! micro-batch engine with the same results.
+//!
+//! ```
+//! use millstream::{Flow, Job, Result, collect, rows};
+//!
+//! fn shout(flow: &Flow<'_>, results: &millstream::Collected<String>) -> Result<()> {
+//!     flow.source(rows(["to", "be", "or", "not", "to", "be"]))?
+//!         .filter(|word| word.len() == 2)
+//!         .map(str::to_uppercase)
+//!         .sink(results)
+//! }
+//!
+//! let results = collect();
+//! let sink = results.clone();
+//! let report = Job::new("shout", move |flow| shout(flow, &sink)).run()?;
+//! assert_eq!(results.values(), ["TO", "BE", "OR", "TO", "BE"]);
+//! println!("{report}");
+//! # Ok::<(), millstream::Error>(())
+//! ```
+//!
+//! # How to choose
+//!
+//! | you want | use |
+//! |---|---|
+//! | results as soon as they can be had | [`Trigger::Continuous`], the default |
+//! | batches on a timer, as with Spark's `ProcessingTime` | [`Trigger::micro_batch`] |
+//! | to work off what is there, and end | [`Trigger::AvailableNow`] |
+//! | to feed a job from your own program, and know when a record is safe | [`channel()`] and its [`Receipt`] |
+//! | a test | [`rows`], [`collect`], [`Clock::simulated`] |
+//! | a connector of your own | the traits [`Source`] and [`Sink`] |
+//!
+//! # What it is not
+//!
+//! It is no cluster: a job is threads of your process. It keeps no state yet: pipelines are stateless, and at least
+//! once, with the source's committed offsets as their memory. The order of records is kept per input partition until a
+//! [`rebalance`](Stream::rebalance).
+//!
+//! # The code, in reading order
+//!
+//! Each module imports from those above it only: `words` (what we talk about), `io` (what comes and goes), `operator`
+//! (what happens to records), `epoch` (what a moment means), `run` (what a process does), `api` (what a user writes).
+
+// Private, from the bottom up; `tests/tidy.rs` holds them to that.
+mod words;
+
+mod io;
+
+mod operator;
+
+mod epoch;
+
+mod run;
+
+mod api;
+
+pub use api::{Flow, Job, Restart, Running, Stopper, Stream, Trigger};
+pub use io::{
+    Accepted, Acknowledges, Change, ChannelSource, Collected, Delivery, Discard, KeyedSink, Lag, OpenSink, OpenSource,
+    Polled, Progress, Reader, Receipt, Rows, SendError, Sender, SharedSink, SharedSource, Sink, Source, Taken,
+    Undelivered, Wake, Writer, channel, collect, discard, rows,
+};
+pub use run::report::{Report, SinkReport, SourceReport, StageReport};
+pub use words::{
+    Batch, Bytes, CheckpointId, Clock, Epoch, Error, ErrorKind, EventTime, Headers, Keyed, LatencySnapshot, Malformed,
+    Moment, Offset, Offsets, Origin, Partition, Result, Room, SinkMeter, Worker,
+};

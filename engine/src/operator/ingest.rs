@@ -1,0 +1,359 @@
+//! Where records enter: polls one worker's reader, keeps what it returned until it is *released*, stamps it then with
+//! the epoch that is open, and runs the first chain over it. In `Continuous` a batch is released at once; in
+//! `MicroBatch` it waits in the queue, without a capability, until the tick.
+//!
+//! The offset of a cut is the position after the last record released before it, kept here and not by the reader,
+//! which may have read further.
+//!
+//! ```text
+//! reader ──poll──▶ queue ──release──▶ chain ──▶ egress, or an exchange
+//!                                 └─▶ positions ──at the cut──▶ ledger ──▶ gather
+//! ```
+
+use std::collections::{HashMap, VecDeque};
+use std::mem;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::operators::Capability;
+use timely::dataflow::operators::generic::OutputBuilder;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::dataflow::{Scope, Stream};
+use timely::scheduling::Activator;
+
+use crate::io::{Polled, Reader, Wake};
+use crate::words::{
+    Admission, Batch, Budget, Bytes, CheckpointId, Clock, Epoch, Moment, Offset, Offsets, Partition, Result, Room,
+    SourceMeter, lock,
+};
+
+use super::fault::{self, Fault, Node};
+use super::pulse::Pulse;
+use super::stage::{Capabilities, Consume, Tail};
+
+/// Which source of the plan, counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct SourceIndex(pub(crate) usize);
+
+/// How far one worker's part of a source was released in a checkpoint; what the ledger carries to `gather`.
+#[derive(Clone, Debug)]
+pub(crate) struct Piece {
+    pub(crate) source: SourceIndex,
+    pub(crate) checkpoint: CheckpointId,
+    pub(crate) offsets: Offsets,
+}
+
+/// When a batch leaves the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Release {
+    AtOnce,
+    AtTicks,
+}
+
+/// Partitions that the control thread wants back from the readers of a source.
+#[derive(Debug)]
+pub(crate) struct Recall {
+    pub(crate) partitions: Vec<Partition>,
+    /// Whether what was released of them can still be committed.
+    pub(crate) lost: bool,
+    /// How many workers have not answered yet.
+    pub(crate) waiting: AtomicUsize,
+    /// The newest checkpoint in which any worker released something of them.
+    pub(crate) checkpoint: Mutex<CheckpointId>,
+}
+
+/// The recalls that one worker's ingest has not seen yet.
+pub(crate) type Recalls = Arc<Mutex<Vec<Arc<Recall>>>>;
+
+/// What an ingest operator shares with the rest of its worker.
+pub(crate) struct Setting {
+    pub(crate) node: Node,
+    pub(crate) name: String,
+    pub(crate) source: SourceIndex,
+    pub(crate) release: Release,
+    pub(crate) pulse: Arc<Pulse>,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) clock: Clock,
+    pub(crate) fault: Arc<Fault>,
+    pub(crate) meter: Arc<SourceMeter>,
+    pub(crate) recalls: Recalls,
+    /// Wakes the control thread.
+    pub(crate) control: Wake,
+}
+
+/// Builds the operator; `reader` makes the reader once the operator can be woken. Returns its ledger.
+pub(crate) fn build<'a, R: Reader + 'static>(
+    scope: Scope<'a, u64>,
+    setting: Setting,
+    reader: impl FnOnce(Wake) -> Result<R>,
+    tail: Tail<'a, R::Item>,
+) -> Result<Stream<'a, u64, Vec<Piece>>> {
+    let mut builder = OperatorBuilder::new(setting.name.clone(), scope);
+    // Port 0 is the ledger, the chain's ports follow.
+    let (ledger, pieces) = builder.new_output();
+    let chain = tail(&mut builder);
+    let info = builder.operator_info();
+    let activator = scope.activator_for(info.address.clone());
+    let remote = scope.worker().sync_activator_for(info.address.to_vec());
+    // An error means that the worker is gone, and with it the need to wake it.
+    let wake = Wake::new(move || {
+        let _ = remote.activate();
+    });
+    let reader = reader(wake.clone())?;
+    setting.pulse.source_opened(wake.clone());
+    let freed = wake.clone();
+    setting.budget.on_freed(move || freed.wake());
+    builder.build(move |capabilities| {
+        let mut ingest = Ingest {
+            reader: Some(reader),
+            chain,
+            ledger: OutputBuilder::from(ledger),
+            queue: VecDeque::new(),
+            released: HashMap::new(),
+            capabilities,
+            records_max: RECORDS_FIRST,
+            has_ended: false,
+            activator,
+            wake,
+            setting,
+        };
+        ingest.move_to(Epoch::FIRST);
+        move |_| ingest.activate()
+    });
+    Ok(pieces)
+}
+
+/// A poll returns what takes about a millisecond to process: nobody is deaf for longer.
+const STEP: Duration = Duration::from_millis(1);
+const RECORDS_FIRST: usize = 64;
+const RECORDS_MOST: usize = 4096;
+
+struct Ingest<R: Reader> {
+    setting: Setting,
+    /// Gone once the operator has ended.
+    reader: Option<R>,
+    chain: Box<dyn Consume<R::Item>>,
+    ledger: OutputBuilder<u64, CapacityContainerBuilder<Vec<Piece>>>,
+    queue: VecDeque<Batch<R::Item>>,
+    /// Positions that moved in the open checkpoint.
+    released: HashMap<Partition, Offset>,
+    capabilities: Capabilities,
+    records_max: usize,
+    has_ended: bool,
+    activator: Activator,
+    wake: Wake,
+}
+
+impl<R: Reader> Ingest<R> {
+    /// One step: answers recalls, closes what is to be closed, reads, releases, ends.
+    fn activate(&mut self) {
+        self.wake.listen();
+        if self.reader.is_none() || self.setting.fault.is_set() {
+            return;
+        }
+        fault::enter(self.setting.node);
+        if let Err(error) = self.step() {
+            self.setting.fault.record(error);
+        }
+    }
+
+    fn step(&mut self) -> Result<()> {
+        self.answer_recalls();
+        let mut more = false;
+        if self.setting.pulse.is_stopping() {
+            self.has_ended = true;
+            if self.reader.as_ref().is_some_and(R::can_repeat) {
+                // Uncommitted, and read again by the next run.
+                self.queue.clear();
+            } else {
+                more |= self.read()? == Polled::More;
+                more |= !self.release_until(self.setting.clock.now())?;
+            }
+        } else {
+            more |= self.close()?;
+            if !self.has_ended {
+                more |= self.read()? == Polled::More;
+            }
+        }
+        if more {
+            self.activator.activate();
+        } else if self.has_ended && self.queue.is_empty() {
+            self.end();
+        }
+        Ok(())
+    }
+
+    /// Follows the ticker to the open epoch: in a micro-batch once everything up to its moment is released. Says
+    /// whether there is more to release.
+    fn close(&mut self) -> Result<bool> {
+        let open = self.setting.pulse.epoch();
+        if open <= self.epoch() {
+            return Ok(false);
+        }
+        if self.setting.release == Release::AtTicks && !self.release_until(self.setting.pulse.until())? {
+            return Ok(true);
+        }
+        if open.checkpoint() == self.epoch().checkpoint() || self.setting.pulse.may_close(self.epoch().checkpoint()) {
+            self.move_to(open);
+        }
+        Ok(false)
+    }
+
+    /// Polls the reader once, while there is room.
+    fn read(&mut self) -> Result<Polled> {
+        let Some(room) = self.setting.budget.room() else {
+            self.setting.pulse.note_starved();
+            return Ok(Polled::Idle);
+        };
+        let reader = self.reader.as_mut().expect("a step begins with a reader");
+        let mut batch = Batch::new();
+        let arrival = self.setting.clock.now();
+        let polled = reader.poll(&mut batch, Room { records: self.records_max, bytes: room })?;
+        self.has_ended |= polled == Polled::Ended;
+        if !batch.has_moved() {
+            return Ok(polled);
+        }
+        let receipts = batch.take_receipts();
+        batch.admit(Admission::new(arrival, batch.bytes(), &self.setting.budget, receipts));
+        match self.setting.release {
+            Release::AtOnce => {
+                let records = batch.len();
+                let now = self.setting.clock.now();
+                self.release(batch, now)?;
+                self.adapt(records, self.setting.clock.now() - arrival);
+            }
+            Release::AtTicks => {
+                let records = batch.len();
+                self.queue.push_back(batch);
+                self.setting.pulse.note_records();
+                self.adapt(records, self.setting.clock.now() - arrival);
+            }
+        }
+        Ok(polled)
+    }
+
+    /// Fits the next poll to the time this one took.
+    fn adapt(&mut self, records: usize, took: Duration) {
+        if took > 2 * STEP {
+            self.records_max = (self.records_max / 2).max(1);
+        } else if took < STEP / 2 && records >= self.records_max {
+            self.records_max = (self.records_max * 2).min(RECORDS_MOST);
+        }
+    }
+
+    /// Releases what arrived until that moment, for at most a step's time. Says whether all of it is released.
+    fn release_until(&mut self, until: Moment) -> Result<bool> {
+        let mut now = self.setting.clock.now();
+        let deadline = now.after(STEP);
+        while let Some(batch) = self.queue.front() {
+            if batch.admission().is_some_and(|admission| admission.arrival() > until) {
+                break;
+            }
+            if now > deadline {
+                return Ok(false);
+            }
+            let batch = self.queue.pop_front().expect("it has a front");
+            self.release(batch, now)?;
+            now = self.setting.clock.now();
+        }
+        if !self.queue.is_empty() {
+            self.setting.pulse.note_records();
+        }
+        Ok(true)
+    }
+
+    /// Gives a batch its epoch and lets it go.
+    fn release(&mut self, mut batch: Batch<R::Item>, now: Moment) -> Result<()> {
+        if let Some((partition, next)) = batch.take_position() {
+            self.released.insert(partition, next);
+        }
+        self.setting.meter.records.add(batch.len() as u64);
+        self.setting.meter.bytes.add(batch.bytes().0);
+        self.setting.meter.batches.add(1);
+        if self.setting.release == Release::AtOnce {
+            self.setting.pulse.note_records();
+        }
+        if let Some(admission) = batch.admission() {
+            admission.release(now);
+        }
+        if batch.is_empty() { Ok(()) } else { self.chain.consume(batch, &self.capabilities) }
+    }
+
+    /// Partitions that are taken: nothing more of them is released. What was is committed with the open checkpoint.
+    fn answer_recalls(&mut self) {
+        let recalls = mem::take(&mut *lock(&self.setting.recalls));
+        let checkpoint = self.epoch().checkpoint();
+        for recall in recalls {
+            if let Some(reader) = &mut self.reader {
+                reader.forget(&recall.partitions);
+            }
+            let is_recalled = |partition: &Partition| recall.partitions.contains(partition);
+            self.queue.retain(|batch| !batch.partition().is_some_and(is_recalled));
+            if recall.lost {
+                self.released.retain(|partition, _| !is_recalled(partition));
+            }
+            let mut newest = lock(&recall.checkpoint);
+            *newest = checkpoint.max(*newest);
+            drop(newest);
+            recall.waiting.fetch_sub(1, SeqCst);
+            self.setting.control.wake();
+        }
+    }
+
+    fn epoch(&self) -> Epoch {
+        Epoch::from_raw(*self.capabilities[0].time())
+    }
+
+    /// Leaves the epoch behind, and when that is a boundary, says where the reader's partitions stand.
+    fn move_to(&mut self, epoch: Epoch) {
+        if epoch.checkpoint() > self.epoch().checkpoint() {
+            self.record_offsets();
+        }
+        self.capabilities.iter_mut().for_each(|capability: &mut Capability<u64>| capability.downgrade(&epoch.as_raw()));
+    }
+
+    fn record_offsets(&mut self) {
+        if self.released.is_empty() {
+            return;
+        }
+        let piece = Piece {
+            source: self.setting.source,
+            checkpoint: self.epoch().checkpoint(),
+            offsets: self.released.drain().collect(),
+        };
+        self.ledger.activate().session(&self.capabilities[0]).give(piece);
+    }
+
+    /// No more input: the last positions go out, then the capabilities, and the reader gives its queues back.
+    fn end(&mut self) {
+        self.record_offsets();
+        self.capabilities.clear();
+        self.reader = None;
+        // A partition that is wanted back from an ended reader is free.
+        self.answer_recalls_of_the_ended();
+        self.setting.pulse.source_ended();
+    }
+
+    fn answer_recalls_of_the_ended(&mut self) {
+        for recall in mem::take(&mut *lock(&self.setting.recalls)) {
+            recall.waiting.fetch_sub(1, SeqCst);
+            self.setting.control.wake();
+        }
+    }
+}
+
+impl<R: Reader> Drop for Ingest<R> {
+    fn drop(&mut self) {
+        // A reader that never ended counts as open; the run is over all the same.
+        if self.reader.is_some() {
+            self.setting.pulse.source_ended();
+        }
+    }
+}
+
+/// How much memory the records of a worker's sources may hold until they are acknowledged: its share of one half.
+pub(crate) fn budget(total: Bytes, workers: usize) -> Arc<Budget> {
+    Budget::new(Bytes(total.0 / 2 / workers as u64))
+}

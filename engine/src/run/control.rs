@@ -1,0 +1,445 @@
+//! The control thread of a job: plans a run, starts its workers, serves clients, commits what is gathered, stops, and
+//! takes everything down again in an order in which nobody waits for the dead. Clients are destroyed here, because
+//! that blocks. When a run fails and the job says so, it begins another with fresh clients.
+
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use timely::CommunicationConfig;
+use timely::communication::AllocatorBuilder;
+
+use crate::epoch::commit::Committer;
+use crate::epoch::gather::Gathered;
+use crate::epoch::ticker::{Pace, Ticker};
+use crate::io::{Acknowledges, Change, Taken, Wake};
+use crate::operator::fault::Fault;
+use crate::operator::ingest::{self, Recall, Release, SourceIndex};
+use crate::operator::pulse::Pulse;
+use crate::words::{Bytes, CheckpointId, Clock, Error, ErrorKind, Offsets, Result, lock};
+
+use super::handle::Handle;
+use super::plan::{Pipeline, Plan, Planning, Run};
+use super::worker::Started;
+
+/// What wakes the control thread.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Built,
+    Gathered(Gathered),
+    WorkerEnded,
+    /// A client has something to be served, or a worker answered a recall.
+    Serve,
+    /// The program wants something; a fault was recorded.
+    Asked,
+}
+
+/// The way to a control thread.
+#[derive(Clone, Debug)]
+pub(crate) struct Events(mpsc::Sender<Event>);
+
+impl Events {
+    pub(crate) fn new() -> (Events, Receiver<Event>) {
+        let (sender, receiver) = mpsc::channel();
+        (Events(sender), receiver)
+    }
+
+    pub(crate) fn send(&self, event: Event) {
+        // Nobody listens when the job has ended, and then nothing matters any more.
+        drop(self.0.send(event));
+    }
+}
+
+/// How a job is run.
+#[derive(Clone, Debug)]
+pub(crate) struct Spec {
+    pub(crate) job: String,
+    pub(crate) workers: usize,
+    pub(crate) pace: Pace,
+    pub(crate) bounded: bool,
+    pub(crate) memory: Bytes,
+    pub(crate) clock: Clock,
+    pub(crate) restart: Option<(Duration, Duration)>,
+    pub(crate) stuck_after: Duration,
+    pub(crate) hand_over_within: Duration,
+    pub(crate) live: bool,
+}
+
+/// Longest time between two looks at the clients.
+const SERVE_EVERY: Duration = Duration::from_millis(100);
+/// A group without members forgets its offsets after a while (a week on a default broker).
+const REFRESH_EVERY: Duration = Duration::from_secs(3600);
+/// Runs in a row that fail in user code without a commit: the next would fail at the same record.
+const FUTILE_RUNS: u32 = 3;
+
+/// The body of the control thread. `started` hears whether the first run could be started.
+pub(crate) fn control(
+    spec: &Spec,
+    pipeline: Arc<dyn Pipeline>,
+    handle: &Arc<Handle>,
+    events: &Receiver<Event>,
+    started: &mpsc::Sender<Result<()>>,
+) {
+    let mut resume = Vec::new();
+    let mut futile = 0;
+    let mut pause = spec.restart.map_or(Duration::ZERO, |(first, _)| first);
+    let mut began = false;
+    let result = loop {
+        while events.try_recv().is_ok() {}
+        let mut control = match Control::start(spec, &pipeline, handle, events, &resume) {
+            Ok(control) => control,
+            Err(error) if !began => {
+                // The job is not running, and `start` says why.
+                drop(started.send(Err(error)));
+                break Ok(());
+            }
+            Err(error) => match rest(spec, handle, error, &mut pause) {
+                Some(error) => break Err(error),
+                None => continue,
+            },
+        };
+        if !began {
+            began = true;
+            drop(started.send(Ok(())));
+        }
+        let result = control.serve(handle, events);
+        let commits = control.committer.commits();
+        resume = control.committer.newest().to_vec();
+        control.take_down(handle);
+        let Err(error) = result else { break Ok(()) };
+        if commits > 0 {
+            futile = 0;
+            pause = spec.restart.map_or(pause, |(first, _)| first);
+        } else if error.kind() == ErrorKind::Panic {
+            futile += 1;
+        }
+        if futile >= FUTILE_RUNS {
+            break Err(error);
+        }
+        if let Some(error) = rest(spec, handle, error, &mut pause) {
+            break Err(error);
+        }
+    };
+    drop(pipeline);
+    handle.end(result);
+}
+
+/// Waits for the next run; gives the error back when there is none.
+fn rest(spec: &Spec, handle: &Handle, error: Error, pause: &mut Duration) -> Option<Error> {
+    let Some((_, most)) = spec.restart.filter(|_| error.kind().is_transient()) else { return Some(error) };
+    tracing::warn!(job = spec.job, error = format!("{error:#}"), pause = ?*pause, "run failed, restarting");
+    if handle.rest(*pause) {
+        return Some(error);
+    }
+    *pause = (*pause * 2).min(most);
+    handle.restarts();
+    None
+}
+
+/// Partitions on their way back.
+struct HandOver {
+    source: SourceIndex,
+    taken: Option<Taken>,
+    recall: Arc<Recall>,
+    deadline: Instant,
+}
+
+struct Control<'s> {
+    spec: &'s Spec,
+    run: Arc<Run>,
+    workers: Vec<Started>,
+    ended: usize,
+    ticker: Option<thread::JoinHandle<()>>,
+    committer: Committer,
+    hand_overs: Vec<HandOver>,
+    refreshed: Instant,
+    stopping: Option<Instant>,
+    #[cfg(feature = "terminal")]
+    line: Option<(super::terminal::Line, Instant)>,
+}
+
+impl<'s> Control<'s> {
+    /// Plans, starts the workers, waits until all are built, and lets the sources begin.
+    fn start(
+        spec: &'s Spec,
+        pipeline: &Arc<dyn Pipeline>,
+        handle: &Arc<Handle>,
+        events: &Receiver<Event>,
+        resume: &[Offsets],
+    ) -> Result<Control<'s>> {
+        let served = handle.events.clone();
+        let wake = Wake::new(move || served.send(Event::Serve));
+        let plan = pipeline.plan(&Planning {
+            job: &spec.job,
+            workers: spec.workers,
+            memory: spec.memory,
+            bounded: spec.bounded,
+            clock: &spec.clock,
+            control: &wake,
+            resume,
+        })?;
+        let run = Arc::new(new_run(spec, plan, handle, wake));
+        let asked = handle.events.clone();
+        run.fault.on_record(move || asked.send(Event::Asked));
+        let sources = run.plan.sources.iter().map(|source| Arc::clone(&source.shared)).collect();
+        let sinks = run.plan.sinks.iter().map(|sink| Arc::clone(&sink.shared)).collect();
+        let mut control = Control {
+            spec,
+            committer: Committer::new(spec.workers, sources, sinks),
+            workers: Vec::new(),
+            ended: 0,
+            ticker: None,
+            hand_overs: Vec::new(),
+            refreshed: Instant::now(),
+            stopping: None,
+            #[cfg(feature = "terminal")]
+            line: spec.live.then(|| (super::terminal::Line::new(), Instant::now())),
+            run,
+        };
+        handle.run_begins(&control.run);
+        match control.start_workers(pipeline).and_then(|()| control.begin(events)) {
+            Ok(()) => Ok(control),
+            Err(error) => {
+                control.run.fault.record(error);
+                let first = control.run.fault.take();
+                control.take_down(handle);
+                Err(first.expect("it was just recorded"))
+            }
+        }
+    }
+
+    fn start_workers(&mut self, pipeline: &Arc<dyn Pipeline>) -> Result<()> {
+        for (index, allocator) in allocators(self.spec.workers)?.into_iter().enumerate() {
+            let worker = Started::new(index, allocator, Arc::clone(&self.run), Arc::clone(pipeline))?;
+            self.workers.push(worker);
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, events: &Receiver<Event>) -> Result<()> {
+        let mut built = 0;
+        while built < self.spec.workers {
+            match events.recv_timeout(SERVE_EVERY) {
+                Ok(Event::Built) => built += 1,
+                Ok(Event::WorkerEnded) => self.ended += 1,
+                // A small pipeline may be done before all others are built.
+                Ok(Event::Gathered(gathered)) => self.committer.gather(gathered)?,
+                Ok(_) | Err(_) => {}
+            }
+            if let Some(error) = self.run.fault.take() {
+                return Err(error);
+            }
+        }
+        for source in &self.run.plan.sources {
+            source.shared.begin()?;
+        }
+        let ticker = Arc::clone(&self.run.ticker);
+        let weak = Arc::downgrade(&self.run.pulse);
+        self.spec.clock.on_advance(move || weak.upgrade().map(|pulse| pulse.ring()).is_some());
+        let thread = thread::Builder::new().name("millstream-ticker".to_owned()).spawn(move || ticker.run());
+        self.ticker = Some(thread.map_err(|cause| {
+            Error::new(ErrorKind::Option, "cannot start the thread of the ticker").caused_by(cause)
+        })?);
+        Ok(())
+    }
+
+    /// Serves the run until it has ended.
+    fn serve(&mut self, handle: &Handle, events: &Receiver<Event>) -> Result<()> {
+        loop {
+            match events.recv_timeout(self.longest_wait()) {
+                Ok(event) => self.take(event)?,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => unreachable!("the handle holds a sender"),
+            }
+            while let Ok(event) = events.try_recv() {
+                self.take(event)?;
+            }
+            if let Some(error) = self.run.fault.take() {
+                return Err(error);
+            }
+            self.serve_clients()?;
+            self.hand_over()?;
+            self.obey(handle)?;
+            self.look_after_workers()?;
+            self.draw(handle);
+            self.run.ticker.see_committed(self.committer.committed());
+            if self.ended == self.spec.workers && self.committer.committed() >= CheckpointId::LAST {
+                return Ok(());
+            }
+        }
+    }
+
+    fn longest_wait(&self) -> Duration {
+        match self.stopping {
+            Some(deadline) => deadline.saturating_duration_since(Instant::now()).min(SERVE_EVERY),
+            None => SERVE_EVERY,
+        }
+    }
+
+    fn take(&mut self, event: Event) -> Result<()> {
+        match event {
+            // The fault flag is read after the frontier was: what failed before it is not in it.
+            Event::Gathered(gathered) if !self.run.fault.is_set() => self.committer.gather(gathered),
+            Event::WorkerEnded => {
+                self.ended += 1;
+                Ok(())
+            }
+            Event::Gathered(_) | Event::Built | Event::Serve | Event::Asked => Ok(()),
+        }
+    }
+
+    fn serve_clients(&mut self) -> Result<()> {
+        self.run.control.listen();
+        for index in 0..self.run.plan.sources.len() {
+            for change in self.run.plan.sources[index].shared.serve()? {
+                self.follow(SourceIndex(index), change);
+            }
+        }
+        for sink in &self.run.plan.sinks {
+            sink.shared.serve()?;
+        }
+        if self.refreshed.elapsed() > REFRESH_EVERY {
+            self.refreshed = Instant::now();
+            self.committer.refresh()?;
+        }
+        Ok(())
+    }
+
+    fn follow(&mut self, source: SourceIndex, change: Change) {
+        match change {
+            Change::Given(partitions) => {
+                tracing::info!(job = self.spec.job, source = source.0, ?partitions, "partitions given");
+            }
+            Change::Committed(checkpoint) => self.committer.answered(source, checkpoint),
+            Change::Taken(taken) => self.recall(source, taken, false),
+            Change::Lost(taken) => self.recall(source, taken, true),
+        }
+    }
+
+    /// Asks every reader of the source for the partitions.
+    fn recall(&mut self, source: SourceIndex, taken: Taken, lost: bool) {
+        tracing::info!(job = self.spec.job, source = source.0, partitions = %taken, lost, "partitions taken");
+        if lost {
+            self.committer.forget(source, taken.partitions());
+        }
+        let recall = Arc::new(Recall {
+            partitions: taken.partitions().to_vec(),
+            lost,
+            waiting: AtomicUsize::new(self.spec.workers),
+            checkpoint: Mutex::default(),
+        });
+        let recalls = &self.run.plan.sources[source.0].recalls;
+        recalls.iter().for_each(|recalls| lock(recalls).push(Arc::clone(&recall)));
+        self.run.pulse.wake_ingests();
+        let deadline = Instant::now() + self.spec.hand_over_within;
+        self.hand_overs.push(HandOver { source, taken: Some(taken), recall, deadline });
+        self.run.ticker.cut_now();
+    }
+
+    /// Gives back what is drained and committed, or what took too long.
+    fn hand_over(&mut self) -> Result<()> {
+        let committed = self.committer.committed();
+        let ended = self.ended == self.spec.workers;
+        for hand_over in &mut self.hand_overs {
+            let recall = &hand_over.recall;
+            let answered = recall.waiting.load(SeqCst) == 0 || ended;
+            let drained = answered && (recall.lost || committed >= *lock(&recall.checkpoint));
+            if drained || Instant::now() >= hand_over.deadline {
+                self.committer.forget(hand_over.source, &recall.partitions);
+                let taken = hand_over.taken.take().expect("a hand-over that is done is dropped below");
+                self.run.plan.sources[hand_over.source.0].shared.give_back(taken)?;
+            }
+        }
+        self.hand_overs.retain(|hand_over| hand_over.taken.is_some());
+        Ok(())
+    }
+
+    /// Does what the program asked for.
+    fn obey(&mut self, handle: &Handle) -> Result<()> {
+        if handle.is_aborted() {
+            return Err(Error::new(ErrorKind::Aborted, format!("job `{}` was aborted", self.spec.job)));
+        }
+        if let Some(limit) = handle.stop_asked() {
+            let deadline = *self.stopping.get_or_insert_with(|| {
+                self.run.pulse.stop();
+                Instant::now() + limit
+            });
+            if Instant::now() >= deadline {
+                let doing = format!(
+                    "cannot drain job `{}` within {limit:?}; what is not committed is read again",
+                    self.spec.job
+                );
+                return Err(Error::new(ErrorKind::Aborted, doing));
+            }
+        }
+        Ok(())
+    }
+
+    fn look_after_workers(&self) -> Result<()> {
+        let now = Clock::system().now();
+        let stuck = self.workers.iter().position(|worker| worker.busy(now) > self.spec.stuck_after);
+        stuck.map_or(Ok(()), |index| {
+            let doing = format!("worker {index} has not come back from a step for {:?}", self.spec.stuck_after);
+            Err(Error::new(ErrorKind::Stuck, doing))
+        })
+    }
+
+    #[cfg(feature = "terminal")]
+    fn draw(&mut self, handle: &Handle) {
+        if let Some((line, drawn)) =
+            self.line.as_mut().filter(|(_, drawn)| drawn.elapsed() >= super::terminal::Line::EVERY)
+        {
+            *drawn = Instant::now();
+            line.draw(&handle.report(), self.spec.bounded);
+        }
+    }
+
+    #[cfg(not(feature = "terminal"))]
+    fn draw(&mut self, _: &Handle) {}
+
+    /// Ends every thread of the run, then the clients.
+    fn take_down(mut self, handle: &Handle) {
+        if self.ended < self.workers.len() {
+            self.run.fault.record(Error::new(ErrorKind::Aborted, "the run is over"));
+        }
+        let deadline = Instant::now() + self.spec.stuck_after;
+        self.workers.drain(..).for_each(|worker| worker.join_before(deadline));
+        self.run.ticker.end();
+        if let Some(ticker) = self.ticker.take() {
+            drop(ticker.join());
+        }
+        handle.run_ended();
+        self.run.plan.sources.iter().for_each(|source| source.shared.close());
+        self.run.plan.sinks.iter().for_each(|sink| sink.shared.close());
+    }
+}
+
+fn new_run(spec: &Spec, plan: Plan, handle: &Handle, control: Wake) -> Run {
+    let pulse = Arc::new(Pulse::new());
+    let frees_at_commit = plan.sinks.iter().any(|sink| sink.shared.acknowledges() == Acknowledges::WhenCommitted);
+    Run {
+        release: match spec.pace {
+            Pace::Continuous { .. } => Release::AtOnce,
+            Pace::MicroBatch { .. } => Release::AtTicks,
+        },
+        clock: spec.clock.clone(),
+        ticker: Arc::new(Ticker::new(spec.pace, spec.clock.clone(), Arc::clone(&pulse), frees_at_commit)),
+        pulse,
+        fault: Arc::new(Fault::new()),
+        budgets: (0..spec.workers).map(|_| ingest::budget(spec.memory, spec.workers)).collect(),
+        events: handle.events.clone(),
+        control,
+        plan,
+    }
+}
+
+fn allocators(workers: usize) -> Result<Vec<AllocatorBuilder>> {
+    let config = if workers == 1 { CommunicationConfig::Thread } else { CommunicationConfig::Process(workers) };
+    let (builders, others) = config
+        .try_build()
+        .map_err(|cause| Error::new(ErrorKind::Option, "cannot set up the workers").caused_by(cause))?;
+    drop(others);
+    Ok(builders)
+}

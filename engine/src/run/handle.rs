@@ -1,0 +1,157 @@
+//! What a job's control thread and the program that started it share: requests one way, reports and the end the other.
+
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use crate::words::{Error, Result, lock};
+
+use super::control::{Event, Events};
+use super::plan::Run;
+use super::report::Report;
+
+/// Shared by [`Running`](crate::Running) and the control thread.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    pub(crate) events: Events,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    stop: Option<Duration>,
+    aborted: bool,
+    run: Option<Arc<Run>>,
+    started: Option<Instant>,
+    restarts: u64,
+    job: String,
+    last: Option<Report>,
+    outcome: Option<Result<Report>>,
+    ended: bool,
+    waker: Option<Waker>,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, ended: {}", self.job, self.ended)
+    }
+}
+
+impl Handle {
+    pub(crate) fn new(job: &str, events: Events) -> Arc<Handle> {
+        let state = State { job: job.to_owned(), ..State::default() };
+        Arc::new(Handle { events, state: Mutex::new(state), changed: Condvar::new() })
+    }
+
+    // What the program asks.
+
+    pub(crate) fn stop_within(&self, limit: Duration) {
+        lock(&self.state).stop = Some(limit);
+        self.changed.notify_all();
+        self.events.send(Event::Asked);
+    }
+
+    pub(crate) fn abort(&self) {
+        lock(&self.state).aborted = true;
+        self.changed.notify_all();
+        self.events.send(Event::Asked);
+    }
+
+    pub(crate) fn report(&self) -> Report {
+        let state = lock(&self.state);
+        match (&state.run, &state.last) {
+            (Some(run), _) => state.report_of(run),
+            (None, Some(last)) => last.clone(),
+            (None, None) => Report::empty(&state.job),
+        }
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        lock(&self.state).ended
+    }
+
+    /// The outcome, once; waits for it, at most until `deadline`.
+    pub(crate) fn wait(&self, deadline: Option<Instant>) -> Option<Result<Report>> {
+        let mut state = lock(&self.state);
+        while !state.ended {
+            state = match deadline {
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.checked_duration_since(Instant::now())?;
+                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+        state.outcome.take()
+    }
+
+    /// The outcome, or `waker` is called when there is one.
+    pub(crate) fn poll(&self, waker: &Waker) -> Option<Result<Report>> {
+        let mut state = lock(&self.state);
+        if !state.ended {
+            state.waker = Some(waker.clone());
+        }
+        state.outcome.take()
+    }
+
+    // What the control thread says.
+
+    pub(crate) fn stop_asked(&self) -> Option<Duration> {
+        lock(&self.state).stop
+    }
+
+    pub(crate) fn is_aborted(&self) -> bool {
+        lock(&self.state).aborted
+    }
+
+    pub(crate) fn run_begins(&self, run: &Arc<Run>) {
+        let mut state = lock(&self.state);
+        state.started.get_or_insert_with(Instant::now);
+        state.run = Some(Arc::clone(run));
+    }
+
+    /// The run is over; its report stays.
+    pub(crate) fn run_ended(&self) {
+        let mut state = lock(&self.state);
+        if let Some(run) = state.run.take() {
+            state.last = Some(state.report_of(&run));
+        }
+    }
+
+    pub(crate) fn restarts(&self) {
+        lock(&self.state).restarts += 1;
+    }
+
+    /// Waits between two runs; says whether the program wants no further one.
+    pub(crate) fn rest(&self, pause: Duration) -> bool {
+        let deadline = Instant::now() + pause;
+        let mut state = lock(&self.state);
+        while state.stop.is_none() && !state.aborted {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    pub(crate) fn end(&self, result: Result<(), Error>) {
+        let mut state = lock(&self.state);
+        let report = state.last.clone().unwrap_or_else(|| Report::empty(&state.job));
+        state.outcome = Some(result.map(|()| report));
+        state.ended = true;
+        let waker = state.waker.take();
+        drop(state);
+        self.changed.notify_all();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl State {
+    fn report_of(&self, run: &Run) -> Report {
+        let elapsed = self.started.map_or(Duration::ZERO, |started| started.elapsed());
+        Report::of(&self.job, run, elapsed, self.restarts)
+    }
+}

@@ -1,0 +1,10 @@
+//! Floor 5: what a process does. The [`control`] thread plans a run, starts a [`worker`] thread each, serves clients,
+//! commits, and takes everything down again; it restarts what failed when the job says so. The only floor with threads.
+
+pub(crate) mod control;
+pub(crate) mod handle;
+pub(crate) mod plan;
+pub(crate) mod report;
+#[cfg(feature = "terminal")]
+pub(crate) mod terminal;
+pub(crate) mod worker;

@@ -1,0 +1,119 @@
+//! What the first call of the pipeline function found out: the nodes with their names and meters, and the connected
+//! halves of sources and sinks. And what the workers of a run share.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+use timely::dataflow::Scope;
+
+use crate::epoch::ticker::Ticker;
+use crate::io::{SharedSink, SharedSource, Wake};
+use crate::operator::fault::{Fault, Node};
+use crate::operator::ingest::{Recalls, Release};
+use crate::operator::pulse::Pulse;
+use crate::words::{Budget, Bytes, Clock, Error, ErrorKind, Offsets, Result, SinkMeter, SourceMeter, StageMeter};
+
+use super::control::Events;
+
+/// A source, stage or sink of a pipeline.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeInfo {
+    pub(crate) kind: String,
+    pub(crate) name: String,
+    pub(crate) meter: Meter,
+}
+
+/// What a node counts, shared by all workers.
+#[derive(Clone, Debug)]
+pub(crate) enum Meter {
+    Source(Arc<SourceMeter>),
+    Stage(Arc<StageMeter>),
+    Sink(Arc<SinkMeter>),
+}
+
+/// The half of a source that a process has once, under both of its faces.
+pub(crate) struct PlannedSource {
+    pub(crate) node: Node,
+    pub(crate) shared: Arc<dyn SharedSource>,
+    pub(crate) typed: Arc<dyn Any + Send + Sync>,
+    /// Per worker.
+    pub(crate) recalls: Vec<Recalls>,
+}
+
+/// The half of a sink that a process has once, under both of its faces.
+pub(crate) struct PlannedSink {
+    pub(crate) shared: Arc<dyn SharedSink>,
+    pub(crate) typed: Arc<dyn Any + Send + Sync>,
+}
+
+/// A pipeline that was planned.
+#[derive(Default)]
+pub(crate) struct Plan {
+    pub(crate) nodes: Vec<NodeInfo>,
+    pub(crate) sources: Vec<PlannedSource>,
+    pub(crate) sinks: Vec<PlannedSink>,
+}
+
+impl Plan {
+    pub(crate) fn name(&self, node: Node) -> &str {
+        self.nodes.get(node.0).map_or("unknown", |info| info.name.as_str())
+    }
+}
+
+impl fmt::Debug for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.nodes).finish()
+    }
+}
+
+/// What a plan needs to connect its sources and sinks.
+pub(crate) struct Planning<'r> {
+    pub(crate) job: &'r str,
+    pub(crate) workers: usize,
+    pub(crate) memory: Bytes,
+    pub(crate) bounded: bool,
+    pub(crate) clock: &'r Clock,
+    pub(crate) control: &'r Wake,
+    /// What an earlier run committed, per source.
+    pub(crate) resume: &'r [Offsets],
+}
+
+/// The user's function, as this floor sees it: called once to plan and once per worker to build.
+pub(crate) trait Pipeline: Send + Sync {
+    fn plan(&self, planning: &Planning<'_>) -> Result<Plan>;
+    fn build(&self, scope: Scope<'_, u64>, run: &Arc<Run>) -> Result<()>;
+}
+
+/// What the workers of one run share.
+pub(crate) struct Run {
+    pub(crate) plan: Plan,
+    pub(crate) release: Release,
+    pub(crate) clock: Clock,
+    pub(crate) pulse: Arc<Pulse>,
+    pub(crate) ticker: Arc<Ticker>,
+    pub(crate) fault: Arc<Fault>,
+    /// Per worker.
+    pub(crate) budgets: Vec<Arc<Budget>>,
+    pub(crate) events: Events,
+    pub(crate) control: Wake,
+}
+
+impl Run {
+    /// The half of the `index`th source that a process has once.
+    pub(crate) fn source<S: SharedSource>(&self, index: usize) -> Result<(&PlannedSource, Arc<S>)> {
+        let planned = self.plan.sources.get(index).ok_or_else(differs)?;
+        Ok((planned, Arc::clone(&planned.typed).downcast().map_err(|_| differs())?))
+    }
+
+    /// The half of the `index`th sink that a process has once.
+    pub(crate) fn sink<S: SharedSink>(&self, index: usize) -> Result<Arc<S>> {
+        let planned = self.plan.sinks.get(index).ok_or_else(differs)?;
+        Arc::clone(&planned.typed).downcast().map_err(|_| differs())
+    }
+}
+
+/// The error of a pipeline function that did not do the same again.
+pub(crate) fn differs() -> Error {
+    Error::new(ErrorKind::Pipeline, "the pipeline function must build the same pipeline each time it is called")
+}

@@ -1,0 +1,264 @@
+//! The report: what a job has done so far, as a value, as text ([`Display`](std::fmt::Display)) and, through serde, as
+//! JSON or whatever the program likes.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::io::Lag;
+use crate::words::{LatencySnapshot, SinkMeter, SourceMeter, StageMeter};
+
+use super::plan::{Meter, Run};
+
+/// What a job has done since it was started. After a restart, records and latencies are those of the newest run.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// The job's name.
+    pub job: String,
+    /// Seconds since the job was started.
+    pub elapsed_seconds: f64,
+    /// How often the job was restarted.
+    pub restarts: u64,
+    /// Epochs opened after the first.
+    pub epochs: u64,
+    /// The newest checkpoint whose commit was answered; 0 when there is none.
+    pub committed: u64,
+    /// Each source, in the order of the pipeline.
+    pub sources: Vec<SourceReport>,
+    /// Each stage, in the order of the pipeline.
+    pub stages: Vec<StageReport>,
+    /// Each sink, in the order of the pipeline.
+    pub sinks: Vec<SinkReport>,
+}
+
+/// What came in through a source.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct SourceReport {
+    /// The source's name.
+    pub name: String,
+    /// Records released into the job.
+    pub records: u64,
+    /// What they held.
+    pub bytes: u64,
+    /// Polls that returned records.
+    pub batches: u64,
+    /// Records that a client delivered twice within one assignment, and that were dropped.
+    pub repeated: u64,
+    /// Records each second, on average.
+    pub records_per_second: f64,
+    /// How far each partition is behind its end, as far as the source knows.
+    pub lag: Vec<Lag>,
+}
+
+/// What went through a stage.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct StageReport {
+    /// The stage's name.
+    pub name: String,
+    /// Records in.
+    pub records_in: u64,
+    /// Records out.
+    pub records_out: u64,
+    /// Records out each second, on average.
+    pub records_per_second: f64,
+}
+
+/// What left through a sink.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct SinkReport {
+    /// The sink's name.
+    pub name: String,
+    /// Records that reached it.
+    pub records: u64,
+    /// Records acknowledged.
+    pub acknowledged: u64,
+    /// Bytes acknowledged.
+    pub bytes: u64,
+    /// Records disposed of by the sink's policy.
+    pub skipped: u64,
+    /// Records acknowledged each second, on average.
+    pub records_per_second: f64,
+    /// The time from a record's arrival to its acknowledgement.
+    pub latency: LatencySnapshot,
+    /// The part of it before the record was released: the wait for a tick.
+    pub queue: LatencySnapshot,
+    /// The part of it in the operators.
+    pub compute: LatencySnapshot,
+    /// The part of it after the writer had the record.
+    pub acknowledgement: LatencySnapshot,
+}
+
+impl Report {
+    pub(crate) fn empty(job: &str) -> Report {
+        Report {
+            job: job.to_owned(),
+            elapsed_seconds: 0.0,
+            restarts: 0,
+            epochs: 0,
+            committed: 0,
+            sources: Vec::new(),
+            stages: Vec::new(),
+            sinks: Vec::new(),
+        }
+    }
+
+    pub(crate) fn of(job: &str, run: &Run, elapsed: Duration, restarts: u64) -> Report {
+        let seconds = elapsed.as_secs_f64();
+        let mut report = Report {
+            elapsed_seconds: seconds,
+            restarts,
+            epochs: run.ticker.epochs(),
+            committed: run.ticker.committed().number(),
+            ..Report::empty(job)
+        };
+        let mut lags = run.plan.sources.iter().map(|source| source.shared.lag());
+        for node in &run.plan.nodes {
+            match &node.meter {
+                Meter::Source(meter) => {
+                    let lag = lags.next().unwrap_or_default();
+                    report.sources.push(SourceReport::of(&node.name, meter, lag, seconds));
+                }
+                Meter::Stage(meter) => report.stages.push(StageReport::of(&node.name, meter, seconds)),
+                Meter::Sink(meter) => report.sinks.push(SinkReport::of(&node.name, meter, seconds)),
+            }
+        }
+        report
+    }
+
+    /// Records released by all sources.
+    pub fn records_in(&self) -> u64 {
+        self.sources.iter().map(|source| source.records).sum()
+    }
+
+    /// Records acknowledged by all sinks.
+    pub fn records_out(&self) -> u64 {
+        self.sinks.iter().map(|sink| sink.acknowledged).sum()
+    }
+
+    /// How much of a bounded run's input is read, from 0 to 1; `None` when the sources do not say where they end.
+    pub fn fraction(&self) -> Option<f64> {
+        let lags = || self.sources.iter().flat_map(|source| &source.lag);
+        let whole: u64 = lags().map(|lag| lag.end.saturating_sub(lag.start)).sum();
+        let read: u64 = lags().map(|lag| lag.next.saturating_sub(lag.start)).sum();
+        (whole > 0).then(|| read as f64 / whole as f64)
+    }
+}
+
+fn rate(count: u64, seconds: f64) -> f64 {
+    if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
+}
+
+impl SourceReport {
+    fn of(name: &str, meter: &SourceMeter, lag: Vec<Lag>, seconds: f64) -> SourceReport {
+        SourceReport {
+            name: name.to_owned(),
+            records: meter.records.get(),
+            bytes: meter.bytes.get(),
+            batches: meter.batches.get(),
+            repeated: meter.repeated.get(),
+            records_per_second: rate(meter.records.get(), seconds),
+            lag,
+        }
+    }
+
+    /// Records still to be read, over all partitions.
+    pub fn lag_records(&self) -> u64 {
+        self.lag.iter().map(Lag::records).sum()
+    }
+}
+
+impl StageReport {
+    fn of(name: &str, meter: &StageMeter, seconds: f64) -> StageReport {
+        StageReport {
+            name: name.to_owned(),
+            records_in: meter.records_in.get(),
+            records_out: meter.records_out.get(),
+            records_per_second: rate(meter.records_out.get(), seconds),
+        }
+    }
+}
+
+impl SinkReport {
+    fn of(name: &str, meter: &SinkMeter, seconds: f64) -> SinkReport {
+        let latencies = meter.snapshot();
+        let part = |of: fn(&crate::words::Latencies) -> LatencySnapshot| latencies.as_ref().map(of).unwrap_or_default();
+        SinkReport {
+            name: name.to_owned(),
+            records: meter.records.get(),
+            acknowledged: meter.acknowledged.get(),
+            bytes: meter.bytes.get(),
+            skipped: meter.skipped.get(),
+            records_per_second: rate(meter.acknowledged.get(), seconds),
+            latency: part(crate::words::Latencies::total),
+            queue: part(crate::words::Latencies::queue),
+            compute: part(crate::words::Latencies::compute),
+            acknowledgement: part(crate::words::Latencies::acknowledgement),
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{}: {:.1} s, {} epochs, checkpoint {} committed, {} restarts",
+            self.job, self.elapsed_seconds, self.epochs, self.committed, self.restarts
+        )?;
+        for source in &self.sources {
+            writeln!(
+                f,
+                "  source {:24} {:>12} records {:>12.0}/s {:>14} bytes  lag {}",
+                source.name,
+                source.records,
+                source.records_per_second,
+                source.bytes,
+                source.lag_records()
+            )?;
+        }
+        for stage in &self.stages {
+            writeln!(
+                f,
+                "  stage  {:24} {:>12} in {:>12} out {:>12.0}/s",
+                stage.name, stage.records_in, stage.records_out, stage.records_per_second
+            )?;
+        }
+        for sink in &self.sinks {
+            writeln!(
+                f,
+                "  sink   {:24} {:>12} acknowledged {:>12.0}/s {:>14} bytes  {} skipped",
+                sink.name, sink.acknowledged, sink.records_per_second, sink.bytes, sink.skipped
+            )?;
+            let parts = [
+                ("arrival to acknowledgement", &sink.latency),
+                ("  queue", &sink.queue),
+                ("  compute", &sink.compute),
+                ("  acknowledgement", &sink.acknowledgement),
+            ];
+            for (part, latency) in parts {
+                writeln!(f, "    {part:27} {latency}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for LatencySnapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
+        write!(
+            f,
+            "p50 {:.3}  p90 {:.3}  p99 {:.3}  p99.9 {:.3}  max {:.3} ms  ({} records)",
+            milliseconds(self.p50),
+            milliseconds(self.p90),
+            milliseconds(self.p99),
+            milliseconds(self.p999),
+            milliseconds(self.max),
+            self.count
+        )
+    }
+}

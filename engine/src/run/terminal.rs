@@ -1,0 +1,48 @@
+//! The live line on a terminal: rate, latency, lag, and percent when the run has an end. When standard error is no
+//! terminal there is none.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::report::Report;
+
+/// A line that is drawn over itself.
+#[derive(Debug)]
+pub(crate) struct Line {
+    bar: ProgressBar,
+    before: Option<(f64, u64)>,
+}
+
+impl Line {
+    /// How often it is worth drawing.
+    pub(crate) const EVERY: Duration = Duration::from_millis(250);
+
+    pub(crate) fn new() -> Line {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        bar.set_style(ProgressStyle::with_template("{msg}").expect("the template is a constant"));
+        Line { bar, before: None }
+    }
+
+    pub(crate) fn draw(&mut self, report: &Report, bounded: bool) {
+        let (seconds, records) = (report.elapsed_seconds, report.records_out());
+        let (then, fewer) = self.before.replace((seconds, records)).unwrap_or((0.0, 0));
+        let rate = records.saturating_sub(fewer) as f64 / (seconds - then).max(0.001);
+        let mut message = format!("{}  {seconds:.0} s  {records} out  {rate:.0}/s", report.job);
+        if let Some(slowest) = report.sinks.iter().map(|sink| sink.latency).max_by_key(|latency| latency.p50) {
+            let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
+            message += &format!("  p50 {:.2} ms  p99 {:.2} ms", milliseconds(slowest.p50), milliseconds(slowest.p99));
+        }
+        match report.fraction() {
+            Some(fraction) if bounded => message += &format!("  {:.0} %", fraction * 100.0),
+            _ => message += &format!("  lag {}", report.sources.iter().map(|source| source.lag_records()).sum::<u64>()),
+        }
+        self.bar.set_message(message);
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,108 @@
+//! One worker thread: builds the dataflow and steps it until it has ended or somebody failed. Threads are ours because a
+//! panic in one of timely's own leaves the others waiting for ever, and loses its message.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use timely::WorkerConfig;
+use timely::communication::allocator::thread::Thread;
+use timely::communication::{Allocator, AllocatorBuilder};
+use timely::worker::{ProgressMode, Worker};
+
+use crate::operator::fault;
+use crate::words::{Error, ErrorKind, Moment, Result};
+
+use super::control::Event;
+use super::plan::{Pipeline, Run};
+
+/// Longest sleep of a worker; a wake that is lost in a client costs no more than this.
+const PARK_MAX: Duration = Duration::from_millis(100);
+
+/// A started worker.
+#[derive(Debug)]
+pub(crate) struct Started {
+    thread: JoinHandle<()>,
+    /// When its current step began, or 0 when it has ended.
+    stepping: Arc<AtomicU64>,
+}
+
+impl Started {
+    /// Starts a worker of the run on a thread of its own.
+    pub(crate) fn new(
+        index: usize,
+        allocator: AllocatorBuilder,
+        run: Arc<Run>,
+        pipeline: Arc<dyn Pipeline>,
+    ) -> Result<Started> {
+        let stepping = Arc::new(AtomicU64::new(0));
+        let body = {
+            let stepping = Arc::clone(&stepping);
+            move || work(allocator, &run, &*pipeline, &stepping)
+        };
+        let thread = thread::Builder::new().name(format!("millstream-{index}")).spawn(body).map_err(|cause| {
+            Error::new(ErrorKind::Option, format!("cannot start the thread of worker {index}")).caused_by(cause)
+        })?;
+        Ok(Started { thread, stepping })
+    }
+
+    /// How long the worker has been in its current step.
+    pub(crate) fn busy(&self, now: Moment) -> Duration {
+        match self.stepping.load(Relaxed) {
+            0 => Duration::ZERO,
+            since => now - Moment::from_nanos(since),
+        }
+    }
+
+    /// Waits for its end. A worker that is stuck in somebody's code never ends; its thread is left behind.
+    pub(crate) fn join_before(self, deadline: Instant) {
+        while !self.thread.is_finished() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+        if self.thread.is_finished() {
+            // Its panic was caught and recorded on the thread itself.
+            drop(self.thread.join());
+        }
+    }
+}
+
+fn work(allocator: AllocatorBuilder, run: &Arc<Run>, pipeline: &dyn Pipeline, stepping: &AtomicU64) {
+    let this = thread::current();
+    run.fault.on_record(move || this.unpark());
+    let worked = catch_unwind(AssertUnwindSafe(|| {
+        let mut worker = Worker::new(config(), allocate(allocator), Some(Instant::now()));
+        match worker.dataflow(|scope| pipeline.build(scope, run)) {
+            Ok(()) => run.events.send(Event::Built),
+            Err(error) => run.fault.record(error),
+        }
+        // Real time, because it is the machine that gets stuck.
+        let clock = crate::words::Clock::system();
+        while !run.fault.is_set() && worker.has_dataflows() {
+            stepping.store(clock.now().as_nanos().max(1), Relaxed);
+            worker.step_or_park(Some(PARK_MAX));
+        }
+        // Nothing steps any more, so letting go of capabilities tells nobody anything.
+        worker.installed_dataflows().into_iter().for_each(|dataflow| worker.drop_dataflow(dataflow));
+    }));
+    if let Err(payload) = worked {
+        let operator = fault::here().map_or("pipeline", |node| run.plan.name(node));
+        run.fault.record(fault::panicked(operator, &*payload));
+    }
+    stepping.store(0, Relaxed);
+    run.events.send(Event::WorkerEnded);
+}
+
+fn config() -> WorkerConfig {
+    WorkerConfig::default().progress_mode(ProgressMode::Demand)
+}
+
+/// An allocator is made on its worker's thread; `AllocatorBuilder` itself does not offer that.
+fn allocate(builder: AllocatorBuilder) -> Allocator {
+    match builder {
+        AllocatorBuilder::Thread(_) => Allocator::Thread(Thread::default()),
+        AllocatorBuilder::Process(process) => Allocator::Process(process.build()),
+        AllocatorBuilder::Tcp(tcp) => Allocator::Tcp(tcp.build()),
+    }
+}

@@ -1,0 +1,108 @@
+//! The timestamp of the dataflow. Every record is stamped with the [`Epoch`] that was open when it was released, and an
+//! epoch carries the checkpoint it belongs to, so that any worker sees from a timestamp on which side of a cut it lies.
+
+use std::fmt;
+
+/// Bits of an epoch that count within its checkpoint.
+const SEQUENCE_BITS: u32 = 24;
+
+/// A moment in the order of the dataflow: `checkpoint << 24 | sequence`, totally ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(u64);
+
+impl Epoch {
+    /// The first epoch of a run: checkpoint 1, sequence 0.
+    pub const FIRST: Epoch = Epoch(1 << SEQUENCE_BITS);
+
+    /// An epoch from a timestamp of the dataflow.
+    pub fn from_raw(raw: u64) -> Epoch {
+        Epoch(raw)
+    }
+
+    /// The timestamp that the dataflow sees.
+    pub fn as_raw(self) -> u64 {
+        self.0
+    }
+
+    /// The checkpoint this epoch belongs to.
+    pub fn checkpoint(self) -> CheckpointId {
+        CheckpointId(self.0 >> SEQUENCE_BITS)
+    }
+
+    /// How many epochs of its checkpoint came before it.
+    pub fn sequence(self) -> u64 {
+        self.0 & ((1 << SEQUENCE_BITS) - 1)
+    }
+
+    /// The epoch after this one in the same checkpoint, or `None` when the sequence is used up and a boundary is due.
+    pub fn next(self) -> Option<Epoch> {
+        let next = Epoch(self.0 + 1);
+        (next.checkpoint() == self.checkpoint()).then_some(next)
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.checkpoint(), self.sequence())
+    }
+}
+
+/// The name of a durable cut between two epochs: everything stamped with it or less lies before the cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CheckpointId(u64);
+
+impl CheckpointId {
+    /// Behind every checkpoint that a run can cut; a run that has ended is complete up to here.
+    pub(crate) const LAST: CheckpointId = CheckpointId(u64::MAX >> (SEQUENCE_BITS + 1));
+
+    /// A checkpoint from its number.
+    pub fn new(number: u64) -> CheckpointId {
+        CheckpointId(number)
+    }
+
+    /// Its number; the first of a run is 1.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
+    /// The checkpoint after this one.
+    #[must_use]
+    pub fn next(self) -> CheckpointId {
+        CheckpointId(self.0 + 1)
+    }
+
+    /// The checkpoint before this one.
+    #[must_use]
+    pub fn previous(self) -> CheckpointId {
+        CheckpointId(self.0.saturating_sub(1))
+    }
+
+    /// The first epoch of this checkpoint. A frontier at the first epoch of `c + 1` means that `c` is complete.
+    pub fn first_epoch(self) -> Epoch {
+        Epoch(self.0 << SEQUENCE_BITS)
+    }
+}
+
+impl fmt::Display for CheckpointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_knows_its_side_of_the_cut() {
+        let cut = CheckpointId::new(7);
+        assert_eq!(cut.first_epoch().checkpoint(), cut);
+        assert!(cut.first_epoch().next().is_some_and(|next| next < cut.next().first_epoch()));
+    }
+
+    #[test]
+    fn a_used_up_sequence_asks_for_a_boundary() {
+        let last = Epoch::from_raw(CheckpointId::new(8).first_epoch().as_raw() - 1);
+        assert_eq!((last.checkpoint(), last.next()), (CheckpointId::new(7), None));
+    }
+}

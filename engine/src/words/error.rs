@@ -1,0 +1,118 @@
+//! The one error of the library: opaque, with a [kind](Error::kind), what was being done, and its cause.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+/// The library's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a job could not start, or why it ended.
+///
+/// The message says what was being done and to what; the cause is in the chain ([`source`](StdError::source)) and is
+/// not repeated in the message. `{:#}` prints the whole chain in one line.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    doing: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// What sort of thing went wrong; decides whether a restart can help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// An option has a value that it cannot have, or a property that the engine owns was set.
+    Option,
+    /// The pipeline itself is wrong: empty, a branch without a sink, not the same on each worker.
+    Pipeline,
+    /// The other side could not be reached in time.
+    Unreachable,
+    /// A topic, partition or file does not exist.
+    NotFound,
+    /// The other side refused: not authorised, a foreign member, a wrong secret.
+    Refused,
+    /// Records were gone before they could be read.
+    DataLoss,
+    /// A record could not be decoded, encoded or taken, and the policy was to stop.
+    Malformed,
+    /// A user's function panicked.
+    Panic,
+    /// A source failed while running.
+    Source,
+    /// A sink failed while running.
+    Sink,
+    /// A worker did not come back from a step.
+    Stuck,
+    /// The job was aborted, or a deadline passed before it had drained.
+    Aborted,
+}
+
+impl ErrorKind {
+    /// Whether running the same job again can end differently.
+    pub fn is_transient(self) -> bool {
+        match self {
+            ErrorKind::Unreachable | ErrorKind::Panic | ErrorKind::Source | ErrorKind::Sink | ErrorKind::Stuck => true,
+            ErrorKind::Option
+            | ErrorKind::Pipeline
+            | ErrorKind::NotFound
+            | ErrorKind::Refused
+            | ErrorKind::DataLoss
+            | ErrorKind::Malformed
+            | ErrorKind::Aborted => false,
+        }
+    }
+}
+
+impl Error {
+    /// An error of that kind; `doing` says what was being done and to what, in lower case.
+    pub fn new(kind: ErrorKind, doing: impl Into<String>) -> Error {
+        Error(Box::new(Inner { kind, doing: doing.into(), source: None }))
+    }
+
+    /// With the error that caused it.
+    #[must_use]
+    pub fn caused_by(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// What sort of thing went wrong.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.doing)?;
+        if f.alternate() {
+            let mut cause = self.source();
+            while let Some(error) = cause {
+                write!(f, ": {error}")?;
+                cause = error.source();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `main() -> Result<()>` prints this, so it is the whole chain.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:#} ({:?})", self.0.kind)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+impl From<super::Malformed> for Error {
+    /// The error of a run that stops at a malformed record.
+    fn from(record: super::Malformed) -> Error {
+        Error::new(ErrorKind::Malformed, record.to_string())
+    }
+}

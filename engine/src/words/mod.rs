@@ -1,0 +1,24 @@
+//! Floor 0: what everybody talks about. Records travel in a [`Batch`], under an [`Admission`] that says when they
+//! came and frees their memory when they are done, stamped with an [`Epoch`]. Nothing here moves anything.
+
+mod admission;
+mod batch;
+mod epoch;
+mod error;
+mod meter;
+mod offsets;
+mod quantity;
+mod record;
+mod time;
+
+pub(crate) use admission::{Admission, Budget, Outcome};
+pub use batch::Batch;
+pub use epoch::{CheckpointId, Epoch};
+pub use error::{Error, ErrorKind, Result};
+pub(crate) use meter::{Latencies, SourceMeter, StageMeter};
+pub use meter::{LatencySnapshot, SinkMeter};
+pub use offsets::{Offset, Offsets, Partition};
+pub use quantity::{Bytes, Room, Worker};
+pub use record::{Headers, Keyed, Malformed, Origin};
+pub(crate) use time::lock;
+pub use time::{Clock, EventTime, Moment};

@@ -1,0 +1,89 @@
+//! Where a source stands: a next offset for each of its partitions.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// The name of a partition within its source, such as `orders/3` or a path. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Partition(Arc<str>);
+
+impl Partition {
+    /// A partition by its name.
+    pub fn new(name: impl Into<Arc<str>>) -> Partition {
+        Partition(name.into())
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A position in a partition: of the *next* record to read, so that holes need no record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Offset(pub u64);
+
+impl fmt::Display for Offset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// The positions of a source, by partition. A partition that is absent did not move.
+///
+/// The type is open: what else a source must remember is added here, under a new version of its encoding, without a
+/// change to those who pass it on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Offsets {
+    next: BTreeMap<Partition, Offset>,
+}
+
+impl Offsets {
+    /// No partition.
+    pub fn new() -> Offsets {
+        Offsets::default()
+    }
+
+    /// Moves a partition to its next offset.
+    pub fn set(&mut self, partition: Partition, next: Offset) {
+        self.next.insert(partition, next);
+    }
+
+    /// The next offset of a partition.
+    pub fn get(&self, partition: &Partition) -> Option<Offset> {
+        self.next.get(partition).copied()
+    }
+
+    /// Takes over what `newer` says.
+    pub fn merge(&mut self, newer: &Offsets) {
+        self.next.extend(newer.next.iter().map(|(partition, next)| (partition.clone(), *next)));
+    }
+
+    /// Forgets a partition that is no longer ours.
+    pub fn remove(&mut self, partition: &Partition) {
+        self.next.remove(partition);
+    }
+
+    /// Whether no partition is named.
+    pub fn is_empty(&self) -> bool {
+        self.next.is_empty()
+    }
+
+    /// Each partition with its next offset, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&Partition, Offset)> {
+        self.next.iter().map(|(partition, next)| (partition, *next))
+    }
+}
+
+impl FromIterator<(Partition, Offset)> for Offsets {
+    fn from_iter<I: IntoIterator<Item = (Partition, Offset)>>(entries: I) -> Offsets {
+        Offsets { next: entries.into_iter().collect() }
+    }
+}

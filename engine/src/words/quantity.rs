@@ -1,0 +1,42 @@
+//! Quantities with a meaning, so that no signature takes a bare number.
+
+use std::fmt;
+
+/// An amount of memory or data, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Bytes(pub u64);
+
+impl Bytes {
+    /// So many mebibytes.
+    pub const fn mebibytes(count: u64) -> Bytes {
+        Bytes(count << 20)
+    }
+}
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            bytes if bytes >= 10 << 20 => write!(f, "{} MiB", bytes >> 20),
+            bytes if bytes >= 10 << 10 => write!(f, "{} KiB", bytes >> 10),
+            bytes => write!(f, "{bytes} B"),
+        }
+    }
+}
+
+/// One of a job's workers, counted from 0. It decides which partitions a reader gets and never reaches user code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Worker {
+    /// Its index, below `peers`.
+    pub index: usize,
+    /// How many workers the job has.
+    pub peers: usize,
+}
+
+/// How much the caller of a reader can take in one poll.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// At most so many records.
+    pub records: usize,
+    /// Stop after the record that reaches this; one record is always allowed, however large.
+    pub bytes: Bytes,
+}

@@ -1,0 +1,96 @@
+//! What may stand beside a value: where it came from, its key and headers, and the record that nobody could take.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use super::{Offset, Partition};
+
+/// Where a record was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The partition, with its topic or path.
+    pub partition: Partition,
+    /// The record's own offset in it.
+    pub offset: Offset,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at offset {}", self.partition, self.offset)
+    }
+}
+
+/// Headers of a record: in order, names may repeat, a value may be absent (as in Kafka).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Headers(Vec<(String, Option<Vec<u8>>)>);
+
+impl Headers {
+    /// No headers.
+    pub fn new() -> Headers {
+        Headers::default()
+    }
+
+    /// Adds a header behind the others.
+    pub fn push(&mut self, name: impl Into<String>, value: Option<Vec<u8>>) {
+        self.0.push((name.into(), value));
+    }
+
+    /// The value of the last header of that name: `None` when there is none, `Some(None)` when it has no value.
+    pub fn last(&self, name: &str) -> Option<Option<&[u8]>> {
+        self.0.iter().rev().find(|(own, _)| own == name).map(|(_, value)| value.as_deref())
+    }
+
+    /// All headers in their order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_deref()))
+    }
+
+    /// How many headers there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// A value under a key; what [`Stream::sink_by`](crate::Stream::sink_by) hands to a sink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keyed<T> {
+    /// The key's bytes.
+    pub key: Vec<u8>,
+    /// The value.
+    pub value: T,
+}
+
+/// A record that a source could not decode or a sink could not take, with all that is needed to replay it.
+///
+/// Malformed records are data: a source yields `Result<T, Malformed>` and the pipeline says what becomes of them
+/// ([`or_stop`](crate::Stream::or_stop), [`or_skip`](crate::Stream::or_skip),
+/// [`partition_results`](crate::Stream::partition_results)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Malformed {
+    /// Where it was read, when it was read and not made.
+    pub origin: Option<Origin>,
+    /// Its key, as it was.
+    pub key: Option<Vec<u8>>,
+    /// Its value, as it was; `None` for a tombstone.
+    pub bytes: Option<Vec<u8>>,
+    /// Its headers, as they were.
+    pub headers: Headers,
+    /// Why nobody could take it.
+    pub cause: String,
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.origin {
+            Some(origin) => write!(f, "malformed record in {origin}: {}", self.cause),
+            None => write!(f, "malformed record: {}", self.cause),
+        }
+    }
+}
+
+impl StdError for Malformed {}
