@@ -12,7 +12,8 @@ mod source;
 mod wake;
 
 pub use channel::{ChannelSource, Receipt, SendError, Sender, Undelivered, channel};
-pub(crate) use delivery::{Delivery, Flight};
+pub use delivery::Delivery;
+pub(crate) use delivery::Flight;
 pub use memory::{Collected, Discard, Rows, collect, discard, rows};
 pub use sink::{Accepted, Acknowledges, KeyedSink, OpenSink, SharedSink, Sink, Writer};
 pub use source::{Change, Lag, OpenSource, Polled, Progress, Reader, SharedSource, Source, Taken};
