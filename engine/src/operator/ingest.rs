@@ -212,6 +212,7 @@ impl<R: Reader> Ingest<R> {
         let arrival = self.setting.clock.now();
         let polled = reader.poll(&mut batch, Room { records: self.records_max, bytes: room })?;
         self.has_ended |= polled == Polled::Ended;
+        self.setting.meter.repeated.add(batch.repeated());
         if !batch.has_moved() {
             return Ok(polled);
         }

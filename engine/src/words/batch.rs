@@ -21,6 +21,7 @@ pub struct Batch<T> {
     admission: Option<Admission>,
     position: Option<(Partition, Offset)>,
     bytes: u64,
+    repeated: u64,
     receipts: Vec<Receipt>,
     /// The time of the value pulled last; exists only between a user's hands and only when there are times.
     pulled: Option<Arc<AtomicI64>>,
@@ -41,6 +42,7 @@ impl<T> Batch<T> {
             admission: None,
             position: None,
             bytes: 0,
+            repeated: 0,
             receipts: Vec::new(),
             pulled: None,
             lent: false,
@@ -81,6 +83,15 @@ impl<T> Batch<T> {
     /// records too. A batch holds records of one partition.
     pub fn read_to(&mut self, partition: Partition, next: Offset) {
         self.position = Some((partition, next));
+    }
+
+    /// Counts a record that the reader got a second time and dropped.
+    pub fn note_repeated(&mut self) {
+        self.repeated += 1;
+    }
+
+    pub(crate) fn repeated(&self) -> u64 {
+        self.repeated
     }
 
     /// Whether a reader has put a record or a position into it.

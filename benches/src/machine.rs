@@ -1,0 +1,66 @@
+//! The machine under a measurement: a clock that all processes share, what a process has used, and how often the
+//! machine itself stood still.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use rustix::time::{ClockId, clock_gettime};
+
+/// Nanoseconds of the monotonic clock, which all processes of a machine share.
+pub fn monotonic_nanos() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// CPU time, user and system, that a process has used.
+pub fn cpu(pid: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The command's name may hold spaces; everything after its parenthesis is numbers.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+    Duration::from_millis((ticks(11) + ticks(12)) * 1000 / rustix::param::clock_ticks_per_second())
+}
+
+/// Resident memory of a process in bytes, of which `(now, most)`.
+pub fn memory(pid: u32) -> (u64, u64) {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let kilobytes = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line.split_whitespace().nth(1)).and_then(|count| count.parse::<u64>().ok()).unwrap_or(0)
+    };
+    (kilobytes("VmRSS:") * 1024, kilobytes("VmHWM:") * 1024)
+}
+
+/// Sleeps for 1 ms at a time and notes by how much the machine overslept: what no engine can be blamed for.
+pub struct Hiccups {
+    done: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Histogram<u64>>>,
+}
+
+impl Hiccups {
+    /// Begins to look.
+    pub fn start() -> Hiccups {
+        let done = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&done);
+        let thread = thread::spawn(move || {
+            let mut hiccups = Histogram::new(3).expect("three digits are allowed");
+            while !seen.load(SeqCst) {
+                let before = Instant::now();
+                thread::sleep(Duration::from_millis(1));
+                hiccups += (before.elapsed() - Duration::from_millis(1)).as_nanos() as u64;
+            }
+            hiccups
+        });
+        Hiccups { done, thread: Some(thread) }
+    }
+
+    /// What was seen.
+    pub fn stop(mut self) -> Histogram<u64> {
+        self.done.store(true, SeqCst);
+        self.thread.take().and_then(|thread| thread.join().ok()).expect("the thread only sleeps")
+    }
+}

@@ -1,0 +1,22 @@
+//! Bytes as they are.
+
+use super::{Cause, Decode, Encode, Payload, tombstone};
+
+/// A value as its bytes.
+#[derive(Clone, Debug)]
+pub struct Bytes;
+
+impl Decode for Bytes {
+    type Value = Vec<u8>;
+
+    fn decode(&self, payload: Option<&[u8]>) -> Result<Vec<u8>, Cause> {
+        Ok(payload.ok_or_else(tombstone)?.to_vec())
+    }
+}
+
+impl<V: AsRef<[u8]>> Encode<V> for Bytes {
+    fn encode(&self, value: &V, payload: &mut Vec<u8>) -> Result<Payload, Cause> {
+        payload.extend_from_slice(value.as_ref());
+        Ok(Payload::Present)
+    }
+}

@@ -1,0 +1,92 @@
+//! What an error of librdkafka means for a job.
+
+use millstream::{Error, ErrorKind};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+
+/// An error that says what was being done, of the kind that its code means.
+pub(super) fn error(otherwise: ErrorKind, doing: impl Into<String>, cause: KafkaError) -> Error {
+    Error::new(kind(otherwise, &cause), doing).caused_by(cause)
+}
+
+fn kind(otherwise: ErrorKind, cause: &KafkaError) -> ErrorKind {
+    match cause.rdkafka_error_code() {
+        Some(code) if is_refusal(code) => ErrorKind::Refused,
+        Some(Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition | Code::UnknownTopicId) => {
+            ErrorKind::NotFound
+        }
+        Some(Code::OffsetOutOfRange | Code::AutoOffsetReset | Code::LogTruncation) => ErrorKind::DataLoss,
+        Some(
+            Code::BrokerTransportFailure
+            | Code::AllBrokersDown
+            | Code::OperationTimedOut
+            | Code::Resolve
+            | Code::NetworkException,
+        ) if otherwise == ErrorKind::Unreachable => ErrorKind::Unreachable,
+        _ => otherwise,
+    }
+}
+
+/// The other side knows us and says no; asking again does not help.
+pub(super) fn is_refusal(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Authentication
+            | Code::SaslAuthenticationFailed
+            | Code::TopicAuthorizationFailed
+            | Code::GroupAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::TransactionalIdAuthorizationFailed
+            | Code::UnsupportedSASLMechanism
+            | Code::IllegalSASLState
+            | Code::InvalidGroupId
+            | Code::UnknownMemberId
+            | Code::FencedInstanceId
+            | Code::SSL
+    )
+}
+
+/// This record cannot be taken; the next one can.
+pub(super) fn is_of_record(code: Code) -> bool {
+    matches!(
+        code,
+        Code::MessageSizeTooLarge
+            | Code::MessageBatchTooLarge
+            | Code::InvalidMessageSize
+            | Code::InvalidMessage
+            | Code::InvalidRecord
+            | Code::InvalidTimestamp
+            | Code::InvalidTopic
+            | Code::InvalidPartitions
+            | Code::InvalidArgument
+            | Code::UnknownPartition
+            | Code::UnknownTopic
+            | Code::UnknownTopicOrPartition
+            | Code::PolicyViolation
+    )
+}
+
+/// The commit may succeed when it is sent again.
+pub(super) fn is_passing(code: Code) -> bool {
+    matches!(
+        code,
+        Code::BrokerTransportFailure
+            | Code::AllBrokersDown
+            | Code::OperationTimedOut
+            | Code::RequestTimedOut
+            | Code::WaitingForCoordinator
+            | Code::CoordinatorLoadInProgress
+            | Code::CoordinatorNotAvailable
+            | Code::NotCoordinator
+            | Code::RebalanceInProgress
+            | Code::IllegalGeneration
+            | Code::StaleMemberEpoch
+            | Code::NetworkException
+            | Code::BrokerNotAvailable
+            | Code::NotEnoughReplicas
+            | Code::NotEnoughReplicasAfterAppend
+            | Code::UnstableOffsetCommit
+            | Code::ThrottlingQuotaExceeded
+            | Code::DestroyBroker
+            | Code::BrokerDestroy
+    )
+}

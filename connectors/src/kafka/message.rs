@@ -1,0 +1,128 @@
+//! A value with what Kafka keeps beside it.
+
+use std::sync::Arc;
+
+use millstream::Headers;
+
+/// A value with its key, headers, and where it was read. Where it was read never decides where it is written: topic,
+/// partition and timestamp of an output are unset until they are set.
+///
+/// ```
+/// use millstream_connectors::Message;
+///
+/// let message = Message::new(3).key("three").header("unit", "apples");
+/// let doubled = message.map(|n| n * 2);
+/// assert_eq!((*doubled.value(), doubled.key_bytes()), (6, Some(&b"three"[..])));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message<T> {
+    pub(super) value: T,
+    pub(super) key: Option<Vec<u8>>,
+    pub(super) headers: Headers,
+    pub(super) origin: Option<KafkaOrigin>,
+    pub(super) topic: Option<Arc<str>>,
+    pub(super) partition: Option<i32>,
+    pub(super) timestamp: Option<i64>,
+}
+
+/// Where and when a message was written that a source has read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KafkaOrigin {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The partition.
+    pub partition: i32,
+    /// The record's offset.
+    pub offset: i64,
+    /// Milliseconds since 1970, as the producer or the broker wrote them; `None` when the topic has none.
+    pub timestamp: Option<i64>,
+}
+
+impl<T> Message<T> {
+    /// A message without key and headers.
+    pub fn new(value: T) -> Message<T> {
+        Message {
+            value,
+            key: None,
+            headers: Headers::new(),
+            origin: None,
+            topic: None,
+            partition: None,
+            timestamp: None,
+        }
+    }
+
+    /// Sets the key; it decides the partition unless that is set.
+    #[must_use]
+    pub fn key(mut self, key: impl Into<Vec<u8>>) -> Message<T> {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// Adds a header.
+    #[must_use]
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<Vec<u8>>) -> Message<T> {
+        self.headers.push(name, Some(value.into()));
+        self
+    }
+
+    /// Sets the topic it is written to; needed where the sink has none of its own.
+    #[must_use]
+    pub fn topic(mut self, topic: impl Into<Arc<str>>) -> Message<T> {
+        self.topic = Some(topic.into());
+        self
+    }
+
+    /// Sets the partition it is written to.
+    #[must_use]
+    pub fn partition(mut self, partition: i32) -> Message<T> {
+        self.partition = Some(partition);
+        self
+    }
+
+    /// Sets the timestamp it is written with, in milliseconds since 1970; the time of writing when unset.
+    #[must_use]
+    pub fn timestamp(mut self, milliseconds: i64) -> Message<T> {
+        self.timestamp = Some(milliseconds);
+        self
+    }
+
+    /// The value.
+    pub fn value(&self) -> &T {
+        &self.value
+    }
+
+    /// The value, without the rest.
+    pub fn into_value(self) -> T {
+        self.value
+    }
+
+    /// The key.
+    pub fn key_bytes(&self) -> Option<&[u8]> {
+        self.key.as_deref()
+    }
+
+    /// The headers.
+    pub fn headers(&self) -> &Headers {
+        &self.headers
+    }
+
+    /// Where it was read, when it was.
+    pub fn origin(&self) -> Option<&KafkaOrigin> {
+        self.origin.as_ref()
+    }
+
+    /// Another value under the same key and headers.
+    pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Message<U> {
+        Message {
+            value: f(self.value),
+            key: self.key,
+            headers: self.headers,
+            origin: self.origin,
+            topic: self.topic,
+            partition: self.partition,
+            timestamp: self.timestamp,
+        }
+    }
+}

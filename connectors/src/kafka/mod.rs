@@ -1,0 +1,90 @@
+//! Kafka: topics as sources and sinks, at least once.
+//!
+//! A record's path begins in [`source`] (the worker polls the queues of its own partitions) and ends in [`sink`] (one
+//! producer per sink and process, whose delivery reports acknowledge). [`start`] fixes where reading begins,
+//! [`commit`] publishes how far it is done, [`client`] holds the settings that both clients get and why.
+//!
+//! Offsets are committed to the consumer group only when every output of the records before them is acknowledged.
+//! Without a group of its own name a source uses the job's. A job assigns all partitions to itself: two jobs, or two
+//! processes of one, must not share a group.
+
+mod client;
+mod commit;
+mod error;
+mod message;
+mod sink;
+mod source;
+mod start;
+mod topic;
+
+pub use message::{KafkaOrigin, Message};
+pub use sink::{KafkaOutlet, KafkaWriter};
+pub use source::{KafkaReader, KafkaShared};
+pub use start::{DataLoss, End, Isolation, StartAt};
+pub use topic::{
+    Compression, KeyedRecords, Messages, OnRefused, Partitioner, Profile, RawRecords, Records, RecordsWithMetadata,
+    Topic,
+};
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use client::Settings;
+
+/// A Kafka cluster and how to reach it. Cheap to clone.
+///
+/// Any property of librdkafka can be [`set`](Kafka::set); those that the engine owns are refused when the job starts.
+/// Values of properties that may be secret are never printed.
+#[derive(Clone)]
+pub struct Kafka {
+    settings: Arc<Settings>,
+}
+
+impl Kafka {
+    /// A cluster by its bootstrap servers, such as `localhost:9092` or `one:9092,two:9092`.
+    pub fn new(brokers: impl Into<String>) -> Kafka {
+        let settings =
+            Settings { brokers: brokers.into(), properties: BTreeMap::new(), connect_within: Duration::from_secs(10) };
+        Kafka { settings: Arc::new(settings) }
+    }
+
+    /// Sets a property of librdkafka for all clients of this cluster, such as `security.protocol`.
+    pub fn set(mut self, property: impl Into<String>, value: impl Into<String>) -> Kafka {
+        Arc::make_mut(&mut self.settings).properties.insert(property.into(), value.into());
+        self
+    }
+
+    /// How long a job waits at start for a broker to answer; 10 s by default.
+    pub fn connect_within(mut self, limit: Duration) -> Kafka {
+        Arc::make_mut(&mut self.settings).connect_within = limit;
+        self
+    }
+
+    /// A topic to read or write.
+    pub fn topic(&self, name: impl Into<String>) -> Topic {
+        Topic::new(Arc::clone(&self.settings), vec![name.into()])
+    }
+
+    /// Several topics to read as one source.
+    pub fn topics(&self, names: impl IntoIterator<Item = impl Into<String>>) -> Topic {
+        Topic::new(Arc::clone(&self.settings), names.into_iter().map(Into::into).collect())
+    }
+
+    /// A sink for messages that each name their topic.
+    pub fn messages(&self) -> Messages {
+        Messages::new(Topic::new(Arc::clone(&self.settings), Vec::new()))
+    }
+}
+
+impl fmt::Debug for Kafka {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Kafka({:?})", self.settings)
+    }
+}
+
+/// Locks, also after somebody panicked under the lock: what is guarded here is valid at every step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,550 @@
+//! Reading topics. A process has one consumer, connected, served and destroyed on the control thread; each worker polls
+//! the queues of its own partitions, which were split off before anything was assigned, and is woken by librdkafka's
+//! callback. A partition belongs to one worker for a whole run.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use millstream::{
+    Batch, Bytes, Change, CheckpointId, Error, ErrorKind, Headers, Lag, Malformed, Offsets, OpenSource,
+    Origin, Polled, Progress, Reader, Result, Room, SharedSource, Wake, Worker,
+};
+use rdkafka::consumer::base_consumer::PartitionQueue;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use rdkafka::{ClientContext, Offset, Statistics, Timestamp, TopicPartitionList};
+
+use super::client::{Heard, Settings};
+use super::commit::Commits;
+use super::error::error;
+use super::lock;
+use super::message::{KafkaOrigin, Message};
+use super::start::{DataLoss, End, Span, Starting, next, not_a_list};
+use super::topic::Topic;
+
+/// What a format makes of a message.
+pub trait Read: Send + Sync + 'static {
+    /// The source's item.
+    type Item: 'static;
+
+    /// Makes an item of a message.
+    fn read(&self, incoming: &Incoming<'_>) -> Self::Item;
+}
+
+/// A message that was just polled, still in the client's buffer.
+pub struct Incoming<'m> {
+    message: &'m BorrowedMessage<'m>,
+    partition: &'m Held,
+}
+
+impl Incoming<'_> {
+    pub(super) fn payload(&self) -> Option<&[u8]> {
+        self.message.payload()
+    }
+
+    fn headers(&self) -> Headers {
+        let mut headers = Headers::new();
+        if let Some(borrowed) = self.message.headers() {
+            borrowed.iter().for_each(|header| headers.push(header.key, header.value.map(<[u8]>::to_vec)));
+        }
+        headers
+    }
+
+    pub(super) fn message<T>(&self, value: T) -> Message<T> {
+        let mut message = Message::new(value);
+        message.key = self.message.key().map(<[u8]>::to_vec);
+        message.headers = self.headers();
+        message.origin = Some(KafkaOrigin {
+            topic: Arc::clone(&self.partition.topic),
+            partition: self.message.partition(),
+            offset: self.message.offset(),
+            timestamp: match self.message.timestamp() {
+                Timestamp::NotAvailable => None,
+                Timestamp::CreateTime(time) | Timestamp::LogAppendTime(time) => Some(time),
+            },
+        });
+        message
+    }
+
+    pub(super) fn malformed(&self, cause: &dyn std::error::Error) -> Malformed {
+        let offset = next(self.message.offset());
+        Malformed {
+            origin: Some(Origin { partition: self.partition.shared.span.name.clone(), offset }),
+            key: self.message.key().map(<[u8]>::to_vec),
+            bytes: self.message.payload().map(<[u8]>::to_vec),
+            headers: self.headers(),
+            cause: cause.to_string(),
+        }
+    }
+}
+
+impl fmt::Debug for Incoming<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.message)
+    }
+}
+
+/// What the consumer tells, on whichever thread polls the main queue: the control thread.
+struct Context {
+    heard: Heard,
+    statistics: Mutex<Option<Statistics>>,
+}
+
+impl ClientContext for Context {
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.heard.note(&error, reason);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        *lock(&self.statistics) = Some(statistics);
+    }
+}
+
+impl ConsumerContext for Context {}
+
+/// A partition as reader, commit and report see it.
+pub(super) struct Shared {
+    pub(super) span: Span,
+    /// The offset after the last message that the reader has taken from its queue.
+    polled: AtomicI64,
+    /// Where the client says the partition stands; beyond control records too.
+    position: AtomicI64,
+    /// The end of the log, as last heard.
+    high: AtomicI64,
+}
+
+impl Shared {
+    /// Where a partition stands whose records before `done` are done: when nothing was polled beyond `done` *after* the
+    /// client told its positions, what they have passed beyond it are control records, which nobody polls.
+    pub(super) fn beyond_control_records(&self, done: i64, positions: &Positions) -> i64 {
+        let position = positions.get(&self.span).filter(|position| *position > done);
+        position.filter(|_| self.polled.load(SeqCst) == done).unwrap_or(done)
+    }
+}
+
+/// The half of a Kafka source that a process has once.
+pub struct KafkaShared<R> {
+    consumer: Arc<BaseConsumer<Context>>,
+    partitions: Vec<Arc<Shared>>,
+    read: R,
+    settings: Arc<Settings>,
+    group: String,
+    commits: Commits,
+    looked: Mutex<Option<Instant>>,
+}
+
+/// How often positions are compared with ends for the report.
+const POSITIONS_EVERY: Duration = Duration::from_secs(1);
+
+impl<R: Read> KafkaShared<R> {
+    pub(super) fn connect(topic: Topic, read: R, open: OpenSource) -> Result<KafkaShared<R>> {
+        let group = topic.source.group.clone().unwrap_or_else(|| open.job.clone());
+        if group.is_empty() {
+            return Err(Error::new(ErrorKind::Option, "the consumer group must have a name"));
+        }
+        let end = match (&topic.source.end_at, open.bounded) {
+            (Some(end), _) if *end != End::Never || !open.bounded => end.clone(),
+            (_, true) => End::Latest,
+            (_, false) => End::Never,
+        };
+        let on_data_loss = topic.source.on_data_loss.unwrap_or_default();
+        let consumer = create(&topic, &group, &end, on_data_loss, &open)?;
+        let spans = Starting {
+            consumer: &consumer,
+            settings: &topic.settings,
+            heard: &consumer.context().heard,
+            topics: &topic.names,
+            options: &topic.source,
+            group: &group,
+            end: &end,
+            resume: open.resume.as_ref(),
+        }
+        .spans()?;
+        let partitions = spans.into_iter().map(|span| {
+            let (start, high) = (AtomicI64::new(span.start), AtomicI64::new(span.high));
+            Arc::new(Shared { polled: AtomicI64::new(span.start), position: start, high, span })
+        });
+        let partitions: Vec<_> = partitions.collect();
+        let consumer = Arc::new(consumer);
+        let commits = Commits::start(Arc::clone(&consumer), partitions.clone(), group.clone(), open.wake)?;
+        Ok(KafkaShared {
+            consumer,
+            partitions,
+            read,
+            settings: Arc::clone(&topic.settings),
+            group,
+            commits,
+            looked: Mutex::default(),
+        })
+    }
+
+    /// Errors that the client puts into its main queue.
+    fn events(&self) -> Result<()> {
+        loop {
+            match self.consumer.poll(Duration::ZERO) {
+                None => return Ok(()),
+                Some(Ok(message)) => {
+                    let doing = format!("a record of topic `{}` came past its partition's queue", message.topic());
+                    return Err(Error::new(ErrorKind::Source, doing));
+                }
+                Some(Err(cause)) => self.consider(cause)?,
+            }
+        }
+    }
+
+    /// Whether an error of the client ends the run.
+    fn consider(&self, cause: KafkaError) -> Result<()> {
+        let doing = || format!("cannot read from Kafka at {}", self.settings.brokers);
+        if let Some(reason) = self.consumer.context().heard.refusal() {
+            return Err(Error::new(ErrorKind::Refused, doing()).caused_by(reason));
+        }
+        match cause.rdkafka_error_code() {
+            Some(Code::OffsetOutOfRange | Code::AutoOffsetReset) => Err(self.data_loss()),
+            Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed | Code::UnknownTopicOrPartition) => {
+                Err(error(ErrorKind::Source, doing(), cause))
+            }
+            _ if matches!(cause, KafkaError::MessageConsumptionFatal(_)) => Err(error(ErrorKind::Source, doing(), cause)),
+            // The client goes on by itself: a broker that is away comes back.
+            _ => Ok(()),
+        }
+    }
+
+    /// The error of a reader that stands outside of its log.
+    fn data_loss(&self) -> Error {
+        let gap = self.partitions.iter().find_map(|partition| {
+            let span = &partition.span;
+            let wanted = partition.polled.load(SeqCst);
+            let ends = self.consumer.fetch_watermarks(&span.topic, span.partition, Duration::from_secs(5)).ok()?;
+            (wanted < ends.0 || wanted > ends.1).then(|| {
+                format!(
+                    "records of {} are gone: offset {wanted} was to be read next, the log has {} to {}",
+                    span.name, ends.0, ends.1
+                )
+            })
+        });
+        let unknown = || format!("records of group `{}` are gone before they could be read", self.group);
+        Error::new(ErrorKind::DataLoss, gap.unwrap_or_else(unknown))
+    }
+
+    /// Takes over what the client's statistics and positions say of ends.
+    fn look_at_ends(&self) {
+        let positions = Positions::of(&self.consumer);
+        let statistics = lock(&self.consumer.context().statistics).take();
+        for partition in &self.partitions {
+            let span = &partition.span;
+            if let Some(position) = positions.get(span) {
+                partition.position.fetch_max(position, SeqCst);
+            }
+            let told = statistics.as_ref().and_then(|statistics| {
+                statistics.topics.get(&span.topic)?.partitions.get(&span.partition)
+            });
+            if let Some(told) = told {
+                // The last stable offset is the end for those who read committed records only.
+                let high = if told.ls_offset >= 0 { told.ls_offset } else { told.hi_offset };
+                partition.high.fetch_max(high, SeqCst);
+            }
+        }
+    }
+}
+
+/// The client's positions by partition.
+pub(super) struct Positions(Option<TopicPartitionList>);
+
+impl Positions {
+    pub(super) fn of<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Positions {
+        Positions(consumer.position().ok())
+    }
+
+    fn get(&self, span: &Span) -> Option<i64> {
+        match self.0.as_ref()?.find_partition(&span.topic, span.partition)?.offset() {
+            Offset::Offset(position) => Some(position),
+            _ => None,
+        }
+    }
+}
+
+fn create(
+    topic: &Topic,
+    group: &str,
+    end: &End,
+    on_data_loss: DataLoss,
+    open: &OpenSource,
+) -> Result<BaseConsumer<Context>> {
+    let mut config = topic.settings.config()?;
+    // With split queues the limit is per partition; the number of partitions is not known yet, so a first client would
+    // have to ask. Metadata are cheap, a second client is not: the limit is set for as many as most topics have.
+    let prefetch = Prefetch::new(open.prefetch, topic);
+    config
+        .set("group.id", group)
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", if on_data_loss == DataLoss::Skip { "earliest" } else { "error" })
+        .set("isolation.level", topic.source.isolation.unwrap_or_default().name())
+        .set("enable.partition.eof", if *end == End::Never { "false" } else { "true" })
+        .set("allow.auto.create.topics", "false")
+        // A partition whose queue was full is left out of fetches for this long; the default is a second.
+        .set("fetch.queue.backoff.ms", "5")
+        .set("fetch.error.backoff.ms", "50")
+        .set("queued.min.messages", "100000")
+        .set("queued.max.messages.kbytes", prefetch.queued_kbytes.to_string())
+        .set("statistics.interval.ms", "5000");
+    // The user's own word on these counts.
+    for (property, value) in [
+        ("fetch.wait.max.ms", "100".to_owned()),
+        ("fetch.min.bytes", "1".to_owned()),
+        ("fetch.max.bytes", prefetch.fetch_bytes.to_string()),
+        ("fetch.message.max.bytes", prefetch.fetch_partition_bytes.to_string()),
+        ("topic.metadata.refresh.interval.ms", "30000".to_owned()),
+    ] {
+        let aliases = ["max.partition.fetch.bytes"].iter().filter(|_| property == "fetch.message.max.bytes");
+        let set = aliases.copied().chain([property]).any(|name| topic.settings.properties.contains_key(name));
+        if !set {
+            config.set(property, value);
+        }
+    }
+    let heard = Heard::default();
+    let context = Context { heard, statistics: Mutex::default() };
+    let mut consumer: BaseConsumer<Context> =
+        config.create_with_context(context).map_err(|cause| topic.settings.not_created(cause))?;
+    let wake = open.wake.clone();
+    consumer.set_nonempty_callback(move || wake.wake());
+    Ok(consumer)
+}
+
+/// How the memory for what is fetched ahead is divided.
+struct Prefetch {
+    queued_kbytes: u64,
+    fetch_bytes: u64,
+    fetch_partition_bytes: u64,
+}
+
+impl Prefetch {
+    fn new(memory: Bytes, topic: &Topic) -> Prefetch {
+        let partitions = topic.source.partitions.as_ref().map_or(64, Vec::len).max(1) as u64;
+        // A queued message takes some 400 bytes of the client's own beside its payload, and a response is held as long
+        // as one of its messages is: half is left for both.
+        let share = memory.0 / 2 / partitions;
+        Prefetch {
+            queued_kbytes: (share / 1024).clamp(1, 65_536),
+            fetch_bytes: (memory.0 / 4).clamp(1 << 16, 50 << 20),
+            fetch_partition_bytes: share.clamp(1 << 14, 1 << 20),
+        }
+    }
+}
+
+impl<R: Read> SharedSource for KafkaShared<R> {
+    fn begin(&self) -> Result<()> {
+        let mut list = TopicPartitionList::with_capacity(self.partitions.len());
+        for Shared { span, .. } in self.partitions.iter().map(Arc::as_ref) {
+            list.add_partition_offset(&span.topic, span.partition, Offset::Offset(span.start))
+                .map_err(|cause| not_a_list(&span.topic, cause))?;
+        }
+        self.consumer
+            .assign(&list)
+            .map_err(|cause| error(ErrorKind::Source, format!("cannot read {} partitions", list.count()), cause))
+    }
+
+    fn serve(&self) -> Result<Vec<Change>> {
+        self.events()?;
+        let mut looked = lock(&self.looked);
+        if looked.is_none_or(|looked| looked.elapsed() >= POSITIONS_EVERY) {
+            *looked = Some(Instant::now());
+            self.look_at_ends();
+        }
+        self.commits.answers().into_iter().map(|answer| answer.map(Change::Committed)).collect()
+    }
+
+    fn commit(&self, checkpoint: CheckpointId, offsets: &Offsets) -> Result<Progress> {
+        self.commits.order(checkpoint, offsets);
+        Ok(Progress::Pending)
+    }
+
+    fn lag(&self) -> Vec<Lag> {
+        let of = |partition: &Arc<Shared>| {
+            let polled = partition.polled.load(SeqCst);
+            let at = polled.max(partition.position.load(SeqCst));
+            let end = partition.span.end.unwrap_or_else(|| partition.high.load(SeqCst));
+            Lag::new(&partition.span.name, next(partition.span.start), next(at.min(end.max(polled))), next(end))
+        };
+        self.partitions.iter().map(of).collect()
+    }
+
+    fn close(&self) {
+        self.commits.close();
+    }
+}
+
+impl<R> fmt::Debug for KafkaShared<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Kafka group `{}`, {} partitions", self.group, self.partitions.len())
+    }
+}
+
+/// A partition that a reader holds.
+struct Held {
+    shared: Arc<Shared>,
+    topic: Arc<str>,
+    queue: PartitionQueue<Context>,
+    /// Set by the client when its queue is no longer empty.
+    filled: Arc<AtomicBool>,
+    next: i64,
+    ended: bool,
+}
+
+/// Polls the queues of one worker's partitions.
+pub struct KafkaReader<R> {
+    shared: Arc<KafkaShared<R>>,
+    held: Vec<Held>,
+    turn: usize,
+    looked_at_all: Instant,
+}
+
+/// A wake that the client has lost costs no more than this.
+const LOOK_AT_ALL_EVERY: Duration = Duration::from_millis(100);
+/// What a message takes of the engine's memory beside key and value: the item, its batch, its delivery.
+const MESSAGE_OVERHEAD: u64 = 128;
+
+impl<R: Read> KafkaReader<R> {
+    pub(super) fn new(shared: &Arc<KafkaShared<R>>, worker: Worker, wake: Wake) -> Result<KafkaReader<R>> {
+        let own = shared.partitions.iter().filter(|partition| owner(&partition.span, worker.peers) == worker.index);
+        let held = own.map(|partition| {
+            let span = &partition.span;
+            let queue = shared.consumer.split_partition_queue(&span.topic, span.partition);
+            let mut queue = queue.ok_or_else(|| {
+                Error::new(ErrorKind::Source, format!("cannot split the queue of {} off its consumer", span.name))
+            })?;
+            let filled = Arc::new(AtomicBool::new(true));
+            let (flag, wake) = (Arc::clone(&filled), wake.clone());
+            // Called with the queue's lock held: nothing but a flag and a wake.
+            queue.set_nonempty_callback(move || {
+                flag.store(true, SeqCst);
+                wake.wake();
+            });
+            Ok(Held {
+                topic: span.topic.as_str().into(),
+                next: span.start,
+                ended: span.end.is_some_and(|end| span.start >= end),
+                shared: Arc::clone(partition),
+                queue,
+                filled,
+            })
+        });
+        Ok(KafkaReader {
+            held: held.collect::<Result<_>>()?,
+            shared: Arc::clone(shared),
+            turn: 0,
+            looked_at_all: Instant::now(),
+        })
+    }
+
+    /// The next partition with something in its queue, in turn.
+    fn next_filled(&mut self) -> Option<usize> {
+        let count = self.held.len();
+        let found = (1..=count).map(|step| (self.turn + step) % count.max(1)).find(|index| {
+            let held = &self.held[*index];
+            !held.ended && held.filled.load(SeqCst)
+        });
+        if let Some(index) = found {
+            self.turn = index;
+        }
+        found
+    }
+
+    fn look_at_all(&mut self) {
+        if self.looked_at_all.elapsed() >= LOOK_AT_ALL_EVERY {
+            self.looked_at_all = Instant::now();
+            self.held.iter().for_each(|held| held.filled.store(true, SeqCst));
+        }
+    }
+}
+
+/// The worker that reads a partition: the same for a whole run, and even within a topic.
+fn owner(span: &Span, workers: usize) -> usize {
+    let topic = span.topic.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    (topic.wrapping_add(span.partition as u64) % workers as u64) as usize
+}
+
+impl<R: Read> Reader for KafkaReader<R> {
+    type Item = R::Item;
+
+    fn poll(&mut self, batch: &mut Batch<R::Item>, room: Room) -> Result<Polled> {
+        let Some(index) = self.next_filled() else {
+            self.look_at_all();
+            let ended = self.held.iter().all(|held| held.ended);
+            return Ok(if ended { Polled::Ended } else { Polled::Idle });
+        };
+        self.held[index].drain(&self.shared, batch, room)?;
+        let more = self.held.iter().any(|held| !held.ended && held.filled.load(SeqCst));
+        let ended = self.held.iter().all(|held| held.ended);
+        Ok(match (ended, more) {
+            (true, _) => Polled::Ended,
+            (false, true) => Polled::More,
+            (false, false) => Polled::Idle,
+        })
+    }
+}
+
+impl Held {
+    /// Takes messages from the queue until it is empty, the room is used up, or the end is reached.
+    fn drain<R: Read>(&mut self, shared: &KafkaShared<R>, batch: &mut Batch<R::Item>, room: Room) -> Result<()> {
+        let before = self.next;
+        // Before the look, so that what comes during it is seen.
+        self.filled.store(false, SeqCst);
+        loop {
+            if batch.len() >= room.records || batch.bytes() >= room.bytes {
+                self.filled.store(true, SeqCst);
+                break;
+            }
+            match self.queue.poll(Duration::ZERO) {
+                None => break,
+                Some(Ok(message)) => {
+                    let offset = message.offset();
+                    if self.shared.span.end.is_some_and(|end| offset >= end) {
+                        self.ended = true;
+                        break;
+                    }
+                    if offset < self.next {
+                        batch.note_repeated();
+                        continue;
+                    }
+                    self.next = offset + 1;
+                    let held = message.payload_len() + message.key().map_or(0, <[u8]>::len);
+                    let item = shared.read.read(&Incoming { message: &message, partition: self });
+                    batch.push(item, Bytes(held as u64 + MESSAGE_OVERHEAD));
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) => self.reach_end_of_log(shared),
+                Some(Err(cause)) => shared.consider(cause)?,
+            }
+        }
+        if self.shared.span.end.is_some_and(|end| self.next >= end) {
+            self.ended = true;
+        }
+        if self.next > before {
+            self.shared.polled.store(self.next, SeqCst);
+            batch.read_to(self.shared.span.name.clone(), next(self.next));
+        }
+        Ok(())
+    }
+
+    /// The log has no record more now: a bounded run has its end, whatever the last offsets hold. Control records at
+    /// the end are passed, not read.
+    fn reach_end_of_log<R: Read>(&mut self, shared: &KafkaShared<R>) {
+        let Some(end) = self.shared.span.end else { return };
+        let was_there = end <= self.shared.span.high;
+        if was_there || Positions::of(&shared.consumer).get(&self.shared.span).is_some_and(|position| position >= end) {
+            self.ended = true;
+            self.next = self.next.max(end);
+        }
+    }
+}
+
+impl<R> fmt::Debug for KafkaReader<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KafkaReader of {} partitions", self.held.len())
+    }
+}

@@ -1,0 +1,309 @@
+//! Where reading begins and ends, fixed before anything is fetched: every partition gets an absolute offset, because a
+//! logical one costs half a second and makes no replay exact.
+//!
+//! Precedence: what this process has committed in an earlier run of the job, then the group's offsets, then
+//! `start_at`. A partition without an offset, of a topic that the group has read before, begins at its earliest record:
+//! `latest` would lose what came while nobody ran.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use millstream::{Error, ErrorKind, Offset as Next, Offsets, Partition, Result};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::metadata::Metadata;
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::client::{Heard, Settings};
+use super::error::error;
+use super::topic::SourceOptions;
+
+/// Where reading begins in a partition for which nothing is committed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StartAt {
+    /// At the first record that is still there.
+    #[default]
+    Earliest,
+    /// Behind the last record at the moment of start.
+    Latest,
+    /// Nowhere: that a partition has no committed offset is an error.
+    Committed,
+    /// At these offsets by topic and partition; a partition that is not named begins at its earliest record.
+    Offsets(BTreeMap<(String, i32), i64>),
+    /// At the first record written at that time or later; behind the last one when there is none.
+    Timestamp(SystemTime),
+}
+
+/// Where reading ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum End {
+    /// Never.
+    #[default]
+    Never,
+    /// Behind the last record at the moment of start.
+    Latest,
+    /// Before these offsets by topic and partition; a partition that is not named ends at its latest.
+    Offsets(BTreeMap<(String, i32), i64>),
+}
+
+/// What happens when records are gone before they could be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DataLoss {
+    /// The job ends with an error that names the gap.
+    #[default]
+    Fail,
+    /// Reading goes on at the earliest record that is there, and the gap is logged.
+    Skip,
+}
+
+/// Which records of transactions are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// Those of committed ones only, and none behind an open one.
+    #[default]
+    ReadCommitted,
+    /// All.
+    ReadUncommitted,
+}
+
+impl Isolation {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Isolation::ReadCommitted => "read_committed",
+            Isolation::ReadUncommitted => "read_uncommitted",
+        }
+    }
+}
+
+/// A partition of the run, with the absolute offsets between which it is read.
+#[derive(Clone, Debug)]
+pub(super) struct Span {
+    pub(super) topic: String,
+    pub(super) partition: i32,
+    pub(super) name: Partition,
+    pub(super) start: i64,
+    /// The end of the log at the moment of start.
+    pub(super) high: i64,
+    /// Where a bounded run ends.
+    pub(super) end: Option<i64>,
+}
+
+/// What fixing the start needs.
+pub(super) struct Starting<'s, C: ConsumerContext> {
+    pub(super) consumer: &'s BaseConsumer<C>,
+    pub(super) settings: &'s Settings,
+    pub(super) heard: &'s Heard,
+    pub(super) topics: &'s [String],
+    pub(super) options: &'s SourceOptions,
+    pub(super) group: &'s str,
+    pub(super) end: &'s End,
+    pub(super) resume: Option<&'s Offsets>,
+}
+
+impl<C: ConsumerContext> Starting<'_, C> {
+    /// The partitions of the run.
+    pub(super) fn spans(&self) -> Result<Vec<Span>> {
+        let partitions = self.partitions()?;
+        let low = self.ends(&partitions, Offset::Beginning)?;
+        let high = self.ends(&partitions, Offset::End)?;
+        let committed = self.committed(&partitions)?;
+        let known: HashSet<&str> = committed.keys().map(|(topic, _)| topic.as_str()).collect();
+        let at_time = self.at_time(&partitions, &high)?;
+        let mut spans = Vec::with_capacity(partitions.len());
+        for key in &partitions {
+            let (topic, partition) = key;
+            let (low, high) = (low[key], high[key]);
+            let name = Partition::new(format!("{topic}/{partition}"));
+            let resumed = self.resume.and_then(|offsets| offsets.get(&name)).map(|next| next.0 as i64);
+            let wanted = match resumed.or_else(|| committed.get(key).copied()) {
+                Some(next) => next,
+                None if known.contains(topic.as_str()) => low,
+                None => self.first_start(key, low, high, at_time.as_ref())?,
+            };
+            let start = self.check(&name, wanted, low, high)?;
+            let end = match self.end {
+                End::Never => None,
+                End::Latest => Some(high),
+                End::Offsets(ends) => Some(ends.get(key).copied().unwrap_or(high)),
+            };
+            tracing::info!(partition = %name, start, end, high, "reading");
+            spans.push(Span { topic: topic.clone(), partition: *partition, name, start, high, end });
+        }
+        Ok(spans)
+    }
+
+    /// Where a partition begins that nobody has read before.
+    fn first_start(
+        &self,
+        key: &(String, i32),
+        low: i64,
+        high: i64,
+        at_time: Option<&BTreeMap<(String, i32), i64>>,
+    ) -> Result<i64> {
+        match self.options.start_at.as_ref().unwrap_or(&StartAt::Earliest) {
+            StartAt::Earliest => Ok(low),
+            StartAt::Latest => Ok(high),
+            StartAt::Offsets(starts) => Ok(starts.get(key).copied().unwrap_or(low)),
+            StartAt::Timestamp(_) => Ok(at_time.and_then(|offsets| offsets.get(key).copied()).unwrap_or(high)),
+            StartAt::Committed => {
+                let doing = format!("group `{}` has no committed offset for partition {} of topic `{}`", self.group, key.1, key.0);
+                Err(Error::new(ErrorKind::NotFound, doing))
+            }
+        }
+    }
+
+    /// A start outside of the log means that records are gone.
+    fn check(&self, name: &Partition, wanted: i64, low: i64, high: i64) -> Result<i64> {
+        // Behind an open transaction the end that is told is not the end that was read before.
+        let beyond = wanted > high && self.options.isolation == Some(Isolation::ReadUncommitted);
+        if wanted >= low && !beyond {
+            return Ok(wanted);
+        }
+        match self.options.on_data_loss.unwrap_or_default() {
+            DataLoss::Fail => {
+                let doing = format!(
+                    "records of {name} are gone: offset {wanted} was to be read next, the log has {low} to {high} \
+                     (`on_data_loss(DataLoss::Skip)` goes on at {low})"
+                );
+                Err(Error::new(ErrorKind::DataLoss, doing))
+            }
+            DataLoss::Skip => {
+                tracing::warn!(partition = %name, wanted, low, high, "records are gone, going on at the earliest");
+                Ok(low)
+            }
+        }
+    }
+
+    /// Topics and partitions, from the brokers' metadata.
+    fn partitions(&self) -> Result<Vec<(String, i32)>> {
+        let mut partitions = Vec::new();
+        for topic in self.topics {
+            let metadata = self.consumer.fetch_metadata(Some(topic), self.settings.connect_within);
+            let metadata = metadata.map_err(|cause| self.settings.unreachable("reach Kafka", cause, self.heard))?;
+            let existing = partitions_of(&metadata, topic, &self.settings.brokers)?;
+            match &self.options.partitions {
+                None => partitions.extend(existing.into_iter().map(|partition| (topic.clone(), partition))),
+                Some(chosen) => {
+                    if let Some(missing) = chosen.iter().find(|partition| !existing.contains(partition)) {
+                        let doing = format!("topic `{topic}` has no partition {missing}, only {}", existing.len());
+                        return Err(Error::new(ErrorKind::NotFound, doing));
+                    }
+                    partitions.extend(chosen.iter().map(|partition| (topic.clone(), *partition)));
+                }
+            }
+        }
+        partitions.sort_unstable();
+        partitions.dedup();
+        if partitions.is_empty() {
+            return Err(Error::new(ErrorKind::Option, "`partitions` names no partition to read"));
+        }
+        Ok(partitions)
+    }
+
+    /// The first or the last offset of each partition.
+    fn ends(&self, partitions: &[(String, i32)], which: Offset) -> Result<BTreeMap<(String, i32), i64>> {
+        // The request for a time takes these two as times: one request per broker instead of one per partition.
+        self.offsets(partitions, which)?
+            .into_iter()
+            .map(|(key, offset)| match offset {
+                Offset::Offset(offset) => Ok((key, offset)),
+                other => {
+                    let doing = format!("cannot find the ends of partition {} of topic `{}`: {other:?}", key.1, key.0);
+                    Err(Error::new(ErrorKind::Unreachable, doing))
+                }
+            })
+            .collect()
+    }
+
+    /// The offsets of a start by time.
+    fn at_time(
+        &self,
+        partitions: &[(String, i32)],
+        high: &BTreeMap<(String, i32), i64>,
+    ) -> Result<Option<BTreeMap<(String, i32), i64>>> {
+        let Some(StartAt::Timestamp(time)) = self.options.start_at else { return Ok(None) };
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let milliseconds = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
+        let found = self.offsets(partitions, Offset::Offset(milliseconds))?.into_iter();
+        let absolute = found.map(|(key, offset)| match offset {
+            Offset::Offset(offset) => (key, offset),
+            _ => {
+                let last = high[&key];
+                (key, last)
+            }
+        });
+        Ok(Some(absolute.collect()))
+    }
+
+    fn offsets(&self, partitions: &[(String, i32)], time: Offset) -> Result<Vec<((String, i32), Offset)>> {
+        let list = self.list(partitions, time)?;
+        let found = self.consumer.offsets_for_times(list, self.settings.connect_within);
+        let found = found.map_err(|cause| self.settings.unreachable("find offsets", cause, self.heard))?;
+        found
+            .elements()
+            .iter()
+            .map(|element| {
+                element.error().map_err(|cause| {
+                    let doing = format!("cannot find offsets of partition {} of topic `{}`", element.partition(), element.topic());
+                    error(ErrorKind::Unreachable, doing, cause)
+                })?;
+                Ok(((element.topic().to_owned(), element.partition()), element.offset()))
+            })
+            .collect()
+    }
+
+    /// What the group has committed.
+    fn committed(&self, partitions: &[(String, i32)]) -> Result<BTreeMap<(String, i32), i64>> {
+        let list = self.list(partitions, Offset::Invalid)?;
+        let doing = format!("read the offsets of group `{}`", self.group);
+        let committed = self.consumer.committed_offsets(list, self.settings.connect_within);
+        let committed = committed.map_err(|cause| match cause.rdkafka_error_code() {
+            Some(Code::OperationTimedOut) | None => self.settings.unreachable(&doing, cause, self.heard),
+            Some(_) => error(ErrorKind::Refused, format!("cannot {doing}"), cause),
+        })?;
+        let mut offsets = BTreeMap::new();
+        for element in committed.elements() {
+            element.error().map_err(|cause| error(ErrorKind::Refused, format!("cannot {doing}"), cause))?;
+            if let Offset::Offset(offset) = element.offset() {
+                offsets.insert((element.topic().to_owned(), element.partition()), offset);
+            }
+        }
+        Ok(offsets)
+    }
+
+    fn list(&self, partitions: &[(String, i32)], offset: Offset) -> Result<TopicPartitionList> {
+        let mut list = TopicPartitionList::with_capacity(partitions.len());
+        for (topic, partition) in partitions {
+            list.add_partition_offset(topic, *partition, offset).map_err(|cause| not_a_list(topic, cause))?;
+        }
+        Ok(list)
+    }
+}
+
+/// The partitions of a topic, or why there are none.
+pub(super) fn partitions_of(metadata: &Metadata, topic: &str, brokers: &str) -> Result<Vec<i32>> {
+    let found = metadata.topics().iter().find(|found| found.name() == topic);
+    let cause = found.and_then(|found| found.error()).map(Code::from);
+    match (found, cause) {
+        (Some(found), None) if !found.partitions().is_empty() => {
+            Ok(found.partitions().iter().map(rdkafka::metadata::MetadataPartition::id).collect())
+        }
+        (_, Some(code)) if code != Code::UnknownTopicOrPartition => {
+            let cause = KafkaError::MetadataFetch(code);
+            Err(error(ErrorKind::NotFound, format!("cannot use topic `{topic}` at {brokers}"), cause))
+        }
+        _ => Err(Error::new(ErrorKind::NotFound, format!("topic `{topic}` does not exist at {brokers}"))),
+    }
+}
+
+/// The error of an offset that librdkafka cannot represent.
+pub(super) fn not_a_list(topic: &str, cause: KafkaError) -> Error {
+    error(ErrorKind::Option, format!("cannot name an offset of topic `{topic}`"), cause)
+}
+
+/// The engine's offset of one of Kafka's.
+pub(super) fn next(offset: i64) -> Next {
+    Next(u64::try_from(offset).unwrap_or(0))
+}

@@ -1,0 +1,516 @@
+//! Topics with their options and formats: what a pipeline names, as a source and as a sink. Which of the two it is
+//! decides which options it may have; one that does not fit is an error at start.
+
+use std::sync::Arc;
+
+use millstream::{
+    Error, ErrorKind, Keyed, KeyedSink, Malformed, OpenSink, OpenSource, Result, Sink, Source, Wake, Worker,
+};
+
+use crate::format::{Bytes, Cause, Decode, Encode, Json, Text, Tombstones};
+
+use super::client::Settings;
+use super::message::Message;
+use super::sink::{KafkaOutlet, KafkaWriter, Outgoing, Write};
+use super::source::{Incoming, KafkaReader, KafkaShared, Read};
+use super::start::{DataLoss, End, Isolation, StartAt};
+
+/// What a source may be told.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SourceOptions {
+    pub(super) group: Option<String>,
+    pub(super) start_at: Option<StartAt>,
+    pub(super) end_at: Option<End>,
+    pub(super) partitions: Option<Vec<i32>>,
+    pub(super) on_data_loss: Option<DataLoss>,
+    pub(super) isolation: Option<Isolation>,
+}
+
+/// What a sink may be told.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SinkOptions {
+    pub(super) profile: Option<Profile>,
+    pub(super) compression: Option<Compression>,
+    pub(super) partitioner: Option<Partitioner>,
+    pub(super) on_refused: Option<OnRefused>,
+}
+
+/// What a sink's producer aims at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Profile {
+    /// Every record leaves at once; batches form by themselves under load.
+    #[default]
+    Latency,
+    /// Records wait up to 10 ms for a fuller batch.
+    Throughput,
+}
+
+/// How a sink's batches are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Compression {
+    /// Not at all.
+    #[default]
+    None,
+    /// gzip.
+    Gzip,
+    /// Snappy.
+    Snappy,
+    /// LZ4.
+    Lz4,
+    /// Zstandard.
+    Zstd,
+}
+
+impl Compression {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Compression::None => "none",
+            Compression::Gzip => "gzip",
+            Compression::Snappy => "snappy",
+            Compression::Lz4 => "lz4",
+            Compression::Zstd => "zstd",
+        }
+    }
+}
+
+/// Which partition a key belongs to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Partitioner {
+    /// As the Java clients do by default: murmur2 of the key, any partition without one. Needed wherever the topic is
+    /// joined with one that a Java program wrote.
+    #[default]
+    Murmur2,
+    /// As librdkafka does by default: CRC32 of the key, any partition without one.
+    Crc32,
+    /// FNV-1a of the key, any partition without one.
+    Fnv1a,
+}
+
+impl Partitioner {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Partitioner::Murmur2 => "murmur2_random",
+            Partitioner::Crc32 => "consistent_random",
+            Partitioner::Fnv1a => "fnv1a_random",
+        }
+    }
+}
+
+/// What becomes of a record that the sink cannot take: too large, not encodable, no such topic or partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnRefused {
+    /// The run ends with an error that names the record, and is not restarted.
+    #[default]
+    Stop,
+    /// It is dropped and counted.
+    Skip,
+}
+
+/// One or several topics, and how to read or write them. Choose a format to make it a source or a sink.
+#[derive(Clone, Debug)]
+pub struct Topic {
+    pub(super) settings: Arc<Settings>,
+    pub(super) names: Vec<String>,
+    pub(super) source: SourceOptions,
+    pub(super) sink: SinkOptions,
+}
+
+impl Topic {
+    pub(super) fn new(settings: Arc<Settings>, names: Vec<String>) -> Topic {
+        Topic { settings, names, source: SourceOptions::default(), sink: SinkOptions::default() }
+    }
+
+    // As a source.
+
+    /// The consumer group whose offsets are the job's memory; the job's name by default.
+    #[must_use]
+    pub fn group(mut self, group: impl Into<String>) -> Topic {
+        self.source.group = Some(group.into());
+        self
+    }
+
+    /// Where reading begins when the group has no offset; [`StartAt::Earliest`] by default. Committed offsets win, and
+    /// a partition that is new to a group which knows others of its topic begins at its earliest record.
+    #[must_use]
+    pub fn start_at(mut self, start: StartAt) -> Topic {
+        self.source.start_at = Some(start);
+        self
+    }
+
+    /// Where reading ends; [`End::Never`] by default, and [`End::Latest`] under
+    /// [`Trigger::AvailableNow`](millstream::Trigger::AvailableNow).
+    #[must_use]
+    pub fn end_at(mut self, end: End) -> Topic {
+        self.source.end_at = Some(end);
+        self
+    }
+
+    /// Reads only these partitions, of each of its topics.
+    #[must_use]
+    pub fn partitions(mut self, partitions: impl IntoIterator<Item = i32>) -> Topic {
+        self.source.partitions = Some(partitions.into_iter().collect());
+        self
+    }
+
+    /// What happens when records are gone before they could be read; [`DataLoss::Fail`] by default.
+    #[must_use]
+    pub fn on_data_loss(mut self, policy: DataLoss) -> Topic {
+        self.source.on_data_loss = Some(policy);
+        self
+    }
+
+    /// Whether records of open and aborted transactions are read; [`Isolation::ReadCommitted`] by default.
+    #[must_use]
+    pub fn isolation(mut self, isolation: Isolation) -> Topic {
+        self.source.isolation = Some(isolation);
+        self
+    }
+
+    // As a sink.
+
+    /// What the producer aims at; [`Profile::Latency`] by default.
+    #[must_use]
+    pub fn profile(mut self, profile: Profile) -> Topic {
+        self.sink.profile = Some(profile);
+        self
+    }
+
+    /// How batches are compressed; not at all by default.
+    #[must_use]
+    pub fn compression(mut self, compression: Compression) -> Topic {
+        self.sink.compression = Some(compression);
+        self
+    }
+
+    /// Which partition a key belongs to; [`Partitioner::Murmur2`] by default.
+    #[must_use]
+    pub fn partitioner(mut self, partitioner: Partitioner) -> Topic {
+        self.sink.partitioner = Some(partitioner);
+        self
+    }
+
+    /// What becomes of a record that cannot be taken; [`OnRefused::Stop`] by default.
+    #[must_use]
+    pub fn on_refused(mut self, policy: OnRefused) -> Topic {
+        self.sink.on_refused = Some(policy);
+        self
+    }
+
+    // Formats.
+
+    /// Values as JSON, typed by serde. As a source it yields `Result<T, Malformed>`.
+    pub fn json<T>(self) -> Records<Json<T>> {
+        Records { topic: self, format: Json::new() }
+    }
+
+    /// Values as UTF-8 text. As a source it yields `Result<String, Malformed>`.
+    pub fn text(self) -> Records<Text> {
+        Records { topic: self, format: Text }
+    }
+
+    /// Values as bytes. As a source it yields `Result<Vec<u8>, Malformed>`, of which only tombstones are malformed.
+    pub fn bytes(self) -> Records<Bytes> {
+        Records { topic: self, format: Bytes }
+    }
+
+    /// Values in a format of your own.
+    pub fn format<F>(self, format: F) -> Records<F> {
+        Records { topic: self, format }
+    }
+
+    /// Messages as they are: `Message<Option<Vec<u8>>>`, where `None` is a tombstone. Nothing can be malformed.
+    pub fn raw(self) -> RawRecords {
+        RawRecords { topic: self }
+    }
+
+    fn described(&self) -> String {
+        if self.names.is_empty() { "kafka messages".to_owned() } else { format!("kafka {}", self.names.join(" ")) }
+    }
+
+    /// Options that a source cannot have are an error.
+    fn check_source(&self) -> Result<()> {
+        let options = &self.sink;
+        let set = [
+            ("profile", options.profile.is_some()),
+            ("compression", options.compression.is_some()),
+            ("partitioner", options.partitioner.is_some()),
+            ("on_refused", options.on_refused.is_some()),
+        ];
+        self.check(&set, "a source")?;
+        if self.names.is_empty() {
+            return Err(Error::new(ErrorKind::Option, "`kafka.messages()` is a sink: it has no topic to read"));
+        }
+        Ok(())
+    }
+
+    /// Options that a sink cannot have are an error.
+    fn check_sink(&self) -> Result<()> {
+        let options = &self.source;
+        let set = [
+            ("group", options.group.is_some()),
+            ("start_at", options.start_at.is_some()),
+            ("end_at", options.end_at.is_some()),
+            ("partitions", options.partitions.is_some()),
+            ("on_data_loss", options.on_data_loss.is_some()),
+            ("isolation", options.isolation.is_some()),
+        ];
+        self.check(&set, "a sink")?;
+        if self.names.len() > 1 {
+            let doing = format!("{}: a sink has one topic; `kafka.messages()` takes it from each message", self.described());
+            return Err(Error::new(ErrorKind::Option, doing));
+        }
+        Ok(())
+    }
+
+    fn check(&self, set: &[(&str, bool)], what: &str) -> Result<()> {
+        let wrong = set.iter().find(|(_, is_set)| *is_set);
+        wrong.map_or(Ok(()), |(option, _)| {
+            let doing = format!("{}: `{option}` is no option of {what}", self.described());
+            Err(Error::new(ErrorKind::Option, doing))
+        })
+    }
+}
+
+/// A topic with a format: values come and go.
+#[derive(Clone, Debug)]
+pub struct Records<F> {
+    topic: Topic,
+    format: F,
+}
+
+impl<F> Records<F> {
+    /// Messages with key, headers and origin instead of bare values.
+    pub fn with_metadata(self) -> RecordsWithMetadata<F> {
+        RecordsWithMetadata { topic: self.topic, format: self.format }
+    }
+
+    /// Keeps tombstones: values become `Option`s, and `None` is a tombstone.
+    pub fn with_tombstones(self) -> Records<Tombstones<F>> {
+        Records { topic: self.topic, format: Tombstones(self.format) }
+    }
+}
+
+/// A topic with a format: messages come and go, with their metadata.
+#[derive(Clone, Debug)]
+pub struct RecordsWithMetadata<F> {
+    topic: Topic,
+    format: F,
+}
+
+impl<F> RecordsWithMetadata<F> {
+    /// Keeps tombstones: values become `Option`s, and `None` is a tombstone.
+    pub fn with_tombstones(self) -> RecordsWithMetadata<Tombstones<F>> {
+        RecordsWithMetadata { topic: self.topic, format: Tombstones(self.format) }
+    }
+}
+
+/// A topic without a format; see [`Topic::raw`].
+#[derive(Clone, Debug)]
+pub struct RawRecords {
+    topic: Topic,
+}
+
+/// A sink of messages that each name their topic; choose a format.
+#[derive(Clone, Debug)]
+pub struct Messages {
+    topic: Topic,
+}
+
+impl Messages {
+    pub(super) fn new(topic: Topic) -> Messages {
+        Messages { topic }
+    }
+
+    /// As [`Topic::profile`].
+    #[must_use]
+    pub fn profile(self, profile: Profile) -> Messages {
+        Messages { topic: self.topic.profile(profile) }
+    }
+
+    /// As [`Topic::compression`].
+    #[must_use]
+    pub fn compression(self, compression: Compression) -> Messages {
+        Messages { topic: self.topic.compression(compression) }
+    }
+
+    /// As [`Topic::partitioner`].
+    #[must_use]
+    pub fn partitioner(self, partitioner: Partitioner) -> Messages {
+        Messages { topic: self.topic.partitioner(partitioner) }
+    }
+
+    /// As [`Topic::on_refused`].
+    #[must_use]
+    pub fn on_refused(self, policy: OnRefused) -> Messages {
+        Messages { topic: self.topic.on_refused(policy) }
+    }
+
+    /// Values as JSON.
+    pub fn json<T>(self) -> RecordsWithMetadata<Json<T>> {
+        self.topic.json().with_metadata()
+    }
+
+    /// Values as UTF-8 text.
+    pub fn text(self) -> RecordsWithMetadata<Text> {
+        self.topic.text().with_metadata()
+    }
+
+    /// Values as bytes.
+    pub fn bytes(self) -> RecordsWithMetadata<Bytes> {
+        self.topic.bytes().with_metadata()
+    }
+
+    /// Messages as they are.
+    pub fn raw(self) -> RawRecords {
+        self.topic.raw()
+    }
+}
+
+/// A topic with a format and a key beside each value; what `sink_by` makes of [`Records`].
+#[derive(Clone, Debug)]
+pub struct KeyedRecords<F> {
+    topic: Topic,
+    format: F,
+}
+
+macro_rules! source {
+    ([$($bounds:tt)*] $kind:ty, $item:ty, $read:ty, $make:expr) => {
+        impl<$($bounds)*> Source for $kind {
+            type Item = $item;
+            type Shared = KafkaShared<$read>;
+            type Reader = KafkaReader<$read>;
+
+            fn name(&self) -> String {
+                self.topic.described()
+            }
+
+            fn connect(self, open: OpenSource) -> Result<Self::Shared> {
+                self.topic.check_source()?;
+                let make: fn(Self) -> (Topic, $read) = $make;
+                let (topic, read) = make(self);
+                KafkaShared::connect(topic, read, open)
+            }
+
+            fn reader(shared: &Arc<Self::Shared>, worker: Worker, wake: Wake) -> Result<Self::Reader> {
+                KafkaReader::new(shared, worker, wake)
+            }
+        }
+    };
+}
+
+source!([F: Decode + Clone + Send + Sync] Records<F>, Result<F::Value, Malformed>, Values<F>,
+    |records| (records.topic, Values(records.format)));
+source!([F: Decode + Clone + Send + Sync] RecordsWithMetadata<F>, Result<Message<F::Value>, Malformed>,
+    WithMetadata<F>, |records| (records.topic, WithMetadata(records.format)));
+source!([] RawRecords, Message<Option<Vec<u8>>>, Raw, |records| (records.topic, Raw));
+
+macro_rules! sink {
+    ([$($bounds:tt)*] $kind:ty, $item:ty, $write:ty, $make:expr) => {
+        impl<$($bounds)*> Sink<$item> for $kind {
+            type Shared = KafkaOutlet<$write>;
+            type Writer = KafkaWriter<$write>;
+
+            fn name(&self) -> String {
+                self.topic.described()
+            }
+
+            fn connect(self, open: OpenSink) -> Result<Self::Shared> {
+                self.topic.check_sink()?;
+                let make: fn(Self) -> (Topic, $write) = $make;
+                let (topic, write) = make(self);
+                KafkaOutlet::connect(&topic, write, &open)
+            }
+
+            fn writer(shared: &Arc<Self::Shared>, _: Worker, wake: Wake) -> Result<Self::Writer> {
+                Ok(KafkaWriter::new(shared, &wake))
+            }
+        }
+    };
+}
+
+sink!([V: 'static, F: Encode<V> + Clone + Send + Sync] Records<F>, V, Values<F>,
+    |records| (records.topic, Values(records.format)));
+sink!([V: 'static, F: Encode<V> + Clone + Send + Sync] RecordsWithMetadata<F>, Message<V>, WithMetadata<F>,
+    |records| (records.topic, WithMetadata(records.format)));
+sink!([V: 'static, F: Encode<V> + Clone + Send + Sync] KeyedRecords<F>, Keyed<V>, WithKey<F>,
+    |records| (records.topic, WithKey(records.format)));
+sink!([] RawRecords, Message<Option<Vec<u8>>>, Raw, |records| (records.topic, Raw));
+
+impl<V: 'static, F: Encode<V> + Clone + Send + Sync> KeyedSink<V> for Records<F> {
+    fn keyed(self) -> impl Sink<Keyed<V>> {
+        KeyedRecords { topic: self.topic, format: self.format }
+    }
+}
+
+/// Reads and writes bare values.
+#[derive(Clone, Debug)]
+pub struct Values<F>(F);
+
+/// Reads and writes messages.
+#[derive(Clone, Debug)]
+pub struct WithMetadata<F>(F);
+
+/// Writes values under a key.
+#[derive(Clone, Debug)]
+pub struct WithKey<F>(F);
+
+/// Reads and writes messages as they are.
+#[derive(Clone, Debug)]
+pub struct Raw;
+
+impl<F: Decode + Clone + Send + Sync> Read for Values<F> {
+    type Item = Result<F::Value, Malformed>;
+
+    fn read(&self, incoming: &Incoming<'_>) -> Self::Item {
+        self.0.decode(incoming.payload()).map_err(|cause| incoming.malformed(&*cause))
+    }
+}
+
+impl<F: Decode + Clone + Send + Sync> Read for WithMetadata<F> {
+    type Item = Result<Message<F::Value>, Malformed>;
+
+    fn read(&self, incoming: &Incoming<'_>) -> Self::Item {
+        let value = self.0.decode(incoming.payload()).map_err(|cause| incoming.malformed(&*cause))?;
+        Ok(incoming.message(value))
+    }
+}
+
+impl Read for Raw {
+    type Item = Message<Option<Vec<u8>>>;
+
+    fn read(&self, incoming: &Incoming<'_>) -> Self::Item {
+        incoming.message(incoming.payload().map(<[u8]>::to_vec))
+    }
+}
+
+impl<V: 'static, F: Encode<V> + Clone + Send + Sync> Write<V> for Values<F> {
+    fn write<'v>(&self, value: &'v V, buffer: &mut Vec<u8>) -> Result<Outgoing<'v>, Cause> {
+        Ok(Outgoing { payload: self.0.encode(value, buffer)?, ..Outgoing::default() })
+    }
+}
+
+impl<V: 'static, F: Encode<V> + Clone + Send + Sync> Write<Keyed<V>> for WithKey<F> {
+    fn write<'v>(&self, keyed: &'v Keyed<V>, buffer: &mut Vec<u8>) -> Result<Outgoing<'v>, Cause> {
+        Ok(Outgoing { payload: self.0.encode(&keyed.value, buffer)?, key: Some(&keyed.key), ..Outgoing::default() })
+    }
+}
+
+impl<V: 'static, F: Encode<V> + Clone + Send + Sync> Write<Message<V>> for WithMetadata<F> {
+    fn write<'v>(&self, message: &'v Message<V>, buffer: &mut Vec<u8>) -> Result<Outgoing<'v>, Cause> {
+        Ok(Outgoing::of(message, self.0.encode(message.value(), buffer)?))
+    }
+}
+
+impl Write<Message<Option<Vec<u8>>>> for Raw {
+    fn write<'v>(
+        &self,
+        message: &'v Message<Option<Vec<u8>>>,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Outgoing<'v>, Cause> {
+        let payload = Tombstones(Bytes).encode(message.value(), buffer)?;
+        Ok(Outgoing::of(message, payload))
+    }
+}

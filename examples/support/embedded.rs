@@ -1,0 +1,168 @@
+//! A broker in this process, a generator that keeps to a fixed schedule, and an observer that measures from the moment
+//! at which each order was *due*: a generator that falls behind cannot hide it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use krafka::testing::FakeBroker;
+use millstream::{Error, ErrorKind, Result};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Runtime;
+
+const PARTITIONS: i32 = 4;
+
+/// Nanoseconds of the monotonic clock, which all processes of a machine share.
+pub fn monotonic_nanos() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// What the examples read.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Order {
+    pub id: u64,
+    /// When the order was due, in nanoseconds of the monotonic clock.
+    pub due: u64,
+    pub customer: u64,
+    pub cents: i64,
+    pub pad: String,
+}
+
+/// One order in ten is not kept by `transform`.
+fn order(id: u64, due: u64) -> Order {
+    let cents = if id % 10 == 9 { -(id as i64 % 5_000) } else { id as i64 % 90_000 + 1 };
+    Order { id, due, customer: id % 1_000, cents, pad: "x".repeat(1_000) }
+}
+
+/// The running broker with its generator and observer.
+pub struct Embedded {
+    pub brokers: String,
+    generated: Arc<AtomicU64>,
+    done: Arc<AtomicBool>,
+    latencies: Arc<Mutex<Histogram<u64>>>,
+    threads: Vec<JoinHandle<()>>,
+    _broker: FakeBroker,
+    _runtime: Runtime,
+}
+
+impl Embedded {
+    /// Starts all three; with `preload` so many orders are there before anybody reads, and none follow.
+    pub fn start(input: &str, output: &str, rate: u64, preload: Option<u64>) -> Result<Embedded> {
+        let failed = |cause: String| Error::new(ErrorKind::Unreachable, "cannot start the embedded broker").caused_by(cause);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.map_err(|cause| failed(cause.to_string()))?;
+        let broker = runtime.block_on(FakeBroker::start()).map_err(|cause| failed(cause.to_string()))?;
+        broker.create_topic(input, PARTITIONS);
+        broker.create_topic(output, PARTITIONS);
+        let mut embedded = Embedded {
+            brokers: broker.bootstrap_servers(),
+            generated: Arc::default(),
+            done: Arc::default(),
+            latencies: Arc::new(Mutex::new(Histogram::new(3).expect("three digits are allowed"))),
+            threads: Vec::new(),
+            _broker: broker,
+            _runtime: runtime,
+        };
+        match preload {
+            Some(count) => generate(&embedded.brokers, input, None, count, &embedded.generated, &embedded.done),
+            None => embedded.spawn_generator(input, rate),
+        }
+        embedded.spawn_observer(output);
+        Ok(embedded)
+    }
+
+    fn spawn_generator(&mut self, input: &str, rate: u64) {
+        let (brokers, topic) = (self.brokers.clone(), input.to_owned());
+        let (generated, done) = (Arc::clone(&self.generated), Arc::clone(&self.done));
+        self.threads.push(thread::spawn(move || generate(&brokers, &topic, Some(rate), u64::MAX, &generated, &done)));
+    }
+
+    fn spawn_observer(&mut self, output: &str) {
+        let (brokers, topic) = (self.brokers.clone(), output.to_owned());
+        let (latencies, done) = (Arc::clone(&self.latencies), Arc::clone(&self.done));
+        self.threads.push(thread::spawn(move || observe(&brokers, &topic, &latencies, &done)));
+    }
+
+    /// The latencies so far, from due time to the observer, in one line.
+    pub fn line(&self) -> String {
+        let latencies = self.latencies.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = |quantile| latencies.value_at_quantile(quantile) as f64 / 1e6;
+        format!(
+            "{} orders in, {} invoices out  from due time: p50 {:.2}  p90 {:.2}  p99 {:.2}  p99.9 {:.2}  max {:.2} ms",
+            self.generated.load(SeqCst),
+            latencies.len(),
+            at(0.5),
+            at(0.9),
+            at(0.99),
+            at(0.999),
+            latencies.max() as f64 / 1e6,
+        )
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        self.done.store(true, SeqCst);
+        // They look at `done` at least every 100 ms; a panic of theirs was printed.
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+    }
+}
+
+fn generate(brokers: &str, topic: &str, rate: Option<u64>, count: u64, generated: &AtomicU64, done: &AtomicBool) {
+    let producer: BaseProducer = client(brokers).set("linger.ms", "0").create().expect("the settings are constants");
+    let begin = monotonic_nanos();
+    for id in 0..count {
+        let due = rate.map_or(begin, |rate| begin + id * 1_000_000_000 / rate);
+        thread::sleep(Duration::from_nanos(due.saturating_sub(monotonic_nanos())));
+        if done.load(SeqCst) {
+            break;
+        }
+        let order = order(id, due);
+        let (key, payload) = (order.customer.to_string(), serde_json::to_vec(&order).expect("an order is JSON"));
+        while producer.send(BaseRecord::to(topic).key(&key).payload(&payload)).is_err() {
+            producer.poll(Duration::ZERO);
+        }
+        producer.poll(Duration::ZERO);
+        generated.fetch_add(1, SeqCst);
+    }
+    while producer.in_flight_count() > 0 && !done.load(SeqCst) {
+        producer.poll(Duration::ZERO);
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn observe(brokers: &str, topic: &str, latencies: &Mutex<Histogram<u64>>, done: &AtomicBool) {
+    #[derive(Deserialize)]
+    struct Seen {
+        due: u64,
+    }
+    let consumer: BaseConsumer =
+        client(brokers).set("group.id", "observer").set("enable.auto.commit", "false").create().expect("the settings are constants");
+    let mut all = TopicPartitionList::new();
+    for partition in 0..PARTITIONS {
+        all.add_partition_offset(topic, partition, Offset::Beginning).expect("the beginning is an offset");
+    }
+    consumer.assign(&all).expect("the topic was made above");
+    while !done.load(SeqCst) {
+        let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) else { continue };
+        let now = monotonic_nanos();
+        let seen: Option<Seen> = message.payload().and_then(|payload| serde_json::from_slice(payload).ok());
+        if let Some(seen) = seen {
+            let mut latencies = latencies.lock().unwrap_or_else(PoisonError::into_inner);
+            *latencies += now.saturating_sub(seen.due);
+        }
+    }
+}
+
+fn client(brokers: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers);
+    config
+}

@@ -1,0 +1,111 @@
+//! What the Kafka examples share: their flags, signals, the report file, and, when no broker is named, a broker in
+//! this process with a generator before it and an observer behind it.
+
+pub mod embedded;
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use millstream::{Error, ErrorKind, Job, Report, Result, Running, Trigger};
+use millstream_connectors::{StartAt, report};
+
+/// The flags of every Kafka example.
+#[derive(Clone, Debug, Parser)]
+pub struct Options {
+    /// Bootstrap servers; without them a broker, a generator and an observer run in this process
+    #[arg(long)]
+    pub brokers: Option<String>,
+    /// The topic to read
+    #[arg(long, default_value = "orders")]
+    pub input: String,
+    /// The topic to write
+    #[arg(long, default_value = "invoices")]
+    pub output: String,
+    /// The consumer group that remembers how far the input is done
+    #[arg(long, default_value = "transform")]
+    pub group: String,
+    /// Where to begin when the group has no offsets: earliest or latest
+    #[arg(long, default_value = "earliest", value_parser = start)]
+    pub start: StartAt,
+    /// continuous, available-now, or the interval of micro-batches, such as 100ms
+    #[arg(long, default_value = "continuous", value_parser = trigger)]
+    pub trigger: Trigger,
+    /// Threads that process records
+    #[arg(long, default_value_t = 1)]
+    pub workers: usize,
+    /// A file to which the job's report is appended each second, as lines of JSON
+    #[arg(long)]
+    pub report: Option<PathBuf>,
+    /// Stop after this time, such as 30s [default: 60s without --brokers, else never]
+    #[arg(long = "for", value_parser = humantime::parse_duration)]
+    pub duration: Option<Duration>,
+}
+
+fn start(text: &str) -> Result<StartAt, String> {
+    match text {
+        "earliest" => Ok(StartAt::Earliest),
+        "latest" => Ok(StartAt::Latest),
+        _ => Err("neither `earliest` nor `latest`".to_owned()),
+    }
+}
+
+fn trigger(text: &str) -> Result<Trigger, String> {
+    match text {
+        "continuous" => Ok(Trigger::Continuous),
+        "available-now" => Ok(Trigger::AvailableNow),
+        interval => match humantime::Duration::from_str(interval) {
+            Ok(interval) => Ok(Trigger::micro_batch(interval.into())),
+            Err(_) => Err("neither `continuous`, `available-now` nor an interval such as `100ms`".to_owned()),
+        },
+    }
+}
+
+/// Runs a job under the flags until it ends, is stopped by a signal, or its time is over.
+pub fn run(job: Job, options: &Options, mut each_second: impl FnMut(&Report)) -> Result<Report> {
+    let job = job.workers(options.workers).trigger(options.trigger);
+    let job = if options.brokers.is_some() { job.live() } else { job };
+    let mut running = job.start()?;
+    stop_on_signals(&running);
+    let mut lines = options.report.as_ref().map(File::create).transpose().map_err(|cause| {
+        Error::new(ErrorKind::Option, "cannot create the report's file").caused_by(cause)
+    })?;
+    let deadline = options.duration.map(|duration| Instant::now() + duration);
+    let mut stopped = false;
+    loop {
+        let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
+        if let Some(result) = running.wait_for(left.clamp(Duration::from_millis(1), Duration::from_secs(1))) {
+            let report = result?;
+            write(&mut lines, &report)?;
+            return Ok(report);
+        }
+        let report = running.report();
+        write(&mut lines, &report)?;
+        each_second(&report);
+        if left.is_zero() && !stopped {
+            stopped = true;
+            running.stop();
+        }
+    }
+}
+
+fn write(lines: &mut Option<impl Write>, report: &Report) -> Result<()> {
+    lines.as_mut().map_or(Ok(()), |lines| report::write_line(report, lines)).map_err(|cause| {
+        Error::new(ErrorKind::Sink, "cannot write to the report's file").caused_by(cause)
+    })
+}
+
+/// The first SIGINT or SIGTERM drains, commits and ends; a second one aborts.
+fn stop_on_signals(running: &Running) {
+    let (stopper, count) = (running.stopper(), AtomicUsize::new(0));
+    let set = ctrlc::set_handler(move || match count.fetch_add(1, SeqCst) {
+        0 => stopper.stop(),
+        _ => stopper.abort(),
+    });
+    // Only one handler can be set in a process; in a test there may be one already.
+    drop(set);
+}

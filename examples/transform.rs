@@ -1,0 +1,84 @@
+//! Orders in, invoices out: reads orders from a topic, keeps those that cost something, and writes invoices to another
+//! under the same key, at least once.
+//!
+//! ```text
+//! cargo run --release --example transform
+//! cargo run --release --example transform -- --brokers localhost:9092 --input orders --output invoices
+//! ```
+//!
+//! Without `--brokers` it brings its own broker, generates 1 000 orders a second, and shows the time from when an order
+//! was due until its invoice is read, for a minute.
+
+mod support;
+
+use std::time::Duration;
+
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use millstream::{Flow, Job, Result, Trigger};
+use millstream_connectors::Kafka;
+use serde::Serialize;
+use support::Options;
+use support::embedded::{Embedded, Order};
+
+#[derive(Debug, Serialize)]
+struct Invoice {
+    id: u64,
+    due: u64,
+    customer: u64,
+    amount: f64,
+    pad: String,
+}
+
+impl From<Order> for Invoice {
+    fn from(order: Order) -> Invoice {
+        let Order { id, due, customer, cents, pad } = order;
+        Invoice { id, due, customer, amount: cents as f64 / 100.0, pad }
+    }
+}
+
+fn invoices(flow: &Flow<'_>, kafka: &Kafka, options: &Options) -> Result<()> {
+    let orders = kafka.topic(&options.input).group(&options.group).start_at(options.start.clone());
+    flow.source(orders.json::<Order>().with_metadata())?
+        .or_stop()
+        .filter(|order| order.value().cents > 0)
+        .map(|order| order.map(Invoice::from))
+        .sink(kafka.topic(&options.output).json().with_metadata())
+}
+
+fn run(mut options: Options) -> Result<()> {
+    let embedded = match options.brokers {
+        Some(_) => None,
+        None => {
+            options.duration.get_or_insert(Duration::from_secs(60));
+            let preload = (options.trigger == Trigger::AvailableNow).then_some(20_000);
+            Some(Embedded::start(&options.input, &options.output, 1_000, preload)?)
+        }
+    };
+    let brokers = embedded.as_ref().map_or_else(|| options.brokers.clone().unwrap_or_default(), |own| own.brokers.clone());
+    let line = ProgressBar::no_length().with_style(ProgressStyle::with_template("{msg}").expect("it is a constant"));
+    let kafka = Kafka::new(brokers);
+    let of_job = options.clone();
+    let job = Job::new("transform", move |flow| invoices(flow, &kafka, &of_job));
+    let report = support::run(job, &options, |_| {
+        if let Some(embedded) = &embedded {
+            line.set_message(embedded.line());
+        }
+    })?;
+    line.finish_and_clear();
+    if let Some(embedded) = &embedded {
+        println!("{}", embedded.line());
+    }
+    println!("{report}");
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    run(Options::parse())
+}
+
+#[test]
+fn writes_an_invoice_for_each_order_that_costs_something() {
+    let options = Options::parse_from(["transform", "--trigger", "available-now"]);
+    run(options).unwrap();
+}
