@@ -1,0 +1,68 @@
+//! Memory: readers wait while a worker's share is used up, and nothing that a commit needs waits for that commit.
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use millstream::{Bytes, Job, Trigger};
+
+use crate::support::eventually;
+use crate::support::script::{RECORD, Script};
+use crate::support::valve::Valve;
+
+/// Memory under which so many records can be under way.
+fn memory_for(records: u64) -> Bytes {
+    Bytes(records * RECORD.0 * 2)
+}
+
+#[test]
+fn a_stalled_sink_stops_the_reading() {
+    let (script, valve) = (Script::numbers(10_000, 2, 1).batches_of(8).endless(), Valve::shut());
+    let (log, sink) = (script.log.clone(), valve.clone());
+    let job = Job::new("stalled", move |flow| flow.source(&script)?.sink(&sink)).memory(memory_for(100));
+    let running = job.start().unwrap();
+    eventually("the budget is used", || valve.taken().len() >= 90);
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(valve.taken().len() <= 100 + 8, "{} records are under way", valve.taken().len());
+    let polls = log.polls.load(SeqCst);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(log.polls.load(SeqCst), polls, "a full budget stops polling, it does not spin");
+    valve.open();
+    eventually("the rest follows", || valve.taken().len() == 10_000);
+    drop(running);
+}
+
+#[test]
+fn a_sink_without_room_stops_the_reading_and_goes_on_where_it_was() {
+    let (script, valve) = (Script::numbers(5_000, 1, 1).batches_of(8), Valve::shut());
+    valve.inner.full.store(true, SeqCst);
+    valve.open();
+    let sink = valve.clone();
+    let running = Job::new("full", move |flow| flow.source(&script)?.sink(&sink)).memory(memory_for(50)).start().unwrap();
+    eventually("the budget is used", || running.report().sources[0].records >= 42);
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(running.report().sources[0].records <= 58 && valve.taken().is_empty());
+    valve.have_room();
+    running.wait().unwrap();
+    assert_eq!(valve.taken(), (0..5_000).collect::<Vec<_>>(), "in order, each once");
+}
+
+#[test]
+fn a_sink_that_acknowledges_at_commits_runs_with_a_budget_of_ten_records() {
+    for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::from_millis(5))] {
+        for copies in [1, 100] {
+            let (script, valve) = (Script::numbers(300, 2, 1).batches_of(4), Valve::at_commit());
+            let (log, sink) = (script.log.clone(), valve.clone());
+            let job = Job::new("staged", move |flow| {
+                flow.source(&script)?.flat_map(move |n| std::iter::repeat_n(n, copies)).sink(&sink)
+            });
+            // An interval that never ends by itself: every boundary here is one that was asked for.
+            let job = job.checkpoint_every(Duration::from_secs(3_600)).memory(memory_for(10));
+            let running = job.trigger(trigger).start().unwrap();
+            let mut running = running;
+            let report = running.wait_for(crate::support::PATIENCE).expect("it does not hang").unwrap();
+            assert_eq!(valve.taken().len(), 300 * copies);
+            assert_eq!((report.records_out(), log.committed()), (300 * copies as u64, 300));
+            assert!(valve.inner.commits.load(SeqCst) > 10, "with room for ten it takes many commits");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Ends: bounded sources, `AvailableNow`, stop, stop with a deadline, abort, and a handle that is dropped.
+
+use std::time::{Duration, Instant};
+
+use millstream::{Clock, ErrorKind, Job, SendError, Trigger, Undelivered, channel, collect, rows};
+
+use crate::support::script::Script;
+use crate::support::valve::Valve;
+use crate::support::{PATIENCE, eventually, run_to_end};
+
+fn endless() -> Script {
+    Script::numbers(500, 4, 7).endless()
+}
+
+#[test]
+fn stop_drains_and_commits() {
+    let (script, results) = (endless(), collect());
+    let (log, sink) = (script.log.clone(), results.clone());
+    let running = Job::new("stop", move |flow| flow.source(&script)?.sink(&sink)).workers(2).start().unwrap();
+    results.wait_for(500, PATIENCE).expect("all of it comes out");
+    running.stop();
+    running.wait().unwrap();
+    assert_eq!(log.committed(), 500);
+}
+
+#[test]
+fn stop_waits_for_acknowledgements_until_its_deadline() {
+    let (script, valve) = (endless(), Valve::shut());
+    let (log, sink) = (script.log.clone(), valve.clone());
+    let running = Job::new("deadline", move |flow| flow.source(&script)?.sink(&sink)).start().unwrap();
+    eventually("all records are taken", || valve.taken().len() == 500);
+    let asked = Instant::now();
+    running.stop_within(Duration::from_millis(300));
+    let error = running.wait().expect_err("nothing is acknowledged");
+    assert_eq!(error.kind(), ErrorKind::Aborted);
+    assert!(asked.elapsed() >= Duration::from_millis(300) && asked.elapsed() < Duration::from_secs(5));
+    assert_eq!(log.committed(), 0, "nothing was acknowledged, so nothing is committed");
+}
+
+#[test]
+fn stop_under_micro_batch_releases_nothing_more() {
+    let (script, results, clock) = (endless(), collect(), Clock::simulated());
+    let (log, sink) = (script.log.clone(), results.clone());
+    let job = Job::new("queued", move |flow| flow.source(&script)?.sink(&sink));
+    let running = job.trigger(Trigger::micro_batch(Duration::from_secs(1))).clock(clock).start().unwrap();
+    eventually("everything is polled", || {
+        let polls = log.polls.load(std::sync::atomic::Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(5));
+        polls > 0 && log.polls.load(std::sync::atomic::Ordering::SeqCst) == polls
+    });
+    running.stop();
+    running.wait().unwrap();
+    assert_eq!((results.len(), log.committed()), (0, 0), "no tick has come: it is read again by the next run");
+}
+
+#[test]
+fn stop_releases_what_nobody_can_read_again() {
+    let (orders, source) = channel::<u64>(100);
+    let (results, clock) = (collect(), Clock::simulated());
+    let sink = results.clone();
+    let job = Job::new("channel", move |flow| flow.source(&source)?.sink(&sink));
+    let running = job.trigger(Trigger::micro_batch(Duration::from_secs(1))).clock(clock).start().unwrap();
+    let receipts: Vec<_> = (0..50).map(|n| orders.try_send(n).unwrap()).collect();
+    running.stop();
+    running.wait().unwrap();
+    assert_eq!(results.len(), 50, "they are the last batch");
+    receipts.into_iter().for_each(|receipt| receipt.wait().unwrap());
+    assert!(matches!(orders.try_send(1), Err(SendError::Ended(1))), "the job has ended, and says so");
+}
+
+#[test]
+fn a_bounded_source_ends_the_job_under_each_trigger() {
+    for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::from_millis(10)), Trigger::AvailableNow] {
+        let (script, results, clock) = (Script::numbers(1_000, 3, 1), collect(), Clock::simulated());
+        let (log, sink) = (script.log.clone(), results.clone());
+        let job = Job::new("bounded", move |flow| flow.source(&script)?.sink(&sink));
+        let running = job.trigger(trigger).workers(2).clock(clock.clone()).start().unwrap();
+        run_to_end(running, &clock, Duration::from_millis(1)).unwrap();
+        assert_eq!((results.len(), log.committed()), (1_000, 1_000), "{trigger:?}");
+    }
+}
+
+#[test]
+fn available_now_ends_at_what_there_was() {
+    let (orders, source) = channel::<u64>(100);
+    (0..30).for_each(|n| drop(orders.try_send(n).unwrap()));
+    let results = collect();
+    let sink = results.clone();
+    let job = Job::new("now", move |flow| flow.source(&source)?.sink(&sink)).trigger(Trigger::AvailableNow);
+    job.run().unwrap();
+    assert_eq!(results.len(), 30, "the sender is still there, and the job has ended");
+    drop(orders);
+}
+
+#[test]
+fn dropping_the_handle_does_not_block_and_ends_the_job() {
+    let (script, valve) = (endless(), Valve::shut());
+    let (log, sink) = (script.log.clone(), valve.clone());
+    let (orders, source) = channel::<u64>(1);
+    let running = Job::new("dropped", move |flow| {
+        flow.source(&source)?.sink(&sink)?;
+        flow.source(&script)?.sink(&sink)
+    })
+    .start()
+    .unwrap();
+    eventually("it runs", || !valve.taken().is_empty());
+    let dropped = Instant::now();
+    drop(running);
+    assert!(dropped.elapsed() < Duration::from_millis(100));
+    eventually("the job lets its channel go", || matches!(orders.try_send(1), Err(SendError::Ended(_))));
+    assert_eq!(log.committed(), 0);
+}
+
+#[test]
+fn abort_ends_at_once_and_receipts_say_so() {
+    let (orders, source) = channel::<u64>(10);
+    let valve = Valve::shut();
+    let sink = valve.clone();
+    let running = Job::new("abort", move |flow| flow.source(&source)?.sink(&sink)).start().unwrap();
+    let receipt = orders.try_send(1).unwrap();
+    eventually("it is taken", || valve.taken().len() == 1);
+    running.abort();
+    assert_eq!(running.wait().expect_err("it was aborted").kind(), ErrorKind::Aborted);
+    drop(valve);
+    assert_eq!(receipt.wait(), Err(Undelivered::Ended));
+}
+
+#[test]
+fn a_running_job_is_a_future() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let results = collect();
+    let sink = results.clone();
+    let running = Job::new("future", move |flow| flow.source(rows(0..10))?.sink(&sink)).start().unwrap();
+    let report = runtime.block_on(running).unwrap();
+    assert_eq!((report.records_in(), results.len()), (10, 10));
+}
+
+#[test]
+fn a_channel_wakes_whoever_awaits() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+    let (orders, source) = channel::<u64>(2);
+    let running = Job::new("await", move |flow| flow.source(&source)?.sink(millstream::discard())).start().unwrap();
+    runtime.block_on(async {
+        for n in 0..200 {
+            orders.send(n).await.unwrap().await.unwrap();
+        }
+    });
+    drop(orders);
+    assert_eq!(running.wait().unwrap().records_in(), 200);
+}

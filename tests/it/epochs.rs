@@ -1,0 +1,123 @@
+//! Epochs and checkpoints: none without a reason, commits behind acknowledgements and never behind for ever.
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use millstream::{Clock, Job, Trigger, channel, collect};
+
+use crate::support::script::Script;
+use crate::support::valve::Valve;
+use crate::support::{PATIENCE, eventually};
+
+#[test]
+fn an_idle_job_opens_none_and_answers_at_once_when_woken() {
+    for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::ZERO)] {
+        let ((orders, source), results) = (channel::<u64>(10), collect());
+        let sink = results.clone();
+        let job = Job::new("idle", move |flow| flow.source(&source)?.sink(&sink));
+        let running = job.checkpoint_every(Duration::from_millis(1)).trigger(trigger).start().unwrap();
+        drop(orders.try_send(0).unwrap());
+        results.wait_for(1, PATIENCE).unwrap();
+        eventually("it has committed", || running.report().committed >= 1);
+        // It settles: what the first record was a reason for is done.
+        let mut before = running.report().epochs;
+        eventually("no epoch follows another", || {
+            std::thread::sleep(Duration::from_millis(50));
+            std::mem::replace(&mut before, running.report().epochs) == before
+        });
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(running.report().epochs, before, "nothing happened, and an epoch was opened");
+        let asked = Instant::now();
+        drop(orders.try_send(1).unwrap());
+        results.wait_for(2, PATIENCE).unwrap();
+        assert!(asked.elapsed() < Duration::from_millis(50), "woken after {:?}", asked.elapsed());
+        drop(orders);
+        running.wait().unwrap();
+    }
+}
+
+#[test]
+fn offsets_are_committed_within_an_interval_after_records_stop() {
+    let (script, results, clock) = (Script::numbers(100, 1, 2).endless(), collect(), Clock::simulated());
+    let (log, sink) = (script.log.clone(), results.clone());
+    let job = Job::new("quiet", move |flow| flow.source(&script)?.sink(&sink)).clock(clock.clone());
+    let running = job.checkpoint_every(Duration::from_secs(1)).start().unwrap();
+    results.wait_for(100, PATIENCE).unwrap();
+    clock.advance(Duration::from_millis(1_001));
+    eventually("all is committed", || log.committed() == 100);
+    drop(running);
+}
+
+#[test]
+fn offsets_wait_for_acknowledgements_and_memory_does_not_wait_for_offsets() {
+    let (script, valve, clock) = (Script::numbers(1_000, 2, 4).endless(), Valve::shut(), Clock::simulated());
+    let (log, sink) = (script.log.clone(), valve.clone());
+    let job = Job::new("behind", move |flow| flow.source(&script)?.sink(&sink)).clock(clock.clone());
+    let running = job.checkpoint_every(Duration::from_millis(10)).start().unwrap();
+    eventually("all records are taken", || valve.taken().len() == 1_000);
+    for _ in 0..20 {
+        clock.advance(Duration::from_millis(10));
+        std::thread::yield_now();
+    }
+    assert_eq!(log.committed(), 0, "nothing is acknowledged");
+    valve.acknowledge(999);
+    eventually("latency is known at the acknowledgement", || running.report().sinks[0].latency.count == 999);
+    clock.advance(Duration::from_millis(10));
+    assert!(log.committed() < 1_000, "the last record is in flight");
+    valve.open();
+    eventually("all is committed", || {
+        clock.advance(Duration::from_millis(10));
+        log.committed() == 1_000
+    });
+    drop(running);
+}
+
+#[test]
+fn at_most_one_checkpoint_is_between_cut_and_commit() {
+    let (orders, source) = channel::<u64>(10);
+    let (script, clock, results) = (Script::numbers(10_000, 1, 4).batches_of(5).endless(), Clock::simulated(), collect());
+    let (log, sink) = (script.log.clone(), results.clone());
+    log.hold_commits.store(true, SeqCst);
+    let job = Job::new("slow commit", move |flow| {
+        flow.source(&source)?.sink(millstream::discard())?;
+        flow.source(&script)?.sink(&sink)
+    });
+    let running = job.checkpoint_every(Duration::from_millis(1)).clock(clock.clone()).start().unwrap();
+    results.wait_for(10_000, PATIENCE).unwrap();
+    eventually("a commit was handed over", || {
+        clock.advance(Duration::from_millis(1));
+        !log.commits.lock().unwrap().is_empty()
+    });
+    for n in 0..50 {
+        clock.advance(Duration::from_millis(5));
+        drop(orders.try_send(n).unwrap().wait());
+    }
+    // The one that is not answered, and the one that was cut behind it.
+    assert!(log.commits.lock().unwrap().len() <= 2, "{:?}", log.commits.lock().unwrap());
+    log.hold_commits.store(false, SeqCst);
+    eventually("the rest follows", || {
+        clock.advance(Duration::from_millis(5));
+        log.committed() == 10_000
+    });
+    drop((running, orders));
+}
+
+#[test]
+fn a_micro_batch_is_one_checkpoint_of_what_was_there_at_its_tick() {
+    let ((orders, source), results, clock) = (channel::<u64>(100), collect(), Clock::simulated());
+    let sink = results.clone();
+    let job = Job::new("ticks", move |flow| flow.source(&source)?.sink(&sink));
+    let running = job.trigger(Trigger::micro_batch(Duration::from_secs(1))).clock(clock.clone()).start().unwrap();
+    for batch in 1..=5 {
+        (0..10).for_each(|n| drop(orders.try_send(n).unwrap()));
+        eventually("they are polled", || running.report().sources[0].records >= 10 * (batch - 1));
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(results.len() as u64, 10 * (batch - 1), "nothing leaves between ticks");
+        clock.advance(Duration::from_secs(1));
+        results.wait_for(10 * batch as usize, PATIENCE).expect("the tick lets them go");
+        eventually("the batch is committed", || running.report().committed == batch);
+    }
+    assert_eq!(running.report().epochs, 5, "one epoch for each batch");
+    assert_eq!(running.report().sinks[0].queue.p50, Duration::from_secs(1), "they waited for their tick");
+    drop(running);
+}

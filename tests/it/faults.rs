@@ -1,0 +1,156 @@
+//! Faults: the first one ends the run, with a name, and hangs nobody; nothing is committed beyond what was acknowledged;
+//! a restart begins again from there with fresh clients.
+
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use millstream::{Error, ErrorKind, Job, Malformed, Restart, Trigger, collect, rows};
+
+use crate::support::eventually;
+use crate::support::script::Script;
+use crate::support::valve::Valve;
+
+const QUICKLY: Restart = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(5) };
+
+#[test]
+fn a_panic_on_one_of_four_workers_ends_the_job_with_the_operators_name() {
+    for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::from_millis(1))] {
+        let script = Script::numbers(100_000, 4, 3).endless();
+        let fell = Arc::new(Mutex::new(None));
+        let falls = Arc::clone(&fell);
+        let job = Job::new("panic", move |flow| {
+            let falls = Arc::clone(&falls);
+            flow.source(&script)?
+                .map(move |n| {
+                    if n == 77_777 {
+                        *falls.lock().unwrap() = Some(Instant::now());
+                        panic!("no sevens");
+                    }
+                    n
+                })
+                .named("seventh heaven")
+                .filter(|_| true)
+                .rebalance()
+                .sink(millstream::discard())
+        });
+        let error = job.workers(4).trigger(trigger).run().expect_err("it panics");
+        let since = fell.lock().unwrap().expect("it did panic").elapsed();
+        assert_eq!(error.kind(), ErrorKind::Panic);
+        assert!(error.to_string().contains("seventh heaven") && error.to_string().contains("no sevens"), "{error}");
+        assert!(since < Duration::from_secs(1), "it took {since:?}");
+    }
+}
+
+#[test]
+fn a_fault_in_a_source_ends_the_job_and_commits_no_more_than_was_acknowledged() {
+    let (script, valve) = (Script::numbers(10_000, 4, 5).failing_at(20), Valve::shut());
+    let (log, sink) = (script.log.clone(), valve.clone());
+    let job = Job::new("source fault", move |flow| flow.source(&script)?.sink(&sink)).workers(4);
+    let error = job.checkpoint_every(Duration::from_millis(1)).run().expect_err("the reader fails");
+    assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Source, "the script says to fail"));
+    valve.open();
+    assert_eq!(log.committed(), 0, "nothing was acknowledged while it ran");
+}
+
+#[test]
+fn a_fault_in_a_sink_with_records_in_flight_commits_nothing_beyond_the_acknowledged() {
+    let (script, valve) = (Script::numbers(10_000, 1, 6).batches_of(10), Valve::failing_after(5_000));
+    let (log, sink) = (script.log.clone(), valve.clone());
+    let job = Job::new("sink fault", move |flow| flow.source(&script)?.sink(&sink));
+    let running = job.checkpoint_every(Duration::from_millis(1)).start().unwrap();
+    let mut acknowledged = 0;
+    let mut running = running;
+    let error = loop {
+        // Some of what is in flight is acknowledged while more comes, in order.
+        valve.acknowledge(7);
+        acknowledged += 7;
+        if let Some(ended) = running.wait_for(Duration::from_micros(50)) {
+            break ended.expect_err("the writer fails");
+        }
+    };
+    assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Sink, "the valve broke"));
+    assert!(log.committed() <= acknowledged, "{} committed, {acknowledged} acknowledged", log.committed());
+}
+
+#[test]
+fn a_restart_begins_from_what_was_committed_with_fresh_clients() {
+    for workers in [1, 3] {
+        let (script, results) = (Script::numbers(5_000, 4, 8).failing_at(30), collect());
+        let (log, sink) = (script.log.clone(), results.clone());
+        let job = Job::new("restart", move |flow| flow.source(&script)?.sink(&sink)).workers(workers).restart(QUICKLY);
+        let report = job.checkpoint_every(Duration::from_millis(1)).run().unwrap();
+        assert_eq!((report.restarts, log.connects.load(SeqCst)), (1, 2));
+        let mut values = results.values();
+        values.sort_unstable();
+        values.dedup();
+        assert_eq!(values, (0..5_000).collect::<Vec<_>>(), "nothing is lost");
+        assert_eq!(log.committed(), 5_000);
+    }
+}
+
+#[test]
+fn a_sink_that_failed_is_opened_again() {
+    let (script, valve) = (Script::numbers(2_000, 2, 9), Valve::failing_after(500));
+    let sink = valve.clone();
+    let running = Job::new("sink again", move |flow| flow.source(&script)?.sink(&sink)).restart(QUICKLY).start().unwrap();
+    eventually("the second run takes everything", || valve.taken().len() >= 2_500);
+    valve.open();
+    let report = running.wait().unwrap();
+    assert_eq!(report.restarts, 1);
+    let mut taken = valve.taken();
+    taken.sort_unstable();
+    taken.dedup();
+    assert_eq!(taken.len(), 2_000);
+}
+
+#[test]
+fn a_record_that_panics_every_time_is_no_endless_loop() {
+    let runs = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&runs);
+    let job = Job::new("poison", move |flow| {
+        let runs = Arc::clone(&counted);
+        flow.source(rows(0..10u64).partitions(1))?
+            .inspect(move |n| {
+                if *n == 3 {
+                    runs.fetch_add(1, SeqCst);
+                    panic!("poison");
+                }
+            })
+            .sink(millstream::discard())
+    });
+    let error = job.restart(QUICKLY).run().expect_err("it can never pass");
+    assert_eq!((error.kind(), runs.load(SeqCst)), (ErrorKind::Panic, 3));
+}
+
+#[test]
+fn a_malformed_record_stops_without_a_restart() {
+    let malformed = |n: u64| -> Result<u64, Malformed> {
+        let cause = "five is right out".to_owned();
+        let record = Malformed { origin: None, key: None, bytes: None, headers: Default::default(), cause };
+        if n == 5 { Err(record) } else { Ok(n) }
+    };
+    let job = Job::new("malformed", move |flow| flow.source(rows(0..10))?.map(malformed).or_stop().sink(millstream::discard()));
+    let error = job.restart(QUICKLY).run().expect_err("the fifth record is malformed");
+    assert_eq!(error.kind(), ErrorKind::Malformed);
+    assert!(error.to_string().contains("five is right out"));
+}
+
+#[test]
+fn skipped_errors_show_in_the_report() {
+    let check = |n: u64| if n % 10 == 0 { Err(Error::new(ErrorKind::Malformed, "a round number")) } else { Ok(n) };
+    let job = Job::new("skip", move |flow| flow.source(rows(0..100))?.map(check).or_skip().sink(millstream::discard()));
+    let report = job.run().unwrap();
+    let stage = report.stages.iter().find(|stage| stage.name == "or_skip").unwrap();
+    assert_eq!((stage.records_in, stage.records_out), (100, 90));
+}
+
+#[test]
+fn a_worker_that_does_not_come_back_is_a_fault() {
+    let job = Job::new("stuck", |flow| {
+        let sleep = |_: &u64| std::thread::sleep(Duration::from_secs(3));
+        flow.source(rows(0..1u64))?.inspect(sleep).sink(millstream::discard())
+    });
+    let error = job.stuck_after(Duration::from_millis(200)).run().expect_err("it sleeps");
+    assert_eq!(error.kind(), ErrorKind::Stuck);
+}

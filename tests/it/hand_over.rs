@@ -1,0 +1,74 @@
+//! Partitions that are taken while a job runs: what was released of them is acknowledged and committed before they are
+//! given back; what is lost is not committed.
+
+use std::time::Duration;
+
+use millstream::{Clock, Job, Trigger};
+
+use crate::support::eventually;
+use crate::support::script::Script;
+use crate::support::valve::Valve;
+
+#[test]
+fn a_taken_partition_is_committed_before_it_is_given_back() {
+    let (script, valve, clock) = (Script::numbers(4_000, 4, 2).batches_of(16).endless(), Valve::shut(), Clock::simulated());
+    let (log, sink) = (script.log.clone(), valve.clone());
+    let job = Job::new("taken", move |flow| flow.source(&script)?.sink(&sink)).workers(2).clock(clock);
+    let running = job.hand_over_within(Duration::from_secs(30)).start().unwrap();
+    eventually("some of it is taken", || valve.taken().len() > 500);
+    log.take(&["p1", "p2"]);
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(log.given_back.lock().unwrap().is_empty(), "its records are not acknowledged");
+    valve.open();
+    eventually("it is given back", || log.given_back.lock().unwrap().len() == 2);
+    let of = |partition: u64| valve.taken().iter().filter(|n| *n % 4 == partition).count() as u64;
+    let committed = log.committed.lock().unwrap().clone();
+    assert_eq!((committed["p1"], committed["p2"]), (of(1), of(2)), "exactly what was released");
+    running.stop();
+    running.wait().unwrap();
+    assert_eq!(log.committed.lock().unwrap()["p0"], 1_000, "what was kept goes on");
+    assert_eq!(log.committed.lock().unwrap()["p1"], committed["p1"], "what was given back does not");
+}
+
+#[test]
+fn a_partition_that_cannot_be_drained_is_given_back_in_time() {
+    let (script, valve) = (Script::numbers(4_000, 4, 2).endless(), Valve::shut());
+    let (log, sink) = (script.log.clone(), valve.clone());
+    let job = Job::new("not drained", move |flow| flow.source(&script)?.sink(&sink));
+    let running = job.hand_over_within(Duration::from_millis(100)).start().unwrap();
+    eventually("some of it is taken", || valve.taken().len() > 500);
+    log.take(&["p0"]);
+    eventually("it is given back", || !log.given_back.lock().unwrap().is_empty());
+    assert!(!log.committed.lock().unwrap().contains_key("p0"), "nothing of it was acknowledged");
+    drop(running);
+}
+
+#[test]
+fn a_lost_partition_is_not_committed() {
+    let (script, valve, clock) = (Script::numbers(4_000, 4, 2).endless(), Valve::shut(), Clock::simulated());
+    let (log, sink) = (script.log.clone(), valve.clone());
+    let job = Job::new("lost", move |flow| flow.source(&script)?.sink(&sink)).clock(clock);
+    let running = job.start().unwrap();
+    eventually("all of it is taken", || valve.taken().len() == 4_000);
+    log.lose(&["p3"]);
+    eventually("it is given back", || !log.given_back.lock().unwrap().is_empty());
+    valve.open();
+    running.stop();
+    running.wait().unwrap();
+    let committed = log.committed.lock().unwrap();
+    assert!(!committed.contains_key("p3") && committed["p0"] == 1_000, "{committed:?}");
+}
+
+#[test]
+fn a_taken_partition_waits_for_no_tick() {
+    let (script, valve, clock) = (Script::numbers(400, 4, 2).endless(), Valve::shut(), Clock::simulated());
+    valve.open();
+    let (log, sink) = (script.log.clone(), valve.clone());
+    let job = Job::new("between ticks", move |flow| flow.source(&script)?.sink(&sink));
+    let job = job.trigger(Trigger::micro_batch(Duration::from_secs(3_600))).clock(clock);
+    let running = job.hand_over_within(Duration::from_secs(30)).start().unwrap();
+    eventually("it reads", || log.polls.load(std::sync::atomic::Ordering::SeqCst) > 10);
+    log.take(&["p0"]);
+    eventually("it is given back", || !log.given_back.lock().unwrap().is_empty());
+    drop(running);
+}

@@ -1,0 +1,13 @@
+//! The promises, each as a test: one binary. Tests of the engine alone need nothing; those under `kafka` run on a real
+//! broker when `MILLSTREAM_KAFKA` names one, and on an embedded one otherwise.
+
+mod support;
+
+mod bounds;
+mod ends;
+mod epochs;
+mod faults;
+mod hand_over;
+mod kafka;
+mod mistakes;
+mod results;

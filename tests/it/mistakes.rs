@@ -1,0 +1,75 @@
+//! Every mistake is an error at start that names it.
+
+use std::time::Duration;
+
+use millstream::{Bytes, Error, ErrorKind, Flow, Job, Restart, Result, channel, discard, rows};
+
+#[track_caller]
+fn check(job: Job, kind: ErrorKind, names: &str) {
+    let error = job.start().expect_err("it is a mistake");
+    assert_eq!(error.kind(), kind, "{error}");
+    assert!(error.to_string().contains(names), "`{error}` does not name `{names}`");
+}
+
+fn job(pipeline: impl Fn(&Flow<'_>) -> Result<()> + Send + Sync + 'static) -> Job {
+    Job::new("mistaken", pipeline)
+}
+
+fn good(flow: &Flow<'_>) -> Result<()> {
+    flow.source(rows(0..3))?.sink(discard())
+}
+
+#[test]
+fn in_a_pipeline() {
+    check(job(|_| Ok(())), ErrorKind::Pipeline, "opens no source");
+    check(job(|flow| flow.source(rows(0..3)).map(drop)), ErrorKind::Pipeline, "`rows` does not reach a sink");
+    let branch = |flow: &Flow<'_>| {
+        let (left, right) = flow.source(rows(0..3))?.map(|n| n).named("left over").branch(|n| *n > 1);
+        drop(right);
+        left.sink(discard())
+    };
+    check(job(branch), ErrorKind::Pipeline, "`branch` does not reach a sink");
+    let fork = |flow: &Flow<'_>| {
+        let stream = flow.source(rows(0..3))?.map(|n| n).named("forked");
+        stream.clone().sink(discard())
+    };
+    check(job(fork), ErrorKind::Pipeline, "`forked` does not reach a sink");
+    let twins = |flow: &Flow<'_>| flow.source(rows(0..3))?.map(|n| n).named("x").map(|n| n).named("x").sink(discard());
+    check(job(twins), ErrorKind::Pipeline, "two operators are named `x`");
+    let own = |_: &Flow<'_>| Err(Error::new(ErrorKind::Option, "my own check"));
+    check(job(own), ErrorKind::Option, "my own check");
+    check(job(|_| panic!("in the plan")), ErrorKind::Panic, "`mistaken`");
+}
+
+#[test]
+fn in_a_pipeline_that_is_not_the_same_each_time() {
+    let calls = std::sync::atomic::AtomicU64::new(0);
+    let changing = move |flow: &Flow<'_>| {
+        let stream = flow.source(rows(0..3))?;
+        match calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+            0 => stream.map(|n| n).sink(discard()),
+            _ => stream.filter(|_| true).sink(discard()),
+        }
+    };
+    check(job(changing), ErrorKind::Pipeline, "the same pipeline each time");
+}
+
+#[test]
+fn in_the_options_of_a_job() {
+    check(job(good).workers(0), ErrorKind::Option, "`workers`");
+    check(job(good).memory(Bytes(0)), ErrorKind::Option, "`memory`");
+    check(job(good).checkpoint_every(Duration::ZERO), ErrorKind::Option, "`checkpoint_every`");
+    check(job(good).stuck_after(Duration::ZERO), ErrorKind::Option, "`stuck_after`");
+    check(Job::new("", good), ErrorKind::Option, "name");
+    let backwards = Restart::Backoff { first: Duration::from_secs(2), most: Duration::from_secs(1) };
+    check(job(good).restart(backwards), ErrorKind::Option, "`Restart::Backoff`");
+}
+
+#[test]
+fn in_a_channel_that_is_read_twice() {
+    let (_orders, source) = channel::<u64>(1);
+    let other = source.clone();
+    let first = Job::new("first", move |flow| flow.source(&source)?.sink(discard())).start().unwrap();
+    check(job(move |flow| flow.source(&other)?.sink(discard())), ErrorKind::Option, "channel");
+    drop(first);
+}

@@ -1,0 +1,214 @@
+//! A source that reads as a test says: partitions of numbers, batches and pauses by a seed, a fault where wanted,
+//! partitions given and taken, and a log of what was committed.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+
+use millstream::{
+    Batch, Bytes, Change, CheckpointId, Error, ErrorKind, Offset, Offsets, OpenSource, Partition, Polled, Progress,
+    Reader, Result, Room, SharedSource, Source, Taken, Wake, Worker,
+};
+
+/// What each record holds, as far as the engine's budget goes.
+pub const RECORD: Bytes = Bytes(64);
+
+/// See the module.
+#[derive(Clone)]
+pub struct Script {
+    partitions: Vec<Vec<u64>>,
+    seed: u64,
+    batch_max: usize,
+    fails_at: Option<usize>,
+    endless: bool,
+    pub log: Arc<Log>,
+}
+
+/// What happened to a script.
+#[derive(Default)]
+pub struct Log {
+    /// The newest offset committed, by partition.
+    pub committed: Mutex<BTreeMap<String, u64>>,
+    /// Every commit, in order.
+    pub commits: Mutex<Vec<Vec<(String, u64)>>>,
+    pub connects: AtomicUsize,
+    pub given_back: Mutex<Vec<String>>,
+    /// Changes that the next `serve` reports.
+    changes: Mutex<Vec<Change>>,
+    wake: Mutex<Option<Wake>>,
+    /// Commits are answered only when this is unlocked.
+    pub hold_commits: std::sync::atomic::AtomicBool,
+    unanswered: Mutex<Vec<CheckpointId>>,
+    pub polls: AtomicUsize,
+}
+
+impl Log {
+    pub fn committed(&self) -> u64 {
+        self.committed.lock().unwrap().values().sum()
+    }
+
+    pub fn take(&self, partitions: &[&str]) {
+        let taken = Taken::new(partitions.iter().map(|name| Partition::new(*name)).collect());
+        self.change(Change::Taken(taken));
+    }
+
+    pub fn lose(&self, partitions: &[&str]) {
+        let taken = Taken::new(partitions.iter().map(|name| Partition::new(*name)).collect());
+        self.change(Change::Lost(taken));
+    }
+
+    fn change(&self, change: Change) {
+        self.changes.lock().unwrap().push(change);
+        self.wake.lock().unwrap().as_ref().expect("the job runs").wake();
+    }
+}
+
+impl Script {
+    /// One partition per list; batches of up to `batch_max`, sizes and pauses by the seed.
+    pub fn new(partitions: Vec<Vec<u64>>, seed: u64) -> Script {
+        Script { partitions, seed, batch_max: 64, fails_at: None, endless: false, log: Arc::default() }
+    }
+
+    /// So many numbers from 0, dealt to partitions in turn.
+    pub fn numbers(count: u64, partitions: usize, seed: u64) -> Script {
+        let deal = |partition: usize| (partition as u64..count).step_by(partitions).collect();
+        Script::new((0..partitions).map(deal).collect(), seed)
+    }
+
+    pub fn batches_of(self, batch_max: usize) -> Script {
+        Script { batch_max, ..self }
+    }
+
+    /// Each reader fails after so many of its polls, on its first connection.
+    pub fn failing_at(self, poll: usize) -> Script {
+        Script { fails_at: Some(poll), ..self }
+    }
+
+    /// Readers wait for more behind their last record.
+    pub fn endless(self) -> Script {
+        Script { endless: true, ..self }
+    }
+}
+
+pub struct Shared {
+    script: Script,
+    start: Vec<usize>,
+    is_first: bool,
+}
+
+impl Source for Script {
+    type Item = u64;
+    type Shared = Shared;
+    type Reader = ScriptReader;
+
+    fn name(&self) -> String {
+        "script".to_owned()
+    }
+
+    fn connect(self, open: OpenSource) -> Result<Shared> {
+        let is_first = self.log.connects.fetch_add(1, SeqCst) == 0;
+        *self.log.wake.lock().unwrap() = Some(open.wake.clone());
+        let start = (0..self.partitions.len()).map(|index| {
+            let next = open.resume.as_ref().and_then(|offsets| offsets.get(&partition(index)));
+            next.map_or(0, |next| next.0 as usize)
+        });
+        Ok(Shared { start: start.collect(), script: self, is_first })
+    }
+
+    fn reader(shared: &Arc<Shared>, worker: Worker, wake: Wake) -> Result<ScriptReader> {
+        let own = (0..shared.script.partitions.len()).filter(|index| index % worker.peers == worker.index);
+        Ok(ScriptReader {
+            next: own.map(|index| (index, shared.start[index])).collect(),
+            shared: Arc::clone(shared),
+            random: fastrand::Rng::with_seed(shared.script.seed ^ worker.index as u64),
+            wake,
+            polls: 0,
+            forgotten: Vec::new(),
+        })
+    }
+}
+
+fn partition(index: usize) -> Partition {
+    Partition::new(format!("p{index}"))
+}
+
+impl SharedSource for Shared {
+    fn begin(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn serve(&self) -> Result<Vec<Change>> {
+        let log = &self.script.log;
+        let mut changes = std::mem::take(&mut *log.changes.lock().unwrap());
+        if !log.hold_commits.load(SeqCst) {
+            changes.extend(log.unanswered.lock().unwrap().drain(..).map(Change::Committed));
+        }
+        Ok(changes)
+    }
+
+    fn commit(&self, checkpoint: CheckpointId, offsets: &Offsets) -> Result<Progress> {
+        let log = &self.script.log;
+        let commit: Vec<(String, u64)> =
+            offsets.iter().map(|(partition, next)| (partition.name().to_owned(), next.0)).collect();
+        log.committed.lock().unwrap().extend(commit.iter().cloned());
+        log.commits.lock().unwrap().push(commit);
+        if log.hold_commits.load(SeqCst) {
+            log.unanswered.lock().unwrap().push(checkpoint);
+            return Ok(Progress::Pending);
+        }
+        Ok(Progress::Done)
+    }
+
+    fn give_back(&self, taken: Taken) -> Result<()> {
+        let names = taken.partitions().iter().map(|partition| partition.name().to_owned());
+        self.script.log.given_back.lock().unwrap().extend(names);
+        Ok(())
+    }
+}
+
+pub struct ScriptReader {
+    shared: Arc<Shared>,
+    /// Partition and next index.
+    next: Vec<(usize, usize)>,
+    random: fastrand::Rng,
+    wake: Wake,
+    polls: usize,
+    forgotten: Vec<Partition>,
+}
+
+impl Reader for ScriptReader {
+    type Item = u64;
+
+    fn poll(&mut self, batch: &mut Batch<u64>, room: Room) -> Result<Polled> {
+        let script = &self.shared.script;
+        script.log.polls.fetch_add(1, SeqCst);
+        self.polls += 1;
+        if self.shared.is_first && script.fails_at == Some(self.polls) {
+            return Err(Error::new(ErrorKind::Source, "the script says to fail"));
+        }
+        let open = |(index, next): &(usize, usize)| {
+            *next < script.partitions[*index].len() && !self.forgotten.contains(&partition(*index))
+        };
+        let ready: Vec<usize> = (0..self.next.len()).filter(|position| open(&self.next[*position])).collect();
+        if ready.is_empty() {
+            return Ok(if script.endless { Polled::Idle } else { Polled::Ended });
+        }
+        if self.random.u8(..4) == 0 {
+            // A pause: nothing now, but soon.
+            self.wake.wake();
+            return Ok(Polled::Idle);
+        }
+        let (index, next) = &mut self.next[ready[self.random.usize(..ready.len())]];
+        let values = &script.partitions[*index];
+        let count = self.random.usize(1..=script.batch_max).min(room.records).min(values.len() - *next);
+        let count = count.min((room.bytes.0 / RECORD.0).max(1) as usize);
+        batch.extend(values[*next..*next + count].iter().copied(), RECORD);
+        *next += count;
+        batch.read_to(partition(*index), Offset(*next as u64));
+        Ok(Polled::More)
+    }
+
+    fn forget(&mut self, partitions: &[Partition]) {
+        self.forgotten.extend(partitions.iter().cloned());
+    }
+}
