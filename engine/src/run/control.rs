@@ -28,6 +28,8 @@ use super::worker::Started;
 #[derive(Debug)]
 pub(crate) enum Event {
     Built,
+    /// A worker could not build its dataflow.
+    NotBuilt(Error),
     Gathered(Gathered),
     WorkerEnded,
     /// A client has something to be served, or a worker answered a recall.
@@ -202,10 +204,8 @@ impl<'s> Control<'s> {
         match control.start_workers(pipeline).and_then(|()| control.begin(events)) {
             Ok(()) => Ok(control),
             Err(error) => {
-                control.run.fault.record(error);
-                let first = control.run.fault.take();
                 control.take_down(handle);
-                Err(first.expect("it was just recorded"))
+                Err(error)
             }
         }
     }
@@ -221,15 +221,11 @@ impl<'s> Control<'s> {
     fn begin(&mut self, events: &Receiver<Event>) -> Result<()> {
         let mut built = 0;
         while built < self.spec.workers {
-            match events.recv_timeout(SERVE_EVERY) {
-                Ok(Event::Built) => built += 1,
-                Ok(Event::WorkerEnded) => self.ended += 1,
-                // A small pipeline may be done before all others are built.
-                Ok(Event::Gathered(gathered)) => self.committer.gather(gathered)?,
-                Ok(_) | Err(_) => {}
-            }
-            if let Some(error) = self.run.fault.take() {
-                return Err(error);
+            match events.recv().expect("the handle holds a sender") {
+                Event::Built => built += 1,
+                Event::NotBuilt(error) => return Err(error),
+                // A small pipeline may be done, or may have failed, before all others are built.
+                event => self.take(event)?,
             }
         }
         for source in &self.run.plan.sources {
@@ -286,7 +282,7 @@ impl<'s> Control<'s> {
                 self.ended += 1;
                 Ok(())
             }
-            Event::Gathered(_) | Event::Built | Event::Serve | Event::Asked => Ok(()),
+            Event::Gathered(_) | Event::Built | Event::NotBuilt(_) | Event::Serve | Event::Asked => Ok(()),
         }
     }
 
@@ -401,7 +397,7 @@ impl<'s> Control<'s> {
 
     /// Ends every thread of the run, then the clients.
     fn take_down(mut self, handle: &Handle) {
-        if self.ended < self.workers.len() {
+        if self.ended < self.spec.workers {
             self.run.fault.record(Error::new(ErrorKind::Aborted, "the run is over"));
         }
         let deadline = Instant::now() + self.spec.stuck_after;

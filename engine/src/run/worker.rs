@@ -13,7 +13,7 @@ use timely::communication::{Allocator, AllocatorBuilder};
 use timely::worker::{ProgressMode, Worker};
 
 use crate::operator::fault;
-use crate::words::{Error, ErrorKind, Moment, Result};
+use crate::words::{Clock, Error, ErrorKind, Moment, Result};
 
 use super::control::Event;
 use super::plan::{Pipeline, Run};
@@ -71,24 +71,30 @@ impl Started {
 fn work(allocator: AllocatorBuilder, run: &Arc<Run>, pipeline: &dyn Pipeline, stepping: &AtomicU64) {
     let this = thread::current();
     run.fault.on_record(move || this.unpark());
+    let mut built = false;
     let worked = catch_unwind(AssertUnwindSafe(|| {
         let mut worker = Worker::new(config(), allocate(allocator), Some(Instant::now()));
-        match worker.dataflow(|scope| pipeline.build(scope, run)) {
-            Ok(()) => run.events.send(Event::Built),
-            Err(error) => run.fault.record(error),
-        }
+        worker.dataflow(|scope| pipeline.build(scope, run))?;
+        built = true;
+        run.events.send(Event::Built);
         // Real time, because it is the machine that gets stuck.
-        let clock = crate::words::Clock::system();
+        let clock = Clock::system();
         while !run.fault.is_set() && worker.has_dataflows() {
             stepping.store(clock.now().as_nanos().max(1), Relaxed);
             worker.step_or_park(Some(PARK_MAX));
         }
         // Nothing steps any more, so letting go of capabilities tells nobody anything.
         worker.installed_dataflows().into_iter().for_each(|dataflow| worker.drop_dataflow(dataflow));
+        Ok(())
     }));
-    if let Err(payload) = worked {
+    let failed = worked.unwrap_or_else(|payload| {
         let operator = fault::here().map_or("pipeline", |node| run.plan.name(node));
-        run.fault.record(fault::panicked(operator, &*payload));
+        Err(fault::panicked(operator, &*payload))
+    });
+    match failed {
+        Ok(()) => {}
+        Err(error) if built => run.fault.record(error),
+        Err(error) => run.events.send(Event::NotBuilt(error)),
     }
     stepping.store(0, Relaxed);
     run.events.send(Event::WorkerEnded);
