@@ -55,7 +55,8 @@ fn run(mut options: Options) -> Result<()> {
             Some(Embedded::start(&options.input, &options.output, 1_000, preload)?)
         }
     };
-    let brokers = embedded.as_ref().map_or_else(|| options.brokers.clone().unwrap_or_default(), |own| own.brokers.clone());
+    let brokers =
+        embedded.as_ref().map_or_else(|| options.brokers.clone().unwrap_or_default(), |own| own.brokers.clone());
     let line = ProgressBar::no_length().with_style(ProgressStyle::with_template("{msg}").expect("it is a constant"));
     let kafka = Kafka::new(brokers);
     let of_job = options.clone();

@@ -55,7 +55,8 @@ pub struct Embedded {
 impl Embedded {
     /// Starts all three; with `preload` so many orders are there before anybody reads, and none follow.
     pub fn start(input: &str, output: &str, rate: u64, preload: Option<u64>) -> Result<Embedded> {
-        let failed = |cause: String| Error::new(ErrorKind::Unreachable, "cannot start the embedded broker").caused_by(cause);
+        let failed =
+            |cause: String| Error::new(ErrorKind::Unreachable, "cannot start the embedded broker").caused_by(cause);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.map_err(|cause| failed(cause.to_string()))?;
         let broker = runtime.block_on(FakeBroker::start()).map_err(|cause| failed(cause.to_string()))?;
@@ -143,8 +144,11 @@ fn observe(brokers: &str, topic: &str, latencies: &Mutex<Histogram<u64>>, done: 
     struct Seen {
         due: u64,
     }
-    let consumer: BaseConsumer =
-        client(brokers).set("group.id", "observer").set("enable.auto.commit", "false").create().expect("the settings are constants");
+    let consumer: BaseConsumer = client(brokers)
+        .set("group.id", "observer")
+        .set("enable.auto.commit", "false")
+        .create()
+        .expect("the settings are constants");
     let mut all = TopicPartitionList::new();
     for partition in 0..PARTITIONS {
         all.add_partition_offset(topic, partition, Offset::Beginning).expect("the beginning is an offset");

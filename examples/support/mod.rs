@@ -71,9 +71,12 @@ pub fn run(job: Job, options: &Options, mut each_second: impl FnMut(&Report)) ->
     let job = if options.brokers.is_some() { job.live() } else { job };
     let mut running = job.start()?;
     stop_on_signals(&running);
-    let mut lines = options.report.as_ref().map(File::create).transpose().map_err(|cause| {
-        Error::new(ErrorKind::Option, "cannot create the report's file").caused_by(cause)
-    })?;
+    let mut lines = options
+        .report
+        .as_ref()
+        .map(File::create)
+        .transpose()
+        .map_err(|cause| Error::new(ErrorKind::Option, "cannot create the report's file").caused_by(cause))?;
     let deadline = options.duration.map(|duration| Instant::now() + duration);
     let mut stopped = false;
     loop {
@@ -94,9 +97,10 @@ pub fn run(job: Job, options: &Options, mut each_second: impl FnMut(&Report)) ->
 }
 
 fn write(lines: &mut Option<impl Write>, report: &Report) -> Result<()> {
-    lines.as_mut().map_or(Ok(()), |lines| report::write_line(report, lines)).map_err(|cause| {
-        Error::new(ErrorKind::Sink, "cannot write to the report's file").caused_by(cause)
-    })
+    lines
+        .as_mut()
+        .map_or(Ok(()), |lines| report::write_line(report, lines))
+        .map_err(|cause| Error::new(ErrorKind::Sink, "cannot write to the report's file").caused_by(cause))
 }
 
 /// The first SIGINT or SIGTERM drains, commits and ends; a second one aborts.

@@ -37,7 +37,8 @@ fn a_sink_without_room_stops_the_reading_and_goes_on_where_it_was() {
     valve.inner.full.store(true, SeqCst);
     valve.open();
     let sink = valve.clone();
-    let running = Job::new("full", move |flow| flow.source(&script)?.sink(&sink)).memory(memory_for(50)).start().unwrap();
+    let running =
+        Job::new("full", move |flow| flow.source(&script)?.sink(&sink)).memory(memory_for(50)).start().unwrap();
     eventually("the budget is used", || running.report().sources[0].records >= 42);
     std::thread::sleep(Duration::from_millis(50));
     assert!(running.report().sources[0].records <= 58 && valve.taken().is_empty());

@@ -75,7 +75,8 @@ fn offsets_wait_for_acknowledgements_and_memory_does_not_wait_for_offsets() {
 #[test]
 fn at_most_one_checkpoint_is_between_cut_and_commit() {
     let (orders, source) = channel::<u64>(10);
-    let (script, clock, results) = (Script::numbers(10_000, 1, 4).batches_of(5).endless(), Clock::simulated(), collect());
+    let (script, clock, results) =
+        (Script::numbers(10_000, 1, 4).batches_of(5).endless(), Clock::simulated(), collect());
     let (log, sink) = (script.log.clone(), results.clone());
     log.hold_commits.store(true, SeqCst);
     let job = Job::new("slow commit", move |flow| {
@@ -90,7 +91,7 @@ fn at_most_one_checkpoint_is_between_cut_and_commit() {
     });
     for n in 0..50 {
         clock.advance(Duration::from_millis(5));
-        drop(orders.try_send(n).unwrap().wait());
+        orders.try_send(n).unwrap().wait().unwrap();
     }
     // The one that is not answered, and the one that was cut behind it.
     assert!(log.commits.lock().unwrap().len() <= 2, "{:?}", log.commits.lock().unwrap());

@@ -93,7 +93,8 @@ fn a_restart_begins_from_what_was_committed_with_fresh_clients() {
 fn a_sink_that_failed_is_opened_again() {
     let (script, valve) = (Script::numbers(2_000, 2, 9), Valve::failing_after(500));
     let sink = valve.clone();
-    let running = Job::new("sink again", move |flow| flow.source(&script)?.sink(&sink)).restart(QUICKLY).start().unwrap();
+    let running =
+        Job::new("sink again", move |flow| flow.source(&script)?.sink(&sink)).restart(QUICKLY).start().unwrap();
     eventually("the second run takes everything", || valve.taken().len() >= 2_500);
     valve.open();
     let report = running.wait().unwrap();
@@ -130,7 +131,9 @@ fn a_malformed_record_stops_without_a_restart() {
         let record = Malformed { origin: None, key: None, bytes: None, headers: Default::default(), cause };
         if n == 5 { Err(record) } else { Ok(n) }
     };
-    let job = Job::new("malformed", move |flow| flow.source(rows(0..10))?.map(malformed).or_stop().sink(millstream::discard()));
+    let job = Job::new("malformed", move |flow| {
+        flow.source(rows(0..10))?.map(malformed).or_stop().sink(millstream::discard())
+    });
     let error = job.restart(QUICKLY).run().expect_err("the fifth record is malformed");
     assert_eq!(error.kind(), ErrorKind::Malformed);
     assert!(error.to_string().contains("five is right out"));

@@ -11,7 +11,8 @@ use crate::support::valve::Valve;
 
 #[test]
 fn a_taken_partition_is_committed_before_it_is_given_back() {
-    let (script, valve, clock) = (Script::numbers(4_000, 4, 2).batches_of(16).endless(), Valve::shut(), Clock::simulated());
+    let (script, valve, clock) =
+        (Script::numbers(4_000, 4, 2).batches_of(16).endless(), Valve::shut(), Clock::simulated());
     let (log, sink) = (script.log.clone(), valve.clone());
     let job = Job::new("taken", move |flow| flow.source(&script)?.sink(&sink)).workers(2).clock(clock);
     let running = job.hand_over_within(Duration::from_secs(30)).start().unwrap();

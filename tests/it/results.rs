@@ -70,7 +70,8 @@ fn keep_the_order_of_their_partition() {
             let script = Script::numbers(4_000, 8, random.u64(..)).batches_of(50);
             let (clock, results) = (Clock::simulated(), collect());
             let sink = results.clone();
-            let job = Job::new("order", move |flow| flow.source(&script)?.filter(|n| n % 5 != 0).map(|n| n).sink(&sink));
+            let job =
+                Job::new("order", move |flow| flow.source(&script)?.filter(|n| n % 5 != 0).map(|n| n).sink(&sink));
             let running = job.workers(workers).trigger(trigger).clock(clock.clone()).start().unwrap();
             run_to_end(running, &clock, Duration::from_millis(1)).unwrap();
             let values = results.values();

@@ -1,1 +1,135 @@
-//! oracle
+//! The independent checker: compares what went in with what came out, knowing nothing of the engine. For a pipeline
+//! that makes at most one output of an input, under the same key, at least once.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+/// A record as the checker sees it: which one it is, and under which key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub id: u64,
+    pub key: Vec<u8>,
+}
+
+/// What the checker found wrong; ids, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// Expected, and not there.
+    pub lost: Vec<u64>,
+    /// There more than once; wrong only where exactly once is promised.
+    pub doubled: Vec<u64>,
+    /// There, and not expected, or under another key.
+    pub alien: Vec<u64>,
+    /// There for the first time behind one of the same partition and key that came after it.
+    pub disordered: Vec<u64>,
+    /// Outputs looked at.
+    pub looked_at: usize,
+}
+
+impl Findings {
+    /// Whether the promise of at least once in order is kept.
+    pub fn at_least_once(&self) -> bool {
+        self.lost.is_empty() && self.alien.is_empty() && self.disordered.is_empty()
+    }
+}
+
+impl fmt::Display for Findings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let some = |ids: &[u64]| ids.iter().take(10).copied().collect::<Vec<_>>();
+        write!(
+            f,
+            "{} outputs: {} lost {:?}, {} doubled {:?}, {} alien {:?}, {} disordered {:?}",
+            self.looked_at,
+            self.lost.len(),
+            some(&self.lost),
+            self.doubled.len(),
+            some(&self.doubled),
+            self.alien.len(),
+            some(&self.alien),
+            self.disordered.len(),
+            some(&self.disordered),
+        )
+    }
+}
+
+/// Compares `expected`, a list for each input partition in its order, with the `outputs` of each output partition in
+/// theirs.
+pub fn compare(expected: &[Vec<Record>], outputs: &[Vec<Record>]) -> Findings {
+    let mut findings = Findings::default();
+    let mut known: HashMap<u64, (usize, usize, &[u8])> = HashMap::new();
+    for (partition, records) in expected.iter().enumerate() {
+        known
+            .extend(records.iter().enumerate().map(|(at, record)| (record.id, (partition, at, record.key.as_slice()))));
+    }
+    let mut seen: BTreeMap<u64, usize> = BTreeMap::new();
+    // How far each key of each input partition has come, by first appearances.
+    let mut reached: HashMap<(usize, &[u8]), usize> = HashMap::new();
+    for record in outputs.iter().flatten() {
+        findings.looked_at += 1;
+        let Some((partition, at, key)) = known.get(&record.id).filter(|(_, _, key)| *key == record.key) else {
+            findings.alien.push(record.id);
+            continue;
+        };
+        let times = seen.entry(record.id).or_default();
+        *times += 1;
+        if *times == 1 {
+            let reached = reached.entry((*partition, key)).or_insert(0);
+            if *at < *reached {
+                findings.disordered.push(record.id);
+            }
+            *reached = (*reached).max(*at);
+        }
+    }
+    findings.lost = known.keys().filter(|id| !seen.contains_key(id)).copied().collect();
+    findings.lost.sort_unstable();
+    findings.doubled = seen.into_iter().filter(|(_, times)| *times > 1).map(|(id, _)| id).collect();
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn records(ids: impl IntoIterator<Item = u64>) -> Vec<Record> {
+        ids.into_iter().map(|id| Record { id, key: (id % 7).to_string().into_bytes() }).collect()
+    }
+
+    fn plant(change: impl FnOnce(&mut Vec<Record>)) -> Findings {
+        let expected = vec![records(0..100), records(100..200)];
+        let mut outputs = vec![records(0..100), records(100..200)];
+        change(&mut outputs[0]);
+        compare(&expected, &outputs)
+    }
+
+    #[test]
+    fn finds_nothing_where_nothing_is_wrong() {
+        let findings = plant(|_| {});
+        assert!(findings.at_least_once() && findings.doubled.is_empty() && findings.looked_at == 200);
+    }
+
+    #[test]
+    fn finds_a_planted_loss() {
+        assert_eq!(plant(|outputs| drop(outputs.remove(42))).lost, [42]);
+        assert_eq!(plant(|outputs| outputs.truncate(98)).lost, [98, 99]);
+        assert_eq!(plant(Vec::clear).lost.len(), 100);
+    }
+
+    #[test]
+    fn finds_a_planted_duplicate() {
+        let findings = plant(|outputs| outputs.push(outputs[3].clone()));
+        assert_eq!(findings.doubled, [3]);
+        assert!(findings.at_least_once(), "a repeat is no loss and no disorder");
+    }
+
+    #[test]
+    fn finds_planted_disorder() {
+        assert_eq!(plant(|outputs| outputs.swap(10, 17)).disordered, [10]);
+        assert!(plant(|outputs| outputs.swap(10, 11)).at_least_once(), "they have different keys");
+    }
+
+    #[test]
+    fn finds_aliens() {
+        assert_eq!(plant(|outputs| outputs[5].id = 12_345).alien, [12_345]);
+        assert_eq!(plant(|outputs| outputs[5].key = b"other".to_vec()).alien, [5]);
+    }
+}

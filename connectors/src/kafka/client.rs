@@ -83,7 +83,9 @@ impl Settings {
                 let description = if is_secret(&property) { "the value is not accepted" } else { &*description };
                 Error::new(ErrorKind::Option, format!("the property `{property}` cannot be set: {description}"))
             }
-            other => Error::new(ErrorKind::Option, format!("cannot make a client for {}", self.brokers)).caused_by(other),
+            other => {
+                Error::new(ErrorKind::Option, format!("cannot make a client for {}", self.brokers)).caused_by(other)
+            }
         }
     }
 
@@ -109,9 +111,10 @@ fn is_secret(property: &str) -> bool {
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = self.properties.iter().map(|(property, value)| {
-            (property, if is_secret(property) { "[not shown]" } else { value.as_str() })
-        });
+        let shown = self
+            .properties
+            .iter()
+            .map(|(property, value)| (property, if is_secret(property) { "[not shown]" } else { value.as_str() }));
         f.write_str(&self.brokers)?;
         f.write_str(" ")?;
         f.debug_map().entries(shown).finish()

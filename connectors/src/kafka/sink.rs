@@ -8,9 +8,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use millstream::{
-    Accepted, Batch, Bytes, Delivery, Error, ErrorKind, OpenSink, Result, SharedSink, Wake, Writer,
-};
+use millstream::{Accepted, Batch, Bytes, Delivery, Error, ErrorKind, OpenSink, Result, SharedSink, Wake, Writer};
 use rdkafka::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{Header, Message as _, OwnedHeaders};
@@ -123,7 +121,9 @@ impl Context {
                     self.fail(error);
                 }
             }
-            _ => self.fail(error(ErrorKind::Sink, format!("cannot deliver a record to topic `{topic}`"), cause.clone())),
+            _ => {
+                self.fail(error(ErrorKind::Sink, format!("cannot deliver a record to topic `{topic}`"), cause.clone()))
+            }
         }
     }
 
@@ -138,7 +138,8 @@ impl Context {
                 Ok(())
             }
             OnRefused::Stop => {
-                let doing = format!("cannot write a record to {place} (`on_refused(OnRefused::Skip)` drops and counts it)");
+                let doing =
+                    format!("cannot write a record to {place} (`on_refused(OnRefused::Skip)` drops and counts it)");
                 Err(Error::new(ErrorKind::Malformed, doing).caused_by(cause))
             }
         }
@@ -261,11 +262,15 @@ fn create(topic: &Topic, open: &OpenSink) -> Result<BaseProducer<Context>> {
 
 /// An absent broker and an unknown topic are errors at start, and metadata are there for the first record.
 fn check_topic(producer: &BaseProducer<Context>, topic: &Topic, settings: &Settings) -> Result<()> {
-    let name = topic.names.first().map(String::as_str);
-    let metadata = producer.client().fetch_metadata(name, settings.connect_within);
-    let metadata =
-        metadata.map_err(|cause| settings.unreachable("reach Kafka", cause, &producer.context().heard))?;
-    name.map_or(Ok(()), |name| partitions_of(&metadata, name, &settings.brokers).map(drop))
+    let metadata = |topic: Option<&str>| {
+        let metadata = producer.client().fetch_metadata(topic, settings.connect_within);
+        metadata.map_err(|cause| settings.unreachable("reach Kafka", cause, &producer.context().heard))
+    };
+    // Of all topics first: to ask for one by its name would create it where brokers do that.
+    let all = metadata(None)?;
+    let Some(name) = topic.names.first() else { return Ok(()) };
+    partitions_of(&all, name, &settings.brokers)?;
+    metadata(Some(name)).map(drop)
 }
 
 impl<W: Send + Sync + 'static> SharedSink for KafkaOutlet<W> {

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use millstream::{
-    Batch, Bytes, Change, CheckpointId, Error, ErrorKind, Headers, Lag, Malformed, Offsets, OpenSource,
-    Origin, Polled, Progress, Reader, Result, Room, SharedSource, Wake, Worker,
+    Batch, Bytes, Change, CheckpointId, Error, ErrorKind, Headers, Lag, Malformed, Offsets, OpenSource, Origin, Polled,
+    Progress, Reader, Result, Room, SharedSource, Wake, Worker,
 };
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -206,7 +206,9 @@ impl<R: Read> KafkaShared<R> {
             Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed | Code::UnknownTopicOrPartition) => {
                 Err(error(ErrorKind::Source, doing(), cause))
             }
-            _ if matches!(cause, KafkaError::MessageConsumptionFatal(_)) => Err(error(ErrorKind::Source, doing(), cause)),
+            _ if matches!(cause, KafkaError::MessageConsumptionFatal(_)) => {
+                Err(error(ErrorKind::Source, doing(), cause))
+            }
             // The client goes on by itself: a broker that is away comes back.
             _ => Ok(()),
         }
@@ -238,9 +240,9 @@ impl<R: Read> KafkaShared<R> {
             if let Some(position) = positions.get(span) {
                 partition.position.fetch_max(position, SeqCst);
             }
-            let told = statistics.as_ref().and_then(|statistics| {
-                statistics.topics.get(&span.topic)?.partitions.get(&span.partition)
-            });
+            let told = statistics
+                .as_ref()
+                .and_then(|statistics| statistics.topics.get(&span.topic)?.partitions.get(&span.partition));
             if let Some(told) = told {
                 // The last stable offset is the end for those who read committed records only.
                 let high = if told.ls_offset >= 0 { told.ls_offset } else { told.hi_offset };
@@ -329,7 +331,8 @@ impl Prefetch {
         let share = memory.0 / 2 / partitions;
         Prefetch {
             queued_kbytes: (share / 1024).clamp(1, 65_536),
-            fetch_bytes: (memory.0 / 4).clamp(1 << 16, 50 << 20),
+            // The client refuses less than the largest message.
+            fetch_bytes: (memory.0 / 4).clamp(1 << 20, 50 << 20),
             fetch_partition_bytes: share.clamp(1 << 14, 1 << 20),
         }
     }
@@ -463,9 +466,10 @@ impl<R: Read> KafkaReader<R> {
 
 /// The worker that reads a partition: the same for a whole run, and even within a topic.
 fn owner(span: &Span, workers: usize) -> usize {
-    let topic = span.topic.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let topic = span
+        .topic
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     (topic.wrapping_add(span.partition as u64) % workers as u64) as usize
 }
 

@@ -148,7 +148,10 @@ impl<C: ConsumerContext> Starting<'_, C> {
             StartAt::Offsets(starts) => Ok(starts.get(key).copied().unwrap_or(low)),
             StartAt::Timestamp(_) => Ok(at_time.and_then(|offsets| offsets.get(key).copied()).unwrap_or(high)),
             StartAt::Committed => {
-                let doing = format!("group `{}` has no committed offset for partition {} of topic `{}`", self.group, key.1, key.0);
+                let doing = format!(
+                    "group `{}` has no committed offset for partition {} of topic `{}`",
+                    self.group, key.1, key.0
+                );
                 Err(Error::new(ErrorKind::NotFound, doing))
             }
         }
@@ -246,7 +249,11 @@ impl<C: ConsumerContext> Starting<'_, C> {
             .iter()
             .map(|element| {
                 element.error().map_err(|cause| {
-                    let doing = format!("cannot find offsets of partition {} of topic `{}`", element.partition(), element.topic());
+                    let doing = format!(
+                        "cannot find offsets of partition {} of topic `{}`",
+                        element.partition(),
+                        element.topic()
+                    );
                     error(ErrorKind::Unreachable, doing, cause)
                 })?;
                 Ok(((element.topic().to_owned(), element.partition()), element.offset()))

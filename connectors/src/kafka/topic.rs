@@ -259,7 +259,8 @@ impl Topic {
         ];
         self.check(&set, "a sink")?;
         if self.names.len() > 1 {
-            let doing = format!("{}: a sink has one topic; `kafka.messages()` takes it from each message", self.described());
+            let doing =
+                format!("{}: a sink has one topic; `kafka.messages()` takes it from each message", self.described());
             return Err(Error::new(ErrorKind::Option, doing));
         }
         Ok(())
@@ -505,11 +506,7 @@ impl<V: 'static, F: Encode<V> + Clone + Send + Sync> Write<Message<V>> for WithM
 }
 
 impl Write<Message<Option<Vec<u8>>>> for Raw {
-    fn write<'v>(
-        &self,
-        message: &'v Message<Option<Vec<u8>>>,
-        buffer: &mut Vec<u8>,
-    ) -> Result<Outgoing<'v>, Cause> {
+    fn write<'v>(&self, message: &'v Message<Option<Vec<u8>>>, buffer: &mut Vec<u8>) -> Result<Outgoing<'v>, Cause> {
         let payload = Tombstones(Bytes).encode(message.value(), buffer)?;
         Ok(Outgoing::of(message, payload))
     }

@@ -1,1 +1,17 @@
 //! Promises that need Kafka.
+
+mod formats;
+mod mistakes;
+mod offsets;
+mod outages;
+mod positions;
+mod refused;
+mod transactions;
+
+use millstream_connectors::Kafka;
+
+use crate::support::broker::Broker;
+
+fn kafka(broker: &Broker) -> Kafka {
+    Kafka::new(&broker.address)
+}

@@ -1,6 +1,7 @@
 //! What the tests of the engine share: a source that reads as a test says, sinks that acknowledge when a test says, and
 //! a clock that is moved until a job has ended.
 
+pub mod broker;
 pub mod script;
 pub mod valve;
 

@@ -1,0 +1,217 @@
+//! What goes through a topic and comes out of it: formats, metadata, tombstones, partitions by key.
+
+use millstream::{Job, Malformed, Trigger, collect, rows};
+use millstream_connectors::{Compression, Message, Profile};
+use rdkafka::producer::BaseRecord;
+use serde::{Deserialize, Serialize};
+
+use super::kafka;
+use crate::support::broker::{flush, headers, shared};
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+struct Point {
+    x: i32,
+    y: Option<String>,
+}
+
+#[test]
+fn json_text_and_bytes_come_back_as_they_went() {
+    let broker = shared();
+    let (json, text, bytes) = (broker.topic("json", 3), broker.topic("text", 2), broker.topic("bytes", 1));
+    let points: Vec<Point> = (0..200).map(|x| Point { x, y: (x % 3 == 0).then(|| format!("ü{x}")) }).collect();
+    let (kafka, written) = (kafka(broker), points.clone());
+    let (of_json, of_text, of_bytes) = (json.clone(), text.clone(), bytes.clone());
+    let to = kafka.clone();
+    Job::new("write", move |flow| {
+        let points = flow.source(rows(written.clone()))?;
+        points
+            .clone()
+            .map(|point| format!("{point:?}"))
+            .sink(to.topic(&of_text).compression(Compression::Zstd).text())?;
+        points
+            .clone()
+            .map(|point| vec![0xff, point.x as u8])
+            .sink(to.topic(&of_bytes).profile(Profile::Throughput).bytes())?;
+        points.sink_by(|point| point.x.to_string(), to.topic(&of_json).json())
+    })
+    .run()
+    .unwrap();
+    let (read_json, read_text, read_bytes) = (collect(), collect(), collect());
+    let sinks = (read_json.clone(), read_text.clone(), read_bytes.clone());
+    Job::new("read", move |flow| {
+        flow.source(kafka.topic(&json).json::<Point>())?.or_stop().sink(&sinks.0)?;
+        flow.source(kafka.topic(&text).text())?.or_stop().sink(&sinks.1)?;
+        flow.source(kafka.topic(&bytes).bytes())?.or_stop().sink(&sinks.2)
+    })
+    .trigger(Trigger::AvailableNow)
+    .workers(2)
+    .run()
+    .unwrap();
+    let mut came = read_json.values();
+    came.sort_by_key(|point| point.x);
+    assert_eq!(came, points);
+    assert_eq!((read_text.len(), read_bytes.len()), (200, 200));
+    assert_eq!(read_bytes.values()[7], [0xff, 7], "one partition keeps the order");
+}
+
+#[test]
+fn metadata_and_tombstones_pass_through_and_decide_nothing() {
+    let broker = shared();
+    let (input, output) = (broker.topic("metadata-in", 2), broker.topic("metadata-out", 1));
+    let producer = broker.producer();
+    let headers = headers(&[("a", Some("1")), ("a", None), ("b", Some("2"))]);
+    let record =
+        BaseRecord::<str, str>::to(&input).partition(1).key("k").payload("7").timestamp(1_234).headers(headers);
+    producer.send(record).map_err(|(error, _)| error).unwrap();
+    producer.send(BaseRecord::<str, str>::to(&input).partition(1).key("gone")).map_err(|(error, _)| error).unwrap();
+    flush(&producer);
+    let (kafka, seen) = (kafka(broker), collect());
+    let (from, to, sink) = (input.clone(), output.clone(), seen.clone());
+    Job::new("metadata", move |flow| {
+        let messages = flow.source(kafka.topic(&from).json::<u64>().with_tombstones().with_metadata())?.or_stop();
+        messages.clone().sink(&sink)?;
+        messages
+            .map(|message: Message<Option<u64>>| message.map(|n| n.map(|n| n * 2)).header("new", "3"))
+            .sink(kafka.topic(&to).json().with_tombstones().with_metadata())
+    })
+    .trigger(Trigger::AvailableNow)
+    .run()
+    .unwrap();
+    let messages = seen.values();
+    let origin = messages[0].origin().unwrap();
+    assert_eq!((&*origin.topic, origin.partition, origin.offset, origin.timestamp), (&*input, 1, 0, Some(1_234)));
+    assert_eq!((messages[1].key_bytes(), messages[1].value()), (Some(&b"gone"[..]), &None));
+    let written = &broker.read(&output)[0];
+    assert_eq!(written[0].value.as_deref(), Some("14"));
+    let expected = [("a", Some("1")), ("a", None), ("b", Some("2")), ("new", Some("3"))];
+    let expected = expected.map(|(name, value)| (name.to_owned(), value.map(str::to_owned)));
+    assert_eq!(written[0].headers, expected, "all of them, in order, also the one without a value");
+    assert_ne!(written[0].timestamp, Some(1_234), "the time it was read with is not the time it is written with");
+    assert_eq!((written[1].key.as_deref(), written[1].value.as_deref()), (Some("gone"), None));
+}
+
+#[test]
+fn raw_messages_keep_what_no_format_takes() {
+    let broker = shared();
+    let (input, output) = (broker.topic("raw-in", 1), broker.topic("raw-out", 1));
+    broker.write(&input, [(None, "a", Some("not json")), (None, "b", None)]);
+    let (kafka, from, to) = (kafka(broker), input.clone(), output.clone());
+    let job = Job::new("raw", move |flow| flow.source(kafka.topic(&from).raw())?.sink(kafka.topic(&to).raw()));
+    job.trigger(Trigger::AvailableNow).run().unwrap();
+    let of = |topic: &str| {
+        broker.read(topic)[0].iter().map(|read| (read.key.clone(), read.value.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(of(&input), of(&output));
+}
+
+#[test]
+fn malformed_records_are_data_with_all_that_a_replay_needs() {
+    let broker = shared();
+    let input = broker.topic("malformed", 1);
+    broker.write(&input, [(None, "a", Some("1")), (None, "b", Some("one")), (None, "c", None), (None, "d", Some("4"))]);
+    let (kafka, good, bad) = (kafka(broker), collect(), collect::<Malformed>());
+    let (values, errors, from) = (good.clone(), bad.clone(), input.clone());
+    Job::new("malformed", move |flow| {
+        let (numbers, malformed) = flow.source(kafka.topic(&from).json::<u64>())?.partition_results();
+        numbers.sink(&values)?;
+        malformed.sink(&errors)
+    })
+    .trigger(Trigger::AvailableNow)
+    .run()
+    .unwrap();
+    let bad = bad.values();
+    assert_eq!((good.values(), bad.len()), (vec![1, 4], 2));
+    assert_eq!((bad[0].key.as_deref(), bad[0].bytes.as_deref()), (Some(&b"b"[..]), Some(&b"one"[..])));
+    assert_eq!(bad[0].origin.as_ref().unwrap().to_string(), format!("{input}/0 at offset 1"));
+    assert!(bad[1].bytes.is_none() && bad[1].cause.contains("with_tombstones"), "{}", bad[1].cause);
+}
+
+#[test]
+fn topic_partition_and_timestamp_by_record() {
+    let broker = shared();
+    let (left, right) = (broker.topic("left", 3), broker.topic("right", 3));
+    let (kafka, to) = (kafka(broker), [left.clone(), right.clone()]);
+    Job::new("by record", move |flow| {
+        let to = to.clone();
+        let messages = move |n: u64| {
+            Message::new(n).topic(to[(n % 2) as usize].as_str()).partition((n % 3) as i32).timestamp(1_000 + n as i64)
+        };
+        flow.source(rows(0..30u64))?.map(messages).sink(kafka.messages().json())
+    })
+    .run()
+    .unwrap();
+    for (topic, parity) in [(left, 0), (right, 1)] {
+        for (partition, records) in broker.read(&topic).iter().enumerate() {
+            assert_eq!(records.len(), 5);
+            for record in records {
+                let n: i64 = record.value.as_ref().unwrap().parse().unwrap();
+                assert_eq!((n % 2, n % 3, record.timestamp), (parity, partition as i64, Some(1_000 + n)));
+            }
+        }
+    }
+}
+
+#[test]
+fn keys_go_where_a_java_client_puts_them() {
+    let broker = shared();
+    let topic = broker.topic("keys", 12);
+    let (kafka, to) = (kafka(broker), topic.clone());
+    Job::new("keys", move |flow| {
+        flow.source(rows(0..1_000u64))?.map(|n| format!("key {n}")).sink_by(Clone::clone, kafka.topic(&to).text())
+    })
+    .run()
+    .unwrap();
+    let mut count = 0;
+    for (partition, records) in broker.read(&topic).iter().enumerate() {
+        for record in records {
+            let key = record.key.as_ref().unwrap();
+            assert_eq!((murmur2(key.as_bytes()) & 0x7fff_ffff) % 12, partition as u32, "{key}");
+            count += 1;
+        }
+    }
+    assert_eq!(count, 1_000);
+}
+
+/// murmur2 as the Java clients compute it (`org.apache.kafka.common.utils.Utils.murmur2`).
+fn murmur2(data: &[u8]) -> u32 {
+    const M: u32 = 0x5bd1_e995;
+    let mut hash = 0x9747_b28c_u32 ^ data.len() as u32;
+    let mut chunks = data.chunks_exact(4);
+    for chunk in &mut chunks {
+        let mut k = u32::from_le_bytes(chunk.try_into().unwrap()).wrapping_mul(M);
+        k ^= k >> 24;
+        hash = hash.wrapping_mul(M) ^ k.wrapping_mul(M);
+    }
+    let rest = chunks.remainder();
+    if !rest.is_empty() {
+        rest.iter().enumerate().for_each(|(index, byte)| hash ^= u32::from(*byte) << (8 * index));
+        hash = hash.wrapping_mul(M);
+    }
+    hash ^= hash >> 13;
+    hash = hash.wrapping_mul(M);
+    hash ^ hash >> 15
+}
+
+#[test]
+fn several_topics_are_one_source() {
+    let broker = shared();
+    let topics = [broker.topic("one", 1), broker.topic("two", 2)];
+    broker.write(&topics[0], [(None, "", Some("1"))]);
+    broker.write(&topics[1], [(Some(0), "", Some("2")), (Some(1), "", Some("3"))]);
+    let (kafka, results) = (kafka(broker), collect());
+    let sink = results.clone();
+    let job = Job::new("topics", move |flow| flow.source(kafka.topics(&topics).json::<u64>())?.or_stop().sink(&sink));
+    job.trigger(Trigger::AvailableNow).run().unwrap();
+    let mut values = results.values();
+    values.sort_unstable();
+    assert_eq!(values, [1, 2, 3]);
+}
+
+#[test]
+fn an_empty_value_is_no_tombstone() {
+    let broker = shared();
+    let topic = broker.topic("empty", 1);
+    let (kafka, to) = (kafka(broker), topic.clone());
+    Job::new("empty", move |flow| flow.source(rows([String::new()]))?.sink(kafka.topic(&to).text())).run().unwrap();
+    assert_eq!(broker.read(&topic)[0][0].value.as_deref(), Some(""));
+}

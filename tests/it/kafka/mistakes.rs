@@ -1,0 +1,109 @@
+//! Every mistake is an error at start that names it, in a time that can be set, and prints no secret.
+
+use std::time::{Duration, Instant};
+
+use millstream::{ErrorKind, Flow, Job, Result, discard, rows};
+use millstream_connectors::{Compression, End, Kafka, Profile, StartAt};
+
+use super::kafka;
+use crate::support::broker::shared;
+
+#[track_caller]
+fn check(kind: ErrorKind, names: &[&str], pipeline: impl Fn(&Flow<'_>) -> Result<()> + Send + Sync + 'static) {
+    let error = Job::new("mistaken", pipeline).start().expect_err("it is a mistake");
+    assert_eq!(error.kind(), kind, "{error:?}");
+    for name in names {
+        assert!(format!("{error:#}").contains(name), "`{error:#}` does not name `{name}`");
+    }
+    assert!(!format!("{error:?}").contains("S3CR3T"), "a secret is printed: {error:?}");
+}
+
+#[test]
+fn an_absent_broker_is_an_error_in_time() {
+    let absent = Kafka::new("127.0.0.1:9").connect_within(Duration::from_millis(500)).set("sasl.password", "S3CR3T");
+    let begun = Instant::now();
+    let source = absent.clone();
+    check(ErrorKind::Unreachable, &["127.0.0.1:9", "500ms"], move |flow| {
+        flow.source(source.topic("orders").text())?.or_stop().sink(discard())
+    });
+    check(ErrorKind::Unreachable, &["127.0.0.1:9", "500ms"], move |flow| {
+        flow.source(rows([String::new()]))?.sink(absent.topic("orders").text())
+    });
+    assert!(begun.elapsed() < Duration::from_secs(4), "it took {:?}", begun.elapsed());
+}
+
+#[test]
+fn an_unknown_topic_or_partition_is_named() {
+    let (here, topic) = (kafka(shared()), shared().topic("few", 2));
+    let source = here.clone();
+    check(ErrorKind::NotFound, &["`no-such-topic`"], move |flow| {
+        flow.source(source.topic("no-such-topic").text())?.or_stop().sink(discard())
+    });
+    let sink = here.clone();
+    check(ErrorKind::NotFound, &["`no-such-topic`"], move |flow| {
+        flow.source(rows([String::new()]))?.sink(sink.topic("no-such-topic").text())
+    });
+    let few = topic.clone();
+    check(ErrorKind::NotFound, &["partition 7", &topic], move |flow| {
+        flow.source(here.topic(&few).partitions([0, 7]).text())?.or_stop().sink(discard())
+    });
+}
+
+#[test]
+fn a_property_that_the_engine_owns_or_nobody_knows_is_named() {
+    for (property, names) in [
+        ("enable.auto.commit", "`enable.auto.commit`"),
+        ("group.id", "`group`"),
+        ("transactional.id", "`transactional.id`"),
+        ("no.such.property", "`no.such.property`"),
+        ("socket.timeout.ms", "`socket.timeout.ms`"),
+    ] {
+        for is_source in [true, false] {
+            let wrong = kafka(shared()).set(property, "S3CR3T");
+            let names = names.to_owned();
+            check(ErrorKind::Option, &[&names], move |flow| {
+                if is_source {
+                    flow.source(wrong.topic("orders").text())?.or_stop().sink(discard())
+                } else {
+                    flow.source(rows([String::new()]))?.sink(wrong.topic("orders").text())
+                }
+            });
+        }
+    }
+    assert!(!format!("{:?}", kafka(shared()).set("sasl.password", "S3CR3T")).contains("S3CR3T"));
+}
+
+#[test]
+fn an_option_on_the_wrong_side_is_named() {
+    let (here, topic) = (kafka(shared()), shared().topic("side", 1));
+    let (source, name) = (here.clone(), topic.clone());
+    check(ErrorKind::Option, &["`profile`", "source"], move |flow| {
+        flow.source(source.topic(&name).profile(Profile::Throughput).text())?.or_stop().sink(discard())
+    });
+    let (source, name) = (here.clone(), topic.clone());
+    check(ErrorKind::Option, &["`compression`", "source"], move |flow| {
+        flow.source(source.topic(&name).compression(Compression::Lz4).text())?.or_stop().sink(discard())
+    });
+    for (option, wrong) in [
+        ("`group`", here.topic(&topic).group("g")),
+        ("`start_at`", here.topic(&topic).start_at(StartAt::Latest)),
+        ("`end_at`", here.topic(&topic).end_at(End::Latest)),
+        ("`partitions`", here.topic(&topic).partitions([0])),
+    ] {
+        check(ErrorKind::Option, &[option, "sink"], move |flow| {
+            flow.source(rows([String::new()]))?.sink(wrong.clone().text())
+        });
+    }
+    let sink = here.clone();
+    check(ErrorKind::Option, &["one topic"], move |flow| {
+        flow.source(rows([String::new()]))?.sink(sink.topics(["a", "b"]).text())
+    });
+    let source = here.clone();
+    check(ErrorKind::Option, &["`kafka.messages()`"], move |flow| {
+        flow.source(source.messages().raw())?.sink(discard())
+    });
+    check(ErrorKind::Option, &["group"], move |flow| {
+        flow.source(here.topic(&topic).group("").text())?.or_stop().sink(discard())
+    });
+    check(ErrorKind::Option, &["bootstrap"], |flow| flow.source(Kafka::new(" ").topic("a").raw())?.sink(discard()));
+}

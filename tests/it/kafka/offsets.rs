@@ -1,0 +1,65 @@
+//! Offsets are never ahead of acknowledgements, and never behind for ever.
+
+use std::time::Duration;
+
+use millstream::{Job, Trigger, discard};
+
+use super::kafka;
+use crate::support::broker::shared;
+use crate::support::eventually;
+use crate::support::valve::Valve;
+
+#[test]
+fn follow_acknowledgements_at_least_every_interval() {
+    let broker = shared();
+    let topic = broker.topic("follow", 1);
+    let (kafka, valve, name) = (kafka(broker), Valve::shut(), topic.clone());
+    let (sink, group) = (valve.clone(), format!("group-{topic}"));
+    let of_job = group.clone();
+    let job = Job::new("follow", move |flow| {
+        flow.source(kafka.topic(&name).group(&of_job).json::<u64>())?.or_stop().sink(&sink)
+    });
+    let running = job.checkpoint_every(Duration::from_millis(100)).start().unwrap();
+    let numbers: Vec<String> = (0..100).map(|n| n.to_string()).collect();
+    broker.write(&topic, numbers.iter().map(|n| (None, "", Some(n.as_str()))));
+    eventually("all of it is taken", || valve.taken().len() == 100);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(broker.committed(&group, &topic, 1), [None], "nothing is acknowledged");
+    valve.open();
+    eventually("all of it is committed", || broker.committed(&group, &topic, 1) == [Some(100)]);
+    drop(running);
+}
+
+#[test]
+fn of_records_that_no_sink_gets_are_committed_too() {
+    let broker = shared();
+    let topic = broker.topic("filtered", 2);
+    let (kafka, name, group) = (kafka(broker), topic.clone(), format!("group-{topic}"));
+    let of_job = group.clone();
+    let job = Job::new("filtered", move |flow| {
+        let source = kafka.topic(&name).group(&of_job).json::<u64>();
+        flow.source(source)?.or_stop().filter(|_| false).sink(discard())
+    });
+    let running = job.checkpoint_every(Duration::from_millis(50)).workers(2).start().unwrap();
+    broker.write(&topic, [(Some(0), "", Some("1")), (Some(1), "", Some("2")), (Some(1), "", Some("3"))]);
+    eventually("they are done with", || broker.committed(&group, &topic, 2) == [Some(1), Some(2)]);
+    running.stop();
+    running.wait().unwrap();
+}
+
+#[test]
+fn of_a_micro_batchs_queue_are_not_committed() {
+    let broker = shared();
+    let topic = broker.topic("queue", 1);
+    broker.write(&topic, [(None, "", Some("1")), (None, "", Some("2"))]);
+    let (kafka, name, group) = (kafka(broker), topic.clone(), format!("group-{topic}"));
+    let of_job = group.clone();
+    let job = Job::new("queue", move |flow| {
+        flow.source(kafka.topic(&name).group(&of_job).json::<u64>())?.or_stop().sink(discard())
+    });
+    let running = job.trigger(Trigger::micro_batch(Duration::from_secs(3_600))).start().unwrap();
+    eventually("it has read", || running.report().sources[0].lag[0].next == 2);
+    running.stop();
+    running.wait().unwrap();
+    assert_eq!(broker.committed(&group, &topic, 1), [None], "what was read and not released is the next run's");
+}

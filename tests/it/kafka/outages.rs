@@ -1,0 +1,97 @@
+//! A broker that goes and comes back, while a job runs.
+
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use millstream::{ErrorKind, Job};
+use millstream_connectors::Message;
+use millstream_tests::{Record, compare};
+use rdkafka::producer::BaseRecord;
+
+use super::kafka;
+use crate::support::PATIENCE;
+use crate::support::broker::{Broker, OwnBroker, flush, send};
+
+const PARTITIONS: i32 = 8;
+const KEYS: u64 = 1_000;
+
+fn copy(broker: &Broker, input: &str, output: &str) -> Job {
+    let (kafka, input, output) = (kafka(broker), input.to_owned(), output.to_owned());
+    Job::new("copy", move |flow| {
+        let numbers = flow.source(kafka.topic(&input).json::<u64>().with_metadata())?.or_stop();
+        numbers.map(|message: Message<u64>| message.map(|n| n)).sink(kafka.topic(&output).json().with_metadata())
+    })
+    .workers(2)
+    .checkpoint_every(Duration::from_millis(200))
+}
+
+fn records(broker: &Broker, topic: &str) -> Vec<Vec<Record>> {
+    let record = |read: &crate::support::broker::Read| Record {
+        id: read.value.as_ref().unwrap().parse().unwrap(),
+        key: read.key.clone().unwrap_or_default().into_bytes(),
+    };
+    broker.read(topic).iter().map(|partition| partition.iter().map(record).collect()).collect()
+}
+
+#[test]
+fn of_a_broker_under_load_lose_nothing_and_keep_the_order_of_partition_and_key() {
+    let own = OwnBroker::start();
+    let broker = &own.broker;
+    let (input, output) = (broker.topic("outage-in", PARTITIONS), broker.topic("outage-out", PARTITIONS));
+    let running = copy(broker, &input, &output).start().unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let producer = broker.producer();
+            let mut n = 0_u64;
+            while !done.load(SeqCst) {
+                let (key, value) = ((n % KEYS).to_string(), n.to_string());
+                send(&producer, BaseRecord::to(&input).key(key.as_str()).payload(value.as_str()));
+                n += 1;
+                if n % 20 == 0 {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+            flush(&producer);
+        });
+        for _ in 0..3 {
+            std::thread::sleep(Duration::from_millis(700));
+            own.kill();
+            std::thread::sleep(Duration::from_millis(300));
+            own.restart();
+        }
+        std::thread::sleep(Duration::from_millis(700));
+        done.store(true, SeqCst);
+    });
+    let expected = records(broker, &input);
+    let count = expected.iter().flatten().count() as u64;
+    let deadline = Instant::now() + PATIENCE;
+    while running.report().records_out() < count && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    running.stop();
+    running.wait().unwrap();
+    let findings = compare(&expected, &records(broker, &output));
+    assert!(count > 2_000, "only {count} records went through");
+    assert!(findings.at_least_once(), "{findings}");
+    assert!(findings.doubled.is_empty(), "an idempotent producer's retries double nothing: {findings}");
+}
+
+#[test]
+fn that_do_not_end_let_stop_keep_its_deadline() {
+    let own = OwnBroker::start();
+    let broker = &own.broker;
+    let (input, output) = (broker.topic("dead-in", 1), broker.topic("dead-out", 1));
+    let running = copy(broker, &input, &output).start().unwrap();
+    broker.write(&input, [(None, "1", Some("1"))]);
+    while running.report().records_out() == 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    own.kill();
+    let asked = Instant::now();
+    running.stop_within(Duration::from_millis(500));
+    let ended = running.wait();
+    assert!(asked.elapsed() < Duration::from_secs(3), "it took {:?}", asked.elapsed());
+    // What was acknowledged may have been committed just before; if it was not, the end says so.
+    assert!(ended.is_ok() || ended.is_err_and(|error| error.kind() == ErrorKind::Aborted));
+}

@@ -1,0 +1,67 @@
+//! A record that the sink cannot take: named, stopped or skipped and counted, and never a crash loop.
+
+use std::time::Duration;
+
+use millstream::{ErrorKind, Job, Report, Restart, Result, rows};
+use millstream_connectors::{Message, OnRefused};
+use serde::{Serialize, Serializer};
+
+use super::kafka;
+use crate::support::broker::shared;
+
+/// Cannot be encoded when it is 7.
+#[derive(Clone)]
+struct Fussy(u64);
+
+impl Serialize for Fussy {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0 == 7 {
+            Err(serde::ser::Error::custom("seven will not be written"))
+        } else {
+            serializer.serialize_u64(self.0)
+        }
+    }
+}
+
+const AGAIN: Restart = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(1) };
+
+/// Writes ten records, of which `spoil` makes one that cannot be taken.
+fn run(topic: &str, policy: OnRefused, spoil: fn(Message<Fussy>) -> Message<Fussy>) -> Result<Report> {
+    let (kafka, topic) = (kafka(shared()), topic.to_owned());
+    Job::new("refused", move |flow| {
+        let messages = flow.source(rows(10..20u64))?.map(move |n| {
+            let message = Message::new(Fussy(n)).key(n.to_string());
+            if n == 13 { spoil(message) } else { message }
+        });
+        messages.sink(kafka.topic(&topic).on_refused(policy).json().with_metadata())
+    })
+    .restart(AGAIN)
+    .run()
+}
+
+#[track_caller]
+fn check(names: &str, spoil: fn(Message<Fussy>) -> Message<Fussy>) {
+    let topic = shared().topic("refused", 2);
+    let error = run(&topic, OnRefused::Stop, spoil).expect_err("one of them cannot be taken");
+    assert_eq!(error.kind(), ErrorKind::Malformed, "{error:?}");
+    assert!(format!("{error:#}").contains(names), "`{error:#}` does not name `{names}`");
+    let topic = shared().topic("skipped", 2);
+    let report = run(&topic, OnRefused::Skip, spoil).unwrap();
+    assert_eq!((report.sinks[0].acknowledged, report.sinks[0].skipped), (9, 1));
+    assert_eq!(shared().read(&topic).iter().flatten().count(), 9);
+}
+
+#[test]
+fn because_it_cannot_be_encoded() {
+    check("seven", |message| message.map(|_| Fussy(7)));
+}
+
+#[test]
+fn because_it_is_too_large() {
+    check("too large", |message| message.header("bulk", vec![b'x'; 2_000_000]));
+}
+
+#[test]
+fn because_its_partition_does_not_exist() {
+    check("partition", |message| message.partition(99));
+}

@@ -1,0 +1,284 @@
+//! The broker of the Kafka tests: a real one when `MILLSTREAM_KAFKA` names it, an embedded one otherwise. A test that
+//! only the real one can answer says on the embedded one that it is skipped, and why; with `MILLSTREAM_NO_SKIP` set
+//! that is a failure.
+
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use krafka::testing::FakeBroker;
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Header, Headers, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+use tokio::runtime::Runtime;
+
+/// A broker that tests share.
+pub struct Broker {
+    pub address: String,
+    embedded: Option<FakeBroker>,
+}
+
+fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
+    })
+}
+
+/// The broker that all tests share; topics keep them apart.
+pub fn shared() -> &'static Broker {
+    static SHARED: OnceLock<Broker> = OnceLock::new();
+    SHARED.get_or_init(|| match std::env::var("MILLSTREAM_KAFKA") {
+        Ok(address) => Broker { address, embedded: None },
+        Err(_) => Broker::embedded(),
+    })
+}
+
+/// The real broker, for what only it can answer.
+pub fn real(why: &str) -> Option<&'static Broker> {
+    let broker = shared();
+    if broker.embedded.is_none() {
+        return Some(broker);
+    }
+    println!("skipped: {why}");
+    assert!(std::env::var_os("MILLSTREAM_NO_SKIP").is_none(), "a test was skipped: {why}");
+    None
+}
+
+impl Broker {
+    fn embedded() -> Broker {
+        let broker = runtime().block_on(FakeBroker::start()).expect("the embedded broker starts");
+        Broker { address: broker.bootstrap_servers(), embedded: Some(broker) }
+    }
+
+    pub fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.address);
+        config
+    }
+
+    /// A topic that no other test knows.
+    pub fn topic(&self, name: &str, partitions: i32) -> String {
+        self.topic_with(name, partitions, &[])
+    }
+
+    pub fn topic_with(&self, name: &str, partitions: i32, properties: &[(&str, &str)]) -> String {
+        let topic = format!("{name}-{}", fastrand::u64(..));
+        if let Some(embedded) = &self.embedded {
+            assert!(embedded.create_topic(&topic, partitions));
+            return topic;
+        }
+        let new = NewTopic::new(&topic, partitions, TopicReplication::Fixed(1));
+        let new = properties.iter().fold(new, |new, (key, value)| new.set(key, value));
+        let created = runtime().block_on(self.admin().create_topics([&new], &AdminOptions::new())).unwrap();
+        created.into_iter().for_each(|topic| drop(topic.unwrap()));
+        self.await_leaders(&topic, partitions);
+        topic
+    }
+
+    pub fn add_partitions(&self, topic: &str, count: i32) {
+        if let Some(embedded) = &self.embedded {
+            embedded.add_partitions(topic, count);
+        } else {
+            let new = NewPartitions::new(topic, count as usize);
+            runtime().block_on(self.admin().create_partitions([&new], &AdminOptions::new())).unwrap();
+            self.await_leaders(topic, count);
+        }
+    }
+
+    fn await_leaders(&self, topic: &str, partitions: i32) {
+        let consumer: BaseConsumer = self.client().create().unwrap();
+        let deadline = Instant::now() + super::PATIENCE;
+        loop {
+            let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(10)).unwrap();
+            let known = metadata.topics()[0].partitions();
+            if known.len() as i32 == partitions && known.iter().all(|partition| partition.leader() >= 0) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{topic} gets no leaders");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn admin(&self) -> AdminClient<DefaultClientContext> {
+        self.client().create().unwrap()
+    }
+
+    pub fn delete_before(&self, topic: &str, partition: i32, offset: i64) {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(offset)).unwrap();
+        runtime().block_on(self.admin().delete_records(&list, &AdminOptions::new())).unwrap();
+    }
+
+    pub fn producer(&self) -> BaseProducer {
+        self.client().set("partitioner", "murmur2_random").set("enable.idempotence", "true").create().unwrap()
+    }
+
+    /// Writes records and waits until the broker has them.
+    pub fn write<'r>(&self, topic: &str, records: impl IntoIterator<Item = (Option<i32>, &'r str, Option<&'r str>)>) {
+        let producer = self.producer();
+        for (partition, key, value) in records {
+            let mut record = BaseRecord::to(topic).key(key);
+            record.partition = partition;
+            record.payload = value;
+            send(&producer, record);
+        }
+        flush(&producer);
+    }
+
+    /// All records of a topic: a list for each partition.
+    pub fn read(&self, topic: &str) -> Vec<Vec<Read>> {
+        self.read_with(topic, "read_committed")
+    }
+
+    pub fn read_with(&self, topic: &str, isolation: &str) -> Vec<Vec<Read>> {
+        let consumer: BaseConsumer = self
+            .client()
+            .set("group.id", "tests")
+            .set("enable.auto.commit", "false")
+            .set("isolation.level", isolation)
+            .set("enable.partition.eof", "true")
+            .set("fetch.wait.max.ms", "20")
+            .create()
+            .unwrap();
+        let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(10)).unwrap();
+        let count = metadata.topics()[0].partitions().len();
+        let mut list = TopicPartitionList::new();
+        (0..count).for_each(|partition| list.add_partition_offset(topic, partition as i32, Offset::Beginning).unwrap());
+        consumer.assign(&list).unwrap();
+        let mut records = vec![Vec::new(); count];
+        let mut ended = vec![false; count];
+        let deadline = Instant::now() + super::PATIENCE;
+        while ended.contains(&false) {
+            assert!(Instant::now() < deadline, "{topic} does not end");
+            match consumer.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => records[message.partition() as usize].push(Read::of(&message)),
+                Some(Err(rdkafka::error::KafkaError::PartitionEOF(partition))) => ended[partition as usize] = true,
+                Some(Err(error)) => panic!("{topic}: {error}"),
+                None => {}
+            }
+        }
+        records
+    }
+
+    /// What a group has committed for a topic: an offset for each partition, where there is one.
+    pub fn committed(&self, group: &str, topic: &str, partitions: i32) -> Vec<Option<i64>> {
+        let consumer: BaseConsumer = self.client().set("group.id", group).create().unwrap();
+        let mut list = TopicPartitionList::new();
+        list.add_partition_range(topic, 0, partitions - 1);
+        let committed = consumer.committed_offsets(list, Duration::from_secs(10)).unwrap();
+        let offset = |partition| match committed.find_partition(topic, partition).unwrap().offset() {
+            Offset::Offset(offset) => Some(offset),
+            _ => None,
+        };
+        (0..partitions).map(offset).collect()
+    }
+
+    pub fn commit(&self, group: &str, topic: &str, offsets: &[i64]) {
+        let consumer: BaseConsumer = self.client().set("group.id", group).create().unwrap();
+        let mut list = TopicPartitionList::new();
+        for (partition, offset) in offsets.iter().enumerate() {
+            list.add_partition_offset(topic, partition as i32, Offset::Offset(*offset)).unwrap();
+        }
+        consumer.commit(&list, rdkafka::consumer::CommitMode::Sync).unwrap();
+    }
+}
+
+/// A record as a test sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Read {
+    pub offset: i64,
+    pub key: Option<String>,
+    pub value: Option<String>,
+    pub headers: Vec<(String, Option<String>)>,
+    pub timestamp: Option<i64>,
+}
+
+impl Read {
+    fn of(message: &impl Message) -> Read {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let headers = message
+            .headers()
+            .map(|headers| headers.iter().map(|header| (header.key.to_owned(), header.value.map(text))).collect());
+        Read {
+            offset: message.offset(),
+            key: message.key().map(text),
+            value: message.payload().map(text),
+            headers: headers.unwrap_or_default(),
+            timestamp: message.timestamp().to_millis(),
+        }
+    }
+}
+
+/// Sends, waiting for room.
+pub fn send(producer: &BaseProducer, mut record: BaseRecord<'_, str, str>) {
+    while let Err((error, back)) = producer.send(record) {
+        assert_eq!(error.rdkafka_error_code(), Some(rdkafka::types::RDKafkaErrorCode::QueueFull), "{error}");
+        producer.poll(Duration::from_millis(5));
+        record = back;
+    }
+    producer.poll(Duration::ZERO);
+}
+
+pub fn flush(producer: &BaseProducer) {
+    let deadline = Instant::now() + super::PATIENCE;
+    while producer.in_flight_count() > 0 {
+        assert!(Instant::now() < deadline, "records are not delivered");
+        producer.poll(Duration::from_millis(2));
+    }
+}
+
+/// Headers for a record.
+pub fn headers(pairs: &[(&str, Option<&str>)]) -> OwnedHeaders {
+    pairs.iter().fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: *value }))
+}
+
+/// A broker of a test's own, that it may stop and start.
+pub struct OwnBroker {
+    pub broker: Broker,
+    port: Option<u16>,
+}
+
+impl OwnBroker {
+    pub fn start() -> OwnBroker {
+        if shared().embedded.is_some() {
+            return OwnBroker { broker: Broker::embedded(), port: None };
+        }
+        let port = 20_000 + fastrand::u16(..10_000);
+        let own =
+            OwnBroker { broker: Broker { address: format!("127.0.0.1:{port}"), embedded: None }, port: Some(port) };
+        own.script("up");
+        own
+    }
+
+    fn script(&self, command: &str) {
+        let Some(port) = self.port else { return };
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/kafka/broker");
+        let mut child = Command::new(script);
+        child.arg(command).env("MILLSTREAM_KAFKA_PORT", port.to_string()).env("MILLSTREAM_KAFKA_MINUTES", "10");
+        assert!(child.stdout(std::process::Stdio::null()).status().unwrap().success(), "broker {command}");
+    }
+
+    pub fn kill(&self) {
+        match &self.broker.embedded {
+            Some(embedded) => embedded.crash(0),
+            None => self.script("kill"),
+        }
+    }
+
+    pub fn restart(&self) {
+        match &self.broker.embedded {
+            Some(embedded) => embedded.restart(0),
+            None => self.script("start"),
+        }
+    }
+}
+
+impl Drop for OwnBroker {
+    fn drop(&mut self) {
+        self.script("down");
+    }
+}
