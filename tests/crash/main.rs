@@ -1,3 +1,112 @@
-//! x
+//! A real process, killed with SIGKILL and weighed from outside.
+
+#[path = "../it/support/broker.rs"]
+#[allow(dead_code, reason = "the other test binary uses the rest")]
+mod broker;
+
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use millstream_tests::{Record, compare};
+use rdkafka::producer::BaseRecord;
+
+/// No test waits for longer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn target(arguments: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_crash-target"));
+    command.args(arguments).stdout(Stdio::null()).spawn().expect("the target starts")
+}
+
+fn records(broker: &broker::Broker, topic: &str) -> Vec<Vec<Record>> {
+    let record = |read: &broker::Read| Record {
+        id: read.value.as_ref().expect("no tombstone is written").parse().expect("a number"),
+        key: read.key.clone().unwrap_or_default().into_bytes(),
+    };
+    broker.read(topic).iter().map(|partition| partition.iter().map(record).collect()).collect()
+}
+
+/// Kill times are uniform over a second and a half, the start of the process included; 2 000 records a second flow all
+/// the while. The checker is shown to find planted faults in its own tests.
 #[test]
-fn x() {}
+fn nothing_is_lost_over_fifty_kills() {
+    const KILLS: usize = 50;
+    const RATE: u64 = 2_000;
+    let broker = broker::shared();
+    let (input, output) = (broker.topic("kills-in", 4), broker.topic("kills-out", 4));
+    let seed =
+        std::env::var("MILLSTREAM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    println!("MILLSTREAM_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let done = AtomicBool::new(false);
+    let start = || target(&["copy", &broker.address, &input, &output, &input]);
+    let mut last = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (producer, begin) = (broker.producer(), Instant::now());
+            for n in 0.. {
+                if done.load(SeqCst) {
+                    break;
+                }
+                std::thread::sleep(
+                    (begin + Duration::from_micros(n * 1_000_000 / RATE)).saturating_duration_since(Instant::now()),
+                );
+                let (key, value) = ((n % 100).to_string(), n.to_string());
+                broker::send(&producer, BaseRecord::to(&input).key(key.as_str()).payload(value.as_str()));
+            }
+            broker::flush(&producer);
+        });
+        for _ in 0..KILLS {
+            let mut child = start();
+            std::thread::sleep(Duration::from_millis(random.u64(0..1_500)));
+            child.kill().expect("it runs");
+            child.wait().expect("it was killed");
+        }
+        done.store(true, SeqCst);
+        start()
+    });
+    let expected = records(broker, &input);
+    let deadline = Instant::now() + PATIENCE;
+    let findings = loop {
+        let findings = compare(&expected, &records(broker, &output));
+        if findings.lost.is_empty() || Instant::now() > deadline {
+            break findings;
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    };
+    last.kill().expect("it runs");
+    last.wait().expect("it was killed");
+    println!("{KILLS} kills: {findings}");
+    assert!(findings.at_least_once(), "{findings}");
+    assert!(findings.looked_at > KILLS * 500, "too little went through: {findings}");
+    assert!(!findings.doubled.is_empty(), "fifty kills in the middle of work repeat something, or nothing was killed");
+}
+
+#[test]
+fn memory_stays_bounded_before_a_slow_sink() {
+    // The default. A broker sends whole batches of a producer, here of a megabyte: 64 of them is the least that can be
+    // fetched ahead, whatever the bound.
+    const MEMORY: u64 = 256 << 20;
+    let Some(broker) = broker::real("a million records would be in this process's own memory") else { return };
+    let input = broker.topic("backlog", 64);
+    let (producer, value) = (broker.producer(), "x".repeat(1_200));
+    for n in 0..1_000_000_i32 {
+        broker::send(&producer, BaseRecord::to(&input).partition(n % 64).key("").payload(value.as_str()));
+    }
+    broker::flush(&producer);
+    let mut child = target(&["slow", &broker.address, &input, &MEMORY.to_string()]);
+    let begin = Instant::now();
+    let mut most = 0;
+    while begin.elapsed() < Duration::from_secs(12) {
+        std::thread::sleep(Duration::from_millis(100));
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).expect("the target runs");
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("its high-water mark is told");
+        most = line.split_whitespace().nth(1).and_then(|kilobytes| kilobytes.parse::<u64>().ok()).expect("a number")
+            * 1024;
+    }
+    child.kill().expect("it runs");
+    child.wait().expect("it was killed");
+    println!("most memory: {} MiB of {} MiB", most >> 20, MEMORY >> 20);
+    assert!(most > MEMORY / 3, "only {} MiB: the backlog was not there", most >> 20);
+    assert!(most < MEMORY * 115 / 100, "{} MiB of {} MiB and 15 %", most >> 20, MEMORY >> 20);
+}

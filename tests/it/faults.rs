@@ -141,7 +141,8 @@ fn a_malformed_record_stops_without_a_restart() {
 
 #[test]
 fn skipped_errors_show_in_the_report() {
-    let check = |n: u64| if n % 10 == 0 { Err(Error::new(ErrorKind::Malformed, "a round number")) } else { Ok(n) };
+    let check =
+        |n: u64| if n.is_multiple_of(10) { Err(Error::new(ErrorKind::Malformed, "a round number")) } else { Ok(n) };
     let job = Job::new("skip", move |flow| flow.source(rows(0..100))?.map(check).or_skip().sink(millstream::discard()));
     let report = job.run().unwrap();
     let stage = report.stages.iter().find(|stage| stage.name == "or_skip").unwrap();

@@ -3,6 +3,8 @@
 
 mod support;
 
+use support::PATIENCE;
+
 mod bounds;
 mod ends;
 mod epochs;

@@ -122,7 +122,7 @@ impl Context {
                 }
             }
             _ => {
-                self.fail(error(ErrorKind::Sink, format!("cannot deliver a record to topic `{topic}`"), cause.clone()))
+                self.fail(error(ErrorKind::Sink, format!("cannot deliver a record to topic `{topic}`"), cause.clone()));
             }
         }
     }

@@ -140,7 +140,7 @@ pub struct KafkaShared<R> {
 const POSITIONS_EVERY: Duration = Duration::from_secs(1);
 
 impl<R: Read> KafkaShared<R> {
-    pub(super) fn connect(topic: Topic, read: R, open: OpenSource) -> Result<KafkaShared<R>> {
+    pub(super) fn connect(topic: &Topic, read: R, open: OpenSource) -> Result<KafkaShared<R>> {
         let group = topic.source.group.clone().unwrap_or_else(|| open.job.clone());
         if group.is_empty() {
             return Err(Error::new(ErrorKind::Option, "the consumer group must have a name"));
@@ -151,7 +151,7 @@ impl<R: Read> KafkaShared<R> {
             (_, false) => End::Never,
         };
         let on_data_loss = topic.source.on_data_loss.unwrap_or_default();
-        let consumer = create(&topic, &group, &end, on_data_loss, &open)?;
+        let mut consumer = create(topic, &group, &end, on_data_loss, &open, PARTITIONS_EXPECTED)?;
         let spans = Starting {
             consumer: &consumer,
             settings: &topic.settings,
@@ -163,6 +163,15 @@ impl<R: Read> KafkaShared<R> {
             resume: open.resume.as_ref(),
         }
         .spans()?;
+        if spans.len() > PARTITIONS_EXPECTED {
+            // Split queues are bounded one by one, and a client's bounds cannot be changed.
+            consumer = create(topic, &group, &end, on_data_loss, &open, spans.len())?;
+            for name in &topic.names {
+                let known = consumer.fetch_metadata(Some(name), topic.settings.connect_within);
+                let heard = &consumer.context().heard;
+                known.map_err(|cause| topic.settings.unreachable("reach Kafka", cause, heard))?;
+            }
+        }
         let partitions = spans.into_iter().map(|span| {
             let (start, high) = (AtomicI64::new(span.start), AtomicI64::new(span.high));
             Arc::new(Shared { polled: AtomicI64::new(span.start), position: start, high, span })
@@ -274,11 +283,10 @@ fn create(
     end: &End,
     on_data_loss: DataLoss,
     open: &OpenSource,
+    partitions: usize,
 ) -> Result<BaseConsumer<Context>> {
     let mut config = topic.settings.config()?;
-    // With split queues the limit is per partition; the number of partitions is not known yet, so a first client would
-    // have to ask. Metadata are cheap, a second client is not: the limit is set for as many as most topics have.
-    let prefetch = Prefetch::new(open.prefetch, topic);
+    let prefetch = Prefetch::new(open.prefetch, partitions);
     config
         .set("group.id", group)
         .set("enable.auto.commit", "false")
@@ -316,6 +324,9 @@ fn create(
     Ok(consumer)
 }
 
+/// Sources with more partitions connect a second time, when their number is known.
+const PARTITIONS_EXPECTED: usize = 8;
+
 /// How the memory for what is fetched ahead is divided.
 struct Prefetch {
     queued_kbytes: u64,
@@ -324,11 +335,11 @@ struct Prefetch {
 }
 
 impl Prefetch {
-    fn new(memory: Bytes, topic: &Topic) -> Prefetch {
-        let partitions = topic.source.partitions.as_ref().map_or(64, Vec::len).max(1) as u64;
-        // A queued message takes some 400 bytes of the client's own beside its payload, and a response is held as long
-        // as one of its messages is: half is left for both.
-        let share = memory.0 / 2 / partitions;
+    fn new(memory: Bytes, partitions: usize) -> Prefetch {
+        // A partition below its limit is fetched once more, a response is held as long as one of its messages is, and
+        // each message takes some 400 bytes of the client's own: so a quarter is what queues may hold by their own
+        // count (measured: a million records of 1.2 kB in 64 partitions).
+        let share = memory.0 / 4 / partitions as u64;
         Prefetch {
             queued_kbytes: (share / 1024).clamp(1, 65_536),
             // The client refuses less than the largest message.
@@ -411,7 +422,7 @@ const LOOK_AT_ALL_EVERY: Duration = Duration::from_millis(100);
 const MESSAGE_OVERHEAD: u64 = 128;
 
 impl<R: Read> KafkaReader<R> {
-    pub(super) fn new(shared: &Arc<KafkaShared<R>>, worker: Worker, wake: Wake) -> Result<KafkaReader<R>> {
+    pub(super) fn new(shared: &Arc<KafkaShared<R>>, worker: Worker, wake: &Wake) -> Result<KafkaReader<R>> {
         let own = shared.partitions.iter().filter(|partition| owner(&partition.span, worker.peers) == worker.index);
         let held = own.map(|partition| {
             let span = &partition.span;

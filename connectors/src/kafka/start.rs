@@ -292,7 +292,7 @@ impl<C: ConsumerContext> Starting<'_, C> {
 /// The partitions of a topic, or why there are none.
 pub(super) fn partitions_of(metadata: &Metadata, topic: &str, brokers: &str) -> Result<Vec<i32>> {
     let found = metadata.topics().iter().find(|found| found.name() == topic);
-    let cause = found.and_then(|found| found.error()).map(Code::from);
+    let cause = found.and_then(rdkafka::metadata::MetadataTopic::error).map(Code::from);
     match (found, cause) {
         (Some(found), None) if !found.partitions().is_empty() => {
             Ok(found.partitions().iter().map(rdkafka::metadata::MetadataPartition::id).collect())

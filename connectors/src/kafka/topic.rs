@@ -392,11 +392,11 @@ macro_rules! source {
                 self.topic.check_source()?;
                 let make: fn(Self) -> (Topic, $read) = $make;
                 let (topic, read) = make(self);
-                KafkaShared::connect(topic, read, open)
+                KafkaShared::connect(&topic, read, open)
             }
 
             fn reader(shared: &Arc<Self::Shared>, worker: Worker, wake: Wake) -> Result<Self::Reader> {
-                KafkaReader::new(shared, worker, wake)
+                KafkaReader::new(shared, worker, &wake)
             }
         }
     };

@@ -62,7 +62,7 @@ impl<T> Distributor<Batch<T>> for InTurn {
         pushers: &mut [P],
     ) {
         let share = batch.len().div_ceil(self.peers).max(1);
-        while batch.len() > 0 {
+        while !Batch::is_empty(batch) {
             let rest = batch.split_off(share.min(batch.len()));
             Message::push_at(batch, time.clone(), &mut pushers[self.turn]);
             *batch = rest;

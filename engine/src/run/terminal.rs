@@ -35,7 +35,12 @@ impl Line {
         }
         match report.fraction() {
             Some(fraction) if bounded => message += &format!("  {:.0} %", fraction * 100.0),
-            _ => message += &format!("  lag {}", report.sources.iter().map(|source| source.lag_records()).sum::<u64>()),
+            _ => {
+                message += &format!(
+                    "  lag {}",
+                    report.sources.iter().map(super::report::SourceReport::lag_records).sum::<u64>()
+                );
+            }
         }
         self.bar.set_message(message);
     }

@@ -258,7 +258,7 @@ impl<T> Iterator for Batch<T> {
             return Vec::from(mem::take(&mut self.values)).into_iter().fold(init, f);
         }
         let mut folded = init;
-        while let Some(value) = self.next() {
+        for value in self {
             folded = f(folded, value);
         }
         folded

@@ -48,7 +48,7 @@ fn of_a_broker_under_load_lose_nothing_and_keep_the_order_of_partition_and_key()
                 let (key, value) = ((n % KEYS).to_string(), n.to_string());
                 send(&producer, BaseRecord::to(&input).key(key.as_str()).payload(value.as_str()));
                 n += 1;
-                if n % 20 == 0 {
+                if n.is_multiple_of(20) {
                     std::thread::sleep(Duration::from_millis(5));
                 }
             }

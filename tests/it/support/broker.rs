@@ -91,7 +91,7 @@ impl Broker {
 
     fn await_leaders(&self, topic: &str, partitions: i32) {
         let consumer: BaseConsumer = self.client().create().unwrap();
-        let deadline = Instant::now() + super::PATIENCE;
+        let deadline = Instant::now() + crate::PATIENCE;
         loop {
             let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(10)).unwrap();
             let known = metadata.topics()[0].partitions();
@@ -151,7 +151,7 @@ impl Broker {
         consumer.assign(&list).unwrap();
         let mut records = vec![Vec::new(); count];
         let mut ended = vec![false; count];
-        let deadline = Instant::now() + super::PATIENCE;
+        let deadline = Instant::now() + crate::PATIENCE;
         while ended.contains(&false) {
             assert!(Instant::now() < deadline, "{topic} does not end");
             match consumer.poll(Duration::from_millis(100)) {
@@ -224,7 +224,7 @@ pub fn send(producer: &BaseProducer, mut record: BaseRecord<'_, str, str>) {
 }
 
 pub fn flush(producer: &BaseProducer) {
-    let deadline = Instant::now() + super::PATIENCE;
+    let deadline = Instant::now() + crate::PATIENCE;
     while producer.in_flight_count() > 0 {
         assert!(Instant::now() < deadline, "records are not delivered");
         producer.poll(Duration::from_millis(2));
