@@ -75,7 +75,15 @@ enum Who {
 fn main() {
     let mut options = Options::parse();
     if options.smoke {
-        options = Options { rates: vec![500], pairs: 1, seconds: 2, saturate: true, orders: 20_000, footprint: true, ..options };
+        options = Options {
+            rates: vec![500],
+            pairs: 1,
+            seconds: 2,
+            saturate: true,
+            orders: 20_000,
+            footprint: true,
+            ..options
+        };
         options.ticks = vec!["20ms".to_owned()];
     }
     for rate in options.rates.clone() {
@@ -128,7 +136,16 @@ impl Subject {
             }
             Who::Engine => {
                 let mut command = Command::new(program("examples/transform"));
-                command.args(["--brokers", &options.brokers, "--input", &input, "--output", &output, "--group", &input]);
+                command.args([
+                    "--brokers",
+                    &options.brokers,
+                    "--input",
+                    &input,
+                    "--output",
+                    &output,
+                    "--group",
+                    &input,
+                ]);
                 command.args(["--trigger", trigger]).arg("--report").arg(&report);
                 command
             }
@@ -154,7 +171,10 @@ impl Drop for Subject {
 /// F-E-E-F at one rate.
 fn pairs(options: &Options, rate: u64) {
     println!("\n{rate} orders a second, 1.2 kB, {} pairs, {} s each; ms from due time", options.pairs, options.seconds);
-    println!("{:8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>10} {:>8}", "", "p50", "p90", "p99", "p99.9", "max", "CPU s/M", "RSS MB");
+    println!(
+        "{:8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>10} {:>8}",
+        "", "p50", "p90", "p99", "p99.9", "max", "CPU s/M", "RSS MB"
+    );
     let mut runs: [Vec<Run>; 2] = [Vec::new(), Vec::new()];
     let hiccups = Hiccups::start();
     for pair in 0..options.pairs {
@@ -190,11 +210,21 @@ fn pairs(options: &Options, rate: u64) {
     let middle = |runs: &[Run], f: &dyn Fn(&Run) -> f64| median(&runs.iter().map(f).collect::<Vec<_>>());
     let p50 = |run: &Run| run.milliseconds(0.5);
     let p99 = |run: &Run| run.milliseconds(0.99);
-    println!("median   F p50 {:.3} p99 {:.3}   E p50 {:.3} p99 {:.3}", middle(floor, &p50), middle(floor, &p99), middle(engine, &p50), middle(engine, &p99));
+    println!(
+        "median   F p50 {:.3} p99 {:.3}   E p50 {:.3} p99 {:.3}",
+        middle(floor, &p50),
+        middle(floor, &p99),
+        middle(engine, &p50),
+        middle(engine, &p99)
+    );
     println!("E - F    p50 {} ms (to reach: 0.05, upper 0.15)", paired(&p50, |e, f| e - f));
     println!("E / F    p99 {} (to reach: 1.2, upper 1.4)", paired(&p99, |e, f| e / f));
     println!("E / F    CPU {} (to reach: 1.2)", paired(&Run::cpu_per_million, |e, f| e / f));
-    println!("hiccups  p99 {:.3} max {:.3} ms", hiccups.value_at_quantile(0.99) as f64 / 1e6, hiccups.max() as f64 / 1e6);
+    println!(
+        "hiccups  p99 {:.3} max {:.3} ms",
+        hiccups.value_at_quantile(0.99) as f64 / 1e6,
+        hiccups.max() as f64 / 1e6
+    );
 }
 
 /// A preloaded topic, from cold start to the last output; rates by the broker's own append times.
@@ -216,7 +246,16 @@ fn saturate(options: &Options) {
                 drop(subject.child.kill());
                 drop(subject.child.wait());
                 let mut command = Command::new(program("examples/transform"));
-                command.args(["--brokers", &options.brokers, "--input", &input, "--output", &subject.output, "--group", &group]);
+                command.args([
+                    "--brokers",
+                    &options.brokers,
+                    "--input",
+                    &input,
+                    "--output",
+                    &subject.output,
+                    "--group",
+                    &group,
+                ]);
                 subject.child = command.stdout(Stdio::null()).spawn().expect("the program starts");
             }
             wait_for_end(options, &subject.output, options.orders);
@@ -285,7 +324,12 @@ fn ticks(options: &Options, tick: &str) {
     let batch = own("compute") + own("acknowledgement") - floor.milliseconds(0.5).min(own("acknowledgement"));
     let model = interval / 2.0 + floor.milliseconds(0.5) + batch;
     println!("\nmicro-batch of {tick} at 1 000 a second, {seconds} s; ms from due time");
-    println!("E        p50 {:.3} p99 {:.3} max {:.3}", run.milliseconds(0.5), run.milliseconds(0.99), run.latency.max() as f64 / 1e6);
+    println!(
+        "E        p50 {:.3} p99 {:.3} max {:.3}",
+        run.milliseconds(0.5),
+        run.milliseconds(0.99),
+        run.latency.max() as f64 / 1e6
+    );
     println!(
         "model    T/2 {:.1} + F {:.3} + B {:.3} = {:.3}   E / model {:.3} (to reach: within 5 %)",
         interval / 2.0,
@@ -294,8 +338,18 @@ fn ticks(options: &Options, tick: &str) {
         model,
         run.milliseconds(0.5) / model
     );
-    println!("report   p50 {:.3} (queue {:.3}, compute {:.3}, acknowledgement {:.3})", own("latency"), own("queue"), own("compute"), own("acknowledgement"));
-    println!("drift    {} epochs for {:.0} ticks", report["epochs"], report["elapsed_seconds"].as_f64().unwrap_or(0.0) * 1e3 / interval);
+    println!(
+        "report   p50 {:.3} (queue {:.3}, compute {:.3}, acknowledgement {:.3})",
+        own("latency"),
+        own("queue"),
+        own("compute"),
+        own("acknowledgement")
+    );
+    println!(
+        "drift    {} epochs for {:.0} ticks",
+        report["epochs"],
+        report["elapsed_seconds"].as_f64().unwrap_or(0.0) * 1e3 / interval
+    );
 }
 
 /// Start to first output, idle CPU, idle memory, size of the stripped program.

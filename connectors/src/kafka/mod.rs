@@ -1,7 +1,7 @@
 //! Kafka: topics as sources and sinks, at least once.
 //!
-//! A record's path begins in [`source`] (the worker polls the queues of its own partitions) and ends in [`sink`] (one
-//! producer per sink and process, whose delivery reports acknowledge). [`start`] fixes where reading begins,
+//! A record's path begins in [`reader`] (the worker polls the queues of its own partitions) and ends in [`sink`] (one
+//! producer per sink and process, whose delivery reports acknowledge). [`source`] is their consumer, [`start`] fixes where reading begins,
 //! [`commit`] publishes how far it is done, [`client`] holds the settings that both clients get and why.
 //!
 //! Offsets are committed to the consumer group only when every output of the records before them is acknowledged.
@@ -15,14 +15,16 @@ mod client;
 mod commit;
 mod error;
 mod message;
+mod reader;
 mod sink;
 mod source;
 mod start;
 mod topic;
 
 pub use message::{KafkaOrigin, Message};
+pub use reader::KafkaReader;
 pub use sink::{KafkaOutlet, KafkaWriter};
-pub use source::{KafkaReader, KafkaShared};
+pub use source::KafkaShared;
 pub use start::{DataLoss, End, Isolation, StartAt};
 pub use topic::{
     Compression, KeyedRecords, Messages, OnRefused, Partitioner, Profile, RawRecords, Records, RecordsWithMetadata,

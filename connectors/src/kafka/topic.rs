@@ -11,8 +11,9 @@ use crate::format::{Bytes, Cause, Decode, Encode, Json, Text, Tombstones};
 
 use super::client::Settings;
 use super::message::Message;
+use super::reader::{Incoming, KafkaReader, Read};
 use super::sink::{KafkaOutlet, KafkaWriter, Outgoing, Write};
-use super::source::{Incoming, KafkaReader, KafkaShared, Read};
+use super::source::KafkaShared;
 use super::start::{DataLoss, End, Isolation, StartAt};
 
 /// What a source may be told.

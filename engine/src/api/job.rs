@@ -43,6 +43,7 @@ pub struct Job {
     restart: Restart,
     clock: Clock,
     stuck_after: Duration,
+    spin: Duration,
     hand_over_within: Duration,
     live: bool,
 }
@@ -60,6 +61,7 @@ impl Job {
             restart: Restart::Never,
             clock: Clock::system(),
             stuck_after: Duration::from_secs(60),
+            spin: Duration::ZERO,
             hand_over_within: Duration::from_millis(500),
             live: false,
         }
@@ -100,6 +102,13 @@ impl Job {
     /// How long a worker may be in one step before the run counts as failed; a minute by default.
     pub fn stuck_after(self, limit: Duration) -> Job {
         Job { stuck_after: limit, ..self }
+    }
+
+    /// How long a worker without work looks for some before it sleeps; not at all by default. Worth it only with cores to
+    /// spare: on shared ones 30 µs of it tripled the 99th percentile and cost eight times the CPU, for 0.03 ms less at
+    /// the median.
+    pub fn spin(self, limit: Duration) -> Job {
+        Job { spin: limit, ..self }
     }
 
     /// How long partitions that are taken from this process are drained before they are given back all the same; 500 ms
@@ -186,6 +195,7 @@ impl Job {
                 Restart::Backoff { first, most } => Some((first, most)),
             },
             stuck_after: self.stuck_after,
+            spin: self.spin,
             hand_over_within: self.hand_over_within,
             live: self.live,
         })

@@ -226,7 +226,12 @@ impl<'a, T: 'static> Stream<'a, T> {
         let at = flow.share();
         let chain: Chain<'a, T> = Box::new(move |tail| {
             let (scope, run) = at.building().expect("the plan has returned above");
-            stage::build(scope, run.plan.name(node), ports, exchange::in_turn, run.fault.clone(), tail);
+            let (name, fault) = (run.plan.name(node), run.fault.clone());
+            match scope.worker().peers() {
+                // There is nobody to exchange with.
+                1 => stage::build(scope, name, ports, || Pipeline, fault, tail),
+                _ => stage::build(scope, name, ports, exchange::in_turn, fault, tail),
+            }
         });
         Stream::chain(flow, node, chain).counted(node)
     }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::operator::pulse::Pulse;
-use crate::words::{CheckpointId, Clock, Epoch, Moment, lock};
+use crate::words::{CheckpointId, Clock, Epoch, Latency, LatencySnapshot, Moment, lock};
 
 /// How epochs close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,7 @@ pub(crate) struct Ticker {
     through: AtomicU64,
     committed: AtomicU64,
     epochs: AtomicU64,
+    durations: Mutex<Latency>,
     state: Mutex<State>,
 }
 
@@ -50,6 +51,8 @@ struct State {
     unopened: Option<Moment>,
     /// Somebody needs a boundary now.
     wanted: bool,
+    /// The newest epoch and when it was opened, until what was before it is through.
+    opened: Option<(Epoch, Moment)>,
     last_epoch: Moment,
     last_cut: Moment,
     next_tick: Moment,
@@ -67,6 +70,7 @@ impl Ticker {
             uncut: false,
             unopened: None,
             wanted: false,
+            opened: None,
             last_epoch: now,
             last_cut: now,
             next_tick,
@@ -81,6 +85,7 @@ impl Ticker {
             through: AtomicU64::new(0),
             committed: AtomicU64::new(0),
             epochs: AtomicU64::new(0),
+            durations: Mutex::default(),
             state: Mutex::new(state),
         }
     }
@@ -133,7 +138,7 @@ impl Ticker {
             self.pulse.take_hurry();
             (state.uncut, state.unopened, state.wanted) = (false, None, false);
             (state.last_cut, state.last_epoch) = (now, now);
-            self.open(open.checkpoint().next().first_epoch(), now);
+            self.open(state, open.checkpoint().next().first_epoch(), now);
             return Some(now.after(EPOCH_EVERY));
         }
         let epoch_at = state.unopened.map(|since| since.after(EPOCH_EVERY));
@@ -146,7 +151,7 @@ impl Ticker {
             && has_room
         {
             (state.unopened, state.last_epoch) = (None, now);
-            self.open(next, now);
+            self.open(state, next, now);
             return Some(now.after(EPOCH_EVERY));
         }
         let cut = may_cut.then_some(cut_at);
@@ -169,19 +174,24 @@ impl Ticker {
         if now >= state.next_tick {
             state.next_tick = following_tick(state.next_tick, now, interval);
         }
-        self.open(open.checkpoint().next().first_epoch(), now);
+        self.open(state, open.checkpoint().next().first_epoch(), now);
         None
     }
 
-    fn open(&self, epoch: Epoch, until: Moment) {
+    fn open(&self, state: &mut State, epoch: Epoch, now: Moment) {
         self.epochs.fetch_add(1, SeqCst);
-        self.pulse.open(epoch, until);
+        state.opened = Some((epoch, now));
+        self.pulse.open(epoch, now);
     }
 
     /// The frontier of the operators, as a worker sees it: everything before it has reached the writers.
     pub(crate) fn see_through(&self, epoch: Epoch) {
         if self.through.fetch_max(epoch.as_raw(), SeqCst) >= epoch.as_raw() {
             return;
+        }
+        let opened = lock(&self.state).opened.take_if(|(opened, _)| *opened <= epoch);
+        if let Some((_, at)) = opened {
+            lock(&self.durations).record(self.clock.now() - at, 1);
         }
         match self.pace {
             // Whoever sees the batch through opens the next, without a detour over the ticker's thread.
@@ -205,6 +215,11 @@ impl Ticker {
 
     pub(crate) fn committed(&self) -> CheckpointId {
         CheckpointId::new(self.committed.load(SeqCst))
+    }
+
+    /// The time from opening an epoch until everything before it was through.
+    pub(crate) fn durations(&self) -> LatencySnapshot {
+        lock(&self.durations).snapshot()
     }
 
     /// How many epochs were opened after the first.

@@ -65,6 +65,7 @@ pub(crate) struct Spec {
     pub(crate) clock: Clock,
     pub(crate) restart: Option<(Duration, Duration)>,
     pub(crate) stuck_after: Duration,
+    pub(crate) spin: Duration,
     pub(crate) hand_over_within: Duration,
     pub(crate) live: bool,
 }
@@ -157,6 +158,7 @@ struct Control<'s> {
     committer: Committer,
     hand_overs: Vec<HandOver>,
     refreshed: Instant,
+    looked: Instant,
     stopping: Option<Instant>,
     #[cfg(feature = "terminal")]
     line: Option<(super::terminal::Line, Instant)>,
@@ -195,6 +197,7 @@ impl<'s> Control<'s> {
             ticker: None,
             hand_overs: Vec::new(),
             refreshed: Instant::now(),
+            looked: Instant::now(),
             stopping: None,
             #[cfg(feature = "terminal")]
             line: spec.live.then(|| (super::terminal::Line::new(), Instant::now())),
@@ -373,7 +376,12 @@ impl<'s> Control<'s> {
         Ok(())
     }
 
-    fn look_after_workers(&self) -> Result<()> {
+    fn look_after_workers(&mut self) -> Result<()> {
+        if self.looked.elapsed() >= SERVE_EVERY {
+            self.looked = Instant::now();
+            // A wake that a client has lost costs no more than this.
+            self.run.pulse.wake_ingests();
+        }
         let now = Clock::system().now();
         let stuck = self.workers.iter().position(|worker| worker.busy(now) > self.spec.stuck_after);
         stuck.map_or(Ok(()), |index| {
@@ -420,6 +428,7 @@ fn new_run(spec: &Spec, plan: Plan, handle: &Handle, control: Wake) -> Run {
             Pace::Continuous { .. } => Release::AtOnce,
             Pace::MicroBatch { .. } => Release::AtTicks,
         },
+        spin: spec.spin,
         clock: spec.clock.clone(),
         ticker: Arc::new(Ticker::new(spec.pace, spec.clock.clone(), Arc::clone(&pulse), frees_at_commit)),
         pulse,

@@ -4,6 +4,7 @@
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use timely::dataflow::Scope;
 
@@ -89,6 +90,8 @@ pub(crate) trait Pipeline: Send + Sync {
 pub(crate) struct Run {
     pub(crate) plan: Plan,
     pub(crate) release: Release,
+    /// How long a worker without work steps on before it parks.
+    pub(crate) spin: Duration,
     pub(crate) clock: Clock,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) ticker: Arc<Ticker>,

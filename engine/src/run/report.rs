@@ -25,6 +25,8 @@ pub struct Report {
     pub epochs: u64,
     /// The newest checkpoint whose commit was answered; 0 when there is none.
     pub committed: u64,
+    /// The time from opening an epoch until everything before it had reached the sinks.
+    pub epoch: LatencySnapshot,
     /// Each source, in the order of the pipeline.
     pub sources: Vec<SourceReport>,
     /// Each stage, in the order of the pipeline.
@@ -101,6 +103,7 @@ impl Report {
             restarts: 0,
             epochs: 0,
             committed: 0,
+            epoch: LatencySnapshot::default(),
             sources: Vec::new(),
             stages: Vec::new(),
             sinks: Vec::new(),
@@ -113,7 +116,9 @@ impl Report {
             elapsed_seconds: seconds,
             restarts,
             epochs: run.ticker.epochs(),
-            committed: run.ticker.committed().number(),
+            // A run that has ended is committed to its end, which lies in the checkpoint that is open.
+            committed: run.ticker.committed().min(run.pulse.epoch().checkpoint()).number(),
+            epoch: run.ticker.durations(),
             ..Report::empty(job)
         };
         let mut lags = run.plan.sources.iter().map(|source| source.shared.lag());

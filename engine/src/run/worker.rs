@@ -18,8 +18,8 @@ use crate::words::{Clock, Error, ErrorKind, Moment, Result};
 use super::control::Event;
 use super::plan::{Pipeline, Run};
 
-/// Longest sleep of a worker; a wake that is lost in a client costs no more than this.
-const PARK_MAX: Duration = Duration::from_millis(100);
+/// Longest sleep of a worker. What it waits for wakes it, and the control thread does at least every 100 ms.
+const PARK_MAX: Duration = Duration::from_secs(1);
 
 /// A started worker.
 #[derive(Debug)]
@@ -79,9 +79,18 @@ fn work(allocator: AllocatorBuilder, run: &Arc<Run>, pipeline: &dyn Pipeline, st
         run.events.send(Event::Built);
         // Real time, because it is the machine that gets stuck.
         let clock = Clock::system();
+        let mut moved = clock.now();
         while !run.fault.is_set() && worker.has_dataflows() {
-            stepping.store(clock.now().as_nanos().max(1), Relaxed);
-            worker.step_or_park(Some(PARK_MAX));
+            let now = clock.now();
+            stepping.store(now.as_nanos().max(1), Relaxed);
+            if !run.spin.is_zero() && now - moved < run.spin {
+                if worker.step() {
+                    moved = now;
+                }
+            } else {
+                worker.step_or_park(Some(PARK_MAX));
+                moved = clock.now();
+            }
         }
         // Nothing steps any more, so letting go of capabilities tells nobody anything.
         worker.installed_dataflows().into_iter().for_each(|dataflow| worker.drop_dataflow(dataflow));

@@ -74,51 +74,68 @@ impl SinkMeter {
 }
 
 /// The time from a record's arrival to its acknowledgement, whole and in its parts; a count for every record.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Latencies {
-    total: Histogram<u64>,
-    queue: Histogram<u64>,
-    compute: Histogram<u64>,
-    acknowledgement: Histogram<u64>,
+    total: Latency,
+    queue: Latency,
+    compute: Latency,
+    acknowledgement: Latency,
 }
-
-impl Default for Latencies {
-    fn default() -> Latencies {
-        let total = Histogram::new_with_bounds(LOWEST_NANOS, HIGHEST_NANOS, 3).expect("the bounds are constants");
-        Latencies { queue: total.clone(), compute: total.clone(), acknowledgement: total.clone(), total }
-    }
-}
-
-const LOWEST_NANOS: u64 = 1_000;
-const HIGHEST_NANOS: u64 = 3_600_000_000_000;
 
 impl Latencies {
     fn record(&mut self, arrival: Moment, released: Moment, written: Moment, now: Moment, count: u64) {
-        let nanos = |part: Duration| part.as_nanos() as u64;
-        self.queue.saturating_record_n(nanos(released - arrival), count);
-        self.compute.saturating_record_n(nanos(written - released), count);
-        self.acknowledgement.saturating_record_n(nanos(now - written), count);
-        self.total.saturating_record_n(nanos(now - arrival), count);
+        self.queue.record(released - arrival, count);
+        self.compute.record(written - released, count);
+        self.acknowledgement.record(now - written, count);
+        self.total.record(now - arrival, count);
     }
 
     /// From arrival to acknowledgement.
     pub(crate) fn total(&self) -> LatencySnapshot {
-        LatencySnapshot::of(&self.total)
+        self.total.snapshot()
     }
 
     /// From arrival to release: the wait for a micro-batch's tick.
     pub(crate) fn queue(&self) -> LatencySnapshot {
-        LatencySnapshot::of(&self.queue)
+        self.queue.snapshot()
     }
 
     /// From release to the sink's writer.
     pub(crate) fn compute(&self) -> LatencySnapshot {
-        LatencySnapshot::of(&self.compute)
+        self.compute.snapshot()
     }
 
     /// From the writer to the acknowledgement.
     pub(crate) fn acknowledgement(&self) -> LatencySnapshot {
-        LatencySnapshot::of(&self.acknowledgement)
+        self.acknowledgement.snapshot()
+    }
+}
+
+/// A histogram of durations: 1 µs to an hour, three digits.
+#[derive(Clone, Debug)]
+pub(crate) struct Latency(Histogram<u64>);
+
+impl Default for Latency {
+    fn default() -> Latency {
+        Latency(Histogram::new_with_bounds(1_000, 3_600_000_000_000, 3).expect("the bounds are constants"))
+    }
+}
+
+impl Latency {
+    pub(crate) fn record(&mut self, duration: Duration, count: u64) {
+        self.0.saturating_record_n(duration.as_nanos() as u64, count);
+    }
+
+    pub(crate) fn snapshot(&self) -> LatencySnapshot {
+        let at = |quantile| Duration::from_nanos(self.0.value_at_quantile(quantile));
+        LatencySnapshot {
+            count: self.0.len(),
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: Duration::from_nanos(self.0.max()),
+        }
     }
 }
 
@@ -146,18 +163,4 @@ pub struct LatencySnapshot {
 
 fn as_nanos<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(duration.as_nanos() as u64)
-}
-
-impl LatencySnapshot {
-    fn of(histogram: &Histogram<u64>) -> LatencySnapshot {
-        let at = |quantile| Duration::from_nanos(histogram.value_at_quantile(quantile));
-        LatencySnapshot {
-            count: histogram.len(),
-            p50: at(0.5),
-            p90: at(0.9),
-            p99: at(0.99),
-            p999: at(0.999),
-            max: Duration::from_nanos(histogram.max()),
-        }
-    }
 }

@@ -15,7 +15,7 @@ pub(crate) use admission::{Admission, Budget, Outcome};
 pub use batch::Batch;
 pub use epoch::{CheckpointId, Epoch};
 pub use error::{Error, ErrorKind, Result};
-pub(crate) use meter::{Latencies, SourceMeter, StageMeter};
+pub(crate) use meter::{Latencies, Latency, SourceMeter, StageMeter};
 pub use meter::{LatencySnapshot, SinkMeter};
 pub use offsets::{Offset, Offsets, Partition};
 pub use quantity::{Bytes, Room, Worker};
