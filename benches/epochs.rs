@@ -1,7 +1,7 @@
 //! Epochs and wake-ups in memory: how long until an epoch is through, until a record has crossed to another worker,
 //! until a job has started, and what an idle one uses.
 //!
-//! Method: (1) a record each millisecond and an epoch each ten, through ten operators on one spinning worker; the
+//! Method: (1) a record each millisecond and an epoch each hundred, through ten operators on one spinning worker; the
 //! report's own histogram from opening an epoch, on the ticker's thread, until everything before it is through. (2) A record each millisecond through an exchange
 //! between two parked workers, from `send` to the writer, those only that changed the worker. (3) `start` to the first
 //! value, a hundred times. (4) CPU of this process while a job waits. Not shown: other loads on the machine.
@@ -17,7 +17,7 @@ use millstream_benches::machine::cpu;
 
 fn main() {
     let smoke = std::env::args().any(|argument| argument == "--smoke");
-    epoch_through_ten_operators(if smoke { 100 } else { 15_000 });
+    epoch_through_ten_operators(if smoke { 300 } else { 30_000 });
     record_across_two_parked_workers(if smoke { 100 } else { 5_000 });
     start_to_first_record(if smoke { 3 } else { 100 });
     idle(Duration::from_secs(if smoke { 1 } else { 20 }));

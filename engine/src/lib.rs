@@ -60,9 +60,9 @@ mod api;
 
 pub use api::{Flow, Job, Restart, Running, Stopper, Stream, Trigger};
 pub use io::{
-    Accepted, Acknowledges, Change, ChannelSource, Collected, Delivery, Discard, KeyedSink, Lag, OpenSink, OpenSource,
-    Polled, Progress, Reader, Receipt, Rows, SendError, Sender, SharedSink, SharedSource, Sink, Source, Taken,
-    Undelivered, Wake, Writer, channel, collect, discard, rows,
+    Accepted, Acknowledges, AtStop, Change, ChannelSource, Collected, Delivery, Discard, KeyedSink, Lag, OpenSink,
+    OpenSource, Polled, Progress, Reader, Receipt, Rows, SendError, Sender, SharedSink, SharedSource, Sink, Source,
+    Taken, Undelivered, Wake, Writer, channel, collect, discard, rows,
 };
 pub use run::report::{Report, SinkReport, SourceReport, StageReport};
 pub use words::{

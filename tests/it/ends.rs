@@ -148,3 +148,19 @@ fn a_channel_wakes_whoever_awaits() {
     drop(orders);
     assert_eq!(running.wait().unwrap().records_in(), 200);
 }
+
+#[test]
+fn stop_drains_a_channel_that_is_fuller_than_memory() {
+    for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::from_secs(3_600))] {
+        let (orders, source) = channel::<u64>(1_000);
+        let results = collect();
+        let sink = results.clone();
+        let job = Job::new("full channel", move |flow| flow.source(&source)?.sink(&sink));
+        let running = job.trigger(trigger).memory(millstream::Bytes(400)).start().unwrap();
+        let receipts: Vec<_> = (0..1_000).map(|n| orders.try_send(n).unwrap()).collect();
+        running.stop();
+        running.wait().unwrap();
+        assert_eq!(results.values(), (0..1_000).collect::<Vec<_>>(), "{trigger:?}");
+        receipts.into_iter().for_each(|receipt| receipt.wait().unwrap());
+    }
+}

@@ -158,3 +158,17 @@ fn a_worker_that_does_not_come_back_is_a_fault() {
     let error = job.stuck_after(Duration::from_millis(200)).run().expect_err("it sleeps");
     assert_eq!(error.kind(), ErrorKind::Stuck);
 }
+
+#[test]
+fn a_pipeline_that_panics_when_it_is_planned_again_ends_the_job() {
+    let plans = Arc::new(AtomicU64::new(0));
+    let script = Script::numbers(1_000, 1, 1).failing_at(5);
+    let job = Job::new("planned twice", move |flow| {
+        // One plan and one worker make a run.
+        assert!(plans.fetch_add(1, SeqCst) < 2, "not again");
+        flow.source(&script)?.sink(millstream::discard())
+    });
+    let error = job.restart(QUICKLY).run().expect_err("the second plan panics");
+    assert_eq!(error.kind(), ErrorKind::Panic);
+    assert!(error.to_string().contains("not again"), "{error}");
+}

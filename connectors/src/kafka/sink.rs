@@ -351,6 +351,7 @@ impl<T, W: Write<T>> Writer<T> for KafkaWriter<W> {
     fn write(&mut self, batch: &mut Batch<T>, delivery: &Delivery) -> Result<Accepted> {
         let shared_delivery = Arc::new(delivery.clone());
         let mut accepted = Accepted::All;
+        let mut looked_again = false;
         while let Some(value) = batch.front() {
             match self.send(value, &shared_delivery)? {
                 (Sent::Yes, _) => {}
@@ -360,14 +361,22 @@ impl<T, W: Write<T>> Writer<T> for KafkaWriter<W> {
                 }
                 (Sent::NoRoom, _) => {
                     self.shared.context.full.store(true, SeqCst);
-                    // Looked at again, because the last report may have come just before the flag.
-                    if self.shared.producer.in_flight_count() == 0 {
+                    if self.shared.producer.in_flight_count() > 0 {
+                        accepted = Accepted::Full;
+                        break;
+                    }
+                    // Looked at again, because the last report may have come just before the flag; a record that finds
+                    // no room in an empty queue never will.
+                    if !looked_again {
+                        looked_again = true;
                         continue;
                     }
-                    accepted = Accepted::Full;
-                    break;
+                    let topic = self.shared.topic.clone().unwrap_or_default();
+                    let cause = "it is larger than the memory for records on their way out (`Job::memory`)";
+                    self.shared.context.refuse(&topic, None, cause.into(), delivery)?;
                 }
             }
+            looked_again = false;
             batch.next();
         }
         self.shared.sending.wake();

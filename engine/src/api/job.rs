@@ -1,11 +1,13 @@
 //! A pipeline function and how to run it.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use crate::epoch::ticker::Pace;
+use crate::operator::fault::panicked;
 use crate::run::control::{Events, Spec, control};
 use crate::run::handle::Handle;
 use crate::run::plan::Pipeline;
@@ -144,7 +146,13 @@ impl Job {
         let (pipeline, shared) = (self.pipeline, Arc::clone(&handle));
         thread::Builder::new()
             .name("millstream-control".to_owned())
-            .spawn(move || control(&spec, pipeline, &shared, &receiver, &started))
+            .spawn(move || {
+                let run = AssertUnwindSafe(|| control(&spec, pipeline, &shared, &receiver, &started));
+                if let Err(payload) = catch_unwind(run) {
+                    // Only the pipeline function and connectors run there; whoever waits must hear of it.
+                    shared.end(Err(panicked("pipeline", &*payload)));
+                }
+            })
             .map_err(|cause| Error::new(ErrorKind::Option, "cannot start the control thread").caused_by(cause))?;
         match has_started.recv() {
             Ok(Ok(())) => Ok(Running::new(handle)),

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::words::{Batch, Bytes, CheckpointId, Error, ErrorKind, Offsets, Outcome, Result, Room, Worker, lock};
 
-use super::{Change, OpenSource, Polled, Progress, Reader, SharedSource, Source, Wake};
+use super::{AtStop, Change, OpenSource, Polled, Progress, Reader, SharedSource, Source, Wake};
 
 /// A channel into a job: room for so many records that nobody has read yet.
 ///
@@ -343,8 +343,12 @@ impl<T: Send + 'static> Reader for ChannelReader<T> {
         Ok(Polled::Ended)
     }
 
-    fn can_repeat(&self) -> bool {
-        false
+    /// Senders hear of it, and get their values back from now on.
+    fn stop(&mut self) -> AtStop {
+        if let Some(receiver) = &mut self.receiver {
+            receiver.close();
+        }
+        AtStop::Drain
     }
 }
 

@@ -16,5 +16,5 @@ pub use delivery::Delivery;
 pub(crate) use delivery::Flight;
 pub use memory::{Collected, Discard, Rows, collect, discard, rows};
 pub use sink::{Accepted, Acknowledges, KeyedSink, OpenSink, SharedSink, Sink, Writer};
-pub use source::{Change, Lag, OpenSource, Polled, Progress, Reader, SharedSource, Source, Taken};
+pub use source::{AtStop, Change, Lag, OpenSource, Polled, Progress, Reader, SharedSource, Source, Taken};
 pub use wake::Wake;

@@ -197,11 +197,20 @@ pub trait Reader {
         let _ = partitions;
     }
 
-    /// Whether what was read and not released can be read again by a later run. What cannot is released as the last
-    /// batch when the job is stopped.
-    fn can_repeat(&self) -> bool {
-        true
+    /// The job stops, and says so once. What was read and not released is dropped when a later run reads it again; what
+    /// cannot be read again, and what is still there of it, goes out as the last batch.
+    fn stop(&mut self) -> AtStop {
+        AtStop::ReadAgain
     }
+}
+
+/// What becomes of unreleased input when a job stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtStop {
+    /// A later run reads it again.
+    ReadAgain,
+    /// Nobody can: it is polled until [`Polled::Idle`] or [`Polled::Ended`], and released.
+    Drain,
 }
 
 /// What a poll found.

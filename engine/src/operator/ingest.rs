@@ -23,7 +23,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::{Scope, Stream};
 use timely::scheduling::Activator;
 
-use crate::io::{Polled, Reader, Wake};
+use crate::io::{AtStop, Polled, Reader, Wake};
 use crate::words::{
     Admission, Batch, Budget, Bytes, CheckpointId, Clock, Epoch, Moment, Offset, Offsets, Partition, Result, Room,
     SourceMeter, lock,
@@ -115,6 +115,7 @@ pub(crate) fn build<'a, R: Reader + 'static>(
             capabilities,
             records_max: RECORDS_FIRST,
             has_ended: false,
+            at_stop: None,
             activator,
             wake,
             setting,
@@ -142,6 +143,8 @@ struct Ingest<R: Reader> {
     capabilities: Capabilities,
     records_max: usize,
     has_ended: bool,
+    /// What the reader said when the job was stopped.
+    at_stop: Option<AtStop>,
     activator: Activator,
     wake: Wake,
 }
@@ -161,28 +164,27 @@ impl<R: Reader> Ingest<R> {
 
     fn step(&mut self) -> Result<()> {
         self.answer_recalls();
-        let mut more = false;
-        if self.setting.pulse.is_stopping() {
-            self.has_ended = true;
-            if self.reader.as_ref().is_some_and(R::can_repeat) {
-                // Uncommitted, and read again by the next run.
-                self.queue.clear();
-            } else {
-                more |= self.read()? == Polled::More;
-                more |= !self.release_until(self.setting.clock.now())?;
-            }
-        } else {
-            more |= self.close()?;
-            if !self.has_ended {
-                more |= self.read()? == Polled::More;
-            }
-        }
+        let more = if self.setting.pulse.is_stopping() { self.wind_up()? } else { self.close()? | self.read()? };
         if more {
             self.activator.activate();
         } else if self.has_ended && self.queue.is_empty() {
             self.end();
         }
         Ok(())
+    }
+
+    /// The job stops: nothing more is released but what nobody can read again. Says whether there is more to do now.
+    fn wind_up(&mut self) -> Result<bool> {
+        let reader = self.reader.as_mut().expect("a step begins with a reader");
+        let at_stop = *self.at_stop.get_or_insert_with(|| reader.stop());
+        if at_stop == AtStop::ReadAgain {
+            self.queue.clear();
+            self.has_ended = true;
+            return Ok(false);
+        }
+        let more = self.read()?;
+        let released = self.release_until(self.setting.clock.now())?;
+        Ok(more || !released)
     }
 
     /// Follows the ticker to the open epoch: in a micro-batch once everything up to its moment is released. Says
@@ -201,20 +203,24 @@ impl<R: Reader> Ingest<R> {
         Ok(false)
     }
 
-    /// Polls the reader once, while there is room.
-    fn read(&mut self) -> Result<Polled> {
+    /// Polls the reader once, when there is room and it has not ended. Says whether there is more to read now.
+    fn read(&mut self) -> Result<bool> {
+        if self.has_ended {
+            return Ok(false);
+        }
         let Some(room) = self.setting.budget.room() else {
             self.setting.pulse.note_starved();
-            return Ok(Polled::Idle);
+            return Ok(false);
         };
         let reader = self.reader.as_mut().expect("a step begins with a reader");
         let mut batch = Batch::new();
         let arrival = self.setting.clock.now();
         let polled = reader.poll(&mut batch, Room { records: self.records_max, bytes: room })?;
-        self.has_ended |= polled == Polled::Ended;
+        // Nobody adds to what is drained.
+        self.has_ended = polled == Polled::Ended || (polled == Polled::Idle && self.at_stop == Some(AtStop::Drain));
         self.setting.meter.repeated.add(batch.repeated());
         if !batch.has_moved() {
-            return Ok(polled);
+            return Ok(polled == Polled::More);
         }
         let receipts = batch.take_receipts();
         batch.admit(Admission::new(arrival, batch.bytes(), &self.setting.budget, receipts));
@@ -232,7 +238,7 @@ impl<R: Reader> Ingest<R> {
                 self.adapt(records, self.setting.clock.now() - arrival);
             }
         }
-        Ok(polled)
+        Ok(polled == Polled::More)
     }
 
     /// Fits the next poll to the time this one took.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use millstream::{Job, Trigger, discard};
 
 use super::kafka;
-use crate::support::broker::shared;
+use crate::support::broker::{OwnBroker, real, shared};
 use crate::support::eventually;
 use crate::support::valve::Valve;
 
@@ -28,6 +28,41 @@ fn follow_acknowledgements_at_least_every_interval() {
     valve.open();
     eventually("all of it is committed", || broker.committed(&group, &topic, 1) == [Some(100)]);
     drop(running);
+}
+
+#[test]
+fn are_never_ahead_of_a_stalled_producer() {
+    if real("the embedded broker has no proxy before it").is_none() {
+        return;
+    }
+    let (own, proxy) = OwnBroker::behind_a_proxy();
+    let broker = &own.broker;
+    let (input, output) = (broker.topic("stalled-in", 2), broker.topic("stalled-out", 2));
+    let (kafka, group) = (kafka(broker), format!("group-{input}"));
+    let (from, to, of_job) = (input.clone(), output.clone(), group.clone());
+    let job = Job::new("stalled", move |flow| {
+        let numbers = flow.source(kafka.topic(&from).group(&of_job).json::<u64>())?.or_stop();
+        numbers.sink_by(u64::to_string, kafka.topic(&to).json())
+    });
+    let running = job.checkpoint_every(Duration::from_millis(50)).start().unwrap();
+    let write = |range: std::ops::Range<u64>| {
+        let numbers: Vec<String> = range.map(|n| n.to_string()).collect();
+        broker.write(&input, numbers.iter().map(|n| (Some((n.len() % 2) as i32), n.as_str(), Some(n.as_str()))));
+    };
+    let committed = || broker.committed(&group, &input, 2).into_iter().flatten().sum::<i64>() as u64;
+    write(0..100);
+    eventually("the first hundred are committed", || committed() == 100);
+    // From here on what the job sends is held back; what this test writes is not.
+    proxy.stall(true);
+    write(100..250);
+    eventually("the job has read them", || running.report().sinks[0].records == 250);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!((committed(), running.report().records_out()), (100, 100), "none of them is acknowledged");
+    proxy.stall(false);
+    eventually("the rest is committed", || committed() == 250);
+    assert_eq!(broker.read(&output).iter().flatten().count(), 250);
+    running.stop();
+    running.wait().unwrap();
 }
 
 #[test]

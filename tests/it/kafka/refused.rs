@@ -65,3 +65,15 @@ fn because_it_is_too_large() {
 fn because_its_partition_does_not_exist() {
     check("partition", |message| message.partition(99));
 }
+
+#[test]
+fn because_it_is_larger_than_the_memory_of_the_sink() {
+    let (kafka, topic) = (kafka(shared()), shared().topic("memory", 1));
+    let job = Job::new("memory", move |flow| {
+        let text = flow.source(rows(0..3u64))?.map(|n| "x".repeat(if n == 1 { 200_000 } else { 10 }));
+        text.sink(kafka.topic(&topic).on_refused(OnRefused::Skip).text())
+    });
+    let report =
+        job.memory(millstream::Bytes(400_000)).start().unwrap().wait_for(crate::PATIENCE).expect("no hang").unwrap();
+    assert_eq!((report.sinks[0].acknowledged, report.sinks[0].skipped), (2, 1));
+}

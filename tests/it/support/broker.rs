@@ -2,6 +2,9 @@
 //! only the real one can answer says on the embedded one that it is skipped, and why; with `MILLSTREAM_NO_SKIP` set
 //! that is a failure.
 
+#[path = "proxy.rs"]
+pub mod proxy;
+
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -14,6 +17,9 @@ use rdkafka::message::{Header, Headers, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use tokio::runtime::Runtime;
+
+/// What producers of tests call themselves.
+pub const CLIENT: &str = "tests";
 
 /// A broker that tests share.
 pub struct Broker {
@@ -114,7 +120,12 @@ impl Broker {
     }
 
     pub fn producer(&self) -> BaseProducer {
-        self.client().set("partitioner", "murmur2_random").set("enable.idempotence", "true").create().unwrap()
+        self.client()
+            .set("client.id", CLIENT)
+            .set("partitioner", "murmur2_random")
+            .set("enable.idempotence", "true")
+            .create()
+            .unwrap()
     }
 
     /// Writes records and waits until the broker has them.
@@ -240,16 +251,38 @@ pub fn headers(pairs: &[(&str, Option<&str>)]) -> OwnedHeaders {
 pub struct OwnBroker {
     pub broker: Broker,
     port: Option<u16>,
+    advertised: u16,
+}
+
+/// A port of which the next two are free as well.
+fn free_port() -> u16 {
+    let is_free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+    std::iter::repeat_with(|| 20_000 + fastrand::u16(..10_000) / 4 * 4)
+        .find(|port| (0..3).all(|next| is_free(port + next)))
+        .expect("there is always another")
 }
 
 impl OwnBroker {
+    /// A real broker behind a proxy, which is at its address.
+    pub fn behind_a_proxy() -> (OwnBroker, proxy::Proxy) {
+        let port = free_port();
+        let proxy = proxy::Proxy::start(port + 2, port);
+        let address = format!("127.0.0.1:{}", port + 2);
+        let own = OwnBroker { broker: Broker { address, embedded: None }, port: Some(port), advertised: port + 2 };
+        own.script("up");
+        (own, proxy)
+    }
+
     pub fn start() -> OwnBroker {
         if shared().embedded.is_some() {
-            return OwnBroker { broker: Broker::embedded(), port: None };
+            return OwnBroker { broker: Broker::embedded(), port: None, advertised: 0 };
         }
-        let port = 20_000 + fastrand::u16(..10_000);
-        let own =
-            OwnBroker { broker: Broker { address: format!("127.0.0.1:{port}"), embedded: None }, port: Some(port) };
+        let port = free_port();
+        let own = OwnBroker {
+            broker: Broker { address: format!("127.0.0.1:{port}"), embedded: None },
+            port: Some(port),
+            advertised: port,
+        };
         own.script("up");
         own
     }
@@ -259,6 +292,7 @@ impl OwnBroker {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/kafka/broker");
         let mut child = Command::new(script);
         child.arg(command).env("MILLSTREAM_KAFKA_PORT", port.to_string()).env("MILLSTREAM_KAFKA_MINUTES", "10");
+        child.env("MILLSTREAM_KAFKA_ADVERTISED", self.advertised.to_string());
         assert!(child.stdout(std::process::Stdio::null()).status().unwrap().success(), "broker {command}");
     }
 

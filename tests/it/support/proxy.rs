@@ -1,0 +1,63 @@
+//! A proxy before a real broker that can hold back what producers send: requests are passed whole, and those of the
+//! kind Produce wait while the proxy stalls, but for those of the tests' own clients.
+
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
+use std::time::Duration;
+
+/// The api key of Produce in Kafka's protocol.
+const PRODUCE: i16 = 0;
+
+/// See the module.
+pub struct Proxy {
+    stalled: Arc<AtomicBool>,
+}
+
+impl Proxy {
+    /// Listens on loopback at `port`, which the broker advertises, and passes on to the broker at `to`.
+    pub fn start(port: u16, to: u16) -> Proxy {
+        let listener = TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
+        let stalled = Arc::new(AtomicBool::new(false));
+        let holds = Arc::clone(&stalled);
+        // It ends with the test's process; its connections with their clients.
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let Ok(broker) = TcpStream::connect(("127.0.0.1", to)) else { continue };
+                let (back, to_client) = (broker.try_clone().unwrap(), client.try_clone().unwrap());
+                let holds = Arc::clone(&holds);
+                thread::spawn(move || drop(requests(client, broker, &holds)));
+                thread::spawn(move || drop(io::copy(&mut &back, &mut &to_client)));
+            }
+        });
+        Proxy { stalled }
+    }
+
+    pub fn stall(&self, stalled: bool) {
+        self.stalled.store(stalled, SeqCst);
+    }
+}
+
+/// Passes one request after the other: a length, then as many bytes, which begin with the api key.
+fn requests(mut client: TcpStream, mut broker: TcpStream, stalled: &AtomicBool) -> io::Result<()> {
+    loop {
+        let mut length = [0; 4];
+        client.read_exact(&mut length)?;
+        let mut request = vec![0; u32::from_be_bytes(length) as usize];
+        client.read_exact(&mut request)?;
+        while is_held(&request) && stalled.load(SeqCst) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        broker.write_all(&length)?;
+        broker.write_all(&request)?;
+    }
+}
+
+/// A request begins with api key, version and correlation id; then comes the client's id, after its length.
+fn is_held(request: &[u8]) -> bool {
+    let length = usize::from(u16::from_be_bytes([request[8], request[9]]));
+    let client = request.get(10..10 + length).unwrap_or_default();
+    i16::from_be_bytes([request[0], request[1]]) == PRODUCE && client != super::CLIENT.as_bytes()
+}
