@@ -61,9 +61,11 @@ fn run(mut options: Options) -> Result<()> {
     let kafka = Kafka::new(brokers);
     let of_job = options.clone();
     let job = Job::new("transform", move |flow| invoices(flow, &kafka, &of_job));
-    let report = support::run(job, &options, |_| {
+    let report = support::run(job, &options, |report| {
         if let Some(embedded) = &embedded {
-            line.set_message(embedded.line());
+            let read = report.fraction().filter(|_| options.trigger == Trigger::AvailableNow);
+            let percent = read.map_or_else(String::new, |read| format!("{:.0} %  ", read * 100.0));
+            line.set_message(percent + &embedded.line());
         }
     })?;
     line.finish_and_clear();

@@ -1,4 +1,4 @@
-//! Sources and sinks for [millstream](millstream): Kafka, with JSON, text and bytes as formats.
+//! Sources and sinks for [millstream]: Kafka, with JSON, text and bytes as formats.
 //!
 //! ```no_run
 //! use millstream::{Job, Result};

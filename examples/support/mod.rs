@@ -38,7 +38,7 @@ pub struct Options {
     /// Threads that process records
     #[arg(long, default_value_t = 1)]
     pub workers: usize,
-    /// A file to which the job's report is appended each second, as lines of JSON
+    /// A file that gets the job's report each second, as lines of JSON
     #[arg(long)]
     pub report: Option<PathBuf>,
     /// Stop after this time, such as 30s [default: 60s without --brokers, else never]

@@ -27,7 +27,7 @@ fn records(broker: &broker::Broker, topic: &str) -> Vec<Vec<Record>> {
     broker.read(topic).iter().map(|partition| partition.iter().map(record).collect()).collect()
 }
 
-/// Kill times are uniform over a second and a half, the start of the process included; 2 000 records a second flow all
+/// Under both triggers in turn. Kill times are uniform over a second and a half, the start of the process included; 2 000 records a second flow all
 /// the while. The checker is shown to find planted faults in its own tests.
 #[test]
 fn nothing_is_lost_over_fifty_kills() {
@@ -40,7 +40,7 @@ fn nothing_is_lost_over_fifty_kills() {
     println!("MILLSTREAM_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let done = AtomicBool::new(false);
-    let start = || target(&["copy", &broker.address, &input, &output, &input]);
+    let start = |trigger| target(&["copy", &broker.address, &input, &output, &input, trigger]);
     let mut last = std::thread::scope(|scope| {
         scope.spawn(|| {
             let (producer, begin) = (broker.producer(), Instant::now());
@@ -56,14 +56,14 @@ fn nothing_is_lost_over_fifty_kills() {
             }
             broker::flush(&producer);
         });
-        for _ in 0..KILLS {
-            let mut child = start();
+        for kill in 0..KILLS {
+            let mut child = start(if kill % 2 == 0 { "continuous" } else { "micro-batch" });
             std::thread::sleep(Duration::from_millis(random.u64(0..1_500)));
             child.kill().expect("it runs");
             child.wait().expect("it was killed");
         }
         done.store(true, SeqCst);
-        start()
+        start("continuous")
     });
     let expected = records(broker, &input);
     let deadline = Instant::now() + PATIENCE;

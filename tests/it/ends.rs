@@ -164,3 +164,16 @@ fn stop_drains_a_channel_that_is_fuller_than_memory() {
         receipts.into_iter().for_each(|receipt| receipt.wait().unwrap());
     }
 }
+
+#[test]
+fn stop_drains_a_channel_into_a_sink_that_frees_memory_at_commits_only() {
+    let (orders, source) = channel::<u64>(1_000);
+    let valve = Valve::at_commit();
+    let sink = valve.clone();
+    let job = Job::new("staged channel", move |flow| flow.source(&source)?.sink(&sink));
+    let mut running = job.memory(millstream::Bytes(400)).start().unwrap();
+    (0..500).for_each(|n| drop(orders.try_send(n).unwrap()));
+    running.stop_within(PATIENCE);
+    running.wait_for(PATIENCE).expect("it does not hang").unwrap();
+    assert_eq!(valve.taken(), (0..500).collect::<Vec<_>>());
+}

@@ -48,7 +48,10 @@ fn a_fault_in_a_source_ends_the_job_and_commits_no_more_than_was_acknowledged() 
     let (log, sink) = (script.log.clone(), valve.clone());
     let job = Job::new("source fault", move |flow| flow.source(&script)?.sink(&sink)).workers(4);
     let error = job.checkpoint_every(Duration::from_millis(1)).run().expect_err("the reader fails");
-    assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Source, "the script says to fail"));
+    assert_eq!(
+        (error.kind(), error.to_string().as_str()),
+        (ErrorKind::Source, "operator `script`: the script says to fail")
+    );
     valve.open();
     assert_eq!(log.committed(), 0, "nothing was acknowledged while it ran");
 }
@@ -57,7 +60,7 @@ fn a_fault_in_a_source_ends_the_job_and_commits_no_more_than_was_acknowledged() 
 fn a_fault_in_a_sink_with_records_in_flight_commits_nothing_beyond_the_acknowledged() {
     let (script, valve) = (Script::numbers(10_000, 1, 6).batches_of(10), Valve::failing_after(5_000));
     let (log, sink) = (script.log.clone(), valve.clone());
-    let job = Job::new("sink fault", move |flow| flow.source(&script)?.sink(&sink));
+    let job = Job::new("sink fault", move |flow| flow.source(&script)?.sink(&sink)).workers(4);
     let running = job.checkpoint_every(Duration::from_millis(1)).start().unwrap();
     let mut acknowledged = 0;
     let mut running = running;
@@ -69,7 +72,7 @@ fn a_fault_in_a_sink_with_records_in_flight_commits_nothing_beyond_the_acknowled
             break ended.expect_err("the writer fails");
         }
     };
-    assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Sink, "the valve broke"));
+    assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Sink, "operator `valve`: the valve broke"));
     assert!(log.committed() <= acknowledged, "{} committed, {acknowledged} acknowledged", log.committed());
 }
 

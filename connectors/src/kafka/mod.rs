@@ -1,15 +1,15 @@
 //! Kafka: topics as sources and sinks, at least once.
 //!
-//! A record's path begins in [`reader`] (the worker polls the queues of its own partitions) and ends in [`sink`] (one
-//! producer per sink and process, whose delivery reports acknowledge). [`source`] is their consumer, [`start`] fixes where reading begins,
-//! [`commit`] publishes how far it is done, [`client`] holds the settings that both clients get and why.
+//! A record's path begins in `reader` (the worker polls the queues of its own partitions) and ends in `sink` (one
+//! producer per sink and process, whose delivery reports acknowledge). `source` is their consumer, `start` fixes where reading begins,
+//! `commit` publishes how far it is done, `client` holds the settings that both clients get and why.
 //!
 //! Offsets are committed to the consumer group only when every output of the records before them is acknowledged.
 //! Of [`Job::memory`](millstream::Job::memory) a quarter is for records fetched ahead. A broker sends whole batches as a
 //! producer made them, so each partition may hold one of those, up to a megabyte by librdkafka's default, beyond that.
 //!
 //! Without a group of its own name a source uses the job's. A job assigns all partitions to itself: two jobs, or two
-//! processes of one, must not share a group.
+//! processes of one, must not share a group. Within a process that is an error.
 
 mod client;
 mod commit;

@@ -191,6 +191,8 @@ impl Held {
     /// Takes messages from the queue until it is empty, the room is used up, or the end is reached.
     fn drain<R: Read>(&mut self, shared: &KafkaShared<R>, batch: &mut Batch<R::Item>, room: Room) -> Result<()> {
         let before = self.next;
+        let mut overshot = false;
+        self.shared.draining.store(true, SeqCst);
         // Before the look, so that what comes during it is seen.
         self.filled.store(false, SeqCst);
         loop {
@@ -198,12 +200,17 @@ impl Held {
                 self.filled.store(true, SeqCst);
                 break;
             }
+            if self.has_reached_its_end() {
+                break;
+            }
             match self.queue.poll(Duration::ZERO) {
                 None => break,
                 Some(Ok(message)) => {
                     let offset = message.offset();
                     if self.shared.span.end.is_some_and(|end| offset >= end) {
+                        // There was a hole at the end; this one is the next run's.
                         self.ended = true;
+                        overshot = true;
                         break;
                     }
                     if offset < self.next {
@@ -219,14 +226,17 @@ impl Held {
                 Some(Err(cause)) => shared.consider(cause)?,
             }
         }
-        if self.shared.span.end.is_some_and(|end| self.next >= end) {
-            self.ended = true;
-        }
+        self.ended |= self.has_reached_its_end();
         if self.next > before {
             self.shared.polled.store(self.next, SeqCst);
             batch.read_to(self.shared.span.name.clone(), next(self.next));
         }
+        self.shared.draining.store(overshot, SeqCst);
         Ok(())
+    }
+
+    fn has_reached_its_end(&self) -> bool {
+        self.shared.span.end.is_some_and(|end| self.next >= end)
     }
 
     /// The log has no record more now: a bounded run has its end, whatever the last offsets hold. Control records at

@@ -274,7 +274,29 @@ fn check_topic(producer: &BaseProducer<Context>, topic: &Topic, settings: &Setti
 }
 
 impl<W: Send + Sync + 'static> SharedSink for KafkaOutlet<W> {
+    fn serve(&self) -> Result<()> {
+        // The client lowers its count only after the last report's callback: a writer that was told in between that
+        // there is no room would wait for a report that never comes.
+        if self.context.full.swap(false, SeqCst) {
+            self.context.wake_writers();
+        }
+        Ok(())
+    }
+
     fn close(&self) {
+        self.end();
+    }
+}
+
+impl<W> Drop for KafkaOutlet<W> {
+    /// Also when the plan fails after this sink was connected.
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl<W> KafkaOutlet<W> {
+    fn end(&self) {
         // What is still in flight is not waited for: the run has ended, or failed, and nobody hears it. The thread
         // takes at most its wait to see that, and destroys the producer then, away from everybody.
         self.context.closing.store(true, SeqCst);

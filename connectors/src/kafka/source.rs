@@ -1,9 +1,10 @@
 //! Reading topics. A process has one consumer, connected, served and destroyed on the control thread; each worker polls
-//! the queues of its own partitions ([`reader`](super::reader)), which were split off before anything was assigned, and
+//! the queues of its own partitions (`reader`), which were split off before anything was assigned, and
 //! is woken by librdkafka's callback. A partition belongs to one worker for a whole run.
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,9 @@ pub(super) struct Shared {
     pub(super) span: Span,
     /// The offset after the last message that the reader has taken from its queue.
     pub(super) polled: AtomicI64,
+    /// The reader is taking messages, so the client's position is ahead of `polled`; stays set when it left early, or
+    /// took a message that it did not keep.
+    pub(super) draining: AtomicBool,
     /// Where the client says the partition stands; beyond control records too.
     position: AtomicI64,
     /// The end of the log, as last heard.
@@ -53,11 +57,13 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Where a partition stands whose records before `done` are done: when nothing was polled beyond `done` *after* the
-    /// client told its positions, what they have passed beyond it are control records, which nobody polls.
+    /// Where a partition stands whose records before `done` are done: what the client's position has passed beyond it
+    /// are control records, which nobody polls. Only when nothing is being polled, and nothing was polled beyond `done`,
+    /// looked at *after* the client told its positions.
     pub(super) fn beyond_control_records(&self, done: i64, positions: &Positions) -> i64 {
         let position = positions.get(&self.span).filter(|position| *position > done);
-        position.filter(|_| self.polled.load(SeqCst) == done).unwrap_or(done)
+        let at_rest = || !self.draining.load(SeqCst) && self.polled.load(SeqCst) == done;
+        position.filter(|_| at_rest()).unwrap_or(done)
     }
 }
 
@@ -70,6 +76,34 @@ pub struct KafkaShared<R> {
     group: String,
     commits: Commits,
     looked: Mutex<Option<Instant>>,
+    _claim: Claim,
+}
+
+/// Partitions that a source of this process reads for a group: a second one would commit past the first.
+struct Claim(Vec<(String, String, String)>);
+
+static CLAIMED: Mutex<BTreeSet<(String, String, String)>> = Mutex::new(BTreeSet::new());
+
+impl Claim {
+    fn new(brokers: &str, group: &str, spans: &[Span]) -> Result<Claim> {
+        let of = |span: &Span| (brokers.to_owned(), group.to_owned(), span.name.name().to_owned());
+        let wanted: Vec<_> = spans.iter().map(of).collect();
+        let mut claimed = lock(&CLAIMED);
+        if let Some((_, _, partition)) = wanted.iter().find(|wanted| claimed.contains(*wanted)) {
+            let doing =
+                format!("group `{group}` already reads {partition} in this process: give one of the two another group");
+            return Err(Error::new(ErrorKind::Option, doing));
+        }
+        claimed.extend(wanted.iter().cloned());
+        Ok(Claim(wanted))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut claimed = lock(&CLAIMED);
+        claimed.retain(|claim| !self.0.contains(claim));
+    }
 }
 
 /// How often positions are compared with ends for the report.
@@ -108,9 +142,11 @@ impl<R: Read> KafkaShared<R> {
                 known.map_err(|cause| topic.settings.unreachable("reach Kafka", cause, heard))?;
             }
         }
+        let claim = Claim::new(&topic.settings.brokers, &group, &spans)?;
         let partitions = spans.into_iter().map(|span| {
             let (start, high) = (AtomicI64::new(span.start), AtomicI64::new(span.high));
-            Arc::new(Shared { polled: AtomicI64::new(span.start), position: start, high, span })
+            let polled = AtomicI64::new(span.start);
+            Arc::new(Shared { polled, draining: AtomicBool::new(false), position: start, high, span })
         });
         let partitions: Vec<_> = partitions.collect();
         let consumer = Arc::new(consumer);
@@ -123,6 +159,7 @@ impl<R: Read> KafkaShared<R> {
             group,
             commits,
             looked: Mutex::default(),
+            _claim: claim,
         })
     }
 
@@ -231,14 +268,14 @@ fn create(
         .set("isolation.level", topic.source.isolation.unwrap_or_default().name())
         .set("enable.partition.eof", if *end == End::Never { "false" } else { "true" })
         .set("allow.auto.create.topics", "false")
-        // A partition whose queue was full is left out of fetches for this long; the default is a second.
-        .set("fetch.queue.backoff.ms", "5")
-        .set("fetch.error.backoff.ms", "50")
         .set("queued.min.messages", "100000")
         .set("queued.max.messages.kbytes", prefetch.queued_kbytes.to_string())
         .set("statistics.interval.ms", "5000");
     // The user's own word on these counts.
     for (property, value) in [
+        // A partition whose queue was full is left out of fetches for this long; the default is a second.
+        ("fetch.queue.backoff.ms", "5".to_owned()),
+        ("fetch.error.backoff.ms", "50".to_owned()),
         ("fetch.wait.max.ms", "100".to_owned()),
         ("fetch.min.bytes", "1".to_owned()),
         ("fetch.max.bytes", prefetch.fetch_bytes.to_string()),
@@ -292,6 +329,13 @@ impl<R: Read> SharedSource for KafkaShared<R> {
             list.add_partition_offset(&span.topic, span.partition, Offset::Offset(span.start))
                 .map_err(|cause| not_a_list(&span.topic, cause))?;
         }
+        // A process that dies before its first commit must find this start again.
+        let passing = self.partitions.iter().filter(|partition| partition.span.is_passing);
+        let starts: Offsets =
+            passing.map(|partition| (partition.span.name.clone(), next(partition.span.start))).collect();
+        if !starts.is_empty() {
+            self.commits.order(CheckpointId::default(), &starts);
+        }
         self.consumer
             .assign(&list)
             .map_err(|cause| error(ErrorKind::Source, format!("cannot read {} partitions", list.count()), cause))
@@ -310,6 +354,10 @@ impl<R: Read> SharedSource for KafkaShared<R> {
     fn commit(&self, checkpoint: CheckpointId, offsets: &Offsets) -> Result<Progress> {
         self.commits.order(checkpoint, offsets);
         Ok(Progress::Pending)
+    }
+
+    fn started_at(&self) -> Offsets {
+        self.partitions.iter().map(|partition| (partition.span.name.clone(), next(partition.span.start))).collect()
     }
 
     fn lag(&self) -> Vec<Lag> {

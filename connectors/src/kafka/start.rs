@@ -88,6 +88,8 @@ pub(super) struct Span {
     pub(super) high: i64,
     /// Where a bounded run ends.
     pub(super) end: Option<i64>,
+    /// Nobody had read it before, and the start is one that is another when it is looked for again.
+    pub(super) is_passing: bool,
 }
 
 /// What fixing the start needs.
@@ -117,10 +119,12 @@ impl<C: ConsumerContext> Starting<'_, C> {
             let (low, high) = (low[key], high[key]);
             let name = Partition::new(format!("{topic}/{partition}"));
             let resumed = self.resume.and_then(|offsets| offsets.get(&name)).map(|next| next.0 as i64);
-            let wanted = match resumed.or_else(|| committed.get(key).copied()) {
+            let before = resumed.or_else(|| committed.get(key).copied());
+            let is_new = before.is_none() && !known.contains(topic.as_str());
+            let wanted = match before {
                 Some(next) => next,
-                None if known.contains(topic.as_str()) => low,
-                None => self.first_start(key, low, high, at_time.as_ref())?,
+                None if is_new => self.first_start(key, low, high, at_time.as_ref())?,
+                None => low,
             };
             let start = self.check(&name, wanted, low, high)?;
             let end = match self.end {
@@ -129,7 +133,8 @@ impl<C: ConsumerContext> Starting<'_, C> {
                 End::Offsets(ends) => Some(ends.get(key).copied().unwrap_or(high)),
             };
             tracing::info!(partition = %name, start, end, high, "reading");
-            spans.push(Span { topic: topic.clone(), partition: *partition, name, start, high, end });
+            let is_passing = is_new && matches!(self.options.start_at, Some(StartAt::Latest | StartAt::Timestamp(_)));
+            spans.push(Span { topic: topic.clone(), partition: *partition, name, start, high, end, is_passing });
         }
         Ok(spans)
     }
@@ -159,9 +164,7 @@ impl<C: ConsumerContext> Starting<'_, C> {
 
     /// A start outside of the log means that records are gone.
     fn check(&self, name: &Partition, wanted: i64, low: i64, high: i64) -> Result<i64> {
-        // Behind an open transaction the end that is told is not the end that was read before.
-        let beyond = wanted > high && self.options.isolation == Some(Isolation::ReadUncommitted);
-        if wanted >= low && !beyond {
+        if (low..=high).contains(&wanted) {
             return Ok(wanted);
         }
         match self.options.on_data_loss.unwrap_or_default() {
@@ -199,6 +202,20 @@ impl<C: ConsumerContext> Starting<'_, C> {
         }
         partitions.sort_unstable();
         partitions.dedup();
+        let starts = match &self.options.start_at {
+            Some(StartAt::Offsets(starts)) => starts.keys().collect(),
+            _ => Vec::new(),
+        };
+        let ends = match self.end {
+            End::Offsets(ends) => ends.keys().collect(),
+            End::Never | End::Latest => Vec::new(),
+        };
+        for (option, named) in [("start_at", starts), ("end_at", ends)] {
+            if let Some((topic, partition)) = named.into_iter().find(|key| !partitions.contains(key)) {
+                let doing = format!("`{option}` names partition {partition} of topic `{topic}`, which is not read");
+                return Err(Error::new(ErrorKind::Option, doing));
+            }
+        }
         if partitions.is_empty() {
             return Err(Error::new(ErrorKind::Option, "`partitions` names no partition to read"));
         }

@@ -171,6 +171,10 @@ impl<'a> Flow<'a> {
         }
     }
 
+    pub(crate) fn stage_name(&self, node: Node) -> String {
+        self.building().map_or_else(String::new, |(_, run)| run.plan.name(node).to_owned())
+    }
+
     /// The scope and run of a worker; `None` in the plan.
     pub(crate) fn building(&self) -> Option<(Scope<'a, u64>, &Arc<Run>)> {
         match &self.inner.mode {

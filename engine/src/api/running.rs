@@ -5,9 +5,9 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::run::handle::Handle;
+use crate::run::handle::{Handle, deadline_after};
 use crate::run::report::Report;
 use crate::words::Result;
 
@@ -53,12 +53,13 @@ impl Running {
     /// # Errors
     /// The first fault that ended the job.
     pub fn wait(self) -> Result<Report> {
-        self.handle.wait(None).expect("without a deadline it waits for the end, and the outcome is taken once")
+        self.handle.wait(None).expect("without a deadline it waits for the end")
     }
 
-    /// Waits for the end, at most so long; `None` when it did not come. The outcome is given out once.
+    /// Waits for the end, at most so long; `None` when it did not come. The outcome is given out once:
+    /// whoever asks again hears that it was.
     pub fn wait_for(&mut self, limit: Duration) -> Option<Result<Report>> {
-        self.handle.wait(Some(Instant::now() + limit))
+        self.handle.wait(Some(deadline_after(limit)))
     }
 
     /// What the job has done so far.

@@ -105,9 +105,9 @@ impl<'a, T: 'static> Stream<'a, T> {
         let flow = self.flow.share();
         let node = flow.stage_node(kind);
         let Some(chain) = self.into_chain() else { return Stream::planned(flow, node) };
-        let meter = flow.stage_meter(node);
+        let (meter, name) = (flow.stage_meter(node), flow.stage_name(node));
         let longer: Chain<'a, U> = Box::new(move |tail| {
-            chain(Box::new(move |builder| Box::new(Stage::new(node, meter, f, tail(builder)))));
+            chain(Box::new(move |builder| Box::new(Stage::new((node, name), meter, f, tail(builder)))));
         });
         Stream::chain(flow, node, longer)
     }
@@ -205,9 +205,9 @@ impl<'a, T: 'static> Stream<'a, T> {
     fn counted(self, node: Node) -> Stream<'a, T> {
         let flow = self.flow.share();
         let chain = self.into_chain().expect("it has ports");
-        let meter = flow.stage_meter(node);
+        let (meter, name) = (flow.stage_meter(node), flow.stage_name(node));
         let longer: Chain<'a, T> = Box::new(move |tail| {
-            chain(Box::new(move |builder| Box::new(Stage::new(node, meter, Ok, tail(builder)))));
+            chain(Box::new(move |builder| Box::new(Stage::new((node, name), meter, Ok, tail(builder)))));
         });
         Stream::chain(flow, node, longer)
     }

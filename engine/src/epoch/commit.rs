@@ -23,7 +23,7 @@ pub(crate) struct Committer {
     unanswered: Vec<VecDeque<CheckpointId>>,
     handed_over: CheckpointId,
     committed: CheckpointId,
-    /// The newest offset of each partition that is ours, per source.
+    /// The newest offset of each partition that is ours, per source; at first, where it began.
     newest: Vec<Offsets>,
     commits: u64,
 }
@@ -40,7 +40,7 @@ impl Committer {
             unanswered: sources.iter().map(|_| VecDeque::new()).collect(),
             handed_over: CheckpointId::default(),
             committed: CheckpointId::default(),
-            newest: sources.iter().map(|_| Offsets::new()).collect(),
+            newest: sources.iter().map(|source| source.started_at()).collect(),
             commits: 0,
             sources,
             sinks,

@@ -187,10 +187,10 @@ impl<T: Clone> Collected<T> {
 
     /// Waits until so many values have arrived, and returns all that have; `None` when they do not come in time.
     pub fn wait_for(&self, count: usize, limit: Duration) -> Option<Vec<T>> {
-        let deadline = Instant::now() + limit;
+        let begun = Instant::now();
         let mut values = lock(&self.inner.0);
         while values.len() < count {
-            let left = deadline.checked_duration_since(Instant::now())?;
+            let left = limit.checked_sub(begun.elapsed())?;
             let waited = self.inner.1.wait_timeout(values, left);
             values = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
         }

@@ -97,6 +97,12 @@ pub trait SharedSource: Send + Sync + 'static {
     /// An error ends the run.
     fn commit(&self, checkpoint: CheckpointId, offsets: &Offsets) -> Result<Progress>;
 
+    /// Where this run began, for a later run of the same job that finds nothing committed: without it, a start at the
+    /// latest record would be another one then.
+    fn started_at(&self) -> Offsets {
+        Offsets::new()
+    }
+
     /// The partitions of a [`Change::Taken`] are drained and committed, those of a [`Change::Lost`] dropped.
     ///
     /// # Errors

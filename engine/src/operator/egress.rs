@@ -126,7 +126,7 @@ impl<T, W: Writer<T>> Egress<T, W> {
         }
         fault::enter(self.setting.node);
         if let Err(error) = self.write() {
-            self.setting.fault.record(error);
+            self.setting.fault.record(error.in_operator(&self.setting.name));
             return;
         }
         self.flights.retain(|(flight, _)| flight.open() > 0);

@@ -182,7 +182,7 @@ impl<R: Reader> Ingest<R> {
             self.has_ended = true;
             return Ok(false);
         }
-        let more = self.read()?;
+        let more = self.close()? | self.read()?;
         let released = self.release_until(self.setting.clock.now())?;
         Ok(more || !released)
     }
@@ -215,7 +215,8 @@ impl<R: Reader> Ingest<R> {
         let reader = self.reader.as_mut().expect("a step begins with a reader");
         let mut batch = Batch::new();
         let arrival = self.setting.clock.now();
-        let polled = reader.poll(&mut batch, Room { records: self.records_max, bytes: room })?;
+        let polled = reader.poll(&mut batch, Room { records: self.records_max, bytes: room });
+        let polled = polled.map_err(|error| error.in_operator(&self.setting.name))?;
         // Nobody adds to what is drained.
         self.has_ended = polled == Polled::Ended || (polled == Polled::Idle && self.at_stop == Some(AtStop::Drain));
         self.setting.meter.repeated.add(batch.repeated());

@@ -41,14 +41,20 @@ pub(crate) type Chain<'a, T> = Box<dyn FnOnce(Tail<'a, T>) + 'a>;
 /// A stage that makes a batch of a batch.
 pub(crate) struct Stage<F, U> {
     node: Node,
+    name: String,
     meter: Arc<StageMeter>,
     f: F,
     next: Box<dyn Consume<U>>,
 }
 
 impl<F, U> Stage<F, U> {
-    pub(crate) fn new(node: Node, meter: Arc<StageMeter>, f: F, next: Box<dyn Consume<U>>) -> Stage<F, U> {
-        Stage { node, meter, f, next }
+    pub(crate) fn new(
+        (node, name): (Node, String),
+        meter: Arc<StageMeter>,
+        f: F,
+        next: Box<dyn Consume<U>>,
+    ) -> Stage<F, U> {
+        Stage { node, name, meter, f, next }
     }
 }
 
@@ -56,7 +62,7 @@ impl<T, U, F: FnMut(Batch<T>) -> Result<Batch<U>>> Consume<T> for Stage<F, U> {
     fn consume(&mut self, batch: Batch<T>, at: &Capabilities) -> Result<()> {
         fault::enter(self.node);
         self.meter.records_in.add(batch.len() as u64);
-        let out = (self.f)(batch)?;
+        let out = (self.f)(batch).map_err(|error| error.in_operator(&self.name))?;
         self.meter.records_out.add(out.len() as u64);
         if out.is_empty() { Ok(()) } else { self.next.consume(out, at) }
     }

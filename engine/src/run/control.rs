@@ -2,6 +2,7 @@
 //! takes everything down again in an order in which nobody waits for the dead. Clients are destroyed here, because
 //! that blocks. When a run fails and the job says so, it begins another with fresh clients.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
@@ -15,12 +16,12 @@ use crate::epoch::commit::Committer;
 use crate::epoch::gather::Gathered;
 use crate::epoch::ticker::{Pace, Ticker};
 use crate::io::{Acknowledges, Change, Taken, Wake};
-use crate::operator::fault::Fault;
+use crate::operator::fault::{Fault, panicked};
 use crate::operator::ingest::{self, Recall, Release, SourceIndex};
 use crate::operator::pulse::Pulse;
 use crate::words::{Bytes, CheckpointId, Clock, Error, ErrorKind, Offsets, Result, lock};
 
-use super::handle::Handle;
+use super::handle::{Handle, deadline_after};
 use super::plan::{Pipeline, Plan, Planning, Run};
 use super::worker::Started;
 
@@ -107,7 +108,9 @@ pub(crate) fn control(
             began = true;
             drop(started.send(Ok(())));
         }
-        let result = control.serve(handle, events);
+        // A connector that panics here must not leave workers behind.
+        let served = catch_unwind(AssertUnwindSafe(|| control.serve(handle, events)));
+        let result = served.unwrap_or_else(|payload| Err(panicked("connector", &*payload)));
         let commits = control.committer.commits();
         resume = control.committer.newest().to_vec();
         control.take_down(handle);
@@ -332,7 +335,7 @@ impl<'s> Control<'s> {
         let recalls = &self.run.plan.sources[source.0].recalls;
         recalls.iter().for_each(|recalls| lock(recalls).push(Arc::clone(&recall)));
         self.run.pulse.wake_ingests();
-        let deadline = Instant::now() + self.spec.hand_over_within;
+        let deadline = deadline_after(self.spec.hand_over_within);
         self.hand_overs.push(HandOver { source, taken: Some(taken), recall, deadline });
         self.run.ticker.cut_now();
     }
@@ -360,16 +363,13 @@ impl<'s> Control<'s> {
         if handle.is_aborted() {
             return Err(Error::new(ErrorKind::Aborted, format!("job `{}` was aborted", self.spec.job)));
         }
-        if let Some(limit) = handle.stop_asked() {
-            let deadline = *self.stopping.get_or_insert_with(|| {
+        if let Some(deadline) = handle.stop_asked() {
+            if self.stopping.replace(deadline).is_none() {
                 self.run.pulse.stop();
-                Instant::now() + limit
-            });
+            }
             if Instant::now() >= deadline {
-                let doing = format!(
-                    "cannot drain job `{}` within {limit:?}; what is not committed is read again",
-                    self.spec.job
-                );
+                let doing =
+                    format!("cannot drain job `{}` in time; what is not committed is read again", self.spec.job);
                 return Err(Error::new(ErrorKind::Aborted, doing));
             }
         }
@@ -408,7 +408,10 @@ impl<'s> Control<'s> {
         if self.ended < self.spec.workers {
             self.run.fault.record(Error::new(ErrorKind::Aborted, "the run is over"));
         }
-        let deadline = Instant::now() + self.spec.stuck_after;
+        // Who stops or aborts does not wait for a worker that is in somebody's code.
+        let is_asked = handle.is_aborted() || handle.stop_asked().is_some();
+        let patience = if is_asked { self.spec.stuck_after.min(Duration::from_secs(1)) } else { self.spec.stuck_after };
+        let deadline = deadline_after(patience);
         self.workers.drain(..).for_each(|worker| worker.join_before(deadline));
         self.run.ticker.end();
         if let Some(ticker) = self.ticker.take() {

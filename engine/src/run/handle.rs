@@ -5,11 +5,17 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use crate::words::{Error, Result, lock};
+use crate::words::{Error, ErrorKind, Result, lock};
 
 use super::control::{Event, Events};
 use super::plan::Run;
 use super::report::Report;
+
+/// So far ahead, or as far as anybody waits.
+pub(crate) fn deadline_after(limit: Duration) -> Instant {
+    const AGES: Duration = Duration::from_secs(1 << 32);
+    Instant::now() + limit.min(AGES)
+}
 
 /// Shared by [`Running`](crate::Running) and the control thread.
 #[derive(Debug)]
@@ -21,7 +27,8 @@ pub(crate) struct Handle {
 
 #[derive(Default)]
 struct State {
-    stop: Option<Duration>,
+    /// Until when the job is to have stopped.
+    stop: Option<Instant>,
     aborted: bool,
     run: Option<Arc<Run>>,
     started: Option<Instant>,
@@ -48,7 +55,11 @@ impl Handle {
     // What the program asks.
 
     pub(crate) fn stop_within(&self, limit: Duration) {
-        lock(&self.state).stop = Some(limit);
+        // Asked again, the earlier end counts.
+        let asked = deadline_after(limit);
+        let mut state = lock(&self.state);
+        state.stop = Some(state.stop.map_or(asked, |earlier| earlier.min(asked)));
+        drop(state);
         self.changed.notify_all();
         self.events.send(Event::Asked);
     }
@@ -84,7 +95,7 @@ impl Handle {
                 }
             };
         }
-        state.outcome.take()
+        Some(state.take_outcome())
     }
 
     /// The outcome, or `waker` is called when there is one.
@@ -92,13 +103,14 @@ impl Handle {
         let mut state = lock(&self.state);
         if !state.ended {
             state.waker = Some(waker.clone());
+            return None;
         }
-        state.outcome.take()
+        Some(state.take_outcome())
     }
 
     // What the control thread says.
 
-    pub(crate) fn stop_asked(&self) -> Option<Duration> {
+    pub(crate) fn stop_asked(&self) -> Option<Instant> {
         lock(&self.state).stop
     }
 
@@ -108,7 +120,7 @@ impl Handle {
 
     pub(crate) fn run_begins(&self, run: &Arc<Run>) {
         let mut state = lock(&self.state);
-        state.started.get_or_insert_with(Instant::now);
+        state.started = Some(Instant::now());
         state.run = Some(Arc::clone(run));
     }
 
@@ -126,7 +138,7 @@ impl Handle {
 
     /// Waits between two runs; says whether the program wants no further one.
     pub(crate) fn rest(&self, pause: Duration) -> bool {
-        let deadline = Instant::now() + pause;
+        let deadline = deadline_after(pause);
         let mut state = lock(&self.state);
         while state.stop.is_none() && !state.aborted {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
@@ -150,6 +162,12 @@ impl Handle {
 }
 
 impl State {
+    /// The outcome is given out once; after that there is only the report.
+    fn take_outcome(&mut self) -> Result<Report> {
+        let taken = || Err(Error::new(ErrorKind::Aborted, "the outcome of this job was given out before"));
+        self.outcome.take().unwrap_or_else(taken)
+    }
+
     fn report_of(&self, run: &Run) -> Report {
         let elapsed = self.started.map_or(Duration::ZERO, |started| started.elapsed());
         Report::of(&self.job, run, elapsed, self.restarts)

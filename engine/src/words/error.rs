@@ -77,6 +77,12 @@ impl Error {
         self
     }
 
+    /// The same error, said of the operator in which it happened.
+    pub(crate) fn in_operator(mut self, name: &str) -> Error {
+        self.0.doing = format!("operator `{name}`: {}", self.0.doing);
+        self
+    }
+
     /// What sort of thing went wrong.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind

@@ -107,3 +107,25 @@ fn an_option_on_the_wrong_side_is_named() {
     });
     check(ErrorKind::Option, &["bootstrap"], |flow| flow.source(Kafka::new(" ").topic("a").raw())?.sink(discard()));
 }
+
+#[test]
+fn two_sources_that_would_commit_past_each_other_are_named() {
+    let (here, topic) = (kafka(shared()), shared().topic("twice", 1));
+    check(ErrorKind::Option, &["`mistaken`", &format!("{topic}/0")], move |flow| {
+        flow.source(here.topic(&topic).text())?.or_skip().sink(discard())?;
+        flow.source(here.topic(&topic).text())?.or_skip().sink(discard())
+    });
+}
+
+#[test]
+fn offsets_of_what_is_not_read_are_named() {
+    let (here, topic) = (kafka(shared()), shared().topic("offsets", 1));
+    for name in [topic.clone(), "another".to_owned()] {
+        let (here, topic) = (here.clone(), topic.clone());
+        let key = (name.clone(), 5);
+        check(ErrorKind::Option, &["`start_at`", "partition 5", &name], move |flow| {
+            let start = StartAt::Offsets([(key.clone(), 3)].into());
+            flow.source(here.topic(&topic).start_at(start).text())?.or_stop().sink(discard())
+        });
+    }
+}

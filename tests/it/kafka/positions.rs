@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use millstream::{ErrorKind, Job, Report, Result, Trigger, collect};
+use millstream::{ErrorKind, Job, Report, Restart, Result, Trigger, collect};
 use millstream_connectors::{DataLoss, End, StartAt, Topic};
 use rdkafka::producer::BaseRecord;
 
@@ -70,6 +70,8 @@ fn offsets_partitions_and_ends_can_be_named() {
         topic.partitions([0, 1]).start_at(StartAt::Offsets(starts)).end_at(End::Offsets(ends))
     };
     assert_eq!(read(&topic, options).unwrap().0, [8, 9, 15, 16]);
+    // The record at the end was looked at, and is the next run's.
+    assert_eq!(broker.committed(&format!("read-{topic}"), &topic, 3), [Some(10), Some(7), None]);
 }
 
 #[test]
@@ -157,4 +159,30 @@ fn records_that_go_while_running_are_an_error_too() {
     let error = running.wait_for(2 * PATIENCE).expect("it ends").expect_err("records are gone");
     assert_eq!(error.kind(), ErrorKind::DataLoss, "{error:?}");
     assert!(error.to_string().contains("199000"), "{error}");
+}
+
+#[test]
+fn a_restart_before_the_first_commit_begins_where_the_run_began() {
+    let broker = shared();
+    let topic = broker.topic("again", 1);
+    write(broker, &topic, 0, 0, 10);
+    let (kafka, results, name) = (kafka(broker), collect(), topic.clone());
+    let (sink, failed) = (results.clone(), std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)));
+    let job = Job::new(format!("again-{topic}"), move |flow| {
+        let failed = std::sync::Arc::clone(&failed);
+        let numbers = flow.source(kafka.topic(&name).start_at(StartAt::Latest).json::<u64>())?.or_stop();
+        let fails_once = move |n: &u64| assert!(*n != 15 || failed.swap(true, std::sync::atomic::Ordering::SeqCst));
+        numbers.inspect(fails_once).sink(&sink)
+    });
+    let again = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(1) };
+    // Nothing is committed before the failure, and more has come when the second run begins.
+    let running = job.restart(again).checkpoint_every(Duration::from_secs(3_600)).start().unwrap();
+    write(broker, &topic, 0, 10, 20);
+    crate::support::eventually("all of it came", || {
+        let mut values = results.values();
+        values.sort_unstable();
+        values.dedup();
+        values == (10..20).collect::<Vec<_>>()
+    });
+    drop(running);
 }
