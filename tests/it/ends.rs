@@ -106,7 +106,7 @@ fn dropping_the_handle_does_not_block_and_ends_the_job() {
     eventually("it runs", || !valve.taken().is_empty());
     let dropped = Instant::now();
     drop(running);
-    assert!(dropped.elapsed() < Duration::from_millis(100));
+    assert!(dropped.elapsed() < Duration::from_secs(1));
     eventually("the job lets its channel go", || matches!(orders.try_send(1), Err(SendError::Ended(_))));
     assert_eq!(log.committed(), 0);
 }

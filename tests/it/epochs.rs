@@ -27,10 +27,17 @@ fn an_idle_job_opens_none_and_answers_at_once_when_woken() {
         });
         std::thread::sleep(Duration::from_millis(300));
         assert_eq!(running.report().epochs, before, "nothing happened, and an epoch was opened");
-        let asked = Instant::now();
-        drop(orders.try_send(1).unwrap());
-        results.wait_for(2, PATIENCE).unwrap();
-        assert!(asked.elapsed() < Duration::from_millis(50), "woken after {:?}", asked.elapsed());
+        // The quickest of a few: the machine may stand still, a job that waits for its safety look each 100 ms is slow
+        // every time.
+        let answers = (1..=5).map(|n| {
+            std::thread::sleep(Duration::from_millis(150));
+            let asked = Instant::now();
+            drop(orders.try_send(n).unwrap());
+            results.wait_for(1 + n as usize, PATIENCE).unwrap();
+            asked.elapsed()
+        });
+        let quickest = answers.min().unwrap();
+        assert!(quickest < Duration::from_millis(20), "woken after {quickest:?}");
         drop(orders);
         running.wait().unwrap();
     }
