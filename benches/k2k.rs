@@ -126,26 +126,17 @@ impl Subject {
         (input, output)
     }
 
-    fn start(who: Who, options: &Options, (input, output): (String, String), trigger: &str) -> Subject {
+    fn start(who: Who, options: &Options, (input, output): (String, String), group: &str, trigger: &str) -> Subject {
         let report = std::env::temp_dir().join(format!("{output}.jsonl"));
         let mut command = match who {
             Who::Floor => {
                 let mut command = Command::new(program("floor"));
-                command.args([&options.brokers, &input, &output, &input]);
+                command.args([&options.brokers, &input, &output, group]);
                 command
             }
             Who::Engine => {
                 let mut command = Command::new(program("examples/transform"));
-                command.args([
-                    "--brokers",
-                    &options.brokers,
-                    "--input",
-                    &input,
-                    "--output",
-                    &output,
-                    "--group",
-                    &input,
-                ]);
+                command.args(["--brokers", &options.brokers, "--input", &input, "--output", &output, "--group", group]);
                 command.args(["--trigger", trigger]).arg("--report").arg(&report);
                 command
             }
@@ -180,7 +171,7 @@ fn pairs(options: &Options, rate: u64) {
     for pair in 0..options.pairs {
         let order = if pair % 2 == 0 { [Who::Floor, Who::Engine] } else { [Who::Engine, Who::Floor] };
         for who in order {
-            let subject = Subject::start(who, options, Subject::topics(options), "continuous");
+            let subject = Subject::start(who, options, Subject::topics(options), "bench", "continuous");
             std::thread::sleep(Duration::from_millis(800));
             let run = subject.drive(options, rate, options.seconds);
             let name = if who == Who::Floor { "F" } else { "E" };
@@ -239,25 +230,9 @@ fn saturate(options: &Options) {
         for who in order {
             let output = format!("bench-out-{}", fastrand::u32(..));
             create_with(&options.brokers, &[&output], PARTITIONS, &[("message.timestamp.type", "LogAppendTime")]);
+            // The floor begins at the beginning whatever its group; the engine does with a fresh one.
             let group = format!("{input}-{}", fastrand::u32(..));
-            let mut subject = Subject::start(who, options, (input.clone(), output), "continuous");
-            // The group is the input's name by default; a fresh one begins at the earliest record again.
-            if who == Who::Engine {
-                drop(subject.child.kill());
-                drop(subject.child.wait());
-                let mut command = Command::new(program("examples/transform"));
-                command.args([
-                    "--brokers",
-                    &options.brokers,
-                    "--input",
-                    &input,
-                    "--output",
-                    &subject.output,
-                    "--group",
-                    &group,
-                ]);
-                subject.child = command.stdout(Stdio::null()).spawn().expect("the program starts");
-            }
+            let subject = Subject::start(who, options, (input.clone(), output), &group, "continuous");
             wait_for_end(options, &subject.output, options.orders);
             let (used, most) = (cpu(subject.child.id()).as_secs_f64(), memory(subject.child.id()).1);
             let (first, last) = append_times(options, &subject.output, options.orders);
@@ -309,10 +284,10 @@ fn ticks(options: &Options, tick: &str) {
     let interval = if tick.ends_with("ms") { interval } else { interval * 1e3 };
     // A thousand batches where that takes no more than a minute.
     let seconds = if options.smoke { 2 } else { ((interval * 1_000.0 / 1e3) as u64).clamp(options.seconds, 60) };
-    let floor = Subject::start(Who::Floor, options, Subject::topics(options), "");
+    let floor = Subject::start(Who::Floor, options, Subject::topics(options), "bench", "");
     std::thread::sleep(Duration::from_millis(800));
     let floor = floor.drive(options, 1_000, options.seconds);
-    let subject = Subject::start(Who::Engine, options, Subject::topics(options), tick);
+    let subject = Subject::start(Who::Engine, options, Subject::topics(options), "bench", tick);
     std::thread::sleep(Duration::from_millis(800));
     let run = subject.drive(options, 1_000, seconds);
     std::thread::sleep(Duration::from_millis(2_100));
@@ -362,7 +337,7 @@ fn footprint(options: &Options) {
         // The consumer's own start is over before the clock runs.
         drop(consumer.poll(Duration::from_millis(700)));
         let begin = Instant::now();
-        let subject = Subject::start(who, options, topics, "continuous");
+        let subject = Subject::start(who, options, topics, "bench", "continuous");
         while consumer.poll(Duration::from_millis(5)).is_none() {
             assert!(begin.elapsed() < Duration::from_secs(30), "nothing comes");
         }

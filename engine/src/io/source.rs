@@ -75,7 +75,8 @@ pub struct OpenSource {
     pub wake: Wake,
 }
 
-/// The half of a source that a process has once. All of it is called on the control thread only.
+/// The half of a source that a process has once. All of it but [`lag`](SharedSource::lag) is called on the
+/// control thread only.
 pub trait SharedSource: Send + Sync + 'static {
     /// After all workers have their readers: only now may anything be fetched.
     ///
@@ -112,7 +113,8 @@ pub trait SharedSource: Send + Sync + 'static {
         Ok(())
     }
 
-    /// How far behind its end each partition is, as far as known without asking anybody.
+    /// How far behind its end each partition is, as far as known without asking anybody. Called from whichever thread
+    /// asks for a report.
     fn lag(&self) -> Vec<Lag> {
         Vec::new()
     }
