@@ -2,7 +2,8 @@
 //! until a job has started, and what an idle one uses.
 //!
 //! Method: (1) a record each millisecond and an epoch each hundred, through ten operators on one spinning worker; the
-//! report's own histogram from opening an epoch, on the ticker's thread, until everything before it is through. (2) A record each millisecond through an exchange
+//! report's own histograms, from the source's downgrade and from opening the epoch on the ticker's thread, until
+//! everything before it is through. (2) A record each millisecond through an exchange
 //! between two parked workers, from `send` to the writer, those only that changed the worker. (3) `start` to the first
 //! value, a hundred times. (4) CPU of this process while a job waits. Not shown: other loads on the machine.
 //!
@@ -47,13 +48,16 @@ fn epoch_through_ten_operators(records: u64) {
         drop(sender.try_send(n).expect("there is room"));
     }
     drop(sender);
-    let epoch = running.wait().expect("nothing can fail").epoch;
-    println!(
-        "an epoch from its opening to the sink's frontier, ten operators, one spinning worker: p50 {:.1} p99 {:.1} us, {} of them (to reach: 15, 40)",
-        epoch.p50.as_secs_f64() * 1e6,
-        epoch.p99.as_secs_f64() * 1e6,
-        epoch.count,
-    );
+    let report = running.wait().expect("nothing can fail");
+    let parts = [("the source's downgrade", report.frontier, " (to reach: 15, 40)"), ("its opening", report.epoch, "")];
+    for (from, epoch, to_reach) in parts {
+        println!(
+            "an epoch from {from} to the sink's frontier, ten operators, one spinning worker: p50 {:.1} p99 {:.1} us, {} of them{to_reach}",
+            epoch.p50.as_secs_f64() * 1e6,
+            epoch.p99.as_secs_f64() * 1e6,
+            epoch.count,
+        );
+    }
 }
 
 fn record_across_two_parked_workers(records: usize) {

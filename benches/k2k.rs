@@ -54,6 +54,9 @@ struct Options {
     /// Intervals of micro-batches at 1 000 a second
     #[arg(long, value_delimiter = ',')]
     ticks: Vec<String>,
+    /// Batches of each interval
+    #[arg(long, default_value_t = 1_000)]
+    batches: u64,
     /// Start, idle CPU, memory and size
     #[arg(long)]
     footprint: bool,
@@ -84,7 +87,7 @@ fn main() {
             footprint: true,
             ..options
         };
-        options.ticks = vec!["20ms".to_owned()];
+        (options.ticks, options.batches) = (vec!["20ms".to_owned()], 100);
     }
     for rate in options.rates.clone() {
         pairs(&options, rate);
@@ -167,6 +170,10 @@ fn pairs(options: &Options, rate: u64) {
         "", "p50", "p90", "p99", "p99.9", "max", "CPU s/M", "RSS MB"
     );
     let mut runs: [Vec<Run>; 2] = [Vec::new(), Vec::new()];
+    // The first run after a broker's start measures the broker's; it is not counted.
+    let first = Subject::start(Who::Floor, options, Subject::topics(options), "bench", "");
+    first.drive(options, rate, options.seconds);
+    drop(first);
     let hiccups = Hiccups::start();
     for pair in 0..options.pairs {
         let order = if pair % 2 == 0 { [Who::Floor, Who::Engine] } else { [Who::Engine, Who::Floor] };
@@ -278,52 +285,67 @@ fn append_times(options: &Options, topic: &str, records: u64) -> (i64, i64) {
     (first, last)
 }
 
-/// Micro-batches: the model is half an interval of waiting, the floor, and the batch's own time.
-fn ticks(options: &Options, tick: &str) {
-    let interval = tick.trim_end_matches(char::is_alphabetic).parse::<f64>().expect("a number and a unit");
-    let interval = if tick.ends_with("ms") { interval } else { interval * 1e3 };
-    // A thousand batches where that takes no more than a minute.
-    let seconds = if options.smoke { 2 } else { ((interval * 1_000.0 / 1e3) as u64).clamp(options.seconds, 60) };
-    let floor = Subject::start(Who::Floor, options, Subject::topics(options), "bench", "");
-    std::thread::sleep(Duration::from_millis(800));
-    let floor = floor.drive(options, 1_000, options.seconds);
-    let subject = Subject::start(Who::Engine, options, Subject::topics(options), "bench", tick);
+/// What the engine's own report says at the end of a run, in milliseconds.
+struct Own {
+    latency: f64,
+    queue: f64,
+    compute: f64,
+    acknowledgement: f64,
+    epochs: u64,
+    elapsed: f64,
+}
+
+/// One run of the engine at 1 000 a second, and what its report says of it.
+fn reported(options: &Options, trigger: &str, seconds: u64) -> (Run, Own) {
+    let subject = Subject::start(Who::Engine, options, Subject::topics(options), "bench", trigger);
     std::thread::sleep(Duration::from_millis(800));
     let run = subject.drive(options, 1_000, seconds);
     std::thread::sleep(Duration::from_millis(2_100));
     let report = fs::read_to_string(&subject.report).expect("the job reports each second");
     let report: serde_json::Value = serde_json::from_str(report.lines().last().expect("a line")).expect("it is JSON");
-    let sink = &report["sinks"][0];
-    let own = |part: &str| sink[part]["p50"].as_f64().expect("a number") / 1e6;
-    // The batch's own time, as the report has it: from release to acknowledgement, less what a lone record takes.
-    let batch = own("compute") + own("acknowledgement") - floor.milliseconds(0.5).min(own("acknowledgement"));
-    let model = interval / 2.0 + floor.milliseconds(0.5) + batch;
+    let own = |part: &str| report["sinks"][0][part]["p50"].as_f64().expect("a number") / 1e6;
+    let own = Own {
+        latency: own("latency"),
+        queue: own("queue"),
+        compute: own("compute"),
+        acknowledgement: own("acknowledgement"),
+        epochs: report["epochs"].as_u64().expect("a number"),
+        elapsed: report["elapsed_seconds"].as_f64().expect("a number") * 1e3,
+    };
+    (run, own)
+}
+
+/// Micro-batches: the model is half an interval of waiting, the floor, and the batch's own time B. B is what a record of
+/// a batch needs from its release to its acknowledgement beyond what one needs that comes alone, in runs of their own.
+fn ticks(options: &Options, tick: &str) {
+    let interval = tick.trim_end_matches(char::is_alphabetic).parse::<f64>().expect("a number and a unit");
+    let interval = if tick.ends_with("ms") { interval } else { interval * 1e3 };
+    let seconds = ((interval * options.batches as f64 / 1e3) as u64).max(options.seconds);
     println!("\nmicro-batch of {tick} at 1 000 a second, {seconds} s; ms from due time");
+    let floor = Subject::start(Who::Floor, options, Subject::topics(options), "bench", "");
+    std::thread::sleep(Duration::from_millis(800));
+    let floor = floor.drive(options, 1_000, options.seconds).milliseconds(0.5);
+    let (_, alone) = reported(options, "continuous", options.seconds);
+    let (_, batched) = reported(options, tick, options.seconds.max((interval / 25.0) as u64));
+    let batch = batched.compute + batched.acknowledgement - alone.compute - alone.acknowledgement;
+    let (run, own) = reported(options, tick, seconds);
+    let p50 = run.milliseconds(0.5);
+    let model = interval / 2.0 + floor + batch;
+    println!("E        p50 {p50:.3} p99 {:.3} max {:.3}", run.milliseconds(0.99), run.latency.max() as f64 / 1e6);
     println!(
-        "E        p50 {:.3} p99 {:.3} max {:.3}",
-        run.milliseconds(0.5),
-        run.milliseconds(0.99),
-        run.latency.max() as f64 / 1e6
-    );
-    println!(
-        "model    T/2 {:.1} + F {:.3} + B {:.3} = {:.3}   E / model {:.3} (to reach: within 5 %)",
+        "model    T/2 {:.1} + F {floor:.3} + B {batch:.3} = {model:.3}   E / model {:.3} (to reach: within 5 %)",
         interval / 2.0,
-        floor.milliseconds(0.5),
-        batch,
-        model,
-        run.milliseconds(0.5) / model
+        p50 / model
     );
     println!(
         "report   p50 {:.3} (queue {:.3}, compute {:.3}, acknowledgement {:.3})",
-        own("latency"),
-        own("queue"),
-        own("compute"),
-        own("acknowledgement")
+        own.latency, own.queue, own.compute, own.acknowledgement
     );
+    let [first, last] = run.quarters.map(|quarter| quarter.value_at_quantile(0.5) as f64 / 1e6);
     println!(
-        "drift    {} epochs for {:.0} ticks",
-        report["epochs"],
-        report["elapsed_seconds"].as_f64().unwrap_or(0.0) * 1e3 / interval
+        "drift    {} batches in {:.0} ticks; p50 of the first quarter {first:.3}, of the last {last:.3}",
+        own.epochs,
+        own.elapsed / interval
     );
 }
 

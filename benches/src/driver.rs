@@ -39,6 +39,8 @@ struct Seen {
 pub struct Run {
     /// Nanoseconds from due to here.
     pub latency: Histogram<u64>,
+    /// The same of the first and of the last quarter.
+    pub quarters: [Histogram<u64>; 2],
     /// Nanoseconds by which the driver itself was late.
     pub late: Histogram<u64>,
     /// What the process under test used in the measured time.
@@ -74,7 +76,7 @@ pub fn drive(brokers: &str, input: &str, output: &str, pid: u32, rate: u64, warm
     let (sent_all, received) = (AtomicBool::new(false), AtomicU64::new(0));
     let mut late = Histogram::new(3).expect("three digits are allowed");
     let mut used = Duration::ZERO;
-    let latency = thread::scope(|scope| {
+    let (latency, quarters) = thread::scope(|scope| {
         let observer = scope.spawn(|| observe(brokers, output, warm_orders, orders, &sent_all, &received));
         let begin = monotonic_nanos() + 20_000_000;
         let pad = "x".repeat(1_100);
@@ -106,7 +108,7 @@ pub fn drive(brokers: &str, input: &str, output: &str, pid: u32, rate: u64, warm
         sent_all.store(true, SeqCst);
         observer.join().expect("the observer only reads")
     });
-    Run { latency, late, cpu: used, sent: orders - warm_orders, received: received.load(SeqCst) }
+    Run { latency, quarters, late, cpu: used, sent: orders - warm_orders, received: received.load(SeqCst) }
 }
 
 fn observe(
@@ -116,9 +118,10 @@ fn observe(
     orders: u64,
     sent_all: &AtomicBool,
     received: &AtomicU64,
-) -> Histogram<u64> {
+) -> (Histogram<u64>, [Histogram<u64>; 2]) {
     let consumer = consumer(brokers, topic);
-    let mut latency = Histogram::new(3).expect("three digits are allowed");
+    let histogram = || Histogram::new(3).expect("three digits are allowed");
+    let (mut latency, mut quarters) = (histogram(), [histogram(), histogram()]);
     let mut seen_at = Instant::now();
     // Until everything is here, or nothing has come for a while after the last was sent.
     while received.load(SeqCst) < orders - warm {
@@ -131,11 +134,17 @@ fn observe(
         seen_at = Instant::now();
         let seen: Seen = serde_json::from_slice(message.payload().unwrap_or_default()).expect("an invoice is JSON");
         if seen.id >= warm {
-            latency += now.saturating_sub(seen.due);
+            let nanos = now.saturating_sub(seen.due);
+            latency += nanos;
+            match 4 * (seen.id - warm) / (orders - warm) {
+                0 => quarters[0] += nanos,
+                3 => quarters[1] += nanos,
+                _ => {}
+            }
             received.fetch_add(1, SeqCst);
         }
     }
-    latency
+    (latency, quarters)
 }
 
 /// A consumer of a whole topic from its beginning.

@@ -8,10 +8,11 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use millstream::{Error, ErrorKind, Job, Report, Result, Running, Trigger};
+use millstream::{Error, ErrorKind, Job, Report, Result, Stopper, Trigger};
 use millstream_connectors::{StartAt, report};
 
 /// The flags of every Kafka example.
@@ -69,8 +70,9 @@ fn trigger(text: &str) -> Result<Trigger, String> {
 pub fn run(job: Job, options: &Options, mut each_second: impl FnMut(&Report)) -> Result<Report> {
     let job = job.workers(options.workers).trigger(options.trigger);
     let job = if options.brokers.is_some() { job.live() } else { job };
+    let stopper = stop_on_signals();
     let mut running = job.start()?;
-    stop_on_signals(&running);
+    drop(stopper.set(running.stopper()));
     let mut lines = options
         .report
         .as_ref()
@@ -103,13 +105,17 @@ fn write(lines: &mut Option<impl Write>, report: &Report) -> Result<()> {
         .map_err(|cause| Error::new(ErrorKind::Sink, "cannot write to the report's file").caused_by(cause))
 }
 
-/// The first SIGINT or SIGTERM drains, commits and ends; a second one aborts.
-fn stop_on_signals(running: &Running) {
-    let (stopper, count) = (running.stopper(), AtomicUsize::new(0));
-    let set = ctrlc::set_handler(move || match count.fetch_add(1, SeqCst) {
-        0 => stopper.stop(),
-        _ => stopper.abort(),
+/// The first SIGINT or SIGTERM drains, commits and ends; a second one aborts. Before the job has started there is nothing
+/// to drain.
+fn stop_on_signals() -> Arc<OnceLock<Stopper>> {
+    let (stopper, count) = (Arc::<OnceLock<Stopper>>::default(), AtomicUsize::new(0));
+    let of_job = Arc::clone(&stopper);
+    let set = ctrlc::set_handler(move || match (of_job.get(), count.fetch_add(1, SeqCst)) {
+        (None, _) => std::process::exit(0),
+        (Some(stopper), 0) => stopper.stop(),
+        (Some(stopper), _) => stopper.abort(),
     });
     // Only one handler can be set in a process; in a test there may be one already.
     drop(set);
+    stopper
 }

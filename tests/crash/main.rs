@@ -27,8 +27,8 @@ fn records(broker: &broker::Broker, topic: &str) -> Vec<Vec<Record>> {
     broker.read(topic).iter().map(|partition| partition.iter().map(record).collect()).collect()
 }
 
-/// Under both triggers in turn. Kill times are uniform over a second and a half, the start of the process included; 2 000 records a second flow all
-/// the while. The checker is shown to find planted faults in its own tests.
+/// Under both triggers in turn. Kill times are uniform over a second and a half, the start of the process included; 2 000
+/// records a second flow all the while. The checker is shown to find planted faults in its own tests.
 #[test]
 fn nothing_is_lost_over_fifty_kills() {
     const KILLS: usize = 50;
@@ -57,7 +57,7 @@ fn nothing_is_lost_over_fifty_kills() {
             broker::flush(&producer);
         });
         for kill in 0..KILLS {
-            let mut child = start(if kill % 2 == 0 { "continuous" } else { "micro-batch" });
+            let mut child = start(if kill % 2 == 0 { "continuous" } else { "20" });
             std::thread::sleep(Duration::from_millis(random.u64(0..1_500)));
             child.kill().expect("it runs");
             child.wait().expect("it was killed");
@@ -80,6 +80,45 @@ fn nothing_is_lost_over_fifty_kills() {
     assert!(findings.at_least_once(), "{findings}");
     assert!(findings.looked_at > KILLS * 500, "too little went through: {findings}");
     assert!(!findings.doubled.is_empty(), "fifty kills in the middle of work repeat something, or nothing was killed");
+}
+
+/// What a micro-batch holds back is read, and neither written nor committed: a process that dies then has lost nothing.
+#[test]
+fn a_kill_in_the_middle_of_a_micro_batchs_queue_loses_nothing() {
+    let broker = broker::shared();
+    let (input, output) = (broker.topic("queue-in", 2), broker.topic("queue-out", 2));
+    let start = |trigger: &str| target(&["copy", &broker.address, &input, &output, &input, trigger]);
+    let write = |range: std::ops::Range<i32>| {
+        let numbers: Vec<String> = range.map(|n| n.to_string()).collect();
+        broker.write(&input, numbers.iter().map(|n| (None, n.as_str(), Some(n.as_str()))));
+    };
+    let committed = || broker.committed(&input, &input, 2).into_iter().flatten().sum::<i64>();
+    let wait_until = |what: &str, holds: &dyn Fn() -> bool| {
+        let deadline = Instant::now() + PATIENCE;
+        while !holds() {
+            assert!(Instant::now() < deadline, "it never came to be that {what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    write(0..500);
+    let mut first = start("20");
+    wait_until("a batch is committed", &|| committed() == 500);
+    first.kill().expect("it runs");
+    first.wait().expect("it was killed");
+    let mut second = start("600000");
+    write(500..1_000);
+    // It has had time to read them many times over, and its tick is minutes away.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(committed(), 500, "what waits for its tick is not done");
+    assert_eq!(records(broker, &output).iter().flatten().count(), 500);
+    second.kill().expect("it runs");
+    second.wait().expect("it was killed");
+    let mut third = start("continuous");
+    wait_until("the rest is committed", &|| committed() == 1_000);
+    third.kill().expect("it runs");
+    third.wait().expect("it was killed");
+    let findings = compare(&records(broker, &input), &records(broker, &output));
+    assert!(findings.at_least_once() && findings.doubled.is_empty(), "{findings}");
 }
 
 #[test]

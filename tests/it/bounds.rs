@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use millstream::{Bytes, Job, Trigger};
+use millstream::{Bytes, Job, Trigger, discard};
 
 use crate::support::eventually;
 use crate::support::script::{RECORD, Script};
@@ -66,4 +66,18 @@ fn a_sink_that_acknowledges_at_commits_runs_with_a_budget_of_ten_records() {
             assert!(valve.inner.commits.load(SeqCst) > 10, "with room for ten it takes many commits");
         }
     }
+}
+
+#[test]
+fn several_sources_share_what_one_has_alone() {
+    let prefetch = |sources: usize| {
+        let scripts: Vec<Script> = (0..sources).map(|_| Script::numbers(10, 1, 1)).collect();
+        let log = scripts[0].log.clone();
+        let job = Job::new("shared memory", move |flow| {
+            scripts.iter().try_for_each(|script| flow.source(script)?.sink(discard()))
+        });
+        job.memory(Bytes(1_200)).run().unwrap();
+        log.prefetch.load(SeqCst)
+    };
+    assert_eq!((prefetch(1), prefetch(3)), (300, 100), "a quarter of the job's memory in all");
 }

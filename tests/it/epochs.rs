@@ -27,7 +27,7 @@ fn an_idle_job_opens_none_and_answers_at_once_when_woken() {
         });
         std::thread::sleep(Duration::from_millis(300));
         assert_eq!(running.report().epochs, before, "nothing happened, and an epoch was opened");
-        // The quickest of a few: the machine may stand still, a job that waits for its safety look each 100 ms is slow
+        // The quickest of a few: the machine may stand still, a job that waits for its safety look each 200 ms is slow
         // every time.
         let answers = (1..=5).map(|n| {
             std::thread::sleep(Duration::from_millis(150));
@@ -128,5 +128,27 @@ fn a_micro_batch_is_one_checkpoint_of_what_was_there_at_its_tick() {
     assert_eq!(running.report().epochs, 5, "one epoch for each batch");
     let queue = running.report().sinks[0].queue.p50.as_secs_f64();
     assert!((queue - 1.0).abs() < 0.001, "they waited for their tick, to three digits: {queue} s");
+    drop(running);
+}
+
+#[test]
+fn an_idle_job_commits_again_each_hour() {
+    let (script, results, clock) = (Script::numbers(100, 1, 2).endless(), collect(), Clock::simulated());
+    let (log, sink) = (script.log.clone(), results.clone());
+    let job = Job::new("refresh", move |flow| flow.source(&script)?.sink(&sink)).clock(clock.clone());
+    let running = job.checkpoint_every(Duration::from_secs(1)).start().unwrap();
+    results.wait_for(100, PATIENCE).unwrap();
+    eventually("all is committed", || {
+        clock.advance(Duration::from_millis(500));
+        log.committed() == 100
+    });
+    let commits = || log.commits.lock().unwrap().len();
+    let before = commits();
+    clock.advance(Duration::from_secs(1_800));
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(commits(), before, "not before the hour is over");
+    clock.advance(Duration::from_secs(1_801));
+    eventually("it commits the same again", || commits() == before + 1);
+    assert_eq!(log.commits.lock().unwrap().last().unwrap()[..], [("p0".to_owned(), 100)]);
     drop(running);
 }

@@ -77,6 +77,42 @@ fn a_fault_in_a_sink_with_records_in_flight_commits_nothing_beyond_the_acknowled
 }
 
 #[test]
+fn a_fault_in_a_source_or_a_sink_ends_four_workers_within_a_second() {
+    for (failing, trigger) in [
+        ("source", Trigger::Continuous),
+        ("sink", Trigger::Continuous),
+        ("source", Trigger::micro_batch(Duration::from_millis(1))),
+        ("sink", Trigger::micro_batch(Duration::from_millis(1))),
+    ] {
+        let script = Script::numbers(1_000_000, 8, 3).endless();
+        let (script, valve) = match failing {
+            "source" => (script.failing_at(200), Valve::shut()),
+            _ => (script, Valve::failing_after(20_000)),
+        };
+        let (log, sink) = (script.log.clone(), valve.clone());
+        let job = Job::new("quick end", move |flow| flow.source(&script)?.rebalance().sink(&sink));
+        job.workers(4).trigger(trigger).run().expect_err("it fails");
+        let failed = log.failed.lock().unwrap().or(*valve.inner.failed.lock().unwrap());
+        let since = failed.expect("it did fail").elapsed();
+        assert!(since < Duration::from_secs(1), "a fault in a {failing} under {trigger:?}: it took {since:?}");
+    }
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_connection() {
+    let script = Script::numbers(100, 1, 3).failing_at(1).connecting_again_after(Duration::from_secs(20));
+    let log = script.log.clone();
+    let job = Job::new("connecting", move |flow| flow.source(&script)?.sink(millstream::discard()));
+    let running = job.restart(QUICKLY).start().unwrap();
+    eventually("it connects again", || log.connects.load(SeqCst) == 2);
+    let asked = Instant::now();
+    running.stop();
+    let error = running.wait().expect_err("it was not connected");
+    assert!(asked.elapsed() < Duration::from_secs(2), "it took {:?}", asked.elapsed());
+    assert_eq!(error.kind(), ErrorKind::Aborted, "{error}");
+}
+
+#[test]
 fn a_restart_begins_from_what_was_committed_with_fresh_clients() {
     for workers in [1, 3] {
         let (script, results) = (Script::numbers(5_000, 4, 8).failing_at(30), collect());

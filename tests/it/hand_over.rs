@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use millstream::{Clock, Job, Trigger};
+use millstream::{Clock, Job, Trigger, channel};
 
 use crate::support::eventually;
 use crate::support::script::Script;
@@ -72,4 +72,22 @@ fn a_taken_partition_waits_for_no_tick() {
     log.take(&["p0"]);
     eventually("it is given back", || !log.given_back.lock().unwrap().is_empty());
     drop(running);
+}
+
+#[test]
+fn a_partition_of_a_reader_that_has_ended_is_given_back_at_once() {
+    let ((orders, endless), script, valve) = (channel::<u64>(1), Script::numbers(400, 2, 2), Valve::shut());
+    valve.open();
+    let (log, sink) = (script.log.clone(), valve.clone());
+    let job = Job::new("ended", move |flow| {
+        flow.source(&endless)?.sink(millstream::discard())?;
+        flow.source(&script)?.sink(&sink)
+    });
+    let job = job.hand_over_within(Duration::from_secs(300)).checkpoint_every(Duration::from_millis(10));
+    let running = job.workers(2).start().unwrap();
+    eventually("all of it is committed", || log.committed() == 400);
+    log.take(&["p0"]);
+    eventually("it is given back", || !log.given_back.lock().unwrap().is_empty());
+    drop(orders);
+    running.wait().unwrap();
 }

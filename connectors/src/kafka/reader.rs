@@ -214,8 +214,12 @@ impl Held {
                         break;
                     }
                     if offset < self.next {
-                        batch.note_repeated();
-                        continue;
+                        // A log that was made anew begins before us: then these are not what we have read.
+                        if !shared.skips_losses() {
+                            batch.note_repeated();
+                            continue;
+                        }
+                        tracing::warn!(partition = %self.shared.span.name, offset, next = self.next, "the log went back");
                     }
                     self.next = offset + 1;
                     let held = message.payload_len() + message.key().map_or(0, <[u8]>::len);

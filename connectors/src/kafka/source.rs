@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use millstream::{
-    Bytes, Change, CheckpointId, Error, ErrorKind, Lag, Offsets, OpenSource, Progress, Result, SharedSource,
+    Bytes, Change, CheckpointId, Error, ErrorKind, Lag, Offsets, OpenSource, Progress, Result, SharedSource, Wake,
 };
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
@@ -74,7 +74,11 @@ pub struct KafkaShared<R> {
     pub(super) read: R,
     settings: Arc<Settings>,
     group: String,
+    on_data_loss: DataLoss,
     commits: Commits,
+    /// A reader stands outside of its log.
+    out_of_range: AtomicBool,
+    wake: Wake,
     looked: Mutex<Option<Instant>>,
     _claim: Claim,
 }
@@ -150,17 +154,25 @@ impl<R: Read> KafkaShared<R> {
         });
         let partitions: Vec<_> = partitions.collect();
         let consumer = Arc::new(consumer);
-        let commits = Commits::start(Arc::clone(&consumer), partitions.clone(), group.clone(), open.wake)?;
+        let commits = Commits::start(Arc::clone(&consumer), partitions.clone(), group.clone(), open.wake.clone())?;
         Ok(KafkaShared {
+            out_of_range: AtomicBool::new(false),
+            wake: open.wake,
             consumer,
             partitions,
             read,
             settings: Arc::clone(&topic.settings),
             group,
+            on_data_loss,
             commits,
             looked: Mutex::default(),
             _claim: claim,
         })
+    }
+
+    /// Whether reading goes on where the log is, when it is not where it was.
+    pub(super) fn skips_losses(&self) -> bool {
+        self.on_data_loss == DataLoss::Skip
     }
 
     /// Errors that the client puts into its main queue.
@@ -184,7 +196,12 @@ impl<R: Read> KafkaShared<R> {
             return Err(Error::new(ErrorKind::Refused, doing()).caused_by(reason));
         }
         match cause.rdkafka_error_code() {
-            Some(Code::OffsetOutOfRange | Code::AutoOffsetReset) => Err(self.data_loss()),
+            Some(Code::OffsetOutOfRange | Code::AutoOffsetReset) => {
+                // To find the gap takes an answer of the broker, and readers must not wait for one.
+                self.out_of_range.store(true, SeqCst);
+                self.wake.wake();
+                Ok(())
+            }
             Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed | Code::UnknownTopicOrPartition) => {
                 Err(error(ErrorKind::Source, doing(), cause))
             }
@@ -196,21 +213,34 @@ impl<R: Read> KafkaShared<R> {
         }
     }
 
-    /// The error of a reader that stands outside of its log.
+    /// The error of a reader that stands outside of its log, with the gap when the broker tells it soon.
     fn data_loss(&self) -> Error {
-        let gap = self.partitions.iter().find_map(|partition| {
-            let span = &partition.span;
-            let wanted = partition.polled.load(SeqCst);
-            let ends = self.consumer.fetch_watermarks(&span.topic, span.partition, Duration::from_secs(5)).ok()?;
-            (wanted < ends.0 || wanted > ends.1).then(|| {
-                format!(
-                    "records of {} are gone: offset {wanted} was to be read next, the log has {} to {}",
-                    span.name, ends.0, ends.1
-                )
+        let ends = |which| {
+            let mut list = TopicPartitionList::with_capacity(self.partitions.len());
+            for Shared { span, .. } in self.partitions.iter().map(Arc::as_ref) {
+                list.add_partition_offset(&span.topic, span.partition, which).ok()?;
+            }
+            self.consumer.offsets_for_times(list, Duration::from_secs(2)).ok()
+        };
+        let gap = || {
+            let (low, high) = (ends(Offset::Beginning)?, ends(Offset::End)?);
+            self.partitions.iter().find_map(|partition| {
+                let span = &partition.span;
+                let of = |list: &TopicPartitionList| match list.find_partition(&span.topic, span.partition)?.offset() {
+                    Offset::Offset(offset) => Some(offset),
+                    _ => None,
+                };
+                let (wanted, low, high) = (partition.polled.load(SeqCst), of(&low)?, of(&high)?);
+                (wanted < low || wanted > high).then(|| {
+                    format!(
+                        "records of {} are gone: offset {wanted} was to be read next, the log has {low} to {high}",
+                        span.name
+                    )
+                })
             })
-        });
+        };
         let unknown = || format!("records of group `{}` are gone before they could be read", self.group);
-        Error::new(ErrorKind::DataLoss, gap.unwrap_or_else(unknown))
+        Error::new(ErrorKind::DataLoss, gap().unwrap_or_else(unknown))
     }
 
     /// Takes over what the client's statistics and positions say of ends.
@@ -343,6 +373,9 @@ impl<R: Read> SharedSource for KafkaShared<R> {
 
     fn serve(&self) -> Result<Vec<Change>> {
         self.events()?;
+        if self.out_of_range.load(SeqCst) {
+            return Err(self.data_loss());
+        }
         let mut looked = lock(&self.looked);
         if looked.is_none_or(|looked| looked.elapsed() >= POSITIONS_EVERY) {
             *looked = Some(Instant::now());

@@ -6,16 +6,17 @@
 //! `latest` would lose what came while nobody ran.
 
 use std::collections::{BTreeMap, HashSet};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use millstream::{Error, ErrorKind, Offset as Next, Offsets, Partition, Result};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::groups::GroupMemberInfo;
 use rdkafka::metadata::Metadata;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::{Heard, Settings};
-use super::error::error;
+use super::error::{error, is_refusal};
 use super::topic::SourceOptions;
 
 /// Where reading begins in a partition for which nothing is committed.
@@ -110,6 +111,7 @@ impl<C: ConsumerContext> Starting<'_, C> {
         let partitions = self.partitions()?;
         let low = self.ends(&partitions, Offset::Beginning)?;
         let high = self.ends(&partitions, Offset::End)?;
+        self.check_group()?;
         let committed = self.committed(&partitions)?;
         let known: HashSet<&str> = committed.keys().map(|(topic, _)| topic.as_str()).collect();
         let at_time = self.at_time(&partitions, &high)?;
@@ -278,15 +280,54 @@ impl<C: ConsumerContext> Starting<'_, C> {
             .collect()
     }
 
+    /// A group that others share out among themselves takes no commits from somebody who is not one of them.
+    fn check_group(&self) -> Result<()> {
+        let cause = match self.consumer.fetch_group_list(Some(self.group), self.settings.connect_within) {
+            Ok(list) => match list.groups().iter().find(|group| !group.members().is_empty()) {
+                Some(group) => {
+                    let names: Vec<&str> = group.members().iter().map(GroupMemberInfo::client_id).collect();
+                    format!("it has members, and this job would be none of them: {}", names.join(", "))
+                }
+                None => return Ok(()),
+            },
+            Err(cause) if cause.rdkafka_error_code().is_some_and(is_refusal) => cause.to_string(),
+            // Not every broker can be asked; then the first commit tells.
+            Err(cause) => {
+                tracing::debug!(group = self.group, %cause, "cannot ask for the members of the group");
+                return Ok(());
+            }
+        };
+        let doing = format!("cannot use group `{}` at {}", self.group, self.settings.brokers);
+        Err(Error::new(ErrorKind::Refused, doing).caused_by(cause))
+    }
+
     /// What the group has committed.
     fn committed(&self, partitions: &[(String, i32)]) -> Result<BTreeMap<(String, i32), i64>> {
         let list = self.list(partitions, Offset::Invalid)?;
         let doing = format!("read the offsets of group `{}`", self.group);
-        let committed = self.consumer.committed_offsets(list, self.settings.connect_within);
-        let committed = committed.map_err(|cause| match cause.rdkafka_error_code() {
-            Some(Code::OperationTimedOut) | None => self.settings.unreachable(&doing, cause, self.heard),
-            Some(_) => error(ErrorKind::Refused, format!("cannot {doing}"), cause),
-        })?;
+        let deadline = Instant::now() + self.settings.connect_within;
+        // In longer and longer waits: who may not see the group is told so beside the answer, which never comes.
+        let mut wait = Duration::from_millis(500);
+        let committed = loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.consumer.committed_offsets(list.clone(), wait.min(left)) {
+                Ok(committed) => break committed,
+                Err(cause) if matches!(cause.rdkafka_error_code(), Some(Code::OperationTimedOut) | None) => {
+                    while let Some(event) = self.consumer.poll(Duration::ZERO) {
+                        if let Err(told) = event
+                            && told.rdkafka_error_code().is_some_and(is_refusal)
+                        {
+                            return Err(error(ErrorKind::Refused, format!("cannot {doing}"), told));
+                        }
+                    }
+                    if wait >= left {
+                        return Err(self.settings.unreachable(&doing, cause, self.heard));
+                    }
+                    wait *= 2;
+                }
+                Err(cause) => return Err(error(ErrorKind::Refused, format!("cannot {doing}"), cause)),
+            }
+        };
         let mut offsets = BTreeMap::new();
         for element in committed.elements() {
             element.error().map_err(|cause| error(ErrorKind::Refused, format!("cannot {doing}"), cause))?;

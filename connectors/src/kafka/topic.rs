@@ -115,13 +115,15 @@ pub enum OnRefused {
 pub struct Topic {
     pub(super) settings: Arc<Settings>,
     pub(super) names: Vec<String>,
+    /// Each message names its own.
+    pub(super) by_message: bool,
     pub(super) source: SourceOptions,
     pub(super) sink: SinkOptions,
 }
 
 impl Topic {
     pub(super) fn new(settings: Arc<Settings>, names: Vec<String>) -> Topic {
-        Topic { settings, names, source: SourceOptions::default(), sink: SinkOptions::default() }
+        Topic { settings, names, by_message: false, source: SourceOptions::default(), sink: SinkOptions::default() }
     }
 
     // As a source.
@@ -259,7 +261,7 @@ impl Topic {
             ("isolation", options.isolation.is_some()),
         ];
         self.check(&set, "a sink")?;
-        if self.names.len() > 1 {
+        if self.names.len() != usize::from(!self.by_message) {
             let doing =
                 format!("{}: a sink has one topic; `kafka.messages()` takes it from each message", self.described());
             return Err(Error::new(ErrorKind::Option, doing));
@@ -323,7 +325,7 @@ pub struct Messages {
 
 impl Messages {
     pub(super) fn new(topic: Topic) -> Messages {
-        Messages { topic }
+        Messages { topic: Topic { by_message: true, ..topic } }
     }
 
     /// As [`Topic::profile`].

@@ -6,23 +6,24 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use timely::dataflow::Scope;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use crate::epoch::gather;
 use crate::io::{OpenSink, OpenSource, SharedSource, Sink, Source};
 use crate::operator::egress::{self, Frontiers};
 use crate::operator::fault::Node;
-use crate::operator::ingest::{self, Piece, SourceIndex};
-use crate::operator::stage::Chain;
+use crate::operator::ingest::{self, Piece, Recalls, SourceIndex};
+use crate::operator::stage::{Chain, Consume, Tail};
 use crate::run::control::Event;
 use crate::run::plan::{Meter, NodeInfo, Pipeline, Plan, PlannedSink, PlannedSource, Planning, Run, differs};
-use crate::words::{Batch, Bytes, Error, ErrorKind, Result, SinkMeter, StageMeter, Worker};
+use crate::words::{Bytes, Error, ErrorKind, Result, SinkMeter, StageMeter, Worker};
 
 use super::stream::Stream;
 
 /// What a pipeline function is given: it opens sources, and what it opens flows.
 ///
-/// The function runs once on the control thread, where sources and sinks connect and mistakes are errors, and then
-/// once on each worker. It must build the same pipeline each time and have no other effect.
+/// The function runs once to be counted, once more to be planned, where sources and sinks connect and mistakes are errors,
+/// and then once on each worker. It must build the same pipeline each time and have no other effect.
 pub struct Flow<'a> {
     inner: Rc<Inner<'a>>,
 }
@@ -35,14 +36,19 @@ struct Inner<'a> {
 }
 
 enum Mode<'a> {
+    /// Only counts sources and sinks, because memory is divided among them before the first of them connects.
+    Count,
     Plan(Rc<RefCell<Draft<'a>>>),
     Build(Build<'a>),
 }
 
 /// A plan that is being made.
 struct Draft<'a> {
-    planning: &'a Planning<'a>,
+    planning: &'a Planning,
     plan: Plan,
+    /// How many sources and sinks there will be.
+    sources: usize,
+    sinks: usize,
     /// Streams that were dropped before they reached a sink.
     loose: Vec<Node>,
     /// Names that the pipeline gave.
@@ -57,6 +63,9 @@ struct Build<'a> {
     frontiers: RefCell<Vec<Frontiers<'a>>>,
     error: RefCell<Option<Error>>,
 }
+
+/// The node of what is not planned.
+const NOWHERE: Node = Node(usize::MAX);
 
 impl<'a> Flow<'a> {
     fn new(mode: Mode<'a>) -> Flow<'a> {
@@ -76,6 +85,7 @@ impl<'a> Flow<'a> {
         let index = self.inner.sources.replace(self.inner.sources.get() + 1);
         let kind = source.name();
         match &self.inner.mode {
+            Mode::Count => Ok(Stream::planned(self.share(), NOWHERE)),
             Mode::Plan(draft) => {
                 let meter = Meter::Source(Arc::default());
                 let node = self.plan_node(&kind, meter);
@@ -89,10 +99,9 @@ impl<'a> Flow<'a> {
                 let flow = self.share();
                 let chain: Chain<'a, S::Item> = Box::new(move |tail| {
                     let Mode::Build(build) = &flow.inner.mode else { unreachable!("a chain is built on a worker") };
-                    match build.ingest::<S>(node, index, tail) {
-                        Ok(ledger) => build.ledgers.borrow_mut().push(ledger),
-                        Err(error) => flow.fail(error),
-                    }
+                    let ledger = build.ingest::<S>(node, index, tail)?;
+                    build.ledgers.borrow_mut().push(ledger);
+                    Ok(())
                 });
                 Ok(Stream::chain(self.share(), node, chain))
             }
@@ -104,6 +113,10 @@ impl<'a> Flow<'a> {
         let index = self.inner.sinks.replace(self.inner.sinks.get() + 1);
         let kind = sink.name();
         match &self.inner.mode {
+            Mode::Count => {
+                stream.consumed();
+                Ok(())
+            }
             Mode::Plan(draft) => {
                 let meter = Arc::new(SinkMeter::default());
                 self.plan_node(&kind, Meter::Sink(Arc::clone(&meter)));
@@ -113,22 +126,30 @@ impl<'a> Flow<'a> {
                 draft.borrow_mut().plan.sinks.push(PlannedSink { shared: Arc::clone(&shared) as _, typed: shared });
                 Ok(())
             }
-            Mode::Build(build) => {
+            Mode::Build(_) => {
                 let node = self.node(&kind)?;
-                let frontiers = build.egress::<T, S>(node, index, stream.into_ports())?;
-                build.frontiers.borrow_mut().push(frontiers);
-                Ok(())
+                let chain = stream.into_chain().ok_or_else(differs)?;
+                let flow = self.share();
+                let tail: Tail<'a, T> = Box::new(move |builder| {
+                    let Mode::Build(build) = &flow.inner.mode else { unreachable!("a chain is built on a worker") };
+                    build.egress::<T, S>(builder, node, index)
+                });
+                chain(tail)
             }
         }
     }
 
-    /// The next node of the pipeline, a stage.
-    pub(crate) fn stage_node(&self, kind: &str) -> Node {
+    /// The next node of the pipeline, a stage that makes `U` of `T`.
+    pub(crate) fn stage_node<T, U>(&self, kind: &str) -> Node {
         match &self.inner.mode {
-            Mode::Plan(_) => self.plan_node(kind, Meter::Stage(Arc::default())),
+            Mode::Count => NOWHERE,
+            Mode::Plan(_) => {
+                let sizes = (size_of::<T>(), size_of::<U>());
+                self.plan_node(kind, Meter::Stage(Arc::new(StageMeter { sizes, ..StageMeter::default() })))
+            }
             Mode::Build(_) => self.node(kind).unwrap_or_else(|error| {
                 self.fail(error);
-                Node(usize::MAX)
+                NOWHERE
             }),
         }
     }
@@ -167,7 +188,7 @@ impl<'a> Flow<'a> {
                 Some(Meter::Stage(meter)) => Arc::clone(meter),
                 _ => Arc::default(),
             },
-            Mode::Plan(_) => Arc::default(),
+            Mode::Count | Mode::Plan(_) => Arc::default(),
         }
     }
 
@@ -179,7 +200,7 @@ impl<'a> Flow<'a> {
     pub(crate) fn building(&self) -> Option<(Scope<'a, u64>, &Arc<Run>)> {
         match &self.inner.mode {
             Mode::Build(build) => Some((build.scope, &build.run)),
-            Mode::Plan(_) => None,
+            Mode::Count | Mode::Plan(_) => None,
         }
     }
 
@@ -190,7 +211,8 @@ impl<'a> Flow<'a> {
         }
     }
 
-    fn fail(&self, error: Error) {
+    /// A chain could not be built; the worker says so when the pipeline function returns.
+    pub(crate) fn fail(&self, error: Error) {
         if let Mode::Build(build) = &self.inner.mode {
             build.error.borrow_mut().get_or_insert(error);
         }
@@ -200,7 +222,7 @@ impl<'a> Flow<'a> {
 impl fmt::Debug for Flow<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.inner.mode {
-            Mode::Plan(_) => f.write_str("Flow of a plan"),
+            Mode::Count | Mode::Plan(_) => f.write_str("Flow of a plan"),
             Mode::Build(build) => write!(f, "Flow of worker {}", build.scope.worker().index()),
         }
     }
@@ -210,9 +232,9 @@ impl Draft<'_> {
     fn open_source(&self, index: usize) -> OpenSource {
         let planning = self.planning;
         OpenSource {
-            job: planning.job.to_owned(),
+            job: planning.job.clone(),
             workers: planning.workers,
-            prefetch: Bytes(planning.memory.0 / 4),
+            prefetch: Bytes(planning.memory.0 / 4 / self.sources.max(1) as u64),
             bounded: planning.bounded,
             resume: planning.resume.get(index).filter(|offsets| !offsets.is_empty()).cloned(),
             clock: planning.clock.clone(),
@@ -223,9 +245,9 @@ impl Draft<'_> {
     fn open_sink(&self, meter: Arc<SinkMeter>) -> OpenSink {
         let planning = self.planning;
         OpenSink {
-            job: planning.job.to_owned(),
+            job: planning.job.clone(),
             workers: planning.workers,
-            buffer: Bytes(planning.memory.0 / 4),
+            buffer: Bytes(planning.memory.0 / 4 / self.sinks.max(1) as u64),
             clock: planning.clock.clone(),
             wake: planning.control.clone(),
             meter,
@@ -233,7 +255,7 @@ impl Draft<'_> {
     }
 
     fn add_source<S: SharedSource>(&mut self, node: Node, shared: Arc<S>) {
-        let recalls = (0..self.planning.workers).map(|_| Arc::default()).collect();
+        let recalls = (0..self.planning.workers).map(|_| Recalls::default()).collect();
         let planned = PlannedSource { node, shared: Arc::clone(&shared) as _, typed: shared, recalls };
         self.plan.sources.push(planned);
     }
@@ -267,7 +289,7 @@ impl<'a> Build<'a> {
         &self,
         node: Node,
         index: usize,
-        tail: crate::operator::stage::Tail<'a, S::Item>,
+        tail: Tail<'a, S::Item>,
     ) -> Result<timely::dataflow::Stream<'a, u64, Vec<Piece>>> {
         let (run, worker) = (&self.run, self.worker());
         let (planned, shared) = run.source::<S::Shared>(index)?;
@@ -284,18 +306,19 @@ impl<'a> Build<'a> {
             clock: run.clock.clone(),
             fault: Arc::clone(&run.fault),
             meter: Arc::clone(meter),
-            recalls: Arc::clone(&planned.recalls[worker.index]),
+            recalls: planned.recalls[worker.index].clone(),
             control: run.control.clone(),
         };
         ingest::build(self.scope, setting, |wake| S::reader(&shared, worker, wake), tail)
     }
 
+    /// Ends a chain in a sink's writer.
     fn egress<T: 'static, S: Sink<T>>(
         &self,
+        builder: &mut OperatorBuilder<'a, u64>,
         node: Node,
         index: usize,
-        inputs: Vec<timely::dataflow::Stream<'a, u64, Batch<T>>>,
-    ) -> Result<Frontiers<'a>> {
+    ) -> Result<Box<dyn Consume<T>>> {
         let (run, worker) = (&self.run, self.worker());
         let shared = run.sink::<S::Shared>(index)?;
         let Some(Meter::Sink(meter)) = run.plan.nodes.get(node.0).map(|info| &info.meter) else {
@@ -306,10 +329,11 @@ impl<'a> Build<'a> {
             name: run.plan.name(node).to_owned(),
             pulse: Arc::clone(&run.pulse),
             clock: run.clock.clone(),
-            fault: Arc::clone(&run.fault),
             meter: Arc::clone(meter),
         };
-        egress::build(self.scope, setting, inputs, |wake| S::writer(&shared, worker, wake))
+        let (end, frontiers) = egress::end(self.scope, builder, setting, |wake| S::writer(&shared, worker, wake))?;
+        self.frontiers.borrow_mut().push(frontiers);
+        Ok(end)
     }
 }
 
@@ -317,8 +341,17 @@ impl<'a> Build<'a> {
 pub(crate) struct Function<F>(pub(crate) F);
 
 impl<F: Fn(&Flow<'_>) -> Result<()> + Send + Sync> Pipeline for Function<F> {
-    fn plan(&self, planning: &Planning<'_>) -> Result<Plan> {
-        let draft = Draft { planning, plan: Plan::default(), loose: Vec::new(), named: Vec::new() };
+    fn plan(&self, planning: &Planning) -> Result<Plan> {
+        let counted = Flow::new(Mode::Count);
+        (self.0)(&counted)?;
+        let draft = Draft {
+            planning,
+            plan: Plan::default(),
+            sources: counted.inner.sources.get(),
+            sinks: counted.inner.sinks.get(),
+            loose: Vec::new(),
+            named: Vec::new(),
+        };
         let draft = Rc::new(RefCell::new(draft));
         (self.0)(&Flow::new(Mode::Plan(Rc::clone(&draft))))?;
         draft.borrow().check()?;

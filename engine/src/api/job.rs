@@ -85,9 +85,9 @@ impl Job {
         Job { checkpoint_every: interval, ..self }
     }
 
-    /// Memory for records: a quarter for what a source fetches ahead, a half for what is under way and not acknowledged,
-    /// a quarter for what a sink has buffered; each further source or sink of the job has a quarter of its own. 256 MiB
-    /// by default. Code, threads and clients take some 10 MB beside it.
+    /// Memory for records: a quarter for what the sources fetch ahead, a half for what is under way and not acknowledged,
+    /// a quarter for what the sinks have buffered; several sources, workers or sinks share theirs evenly. 256 MiB by
+    /// default. Code, threads and clients take some 10 MB beside it.
     pub fn memory(self, total: Bytes) -> Job {
         Job { memory: total, ..self }
     }

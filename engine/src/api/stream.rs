@@ -80,34 +80,35 @@ impl<'a, T: 'static> Stream<'a, T> {
     }
 
     /// The chain that ends here; `None` in the plan.
-    fn into_chain(self) -> Option<Chain<'a, T>> {
+    pub(crate) fn into_chain(self) -> Option<Chain<'a, T>> {
         let (flow, node) = (self.flow.share(), self.node);
         match self.into_shape() {
             Shape::Planned => None,
             Shape::Chain(chain) => Some(chain),
             Shape::Ports(ports) => Some(Box::new(move |tail| {
                 let (scope, run) = flow.building().expect("ports are of a worker");
-                stage::build(scope, run.plan.name(node), ports, || Pipeline, run.fault.clone(), tail);
+                stage::build(scope, run.plan.name(node), ports, || Pipeline, run.fault.clone(), tail)
             })),
         }
     }
 
     /// The outputs that end here, built; none in the plan.
-    pub(crate) fn into_ports(self) -> Ports<'a, T> {
+    fn into_ports(self) -> Ports<'a, T> {
+        let flow = self.flow.share();
         match self.into_shape() {
             Shape::Planned => Vec::new(),
             Shape::Ports(ports) => ports,
-            Shape::Chain(chain) => end(chain),
+            Shape::Chain(chain) => end(&flow, chain),
         }
     }
 
     fn stage<U: 'static>(self, kind: &str, f: impl FnMut(Batch<T>) -> Result<Batch<U>> + 'static) -> Stream<'a, U> {
         let flow = self.flow.share();
-        let node = flow.stage_node(kind);
+        let node = flow.stage_node::<T, U>(kind);
         let Some(chain) = self.into_chain() else { return Stream::planned(flow, node) };
         let (meter, name) = (flow.stage_meter(node), flow.stage_name(node));
         let longer: Chain<'a, U> = Box::new(move |tail| {
-            chain(Box::new(move |builder| Box::new(Stage::new((node, name), meter, f, tail(builder)))));
+            chain(Box::new(move |builder| Ok(Box::new(Stage::new((node, name), meter, f, tail(builder)?)))))
         });
         Stream::chain(flow, node, longer)
     }
@@ -118,18 +119,19 @@ impl<'a, T: 'static> Stream<'a, T> {
         test: impl FnMut(T) -> Result<A, B> + 'static,
     ) -> (Stream<'a, A>, Stream<'a, B>) {
         let flow = self.flow.share();
-        let node = flow.stage_node(kind);
+        let node = flow.stage_node::<T, T>(kind);
         let Some(chain) = self.into_chain() else {
             return (Stream::planned(flow.share(), node), Stream::planned(flow, node));
         };
         let meter = flow.stage_meter(node);
         let outputs = Rc::new(RefCell::new(None));
         let ports = Rc::clone(&outputs);
-        chain(Box::new(move |builder| {
+        let built = chain(Box::new(move |builder| {
             let ((yes, left), (no, right)) = (Port::new(builder), Port::new(builder));
             *ports.borrow_mut() = Some((left, right));
-            Box::new(Split::new(node, meter, test, yes, no))
+            Ok(Box::new(Split::new(node, meter, test, yes, no)))
         }));
+        built.unwrap_or_else(|error| flow.fail(error));
         // A source whose reader could not be made builds nothing; its error is kept by the flow.
         let (left, right) = outputs.take().map_or_else(Default::default, |(left, right)| (vec![left], vec![right]));
         (Stream::new(flow.share(), node, Shape::Ports(left)), Stream::new(flow, node, Shape::Ports(right)))
@@ -190,7 +192,7 @@ impl<'a, T: 'static> Stream<'a, T> {
 
     /// The records of both streams. Each keeps its own order; between them there is none.
     pub fn union(self, other: Stream<'a, T>) -> Stream<'a, T> {
-        let (flow, node) = (self.flow.share(), self.flow.stage_node("union"));
+        let (flow, node) = (self.flow.share(), self.flow.stage_node::<T, T>("union"));
         if flow.building().is_none() {
             self.consumed();
             other.consumed();
@@ -207,7 +209,7 @@ impl<'a, T: 'static> Stream<'a, T> {
         let chain = self.into_chain().expect("it has ports");
         let (meter, name) = (flow.stage_meter(node), flow.stage_name(node));
         let longer: Chain<'a, T> = Box::new(move |tail| {
-            chain(Box::new(move |builder| Box::new(Stage::new((node, name), meter, Ok, tail(builder)))));
+            chain(Box::new(move |builder| Ok(Box::new(Stage::new((node, name), meter, Ok, tail(builder)?)))))
         });
         Stream::chain(flow, node, longer)
     }
@@ -217,7 +219,7 @@ impl<'a, T: 'static> Stream<'a, T> {
     where
         T: Send + Serialize + DeserializeOwned,
     {
-        let (flow, node) = (self.flow.share(), self.flow.stage_node("rebalance"));
+        let (flow, node) = (self.flow.share(), self.flow.stage_node::<T, T>("rebalance"));
         if flow.building().is_none() {
             self.consumed();
             return Stream::planned(flow, node);
@@ -282,14 +284,15 @@ impl<'a, T: 'static, E: 'static> Stream<'a, Result<T, E>> {
 }
 
 /// Ends a chain in an output port of its operator.
-fn end<T: 'static>(chain: Chain<'_, T>) -> Ports<'_, T> {
+fn end<'a, T: 'static>(flow: &Flow<'a>, chain: Chain<'a, T>) -> Ports<'a, T> {
     let output = Rc::new(RefCell::new(None));
     let port = Rc::clone(&output);
-    chain(Box::new(move |builder| {
+    let built = chain(Box::new(move |builder| {
         let (own, stream) = Port::new(builder);
         *port.borrow_mut() = Some(stream);
-        Box::new(own) as Box<dyn Consume<T>>
+        Ok(Box::new(own) as Box<dyn Consume<T>>)
     }));
+    built.unwrap_or_else(|error| flow.fail(error));
     output.take().into_iter().collect()
 }
 
@@ -299,7 +302,7 @@ impl<T: Clone + 'static> Clone for Stream<'_, T> {
         let shape = match self.shape.replace(Shape::Planned) {
             Shape::Planned => Shape::Planned,
             Shape::Ports(ports) => Shape::Ports(ports),
-            Shape::Chain(chain) => Shape::Ports(end(chain)),
+            Shape::Chain(chain) => Shape::Ports(end(&self.flow, chain)),
         };
         let copy = match &shape {
             Shape::Ports(ports) => Shape::Ports(ports.clone()),

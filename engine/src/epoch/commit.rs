@@ -122,9 +122,10 @@ impl Committer {
         self.committed
     }
 
-    /// How many commits were handed to sources.
+    /// How many commits sources have answered.
     pub(crate) fn commits(&self) -> u64 {
-        self.commits
+        let unanswered = self.unanswered.iter().map(|unanswered| unanswered.len() as u64);
+        self.commits - unanswered.sum::<u64>()
     }
 
     /// Offsets to resume from, per source.

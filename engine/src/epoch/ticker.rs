@@ -40,9 +40,19 @@ pub(crate) struct Ticker {
     held_back: AtomicBool,
     through: AtomicU64,
     committed: AtomicU64,
+    commits: AtomicU64,
     epochs: AtomicU64,
-    durations: Mutex<Latency>,
+    durations: Mutex<Durations>,
     state: Mutex<State>,
+}
+
+/// How long epochs take.
+#[derive(Default)]
+struct Durations {
+    /// From opening one until everything before it was through.
+    whole: Latency,
+    /// The part of it after the last source had left the one before.
+    frontier: Latency,
 }
 
 struct State {
@@ -85,6 +95,7 @@ impl Ticker {
             held_back: AtomicBool::new(false),
             through: AtomicU64::new(0),
             committed: AtomicU64::new(0),
+            commits: AtomicU64::new(0),
             epochs: AtomicU64::new(0),
             durations: Mutex::default(),
             state: Mutex::new(state),
@@ -192,7 +203,9 @@ impl Ticker {
         }
         let opened = lock(&self.state).opened.take_if(|(opened, _)| *opened <= epoch);
         if let Some((_, at)) = opened {
-            lock(&self.durations).record(self.clock.now() - at, 1);
+            let (now, mut durations) = (self.clock.now(), lock(&self.durations));
+            durations.whole.record(now - at, 1);
+            durations.frontier.record(now - self.pulse.moved(), 1);
         }
         match self.pace {
             // Whoever sees the batch through opens the next, without a detour over the ticker's thread.
@@ -203,8 +216,9 @@ impl Ticker {
         }
     }
 
-    /// Everything of the checkpoint is committed: the next boundary may come.
-    pub(crate) fn see_committed(&self, checkpoint: CheckpointId) {
+    /// Everything of the checkpoint is committed, with so many commits to sources so far: the next boundary may come.
+    pub(crate) fn see_committed(&self, checkpoint: CheckpointId, commits: u64) {
+        self.commits.store(commits, SeqCst);
         if self.committed.fetch_max(checkpoint.number(), SeqCst) >= checkpoint.number() {
             return;
         }
@@ -220,7 +234,17 @@ impl Ticker {
 
     /// The time from opening an epoch until everything before it was through.
     pub(crate) fn durations(&self) -> LatencySnapshot {
-        lock(&self.durations).snapshot()
+        lock(&self.durations).whole.snapshot()
+    }
+
+    /// The part of it after the last source had left the epoch before.
+    pub(crate) fn frontiers(&self) -> LatencySnapshot {
+        lock(&self.durations).frontier.snapshot()
+    }
+
+    /// How many commits to sources were answered.
+    pub(crate) fn commits(&self) -> u64 {
+        self.commits.load(SeqCst)
     }
 
     /// How many epochs were opened after the first.
@@ -270,7 +294,7 @@ mod tests {
         assert_eq!((ticker.look(), pulse.epoch()), (None, Epoch::FIRST));
         ticker.pulse.note_records();
         ticker.look();
-        ticker.see_committed(CheckpointId::new(1));
+        ticker.see_committed(CheckpointId::new(1), 1);
         clock.advance(3_600_000 * MILLI);
         let opened = pulse.epoch();
         assert_eq!((ticker.look(), pulse.epoch()), (None, opened));
@@ -287,7 +311,7 @@ mod tests {
         clock.advance(500 * MILLI);
         ticker.look();
         assert_eq!(pulse.epoch().checkpoint(), CheckpointId::new(2), "checkpoint 1 is not committed");
-        ticker.see_committed(CheckpointId::new(1));
+        ticker.see_committed(CheckpointId::new(1), 1);
         ticker.look();
         assert_eq!(pulse.epoch().checkpoint(), CheckpointId::new(3));
     }

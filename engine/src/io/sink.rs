@@ -84,7 +84,7 @@ pub trait SharedSink: Send + Sync + 'static {
         Acknowledges::WhenDelivered
     }
 
-    /// Serves the client's events. Called after a wake and at least every 100 ms; must not block.
+    /// Serves the client's events. Called after a wake and at least every 200 ms; must not block.
     ///
     /// # Errors
     /// An error ends the run.

@@ -85,7 +85,7 @@ pub trait SharedSource: Send + Sync + 'static {
     fn begin(&self) -> Result<()>;
 
     /// Serves the client's events: changes of partitions, results of commits, errors. Called after a wake and at least
-    /// every 100 ms for as long as the source lives; must not block.
+    /// every 200 ms for as long as the source lives; must not block.
     ///
     /// # Errors
     /// An error ends the run.
@@ -194,7 +194,7 @@ pub trait Reader {
 
     /// Adds what is there to the batch: records of one partition, at most `room`, and where the partition stands after
     /// them ([`Batch::read_to`]). Must not block. Called again at once after [`Polled::More`], after a wake, and at
-    /// least every 100 ms.
+    /// least every 200 ms.
     ///
     /// # Errors
     /// An error ends the run.

@@ -1,33 +1,32 @@
-//! Where records leave: hands batches to one worker's writer and counts what is in flight per checkpoint. While a
-//! checkpoint has a record in flight, or one that the writer had no room for, the egress holds a capability of it on a
-//! port that only `gather` reads: so acknowledgements are a frontier of their own. A second port, on which nothing is
-//! ever held, shows the frontier of the operators before it.
+//! Where records leave: hands batches to one worker's writer and counts what is in flight per checkpoint. It is the end of
+//! a chain and no operator of its own: a job that only reads, maps and writes is one operator, because a channel and an
+//! operator more cost a record that comes alone some ten microseconds of cold code.
 //!
-//! It needs no interest in frontiers: records, acknowledgements and the ticker's cut wake it.
+//! While a checkpoint has a record in flight, or one that the writer had no room for, the egress holds a capability of it
+//! on a port that only `gather` reads: so acknowledgements are a frontier of their own. A second port, on which nothing is
+//! ever held, shows the frontier of what is before it. Records, acknowledgements and the ticker's cut wake it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::Capability;
-use timely::dataflow::operators::InputCapability;
+use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::{Scope, Stream};
-use timely::progress::operate::FrontierInterest;
 
 use crate::io::{Accepted, Delivery, Flight, Wake, Writer};
 use crate::words::{Batch, Clock, Epoch, Result, SinkMeter};
 
-use super::fault::{self, Fault, Node};
+use super::fault::{self, Node};
 use super::pulse::Pulse;
+use super::stage::{Capabilities, Consume, Silent};
 
-/// What an egress operator shares with the rest of its worker.
+/// What an egress shares with the rest of its worker.
 pub(crate) struct Setting {
     pub(crate) node: Node,
     pub(crate) name: String,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) clock: Clock,
-    pub(crate) fault: Arc<Fault>,
     pub(crate) meter: Arc<SinkMeter>,
 }
 
@@ -39,18 +38,16 @@ pub(crate) struct Frontiers<'a> {
     pub(crate) through: Stream<'a, u64, Vec<()>>,
 }
 
-/// Builds the operator; `writer` makes the writer once the operator can be woken.
-pub(crate) fn build<'a, T: 'static, W: Writer<T> + 'static>(
+/// Ends a chain while its operator is being built; `writer` makes the writer once the operator can be woken.
+pub(crate) fn end<'a, T: 'static, W: Writer<T> + 'static>(
     scope: Scope<'a, u64>,
+    builder: &mut OperatorBuilder<'a, u64>,
     setting: Setting,
-    inputs: Vec<Stream<'a, u64, Batch<T>>>,
     writer: impl FnOnce(Wake) -> Result<W>,
-) -> Result<Frontiers<'a>> {
-    let mut builder = OperatorBuilder::new(setting.name.clone(), scope);
-    let mut inputs: Vec<_> = inputs.into_iter().map(|stream| builder.new_input(stream, Pipeline)).collect();
+) -> Result<(Box<dyn Consume<T>>, Frontiers<'a>)> {
+    let port = builder.shape().outputs();
     let (acknowledged_port, acknowledged) = builder.new_output();
     let (through_port, through) = builder.new_output();
-    (0..inputs.len()).for_each(|input| builder.set_notify_for(input, FrontierInterest::Never));
     let remote = scope.worker().sync_activator_for(builder.operator_info().address.to_vec());
     // An error means that the worker is gone, and with it the need to wake it.
     let wake = Wake::new(move || {
@@ -58,21 +55,10 @@ pub(crate) fn build<'a, T: 'static, W: Writer<T> + 'static>(
     });
     let writer = writer(wake.clone())?;
     setting.pulse.egress_opened(wake.clone());
-    builder.build(move |capabilities| {
-        drop(capabilities);
-        let mut egress =
-            Egress { writer, pending: VecDeque::new(), flights: VecDeque::new(), wake, setting, kept: Vec::new() };
-        move |_| {
-            // The ports exist for their frontiers.
-            let _ = (&acknowledged_port, &through_port);
-            egress.wake.listen();
-            for input in &mut inputs {
-                input.for_each(|capability, batch| egress.take(&capability, std::mem::take(batch)));
-            }
-            egress.work();
-        }
-    });
-    Ok(Frontiers { acknowledged, through })
+    let silent = [OutputBuilder::from(acknowledged_port), OutputBuilder::from(through_port)];
+    let egress =
+        Egress { setting, writer, pending: VecDeque::new(), flights: VecDeque::new(), wake, port, _silent: silent };
+    Ok((Box::new(egress), Frontiers { acknowledged, through }))
 }
 
 struct Egress<T, W> {
@@ -83,26 +69,38 @@ struct Egress<T, W> {
     /// What is open, by checkpoint; a capability for each.
     flights: VecDeque<(Arc<Flight>, Capability<u64>)>,
     wake: Wake,
-    /// Held for ever after a fault.
-    kept: Vec<Capability<u64>>,
+    /// The port whose frontier shows what is acknowledged.
+    port: usize,
+    /// The ports exist for their frontiers.
+    _silent: [Silent; 2],
 }
 
-impl<T, W: Writer<T>> Egress<T, W> {
-    fn take(&mut self, capability: &InputCapability<u64>, batch: Batch<T>) {
-        if self.setting.fault.is_set() {
-            self.kept.push(capability.retain(0));
-            return;
-        }
-        let flight = self.flight(capability);
+impl<T, W: Writer<T>> Consume<T> for Egress<T, W> {
+    fn consume(&mut self, batch: Batch<T>, at: &Capabilities) -> Result<()> {
+        fault::enter(self.setting.node);
+        let flight = self.flight(&at[self.port]);
         let records = batch.len() as u64;
         self.setting.meter.records.add(records);
         let admission = batch.admission().cloned();
         let delivery = Delivery::new(admission, &flight, records, &self.setting.clock, &self.setting.meter);
         self.pending.push_back((batch, delivery));
+        self.write()
     }
 
+    /// Hears what went wrong, writes what is pending, and lets go of checkpoints that have nothing open.
+    fn step(&mut self) -> Result<()> {
+        self.wake.listen();
+        fault::enter(self.setting.node);
+        self.writer.poll().map_err(|error| error.in_operator(&self.setting.name))?;
+        self.write()?;
+        self.flights.retain(|(flight, _)| flight.open() > 0);
+        Ok(())
+    }
+}
+
+impl<T, W: Writer<T>> Egress<T, W> {
     /// The open flight of the capability's checkpoint.
-    fn flight(&mut self, capability: &InputCapability<u64>) -> Arc<Flight> {
+    fn flight(&mut self, capability: &Capability<u64>) -> Arc<Flight> {
         let checkpoint = Epoch::from_raw(*capability.time()).checkpoint();
         if let Some((flight, _)) = self.flights.iter().rev().find(|(flight, _)| flight.checkpoint() == checkpoint) {
             return Arc::clone(flight);
@@ -115,27 +113,13 @@ impl<T, W: Writer<T>> Egress<T, W> {
             }
         };
         let flight = Flight::new(checkpoint, landed);
-        self.flights.push_back((Arc::clone(&flight), capability.retain(0)));
+        self.flights.push_back((Arc::clone(&flight), capability.clone()));
         flight
     }
 
-    /// Writes what is pending, hears what went wrong, and lets go of checkpoints that have nothing open.
-    fn work(&mut self) {
-        if self.setting.fault.is_set() {
-            return;
-        }
-        fault::enter(self.setting.node);
-        if let Err(error) = self.write() {
-            self.setting.fault.record(error.in_operator(&self.setting.name));
-            return;
-        }
-        self.flights.retain(|(flight, _)| flight.open() > 0);
-    }
-
     fn write(&mut self) -> Result<()> {
-        self.writer.poll()?;
         while let Some((batch, delivery)) = self.pending.front_mut() {
-            match self.writer.write(batch, delivery)? {
+            match self.writer.write(batch, delivery).map_err(|error| error.in_operator(&self.setting.name))? {
                 Accepted::All => drop(self.pending.pop_front()),
                 Accepted::Full => break,
             }

@@ -64,8 +64,48 @@ pub(crate) struct Recall {
     pub(crate) checkpoint: Mutex<CheckpointId>,
 }
 
+impl Recall {
+    /// A worker has released nothing of the partitions after this checkpoint, and will not.
+    fn answer(&self, checkpoint: CheckpointId) {
+        let mut newest = lock(&self.checkpoint);
+        *newest = checkpoint.max(*newest);
+        drop(newest);
+        self.waiting.fetch_sub(1, SeqCst);
+    }
+}
+
 /// The recalls that one worker's ingest has not seen yet.
-pub(crate) type Recalls = Arc<Mutex<Vec<Arc<Recall>>>>;
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Recalls(Arc<Mutex<Inbox>>);
+
+#[derive(Debug, Default)]
+struct Inbox {
+    recalls: Vec<Arc<Recall>>,
+    /// The last checkpoint of an ingest that has ended.
+    ended: Option<CheckpointId>,
+}
+
+impl Recalls {
+    /// Asks the ingest; one that has ended has answered.
+    pub(crate) fn post(&self, recall: &Arc<Recall>) {
+        let mut inbox = lock(&self.0);
+        match inbox.ended {
+            Some(checkpoint) => recall.answer(checkpoint),
+            None => inbox.recalls.push(Arc::clone(recall)),
+        }
+    }
+
+    fn take(&self) -> Vec<Arc<Recall>> {
+        mem::take(&mut lock(&self.0).recalls)
+    }
+
+    /// A partition that is wanted back from an ended reader is free.
+    fn end(&self, checkpoint: CheckpointId) {
+        let mut inbox = lock(&self.0);
+        inbox.ended = Some(checkpoint);
+        inbox.recalls.drain(..).for_each(|recall| recall.answer(checkpoint));
+    }
+}
 
 /// What an ingest operator shares with the rest of its worker.
 pub(crate) struct Setting {
@@ -93,7 +133,7 @@ pub(crate) fn build<'a, R: Reader + 'static>(
     let mut builder = OperatorBuilder::new(setting.name.clone(), scope);
     // Port 0 is the ledger, the chain's ports follow.
     let (ledger, pieces) = builder.new_output();
-    let chain = tail(&mut builder);
+    let chain = tail(&mut builder)?;
     let info = builder.operator_info();
     let activator = scope.activator_for(info.address.clone());
     let remote = scope.worker().sync_activator_for(info.address.to_vec());
@@ -153,16 +193,19 @@ impl<R: Reader> Ingest<R> {
     /// One step: answers recalls, closes what is to be closed, reads, releases, ends.
     fn activate(&mut self) {
         self.wake.listen();
-        if self.reader.is_none() || self.setting.fault.is_set() {
+        if self.setting.fault.is_set() {
             return;
         }
-        fault::enter(self.setting.node);
-        if let Err(error) = self.step() {
+        if let Err(error) = self.step().and_then(|()| self.chain.step()) {
             self.setting.fault.record(error);
         }
     }
 
     fn step(&mut self) -> Result<()> {
+        if self.reader.is_none() {
+            return Ok(());
+        }
+        fault::enter(self.setting.node);
         self.answer_recalls();
         let more = if self.setting.pulse.is_stopping() { self.wind_up()? } else { self.close()? | self.read()? };
         if more {
@@ -225,25 +268,28 @@ impl<R: Reader> Ingest<R> {
         }
         let receipts = batch.take_receipts();
         batch.admit(Admission::new(arrival, batch.bytes(), &self.setting.budget, receipts));
+        let records = batch.len();
         match self.setting.release {
             Release::AtOnce => {
-                let records = batch.len();
                 let now = self.setting.clock.now();
                 self.release(batch, now)?;
-                self.adapt(records, self.setting.clock.now() - arrival);
             }
             Release::AtTicks => {
-                let records = batch.len();
                 self.queue.push_back(batch);
                 self.setting.pulse.note_records();
-                self.adapt(records, self.setting.clock.now() - arrival);
             }
         }
+        self.adapt(records, arrival);
         Ok(polled == Polled::More)
     }
 
     /// Fits the next poll to the time this one took.
-    fn adapt(&mut self, records: usize, took: Duration) {
+    fn adapt(&mut self, records: usize, since: Moment) {
+        // A record that comes alone says nothing, and it is the one that somebody waits for.
+        if records <= 1 {
+            return;
+        }
+        let took = self.setting.clock.now() - since;
         if took > 2 * STEP {
             self.records_max = (self.records_max / 2).max(1);
         } else if took < STEP / 2 && records >= self.records_max {
@@ -291,9 +337,8 @@ impl<R: Reader> Ingest<R> {
 
     /// Partitions that are taken: nothing more of them is released. What was is committed with the open checkpoint.
     fn answer_recalls(&mut self) {
-        let recalls = mem::take(&mut *lock(&self.setting.recalls));
         let checkpoint = self.epoch().checkpoint();
-        for recall in recalls {
+        for recall in self.setting.recalls.take() {
             if let Some(reader) = &mut self.reader {
                 reader.forget(&recall.partitions);
             }
@@ -302,10 +347,7 @@ impl<R: Reader> Ingest<R> {
             if recall.lost {
                 self.released.retain(|partition, _| !is_recalled(partition));
             }
-            let mut newest = lock(&recall.checkpoint);
-            *newest = checkpoint.max(*newest);
-            drop(newest);
-            recall.waiting.fetch_sub(1, SeqCst);
+            recall.answer(checkpoint);
             self.setting.control.wake();
         }
     }
@@ -319,6 +361,7 @@ impl<R: Reader> Ingest<R> {
         if epoch.checkpoint() > self.epoch().checkpoint() {
             self.record_offsets();
         }
+        self.setting.pulse.note_moved(self.setting.clock.now());
         self.capabilities.iter_mut().for_each(|capability: &mut Capability<u64>| capability.downgrade(&epoch.as_raw()));
     }
 
@@ -337,18 +380,11 @@ impl<R: Reader> Ingest<R> {
     /// No more input: the last positions go out, then the capabilities, and the reader gives its queues back.
     fn end(&mut self) {
         self.record_offsets();
+        self.setting.recalls.end(self.epoch().checkpoint());
+        self.setting.control.wake();
         self.capabilities.clear();
         self.reader = None;
-        // A partition that is wanted back from an ended reader is free.
-        self.answer_recalls_of_the_ended();
         self.setting.pulse.source_ended();
-    }
-
-    fn answer_recalls_of_the_ended(&mut self) {
-        for recall in mem::take(&mut *lock(&self.setting.recalls)) {
-            recall.waiting.fetch_sub(1, SeqCst);
-            self.setting.control.wake();
-        }
     }
 }
 

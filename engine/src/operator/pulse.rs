@@ -15,6 +15,8 @@ pub(crate) struct Pulse {
     open: AtomicU64,
     /// What arrived until this moment is released before the source moves to `open`; matters to micro-batches.
     until: AtomicU64,
+    /// When a source last left an epoch behind.
+    moved: AtomicU64,
     /// A source closes no checkpoint above this one.
     closable: AtomicU64,
     /// Something was admitted or queued since the ticker looked.
@@ -37,6 +39,7 @@ impl Pulse {
         Pulse {
             open: AtomicU64::new(Epoch::FIRST.as_raw()),
             until: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
             closable: AtomicU64::new(Epoch::FIRST.checkpoint().number()),
             dirty: AtomicBool::new(false),
             hurry: AtomicBool::new(false),
@@ -58,6 +61,15 @@ impl Pulse {
 
     pub(crate) fn until(&self) -> Moment {
         Moment::from_nanos(self.until.load(SeqCst))
+    }
+
+    pub(crate) fn note_moved(&self, now: Moment) {
+        self.moved.fetch_max(now.as_nanos(), SeqCst);
+    }
+
+    /// When a source last left an epoch behind.
+    pub(crate) fn moved(&self) -> Moment {
+        Moment::from_nanos(self.moved.load(SeqCst))
     }
 
     pub(crate) fn may_close(&self, checkpoint: CheckpointId) -> bool {

@@ -27,16 +27,23 @@ impl<T> Accountable for Batch<T> {
 /// One capability for each output port of an operator, in order.
 pub(crate) type Capabilities = Vec<Capability<u64>>;
 
+/// An output port on which nothing is ever sent.
+pub(crate) type Silent = OutputBuilder<u64, NoopBuilder<Vec<()>>>;
+
 /// The rest of a chain: takes batches of the stage before.
 pub(crate) trait Consume<T> {
+    /// Takes a batch, which holds at least one record.
     fn consume(&mut self, batch: Batch<T>, at: &Capabilities) -> Result<()>;
+
+    /// Called at the end of each step of its operator, also of one without records.
+    fn step(&mut self) -> Result<()>;
 }
 
 /// Makes the rest of a chain while its operator is being built; it may add output ports.
-pub(crate) type Tail<'a, T> = Box<dyn FnOnce(&mut OperatorBuilder<'a, u64>) -> Box<dyn Consume<T>> + 'a>;
+pub(crate) type Tail<'a, T> = Box<dyn FnOnce(&mut OperatorBuilder<'a, u64>) -> Result<Box<dyn Consume<T>>> + 'a>;
 
 /// A chain that waits for its tail; building it is attaching one.
-pub(crate) type Chain<'a, T> = Box<dyn FnOnce(Tail<'a, T>) + 'a>;
+pub(crate) type Chain<'a, T> = Box<dyn FnOnce(Tail<'a, T>) -> Result<()> + 'a>;
 
 /// A stage that makes a batch of a batch.
 pub(crate) struct Stage<F, U> {
@@ -66,6 +73,10 @@ impl<T, U, F: FnMut(Batch<T>) -> Result<Batch<U>>> Consume<T> for Stage<F, U> {
         self.meter.records_out.add(out.len() as u64);
         if out.is_empty() { Ok(()) } else { self.next.consume(out, at) }
     }
+
+    fn step(&mut self) -> Result<()> {
+        self.next.step()
+    }
 }
 
 /// A stage that sends each record one of two ways.
@@ -92,6 +103,10 @@ impl<T, A: 'static, B: 'static, F: FnMut(T) -> Result<A, B>> Consume<T> for Spli
         self.yes.consume(yes, at)?;
         self.no.consume(no, at)
     }
+
+    fn step(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// An output port of an operator.
@@ -116,6 +131,10 @@ impl<T: 'static> Consume<T> for Port<T> {
         }
         Ok(())
     }
+
+    fn step(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Builds the operator of a chain that starts at streams and not at a source; `pact` says which worker gets what.
@@ -126,10 +145,10 @@ pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
     pact: impl Fn() -> P,
     fault: Arc<Fault>,
     tail: Tail<'a, T>,
-) {
+) -> Result<()> {
     let mut builder = OperatorBuilder::new(name.to_owned(), scope);
     let mut inputs: Vec<_> = inputs.into_iter().map(|stream| builder.new_input(stream, pact())).collect();
-    let mut chain = tail(&mut builder);
+    let mut chain = tail(&mut builder)?;
     let ports = builder.shape().outputs();
     (0..inputs.len()).for_each(|input| builder.set_notify_for(input, FrontierInterest::Never));
     builder.build(move |capabilities| {
@@ -149,15 +168,22 @@ pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
                     }
                 });
             }
+            if !fault.is_set()
+                && let Err(error) = chain.step()
+            {
+                fault.record(error);
+            }
         }
     });
+    Ok(())
 }
 
 /// Passes records on, and fails at the first error among them.
 pub(crate) fn or_stop<T, E: Into<Error>>(batch: Batch<Result<T, E>>) -> Result<Batch<T>> {
     let admission = batch.admission().cloned();
-    let (passed, mut failed) = batch.split(|result| result);
-    let Some(error) = failed.next() else { return Ok(passed) };
+    let mut failed = None;
+    let passed = batch.mapped_while(|result| result.map_err(|error| failed = Some(error)).ok());
+    let Some(error) = failed else { return Ok(passed) };
     if let Some(admission) = admission {
         admission.lose();
     }

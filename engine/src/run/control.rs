@@ -19,7 +19,7 @@ use crate::io::{Acknowledges, Change, Taken, Wake};
 use crate::operator::fault::{Fault, panicked};
 use crate::operator::ingest::{self, Recall, Release, SourceIndex};
 use crate::operator::pulse::Pulse;
-use crate::words::{Bytes, CheckpointId, Clock, Error, ErrorKind, Offsets, Result, lock};
+use crate::words::{Bytes, CheckpointId, Clock, Error, ErrorKind, Moment, Offsets, Result, lock};
 
 use super::handle::{Handle, deadline_after};
 use super::plan::{Pipeline, Plan, Planning, Run};
@@ -28,6 +28,7 @@ use super::worker::Started;
 /// What wakes the control thread.
 #[derive(Debug)]
 pub(crate) enum Event {
+    Planned(Box<Result<Plan>>),
     Built,
     /// A worker could not build its dataflow.
     NotBuilt(Error),
@@ -72,7 +73,7 @@ pub(crate) struct Spec {
 }
 
 /// Longest time between two looks at the clients.
-const SERVE_EVERY: Duration = Duration::from_millis(100);
+const SERVE_EVERY: Duration = Duration::from_millis(200);
 /// A group without members forgets its offsets after a while (a week on a default broker).
 const REFRESH_EVERY: Duration = Duration::from_secs(3600);
 /// Runs in a row that fail in user code without a commit: the next would fail at the same record.
@@ -160,7 +161,7 @@ struct Control<'s> {
     ticker: Option<thread::JoinHandle<()>>,
     committer: Committer,
     hand_overs: Vec<HandOver>,
-    refreshed: Instant,
+    refreshed: Moment,
     looked: Instant,
     stopping: Option<Instant>,
     #[cfg(feature = "terminal")]
@@ -178,15 +179,16 @@ impl<'s> Control<'s> {
     ) -> Result<Control<'s>> {
         let served = handle.events.clone();
         let wake = Wake::new(move || served.send(Event::Serve));
-        let plan = pipeline.plan(&Planning {
-            job: &spec.job,
+        let planning = Planning {
+            job: spec.job.clone(),
             workers: spec.workers,
             memory: spec.memory,
             bounded: spec.bounded,
-            clock: &spec.clock,
-            control: &wake,
-            resume,
-        })?;
+            clock: spec.clock.clone(),
+            control: wake.clone(),
+            resume: resume.to_vec(),
+        };
+        let plan = plan(planning, pipeline, handle, events)?;
         let run = Arc::new(new_run(spec, plan, handle, wake));
         let asked = handle.events.clone();
         run.fault.on_record(move || asked.send(Event::Asked));
@@ -199,11 +201,11 @@ impl<'s> Control<'s> {
             ended: 0,
             ticker: None,
             hand_overs: Vec::new(),
-            refreshed: Instant::now(),
+            refreshed: spec.clock.now(),
             looked: Instant::now(),
             stopping: None,
             #[cfg(feature = "terminal")]
-            line: spec.live.then(|| (super::terminal::Line::new(), Instant::now())),
+            line: super::terminal::Line::new().filter(|_| spec.live).map(|line| (line, Instant::now())),
             run,
         };
         handle.run_begins(&control.run);
@@ -266,7 +268,7 @@ impl<'s> Control<'s> {
             self.obey(handle)?;
             self.look_after_workers()?;
             self.draw(handle);
-            self.run.ticker.see_committed(self.committer.committed());
+            self.run.ticker.see_committed(self.committer.committed(), self.committer.commits());
             if self.ended == self.spec.workers && self.committer.committed() >= CheckpointId::LAST {
                 return Ok(());
             }
@@ -288,7 +290,12 @@ impl<'s> Control<'s> {
                 self.ended += 1;
                 Ok(())
             }
-            Event::Gathered(_) | Event::Built | Event::NotBuilt(_) | Event::Serve | Event::Asked => Ok(()),
+            Event::Gathered(_)
+            | Event::Planned(_)
+            | Event::Built
+            | Event::NotBuilt(_)
+            | Event::Serve
+            | Event::Asked => Ok(()),
         }
     }
 
@@ -302,8 +309,9 @@ impl<'s> Control<'s> {
         for sink in &self.run.plan.sinks {
             sink.shared.serve()?;
         }
-        if self.refreshed.elapsed() > REFRESH_EVERY {
-            self.refreshed = Instant::now();
+        let now = self.spec.clock.now();
+        if now - self.refreshed >= REFRESH_EVERY {
+            self.refreshed = now;
             self.committer.refresh()?;
         }
         Ok(())
@@ -333,7 +341,7 @@ impl<'s> Control<'s> {
             checkpoint: Mutex::default(),
         });
         let recalls = &self.run.plan.sources[source.0].recalls;
-        recalls.iter().for_each(|recalls| lock(recalls).push(Arc::clone(&recall)));
+        recalls.iter().for_each(|recalls| recalls.post(&recall));
         self.run.pulse.wake_ingests();
         let deadline = deadline_after(self.spec.hand_over_within);
         self.hand_overs.push(HandOver { source, taken: Some(taken), recall, deadline });
@@ -421,6 +429,34 @@ impl<'s> Control<'s> {
         self.run.plan.sources.iter().for_each(|source| source.shared.close());
         self.run.plan.sinks.iter().for_each(|sink| sink.shared.close());
     }
+}
+
+/// Plans on a thread of its own: to connect may take long, and whoever stops the job does not wait for it. A plan that
+/// nobody waits for any more ends by itself.
+fn plan(
+    planning: Planning,
+    pipeline: &Arc<dyn Pipeline>,
+    handle: &Arc<Handle>,
+    events: &Receiver<Event>,
+) -> Result<Plan> {
+    let (job, sender, pipeline) = (planning.job.clone(), handle.events.clone(), Arc::clone(pipeline));
+    let body = move || {
+        let planned = catch_unwind(AssertUnwindSafe(|| pipeline.plan(&planning)));
+        let planned = planned.unwrap_or_else(|payload| {
+            let doing = format!("cannot plan job `{}`", planning.job);
+            Err(Error::new(ErrorKind::Panic, doing).caused_by(panicked("pipeline", &*payload)))
+        });
+        sender.send(Event::Planned(Box::new(planned)));
+    };
+    let thread = thread::Builder::new().name("millstream-plan".to_owned()).spawn(body);
+    thread.map_err(|cause| Error::new(ErrorKind::Option, "cannot start the thread that plans").caused_by(cause))?;
+    while !handle.is_aborted() && handle.stop_asked().is_none() {
+        // A client may wake before its plan is whole.
+        if let Event::Planned(plan) = events.recv().expect("the handle holds a sender") {
+            return *plan;
+        }
+    }
+    Err(Error::new(ErrorKind::Aborted, format!("job `{job}` was stopped before it was connected")))
 }
 
 fn new_run(spec: &Spec, plan: Plan, handle: &Handle, control: Wake) -> Run {

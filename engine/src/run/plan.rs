@@ -69,20 +69,20 @@ impl fmt::Debug for Plan {
 }
 
 /// What a plan needs to connect its sources and sinks.
-pub(crate) struct Planning<'r> {
-    pub(crate) job: &'r str,
+pub(crate) struct Planning {
+    pub(crate) job: String,
     pub(crate) workers: usize,
     pub(crate) memory: Bytes,
     pub(crate) bounded: bool,
-    pub(crate) clock: &'r Clock,
-    pub(crate) control: &'r Wake,
+    pub(crate) clock: Clock,
+    pub(crate) control: Wake,
     /// What an earlier run committed, per source.
-    pub(crate) resume: &'r [Offsets],
+    pub(crate) resume: Vec<Offsets>,
 }
 
 /// The user's function, as this floor sees it: called once to plan and once per worker to build.
 pub(crate) trait Pipeline: Send + Sync {
-    fn plan(&self, planning: &Planning<'_>) -> Result<Plan>;
+    fn plan(&self, planning: &Planning) -> Result<Plan>;
     fn build(&self, scope: Scope<'_, u64>, run: &Arc<Run>) -> Result<()>;
 }
 

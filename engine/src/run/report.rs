@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::io::Lag;
-use crate::words::{LatencySnapshot, SinkMeter, SourceMeter, StageMeter};
+use crate::words::{Bytes, LatencySnapshot, SinkMeter, SourceMeter, StageMeter};
 
 use super::plan::{Meter, Run};
 
@@ -25,8 +25,12 @@ pub struct Report {
     pub epochs: u64,
     /// The newest checkpoint whose commit was answered; 0 when there is none.
     pub committed: u64,
+    /// Commits that sources have answered.
+    pub commits: u64,
     /// The time from opening an epoch until everything before it had reached the sinks.
     pub epoch: LatencySnapshot,
+    /// The part of it after the last source had left the epoch before: what the frontier needs through the operators.
+    pub frontier: LatencySnapshot,
     /// Each source, in the order of the pipeline.
     pub sources: Vec<SourceReport>,
     /// Each stage, in the order of the pipeline.
@@ -51,6 +55,8 @@ pub struct SourceReport {
     pub repeated: u64,
     /// Records each second, on average.
     pub records_per_second: f64,
+    /// Bytes each second, on average.
+    pub bytes_per_second: f64,
     /// How far each partition is behind its end, as far as the source knows.
     pub lag: Vec<Lag>,
 }
@@ -65,8 +71,14 @@ pub struct StageReport {
     pub records_in: u64,
     /// Records out.
     pub records_out: u64,
+    /// Memory of the records in, without what they point to.
+    pub bytes_in: u64,
+    /// Memory of the records out, without what they point to.
+    pub bytes_out: u64,
     /// Records out each second, on average.
     pub records_per_second: f64,
+    /// Bytes out each second, on average.
+    pub bytes_per_second: f64,
 }
 
 /// What left through a sink.
@@ -85,6 +97,8 @@ pub struct SinkReport {
     pub skipped: u64,
     /// Records acknowledged each second, on average.
     pub records_per_second: f64,
+    /// Bytes acknowledged each second, on average.
+    pub bytes_per_second: f64,
     /// The time from a record's arrival to its acknowledgement.
     pub latency: LatencySnapshot,
     /// The part of it before the record was released: the wait for a tick.
@@ -103,7 +117,9 @@ impl Report {
             restarts: 0,
             epochs: 0,
             committed: 0,
+            commits: 0,
             epoch: LatencySnapshot::default(),
+            frontier: LatencySnapshot::default(),
             sources: Vec::new(),
             stages: Vec::new(),
             sinks: Vec::new(),
@@ -118,7 +134,9 @@ impl Report {
             epochs: run.ticker.epochs(),
             // A run that has ended is committed to its end, which lies in the checkpoint that is open.
             committed: run.ticker.committed().min(run.pulse.epoch().checkpoint()).number(),
+            commits: run.ticker.commits(),
             epoch: run.ticker.durations(),
+            frontier: run.ticker.frontiers(),
             ..Report::empty(job)
         };
         let mut lags = run.plan.sources.iter().map(|source| source.shared.lag());
@@ -167,6 +185,7 @@ impl SourceReport {
             batches: meter.batches.get(),
             repeated: meter.repeated.get(),
             records_per_second: rate(meter.records.get(), seconds),
+            bytes_per_second: rate(meter.bytes.get(), seconds),
             lag,
         }
     }
@@ -179,11 +198,16 @@ impl SourceReport {
 
 impl StageReport {
     fn of(name: &str, meter: &StageMeter, seconds: f64) -> StageReport {
+        let (records_in, records_out) = (meter.records_in.get(), meter.records_out.get());
+        let bytes_out = records_out * meter.sizes.1 as u64;
         StageReport {
             name: name.to_owned(),
-            records_in: meter.records_in.get(),
-            records_out: meter.records_out.get(),
-            records_per_second: rate(meter.records_out.get(), seconds),
+            records_in,
+            records_out,
+            bytes_in: records_in * meter.sizes.0 as u64,
+            bytes_out,
+            records_per_second: rate(records_out, seconds),
+            bytes_per_second: rate(bytes_out, seconds),
         }
     }
 }
@@ -199,6 +223,7 @@ impl SinkReport {
             bytes: meter.bytes.get(),
             skipped: meter.skipped.get(),
             records_per_second: rate(meter.acknowledged.get(), seconds),
+            bytes_per_second: rate(meter.bytes.get(), seconds),
             latency: part(crate::words::Latencies::total),
             queue: part(crate::words::Latencies::queue),
             compute: part(crate::words::Latencies::compute),
@@ -211,32 +236,31 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{}: {:.1} s, {} epochs, checkpoint {} committed, {} restarts",
-            self.job, self.elapsed_seconds, self.epochs, self.committed, self.restarts
+            "{}: {:.1} s, {} epochs, {} commits, checkpoint {} committed, {} restarts",
+            self.job, self.elapsed_seconds, self.epochs, self.commits, self.committed, self.restarts
         )?;
         for source in &self.sources {
-            writeln!(
-                f,
-                "  source {:24} {:>12} records {:>12.0}/s {:>14} bytes  lag {}",
-                source.name,
-                source.records,
-                source.records_per_second,
-                source.bytes,
-                source.lag_records()
-            )?;
+            let (name, count, rate) = (&source.name, source.records, source.records_per_second);
+            let (bytes, bytes_rate) = (Bytes(source.bytes), Bytes(source.bytes_per_second as u64));
+            let lag = source.lag_records();
+            writeln!(f, "  source {name:24} {count:>12} records {rate:>12.0}/s  {bytes}, {bytes_rate}/s  lag {lag}")?;
+            for lag in source.lag.iter().filter(|lag| lag.records() > 0) {
+                writeln!(f, "    {:27} {} behind {}", lag.partition, lag.records(), lag.end)?;
+            }
         }
         for stage in &self.stages {
-            writeln!(
-                f,
-                "  stage  {:24} {:>12} in {:>12} out {:>12.0}/s",
-                stage.name, stage.records_in, stage.records_out, stage.records_per_second
-            )?;
+            let (name, count, rate) = (&stage.name, stage.records_out, stage.records_per_second);
+            let (bytes, bytes_rate) = (Bytes(stage.bytes_out), Bytes(stage.bytes_per_second as u64));
+            let within = stage.records_in;
+            writeln!(f, "  stage  {name:24} {count:>12} out     {rate:>12.0}/s  {bytes}, {bytes_rate}/s  {within} in")?;
         }
         for sink in &self.sinks {
+            let (name, count, rate) = (&sink.name, sink.acknowledged, sink.records_per_second);
+            let (bytes, bytes_rate) = (Bytes(sink.bytes), Bytes(sink.bytes_per_second as u64));
+            let skipped = sink.skipped;
             writeln!(
                 f,
-                "  sink   {:24} {:>12} acknowledged {:>12.0}/s {:>14} bytes  {} skipped",
-                sink.name, sink.acknowledged, sink.records_per_second, sink.bytes, sink.skipped
+                "  sink   {name:24} {count:>12} done    {rate:>12.0}/s  {bytes}, {bytes_rate}/s  {skipped} skipped"
             )?;
             let parts = [
                 ("arrival to acknowledgement", &sink.latency),

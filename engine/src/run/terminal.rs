@@ -18,10 +18,11 @@ impl Line {
     /// How often it is worth drawing.
     pub(crate) const EVERY: Duration = Duration::from_millis(250);
 
-    pub(crate) fn new() -> Line {
+    /// None when nobody would see it: a report is not free.
+    pub(crate) fn new() -> Option<Line> {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         bar.set_style(ProgressStyle::with_template("{msg}").expect("the template is a constant"));
-        Line { bar, before: None }
+        (!bar.is_hidden()).then_some(Line { bar, before: None })
     }
 
     pub(crate) fn draw(&mut self, report: &Report, bounded: bool) {

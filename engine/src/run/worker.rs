@@ -18,7 +18,7 @@ use crate::words::{Clock, Error, ErrorKind, Moment, Result};
 use super::control::Event;
 use super::plan::{Pipeline, Run};
 
-/// Longest sleep of a worker. What it waits for wakes it, and the control thread does at least every 100 ms.
+/// Longest sleep of a worker. What it waits for wakes it, and the control thread does at least every 200 ms.
 const PARK_MAX: Duration = Duration::from_secs(1);
 
 /// A started worker.
@@ -83,13 +83,13 @@ fn work(allocator: AllocatorBuilder, run: &Arc<Run>, pipeline: &dyn Pipeline, st
         while !run.fault.is_set() && worker.has_dataflows() {
             let now = clock.now();
             stepping.store(now.as_nanos().max(1), Relaxed);
-            if !run.spin.is_zero() && now - moved < run.spin {
-                if worker.step() {
-                    moved = now;
-                }
-            } else {
+            if run.spin.is_zero() {
+                worker.step_or_park(Some(PARK_MAX));
+            } else if now - moved >= run.spin {
                 worker.step_or_park(Some(PARK_MAX));
                 moved = clock.now();
+            } else if worker.step() {
+                moved = now;
             }
         }
         // Nothing steps any more, so letting go of capabilities tells nobody anything.

@@ -160,6 +160,14 @@ impl<T> Batch<T> {
         self.like(values.into(), times)
     }
 
+    /// As [`mapped`](Batch::mapped), until `f` says `None`; what comes after that is dropped.
+    pub(crate) fn mapped_while<U>(mut self, f: impl FnMut(T) -> Option<U>) -> Batch<U> {
+        let values: Vec<U> = Vec::from(mem::take(&mut self.values)).into_iter().map_while(f).collect();
+        let mut times = mem::take(&mut self.times);
+        times.truncate(values.len());
+        self.like(values.into(), times)
+    }
+
     pub(crate) fn filtered(mut self, mut keep: impl FnMut(&T) -> bool) -> Batch<T> {
         let values = mem::take(&mut self.values);
         if self.times.is_empty() {

@@ -44,6 +44,8 @@ pub(crate) struct StageMeter {
     pub records_in: Counter,
     /// Records out.
     pub records_out: Counter,
+    /// Bytes of a record in and out, without what it points to.
+    pub sizes: (usize, usize),
 }
 
 /// What a sink counts, over all workers.

@@ -4,9 +4,11 @@ use std::time::{Duration, Instant};
 
 use millstream::{ErrorKind, Flow, Job, Result, discard, rows};
 use millstream_connectors::{Compression, End, Kafka, Profile, StartAt};
+use rdkafka::consumer::Consumer;
 
 use super::kafka;
-use crate::support::broker::shared;
+use crate::support::broker::{OwnBroker, real, shared};
+use crate::support::eventually;
 
 #[track_caller]
 fn check(kind: ErrorKind, names: &[&str], pipeline: impl Fn(&Flow<'_>) -> Result<()> + Send + Sync + 'static) {
@@ -30,6 +32,47 @@ fn an_absent_broker_is_an_error_in_time() {
         flow.source(rows([String::new()]))?.sink(absent.topic("orders").text())
     });
     assert!(begun.elapsed() < Duration::from_secs(4), "it took {:?}", begun.elapsed());
+}
+
+#[test]
+fn a_group_that_others_share_out_is_named_with_them() {
+    let Some(broker) = real("the embedded broker does not tell who is in a group") else { return };
+    let (topic, group) = (broker.topic("shared-out", 2), format!("group-{}", fastrand::u64(..)));
+    let member: rdkafka::consumer::BaseConsumer =
+        broker.client().set("group.id", &group).set("client.id", "the-other-one").create().unwrap();
+    member.subscribe(&[&topic]).unwrap();
+    eventually("the other one is a member", || {
+        drop(member.poll(Duration::from_millis(20)));
+        member.assignment().unwrap().count() == 2
+    });
+    let (kafka, name) = (kafka(broker), topic.clone());
+    let of_job = group.clone();
+    check(ErrorKind::Refused, &[&group, "the-other-one"], move |flow| {
+        flow.source(kafka.topic(&name).group(&of_job).partitions([0, 1]).bytes())?.or_stop().sink(discard())
+    });
+}
+
+#[test]
+fn a_group_that_the_broker_refuses_is_named() {
+    if real("the embedded broker refuses nobody").is_none() {
+        return;
+    }
+    let own = OwnBroker::with(
+        "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\nallow.everyone.if.no.acl.found=true",
+    );
+    let (input, kafka) = (own.broker.topic("refused", 1), kafka(&own.broker));
+    let deny = |operation| {
+        let acl = ["--add", "--deny-principal", "User:ANONYMOUS", "--operation", operation, "--group"];
+        own.tool("org.apache.kafka.tools.AclCommand", &[&acl[..], &[operation]].concat());
+    };
+    let copy = |group: &'static str| {
+        let (kafka, name) = (kafka.clone(), input.clone());
+        move |flow: &Flow<'_>| flow.source(kafka.topic(&name).group(group).bytes())?.or_stop().sink(discard())
+    };
+    for operation in ["All", "Read"] {
+        deny(operation);
+        check(ErrorKind::Refused, &[&format!("`{operation}`"), "authorization"], copy(operation));
+    }
 }
 
 #[test]

@@ -253,6 +253,8 @@ pub struct OwnBroker {
     pub broker: Broker,
     port: Option<u16>,
     advertised: u16,
+    /// Lines of its settings.
+    properties: String,
 }
 
 /// A port of which the next two are free as well.
@@ -269,51 +271,66 @@ impl OwnBroker {
         let port = free_port();
         let proxy = proxy::Proxy::start(port + 2, port);
         let address = format!("127.0.0.1:{}", port + 2);
-        let own = OwnBroker { broker: Broker { address, embedded: None }, port: Some(port), advertised: port + 2 };
-        own.script("up");
+        let own = OwnBroker {
+            broker: Broker { address, embedded: None },
+            port: Some(port),
+            advertised: port + 2,
+            properties: String::new(),
+        };
+        own.script(&["up"]);
         (own, proxy)
+    }
+
+    /// A real broker with settings of its own.
+    pub fn with(properties: &str) -> OwnBroker {
+        let port = free_port();
+        let broker = Broker { address: format!("127.0.0.1:{port}"), embedded: None };
+        let own = OwnBroker { broker, port: Some(port), advertised: port, properties: properties.to_owned() };
+        own.script(&["up"]);
+        own
+    }
+
+    /// Runs one of Kafka's own tools on a real broker, and returns what it printed.
+    pub fn tool(&self, class: &str, arguments: &[&str]) -> String {
+        self.script(&[&["tool", class], arguments].concat())
     }
 
     pub fn start() -> OwnBroker {
         if shared().embedded.is_some() {
-            return OwnBroker { broker: Broker::embedded(), port: None, advertised: 0 };
+            return OwnBroker { broker: Broker::embedded(), port: None, advertised: 0, properties: String::new() };
         }
-        let port = free_port();
-        let own = OwnBroker {
-            broker: Broker { address: format!("127.0.0.1:{port}"), embedded: None },
-            port: Some(port),
-            advertised: port,
-        };
-        own.script("up");
-        own
+        OwnBroker::with("")
     }
 
-    fn script(&self, command: &str) {
-        let Some(port) = self.port else { return };
+    fn script(&self, command: &[&str]) -> String {
+        let Some(port) = self.port else { return String::new() };
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/kafka/broker");
         let mut child = Command::new(script);
-        child.arg(command).env("MILLSTREAM_KAFKA_PORT", port.to_string()).env("MILLSTREAM_KAFKA_MINUTES", "10");
+        child.args(command).env("MILLSTREAM_KAFKA_PORT", port.to_string()).env("MILLSTREAM_KAFKA_MINUTES", "10");
         child.env("MILLSTREAM_KAFKA_ADVERTISED", self.advertised.to_string());
-        assert!(child.stdout(std::process::Stdio::null()).status().unwrap().success(), "broker {command}");
+        child.env("MILLSTREAM_KAFKA_PROPERTIES", &self.properties);
+        let output = child.stderr(std::process::Stdio::inherit()).output().unwrap();
+        assert!(output.status.success(), "broker {command:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     pub fn kill(&self) {
         match &self.broker.embedded {
             Some(embedded) => embedded.crash(0),
-            None => self.script("kill"),
+            None => drop(self.script(&["kill"])),
         }
     }
 
     pub fn restart(&self) {
         match &self.broker.embedded {
             Some(embedded) => embedded.restart(0),
-            None => self.script("start"),
+            None => drop(self.script(&["start"])),
         }
     }
 }
 
 impl Drop for OwnBroker {
     fn drop(&mut self) {
-        self.script("down");
+        drop(self.script(&["down"]));
     }
 }

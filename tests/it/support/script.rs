@@ -2,8 +2,9 @@
 //! partitions given and taken, and a log of what was committed.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use millstream::{
     Batch, Bytes, Change, CheckpointId, Error, ErrorKind, Offset, Offsets, OpenSource, Partition, Polled, Progress,
@@ -21,6 +22,7 @@ pub struct Script {
     batch_max: usize,
     fails_at: Option<usize>,
     endless: bool,
+    connects_again_after: Duration,
     pub log: Arc<Log>,
 }
 
@@ -40,6 +42,10 @@ pub struct Log {
     pub hold_commits: std::sync::atomic::AtomicBool,
     unanswered: Mutex<Vec<CheckpointId>>,
     pub polls: AtomicUsize,
+    /// When a reader failed.
+    pub failed: Mutex<Option<Instant>>,
+    /// The memory it was given.
+    pub prefetch: AtomicU64,
 }
 
 impl Log {
@@ -66,7 +72,15 @@ impl Log {
 impl Script {
     /// One partition per list; batches of up to `batch_max`, sizes and pauses by the seed.
     pub fn new(partitions: Vec<Vec<u64>>, seed: u64) -> Script {
-        Script { partitions, seed, batch_max: 64, fails_at: None, endless: false, log: Arc::default() }
+        Script {
+            partitions,
+            seed,
+            batch_max: 64,
+            fails_at: None,
+            endless: false,
+            connects_again_after: Duration::ZERO,
+            log: Arc::default(),
+        }
     }
 
     /// So many numbers from 0, dealt to partitions in turn.
@@ -82,6 +96,11 @@ impl Script {
     /// Each reader fails after so many of its polls, on its first connection.
     pub fn failing_at(self, poll: usize) -> Script {
         Script { fails_at: Some(poll), ..self }
+    }
+
+    /// Every connection but the first takes so long.
+    pub fn connecting_again_after(self, pause: Duration) -> Script {
+        Script { connects_again_after: pause, ..self }
     }
 
     /// Readers wait for more behind their last record.
@@ -107,7 +126,11 @@ impl Source for Script {
 
     fn connect(self, open: OpenSource) -> Result<Shared> {
         let is_first = self.log.connects.fetch_add(1, SeqCst) == 0;
+        if !is_first {
+            std::thread::sleep(self.connects_again_after);
+        }
         *self.log.wake.lock().unwrap() = Some(open.wake.clone());
+        self.log.prefetch.store(open.prefetch.0, SeqCst);
         let start = (0..self.partitions.len()).map(|index| {
             let next = open.resume.as_ref().and_then(|offsets| offsets.get(&partition(index)));
             next.map_or(0, |next| next.0 as usize)
@@ -184,6 +207,7 @@ impl Reader for ScriptReader {
         script.log.polls.fetch_add(1, SeqCst);
         self.polls += 1;
         if self.shared.is_first && script.fails_at == Some(self.polls) {
+            script.log.failed.lock().unwrap().get_or_insert_with(Instant::now);
             return Err(Error::new(ErrorKind::Source, "the script says to fail"));
         }
         let open = |(index, next): &(usize, usize)| {

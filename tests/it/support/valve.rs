@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use millstream::{
     Accepted, Acknowledges, Batch, Bytes, CheckpointId, Delivery, Error, ErrorKind, OpenSink, Result, SharedSink, Sink,
@@ -26,6 +27,8 @@ pub struct Inner {
     pub commits: AtomicU64,
     wakes: Mutex<Vec<Wake>>,
     had_failed: AtomicBool,
+    /// When a writer failed.
+    pub failed: Mutex<Option<Instant>>,
 }
 
 impl Valve {
@@ -128,6 +131,7 @@ impl Writer<u64> for ValveWriter {
         let mut taken = inner.taken.lock().unwrap();
         taken.extend(batch);
         if self.0.fails_after.is_some_and(|most| taken.len() >= most) && !inner.had_failed.swap(true, SeqCst) {
+            inner.failed.lock().unwrap().get_or_insert_with(Instant::now);
             return Err(Error::new(ErrorKind::Sink, "the valve broke"));
         }
         if self.0.at_commit {
