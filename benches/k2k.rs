@@ -316,7 +316,8 @@ fn reported(options: &Options, trigger: &str, seconds: u64) -> (Run, Own) {
 }
 
 /// Micro-batches: the model is half an interval of waiting, the floor, and the batch's own time B. B is what a record of
-/// a batch needs from its release to its acknowledgement beyond what one needs that comes alone, in runs of their own.
+/// a batch needs from its tick to its acknowledgement beyond what one needs that comes alone, by the engine's own report,
+/// in two runs of their own.
 fn ticks(options: &Options, tick: &str) {
     let interval = tick.trim_end_matches(char::is_alphabetic).parse::<f64>().expect("a number and a unit");
     let interval = if tick.ends_with("ms") { interval } else { interval * 1e3 };
@@ -327,7 +328,7 @@ fn ticks(options: &Options, tick: &str) {
     let floor = floor.drive(options, 1_000, options.seconds).milliseconds(0.5);
     let (_, alone) = reported(options, "continuous", options.seconds);
     let (_, batched) = reported(options, tick, options.seconds.max((interval / 25.0) as u64));
-    let batch = batched.compute + batched.acknowledgement - alone.compute - alone.acknowledgement;
+    let batch = batched.latency - interval / 2.0 - alone.latency;
     let (run, own) = reported(options, tick, seconds);
     let p50 = run.milliseconds(0.5);
     let model = interval / 2.0 + floor + batch;

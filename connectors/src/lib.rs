@@ -35,6 +35,6 @@ pub mod report;
 
 pub use format::{Decode, Encode};
 pub use kafka::{
-    Compression, DataLoss, End, Isolation, Kafka, Message, OnRefused, Partitioner, Profile, Records,
+    Compression, DataLoss, End, GroupProtocol, Isolation, Kafka, Message, OnRefused, Partitioner, Profile, Records,
     RecordsWithMetadata, StartAt, Topic,
 };

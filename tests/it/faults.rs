@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use millstream::{Error, ErrorKind, Job, Malformed, Restart, Trigger, collect, rows};
+use millstream::{Error, ErrorKind, Job, Malformed, OpenSink, Restart, Sink, Trigger, Wake, Worker, collect, rows};
 
 use crate::support::eventually;
 use crate::support::script::Script;
@@ -203,11 +203,45 @@ fn a_pipeline_that_panics_when_it_is_planned_again_ends_the_job() {
     let plans = Arc::new(AtomicU64::new(0));
     let script = Script::numbers(1_000, 1, 1).failing_at(5);
     let job = Job::new("planned twice", move |flow| {
-        // One plan and one worker make a run.
-        assert!(plans.fetch_add(1, SeqCst) < 2, "not again");
+        // A count, a plan and one worker make a run.
+        assert!(plans.fetch_add(1, SeqCst) < 3, "not again");
         flow.source(&script)?.sink(millstream::discard())
     });
-    let error = job.restart(QUICKLY).run().expect_err("the second plan panics");
+    let running = job.restart(QUICKLY).start().expect("the first plan is good");
+    let error = running.wait().expect_err("the second plan panics");
     assert_eq!(error.kind(), ErrorKind::Panic);
-    assert!(error.to_string().contains("not again"), "{error}");
+    assert!(format!("{error:#}").contains("not again"), "{error:#}");
+}
+
+/// A sink whose writers cannot be made.
+#[derive(Clone)]
+struct Broken;
+
+impl Sink<u64> for Broken {
+    type Shared = ();
+    type Writer = millstream::Discard;
+
+    fn name(&self) -> String {
+        "broken".to_owned()
+    }
+
+    fn connect(self, _: OpenSink) -> millstream::Result<()> {
+        Ok(())
+    }
+
+    fn writer(_: &Arc<()>, _: Worker, _: Wake) -> millstream::Result<millstream::Discard> {
+        Err(Error::new(ErrorKind::Sink, "no writer today"))
+    }
+}
+
+#[test]
+fn a_writer_that_cannot_be_made_is_an_error_at_start() {
+    for workers in [1, 3] {
+        let fused = Job::new("no writer", |flow| flow.source(rows(0..10))?.sink(&Broken));
+        let apart = Job::new("no writer", |flow| flow.source(rows(0..10))?.rebalance().sink(&Broken));
+        for job in [fused, apart] {
+            let error = job.workers(workers).start().expect_err("its writers cannot be made");
+            assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Sink, "no writer today"));
+        }
+    }
 }

@@ -39,7 +39,6 @@ pub(super) fn is_refusal(code: Code) -> bool {
             | Code::UnsupportedSASLMechanism
             | Code::IllegalSASLState
             | Code::InvalidGroupId
-            | Code::UnknownMemberId
             | Code::FencedInstanceId
             | Code::SSL
     )
@@ -65,28 +64,36 @@ pub(super) fn is_of_record(code: Code) -> bool {
     )
 }
 
+/// The group is changing: the same is accepted a moment later, from those who are still members.
+pub(super) fn is_changing(code: Code) -> bool {
+    matches!(code, Code::RebalanceInProgress | Code::IllegalGeneration | Code::StaleMemberEpoch)
+}
+
+/// The group does not know us, or no more.
+pub(super) fn is_lost(code: Code) -> bool {
+    matches!(code, Code::UnknownMemberId)
+}
+
 /// The commit may succeed when it is sent again.
 pub(super) fn is_passing(code: Code) -> bool {
-    matches!(
-        code,
-        Code::BrokerTransportFailure
-            | Code::AllBrokersDown
-            | Code::OperationTimedOut
-            | Code::RequestTimedOut
-            | Code::WaitingForCoordinator
-            | Code::CoordinatorLoadInProgress
-            | Code::CoordinatorNotAvailable
-            | Code::NotCoordinator
-            | Code::RebalanceInProgress
-            | Code::IllegalGeneration
-            | Code::StaleMemberEpoch
-            | Code::NetworkException
-            | Code::BrokerNotAvailable
-            | Code::NotEnoughReplicas
-            | Code::NotEnoughReplicasAfterAppend
-            | Code::UnstableOffsetCommit
-            | Code::ThrottlingQuotaExceeded
-            | Code::DestroyBroker
-            | Code::BrokerDestroy
-    )
+    is_changing(code)
+        || matches!(
+            code,
+            Code::BrokerTransportFailure
+                | Code::AllBrokersDown
+                | Code::OperationTimedOut
+                | Code::RequestTimedOut
+                | Code::WaitingForCoordinator
+                | Code::CoordinatorLoadInProgress
+                | Code::CoordinatorNotAvailable
+                | Code::NotCoordinator
+                | Code::NetworkException
+                | Code::BrokerNotAvailable
+                | Code::NotEnoughReplicas
+                | Code::NotEnoughReplicasAfterAppend
+                | Code::UnstableOffsetCommit
+                | Code::ThrottlingQuotaExceeded
+                | Code::DestroyBroker
+                | Code::BrokerDestroy
+        )
 }

@@ -1,20 +1,26 @@
 //! Kafka: topics as sources and sinks, at least once.
 //!
 //! A record's path begins in `reader` (the worker polls the queues of its own partitions) and ends in `sink` (one
-//! producer per sink and process, whose delivery reports acknowledge). `source` is their consumer, `start` fixes where reading begins,
-//! `commit` publishes how far it is done, `client` holds the settings that both clients get and why.
+//! producer per sink and process, whose delivery reports acknowledge). `source` is their consumer, `group` what its consumer
+//! group asks of it, `start` finds where reading begins, `coordinator` does what waits for the group: above all it commits
+//! how far reading is done. `client` holds the settings that both clients get and why.
 //!
 //! Offsets are committed to the consumer group only when every output of the records before them is acknowledged.
 //! Of [`Job::memory`](millstream::Job::memory) a quarter is for records fetched ahead. A broker sends whole batches as a
 //! producer made them, so each partition may hold one of those, up to a megabyte by librdkafka's default, beyond that.
 //!
-//! Without a group of its own name a source uses the job's. A job assigns all partitions to itself: two jobs, or two
-//! processes of one, must not share a group. Within a process that is an error.
+//! Without a group of its own name a source uses the job's. A job without an end joins it: as many processes of it as you
+//! like share its partitions out, and a partition that moves is drained and committed first. A job that ends, or names its
+//! partitions, assigns them to itself; two such must not share a group, within a process that is an error.
 
 mod client;
-mod commit;
+mod consumer;
+mod coordinator;
 mod error;
+mod group;
 mod message;
+mod options;
+mod partition;
 mod reader;
 mod sink;
 mod source;
@@ -22,14 +28,12 @@ mod start;
 mod topic;
 
 pub use message::{KafkaOrigin, Message};
+pub use options::{Compression, GroupProtocol, OnRefused, Partitioner, Profile};
 pub use reader::KafkaReader;
 pub use sink::{KafkaOutlet, KafkaWriter};
 pub use source::KafkaShared;
 pub use start::{DataLoss, End, Isolation, StartAt};
-pub use topic::{
-    Compression, KeyedRecords, Messages, OnRefused, Partitioner, Profile, RawRecords, Records, RecordsWithMetadata,
-    Topic,
-};
+pub use topic::{KeyedRecords, Messages, RawRecords, Records, RecordsWithMetadata, Topic};
 
 use std::collections::BTreeMap;
 use std::fmt;

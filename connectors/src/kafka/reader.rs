@@ -2,20 +2,21 @@
 //! while they are still in the client's buffer. Before it on a record's path is the broker, behind it `ingest`.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use millstream::{
-    Batch, Bytes, Error, ErrorKind, Headers, Malformed, Origin, Polled, Reader, Result, Room, Wake, Worker,
-};
+use millstream::{Batch, Bytes, Headers, Malformed, Origin, Partition, Polled, Reader, Result, Room, Wake, Worker};
 use rdkafka::Timestamp;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 
+use super::consumer::Context;
+use super::lock;
 use super::message::{KafkaOrigin, Message};
-use super::source::{Context, KafkaShared, Positions, Shared};
+use super::partition::{Positions, Shared};
+use super::source::KafkaShared;
 use super::start::{Span, next};
 
 /// What a format makes of a message.
@@ -84,17 +85,68 @@ impl fmt::Debug for Incoming<'_> {
 struct Held {
     shared: Arc<Shared>,
     topic: Arc<str>,
-    queue: PartitionQueue<Context>,
-    /// Set by the client when its queue is no longer empty.
-    filled: Arc<AtomicBool>,
+    queue: Queue,
     next: i64,
     ended: bool,
+    /// The log was made anew and has begun before where we stood.
+    went_back: bool,
+}
+
+/// A partition's queue. It is kept for the life of the client, also while the partition is somebody else's.
+struct Queue {
+    queue: PartitionQueue<Context>,
+    /// Set by the client when the queue is no longer empty.
+    filled: Arc<AtomicBool>,
+}
+
+impl Queue {
+    fn new(mut queue: PartitionQueue<Context>, wake: &Wake) -> Queue {
+        let filled = Arc::new(AtomicBool::new(true));
+        let (flag, wake) = (Arc::clone(&filled), wake.clone());
+        // Called with the queue's lock held: nothing but a flag and a wake.
+        queue.set_nonempty_callback(move || {
+            flag.store(true, SeqCst);
+            wake.wake();
+        });
+        Queue { queue, filled }
+    }
+}
+
+/// Where the control thread hands partitions to one worker's reader.
+#[derive(Default)]
+pub(super) struct Door {
+    /// With the queue when it is a new one.
+    waiting: Mutex<Vec<(Arc<Shared>, Option<Queue>)>>,
+    is_waited: AtomicBool,
+    /// Nothing more will be handed in.
+    is_closed: AtomicBool,
+    wake: OnceLock<Wake>,
+}
+
+impl Door {
+    pub(super) fn hand_in(&self, shared: Arc<Shared>, queue: Option<PartitionQueue<Context>>) {
+        let wake = self.wake.get().expect("readers are made before anything is handed to them");
+        let queue = queue.map(|queue| Queue::new(queue, wake));
+        lock(&self.waiting).push((shared, queue));
+        self.is_waited.store(true, SeqCst);
+        wake.wake();
+    }
+
+    pub(super) fn close(&self) {
+        self.is_closed.store(true, SeqCst);
+        if let Some(wake) = self.wake.get() {
+            wake.wake();
+        }
+    }
 }
 
 /// Polls the queues of one worker's partitions.
 pub struct KafkaReader<R> {
     shared: Arc<KafkaShared<R>>,
+    worker: usize,
     held: Vec<Held>,
+    /// Queues of partitions that are somebody else's now.
+    away: Vec<(Partition, Queue)>,
     turn: usize,
     looked_at_all: Instant,
 }
@@ -105,36 +157,54 @@ const LOOK_AT_ALL_EVERY: Duration = Duration::from_millis(100);
 const MESSAGE_OVERHEAD: u64 = 128;
 
 impl<R: Read> KafkaReader<R> {
-    pub(super) fn new(shared: &Arc<KafkaShared<R>>, worker: Worker, wake: &Wake) -> Result<KafkaReader<R>> {
-        let own = shared.partitions.iter().filter(|partition| owner(&partition.span, worker.peers) == worker.index);
-        let held = own.map(|partition| {
-            let span = &partition.span;
-            let queue = shared.consumer.split_partition_queue(&span.topic, span.partition);
-            let mut queue = queue.ok_or_else(|| {
-                Error::new(ErrorKind::Source, format!("cannot split the queue of {} off its consumer", span.name))
-            })?;
-            let filled = Arc::new(AtomicBool::new(true));
-            let (flag, wake) = (Arc::clone(&filled), wake.clone());
-            // Called with the queue's lock held: nothing but a flag and a wake.
-            queue.set_nonempty_callback(move || {
-                flag.store(true, SeqCst);
-                wake.wake();
-            });
-            Ok(Held {
-                topic: span.topic.as_str().into(),
-                next: span.start,
-                ended: span.end.is_some_and(|end| span.start >= end),
-                shared: Arc::clone(partition),
-                queue,
-                filled,
-            })
-        });
-        Ok(KafkaReader {
-            held: held.collect::<Result<_>>()?,
+    pub(super) fn new(shared: &Arc<KafkaShared<R>>, worker: Worker, wake: &Wake) -> KafkaReader<R> {
+        // A reader is made once.
+        drop(shared.doors[worker.index].wake.set(wake.clone()));
+        KafkaReader {
             shared: Arc::clone(shared),
+            worker: worker.index,
+            held: Vec::new(),
+            away: Vec::new(),
             turn: 0,
             looked_at_all: Instant::now(),
-        })
+        }
+    }
+
+    /// Takes in what the control thread has handed to this reader.
+    fn look_at_door(&mut self) {
+        let door = &self.shared.doors[self.worker];
+        if !door.is_waited.load(SeqCst) || !door.is_waited.swap(false, SeqCst) {
+            return;
+        }
+        let arrived = std::mem::take(&mut *lock(&door.waiting));
+        for (shared, queue) in arrived {
+            let name = &shared.span.name;
+            // It may come again before it was forgotten.
+            self.put_away(|held| held.span.name == *name);
+            let kept = self.away.iter().position(|(away, _)| away == name).map(|at| self.away.swap_remove(at).1);
+            let queue = queue.or(kept).expect("a queue comes with its partition at the first time, and is kept");
+            queue.filled.store(true, SeqCst);
+            self.held.push(Held {
+                topic: shared.span.topic.as_str().into(),
+                next: shared.span.start,
+                ended: shared.span.end.is_some_and(|end| shared.span.start >= end),
+                went_back: false,
+                shared,
+                queue,
+            });
+        }
+    }
+
+    fn put_away(&mut self, is_gone: impl Fn(&Shared) -> bool) {
+        let gone = self.held.extract_if(.., |held| is_gone(&held.shared));
+        self.away.extend(gone.map(|held| (held.shared.span.name.clone(), held.queue)));
+    }
+
+    /// Whether no partition has anything more, and none will come.
+    fn has_ended(&self) -> bool {
+        let door = &self.shared.doors[self.worker];
+        // In this order: what was handed in before the door was closed is seen.
+        door.is_closed.load(SeqCst) && !door.is_waited.load(SeqCst) && self.held.iter().all(|held| held.ended)
     }
 
     /// The next partition with something in its queue, in turn.
@@ -142,7 +212,7 @@ impl<R: Read> KafkaReader<R> {
         let count = self.held.len();
         let found = (1..=count).map(|step| (self.turn + step) % count.max(1)).find(|index| {
             let held = &self.held[*index];
-            !held.ended && held.filled.load(SeqCst)
+            !held.ended && held.queue.filled.load(SeqCst)
         });
         if let Some(index) = found {
             self.turn = index;
@@ -153,13 +223,13 @@ impl<R: Read> KafkaReader<R> {
     fn look_at_all(&mut self) {
         if self.looked_at_all.elapsed() >= LOOK_AT_ALL_EVERY {
             self.looked_at_all = Instant::now();
-            self.held.iter().for_each(|held| held.filled.store(true, SeqCst));
+            self.held.iter().for_each(|held| held.queue.filled.store(true, SeqCst));
         }
     }
 }
 
 /// The worker that reads a partition: the same for a whole run, and even within a topic.
-fn owner(span: &Span, workers: usize) -> usize {
+pub(super) fn owner(span: &Span, workers: usize) -> usize {
     let topic = span
         .topic
         .bytes()
@@ -171,19 +241,23 @@ impl<R: Read> Reader for KafkaReader<R> {
     type Item = R::Item;
 
     fn poll(&mut self, batch: &mut Batch<R::Item>, room: Room) -> Result<Polled> {
+        self.look_at_door();
         let Some(index) = self.next_filled() else {
             self.look_at_all();
-            let ended = self.held.iter().all(|held| held.ended);
-            return Ok(if ended { Polled::Ended } else { Polled::Idle });
+            return Ok(if self.has_ended() { Polled::Ended } else { Polled::Idle });
         };
         self.held[index].drain(&self.shared, batch, room)?;
-        let more = self.held.iter().any(|held| !held.ended && held.filled.load(SeqCst));
-        let ended = self.held.iter().all(|held| held.ended);
-        Ok(match (ended, more) {
+        let more = self.held.iter().any(|held| !held.ended && held.queue.filled.load(SeqCst));
+        Ok(match (self.has_ended(), more) {
             (true, _) => Polled::Ended,
             (false, true) => Polled::More,
             (false, false) => Polled::Idle,
         })
+    }
+
+    /// Of partitions that were given again meanwhile the old ones only.
+    fn forget(&mut self, partitions: &[Partition]) {
+        self.put_away(|held| held.is_recalled.load(SeqCst) && partitions.contains(&held.span.name));
     }
 }
 
@@ -194,16 +268,16 @@ impl Held {
         let mut overshot = false;
         self.shared.draining.store(true, SeqCst);
         // Before the look, so that what comes during it is seen.
-        self.filled.store(false, SeqCst);
+        self.queue.filled.store(false, SeqCst);
         loop {
             if batch.len() >= room.records || batch.bytes() >= room.bytes {
-                self.filled.store(true, SeqCst);
+                self.queue.filled.store(true, SeqCst);
                 break;
             }
             if self.has_reached_its_end() {
                 break;
             }
-            match self.queue.poll(Duration::ZERO) {
+            match self.queue.queue.poll(Duration::ZERO) {
                 None => break,
                 Some(Ok(message)) => {
                     let offset = message.offset();
@@ -220,6 +294,7 @@ impl Held {
                             continue;
                         }
                         tracing::warn!(partition = %self.shared.span.name, offset, next = self.next, "the log went back");
+                        self.went_back = true;
                     }
                     self.next = offset + 1;
                     let held = message.payload_len() + message.key().map_or(0, <[u8]>::len);
@@ -231,7 +306,7 @@ impl Held {
             }
         }
         self.ended |= self.has_reached_its_end();
-        if self.next > before {
+        if self.next != before {
             self.shared.polled.store(self.next, SeqCst);
             batch.read_to(self.shared.span.name.clone(), next(self.next));
         }
@@ -250,7 +325,9 @@ impl Held {
         let was_there = end <= self.shared.span.high;
         if was_there || Positions::of(&shared.consumer).get(&self.shared.span).is_some_and(|position| position >= end) {
             self.ended = true;
-            self.next = self.next.max(end);
+            if !self.went_back {
+                self.next = self.next.max(end);
+            }
         }
     }
 }

@@ -20,8 +20,9 @@ use super::client::{Heard, Settings};
 use super::error::{error, is_of_record};
 use super::lock;
 use super::message::Message;
+use super::options::{OnRefused, Profile};
 use super::start::partitions_of;
-use super::topic::{OnRefused, Profile, Topic};
+use super::topic::Topic;
 
 /// What a format makes of a record.
 pub trait Write<T>: Send + Sync + 'static {

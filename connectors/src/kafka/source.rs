@@ -1,113 +1,62 @@
 //! Reading topics. A process has one consumer, connected, served and destroyed on the control thread; each worker polls
-//! the queues of its own partitions (`reader`), which were split off before anything was assigned, and
-//! is woken by librdkafka's callback. A partition belongs to one worker for a whole run.
+//! the queues of its own partitions (`reader`), which are split off before anything is assigned, and is woken by librdkafka's
+//! callback. A partition belongs to the same worker whenever it is ours.
+//!
+//! A job that runs without an end joins its consumer group (`group`): partitions come and go. One that has an end, or that
+//! names its partitions, assigns them to itself, once.
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use millstream::{
-    Bytes, Change, CheckpointId, Error, ErrorKind, Lag, Offsets, OpenSource, Progress, Result, SharedSource, Wake,
+    Change, CheckpointId, Error, ErrorKind, Lag, Offsets, OpenSource, Partition, Progress, Result, SharedSource, Taken,
+    Wake,
 };
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::Message as _;
-use rdkafka::{ClientContext, Offset, Statistics, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::{Heard, Settings};
-use super::commit::Commits;
+use super::client::Settings;
+use super::consumer::{Context, PARTITIONS_EXPECTED, SESSION_TIMEOUT, create};
+use super::coordinator::{Answer, Coordinator, Order, Orders};
 use super::error::error;
+use super::group::{Asked, list_of, note};
 use super::lock;
-use super::reader::Read;
+use super::partition::{Claim, Held, Positions, Shared};
+use super::reader::{Door, Read, owner};
 use super::start::{DataLoss, End, Span, Starting, next, not_a_list};
 use super::topic::Topic;
-
-/// What the consumer tells, on whichever thread polls the main queue: the control thread.
-pub(super) struct Context {
-    heard: Heard,
-    statistics: Mutex<Option<Statistics>>,
-}
-
-impl ClientContext for Context {
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.heard.note(&error, reason);
-    }
-
-    fn stats(&self, statistics: Statistics) {
-        *lock(&self.statistics) = Some(statistics);
-    }
-}
-
-impl ConsumerContext for Context {}
-
-/// A partition as reader, commit and report see it.
-pub(super) struct Shared {
-    pub(super) span: Span,
-    /// The offset after the last message that the reader has taken from its queue.
-    pub(super) polled: AtomicI64,
-    /// The reader is taking messages, so the client's position is ahead of `polled`; stays set when it left early, or
-    /// took a message that it did not keep.
-    pub(super) draining: AtomicBool,
-    /// Where the client says the partition stands; beyond control records too.
-    position: AtomicI64,
-    /// The end of the log, as last heard.
-    high: AtomicI64,
-}
-
-impl Shared {
-    /// Where a partition stands whose records before `done` are done: what the client's position has passed beyond it
-    /// are control records, which nobody polls. Only when nothing is being polled, and nothing was polled beyond `done`,
-    /// looked at *after* the client told its positions.
-    pub(super) fn beyond_control_records(&self, done: i64, positions: &Positions) -> i64 {
-        let position = positions.get(&self.span).filter(|position| *position > done);
-        let at_rest = || !self.draining.load(SeqCst) && self.polled.load(SeqCst) == done;
-        position.filter(|_| at_rest()).unwrap_or(done)
-    }
-}
 
 /// The half of a Kafka source that a process has once.
 pub struct KafkaShared<R> {
     pub(super) consumer: Arc<BaseConsumer<Context>>,
-    pub(super) partitions: Vec<Arc<Shared>>,
+    pub(super) held: Arc<Held>,
     pub(super) read: R,
+    /// To each worker's reader.
+    pub(super) doors: Vec<Door>,
+    /// Partitions whose queues were split off, for the life of the client.
+    split: Mutex<BTreeSet<Partition>>,
     settings: Arc<Settings>,
     group: String,
     on_data_loss: DataLoss,
-    commits: Commits,
+    mode: Mode,
+    orders: Orders,
     /// A reader stands outside of its log.
     out_of_range: AtomicBool,
     wake: Wake,
     looked: Mutex<Option<Instant>>,
-    _claim: Claim,
 }
 
-/// Partitions that a source of this process reads for a group: a second one would commit past the first.
-struct Claim(Vec<(String, String, String)>);
-
-static CLAIMED: Mutex<BTreeSet<(String, String, String)>> = Mutex::new(BTreeSet::new());
-
-impl Claim {
-    fn new(brokers: &str, group: &str, spans: &[Span]) -> Result<Claim> {
-        let of = |span: &Span| (brokers.to_owned(), group.to_owned(), span.name.name().to_owned());
-        let wanted: Vec<_> = spans.iter().map(of).collect();
-        let mut claimed = lock(&CLAIMED);
-        if let Some((_, _, partition)) = wanted.iter().find(|wanted| claimed.contains(*wanted)) {
-            let doing =
-                format!("group `{group}` already reads {partition} in this process: give one of the two another group");
-            return Err(Error::new(ErrorKind::Option, doing));
-        }
-        claimed.extend(wanted.iter().cloned());
-        Ok(Claim(wanted))
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        let mut claimed = lock(&CLAIMED);
-        claimed.retain(|claim| !self.0.contains(claim));
-    }
+/// Who says which partitions are ours.
+enum Mode {
+    /// We do, once, at the start.
+    Assigned { spans: Vec<Span>, claim: Mutex<Option<Claim>> },
+    /// The group does, of these topics.
+    Member { topics: Vec<String> },
 }
 
 /// How often positions are compared with ends for the report.
@@ -124,9 +73,9 @@ impl<R: Read> KafkaShared<R> {
             (_, true) => End::Latest,
             (_, false) => End::Never,
         };
-        let on_data_loss = topic.source.on_data_loss.unwrap_or_default();
-        let mut consumer = create(topic, &group, &end, on_data_loss, &open, PARTITIONS_EXPECTED)?;
-        let spans = Starting {
+        let joins = topic.source.partitions.is_none() && end == End::Never;
+        let mut consumer = create(topic, &group, &end, joins, &open, PARTITIONS_EXPECTED)?;
+        let starting = Starting {
             consumer: &consumer,
             settings: &topic.settings,
             heard: &consumer.context().heard,
@@ -135,39 +84,108 @@ impl<R: Read> KafkaShared<R> {
             group: &group,
             end: &end,
             resume: open.resume.as_ref(),
-        }
-        .spans()?;
+        };
+        // A member is told later which of them are its own; that they exist, and that the group can be asked, is known now.
+        let spans = if joins { starting.spans_of(&starting.partitions()?)? } else { starting.spans()? };
         if spans.len() > PARTITIONS_EXPECTED {
             // Split queues are bounded one by one, and a client's bounds cannot be changed.
-            consumer = create(topic, &group, &end, on_data_loss, &open, spans.len())?;
+            consumer = create(topic, &group, &end, joins, &open, spans.len())?;
             for name in &topic.names {
                 let known = consumer.fetch_metadata(Some(name), topic.settings.connect_within);
                 let heard = &consumer.context().heard;
                 known.map_err(|cause| topic.settings.unreachable("reach Kafka", cause, heard))?;
             }
         }
-        let claim = Claim::new(&topic.settings.brokers, &group, &spans)?;
-        let partitions = spans.into_iter().map(|span| {
-            let (start, high) = (AtomicI64::new(span.start), AtomicI64::new(span.high));
-            let polled = AtomicI64::new(span.start);
-            Arc::new(Shared { polled, draining: AtomicBool::new(false), position: start, high, span })
-        });
-        let partitions: Vec<_> = partitions.collect();
-        let consumer = Arc::new(consumer);
-        let commits = Commits::start(Arc::clone(&consumer), partitions.clone(), group.clone(), open.wake.clone())?;
+        let mode = if joins {
+            Mode::Member { topics: topic.names.clone() }
+        } else {
+            Mode::Assigned { spans, claim: Mutex::default() }
+        };
+        let (consumer, held) = (Arc::new(consumer), Arc::<Held>::default());
+        let orders = Orders::start(Coordinator {
+            consumer: Arc::clone(&consumer),
+            held: Arc::clone(&held),
+            settings: Arc::clone(&topic.settings),
+            options: topic.source.clone(),
+            group: group.clone(),
+            patience: joins.then_some(2 * SESSION_TIMEOUT),
+            wake: open.wake.clone(),
+            answers: Arc::default(),
+        })?;
         Ok(KafkaShared {
-            out_of_range: AtomicBool::new(false),
-            wake: open.wake,
             consumer,
-            partitions,
+            held,
             read,
+            doors: (0..open.workers).map(|_| Door::default()).collect(),
+            split: Mutex::default(),
             settings: Arc::clone(&topic.settings),
             group,
-            on_data_loss,
-            commits,
+            on_data_loss: topic.source.on_data_loss.unwrap_or_default(),
+            mode,
+            orders,
+            out_of_range: AtomicBool::new(false),
+            wake: open.wake,
             looked: Mutex::default(),
-            _claim: claim,
         })
+    }
+
+    /// Makes partitions ours: their readers have their queues before anything can come into those.
+    fn hand_out(&self, spans: Vec<Span>) -> Result<TopicPartitionList> {
+        let mut list = TopicPartitionList::with_capacity(spans.len());
+        for span in spans {
+            list.add_partition_offset(&span.topic, span.partition, Offset::Offset(span.start))
+                .map_err(|cause| not_a_list(&span.topic, cause))?;
+            let is_new = lock(&self.split).insert(span.name.clone());
+            let queue = is_new.then(|| {
+                let queue = self.consumer.split_partition_queue(&span.topic, span.partition);
+                queue.ok_or_else(|| {
+                    Error::new(ErrorKind::Source, format!("cannot split the queue of {} off its consumer", span.name))
+                })
+            });
+            let shared = Shared::new(span);
+            self.held.add(&shared);
+            self.doors[owner(&shared.span, self.doors.len())].hand_in(shared, queue.transpose()?);
+        }
+        Ok(list)
+    }
+
+    /// Does what the group asks for, as far as it can be done now.
+    fn answer_group(&self, changes: &mut Vec<Change>) {
+        let membership = &self.consumer.context().membership;
+        while let Some(asked) = membership.next() {
+            match &asked {
+                Asked::Take(partitions) if partitions.is_empty() => {
+                    note(self.consumer.incremental_assign(&TopicPartitionList::new()));
+                    continue;
+                }
+                Asked::Return { partitions, .. } if partitions.is_empty() => {
+                    note(self.consumer.incremental_unassign(&TopicPartitionList::new()));
+                    continue;
+                }
+                Asked::Take(partitions) => self.orders.order(Order::Start(partitions.clone())),
+                Asked::Return { partitions, lost } => {
+                    let is_asked = |shared: &Shared| partitions.iter().any(|(topic, number)| shared.is(topic, *number));
+                    let recalled = self.held.all().into_iter().filter(|shared| is_asked(shared));
+                    let names = recalled.map(|shared| {
+                        shared.is_recalled.store(true, SeqCst);
+                        shared.span.name.clone()
+                    });
+                    let taken = Taken::new(names.collect());
+                    changes.push(if *lost { Change::Lost(taken) } else { Change::Taken(taken) });
+                }
+            }
+            membership.open(asked);
+        }
+    }
+
+    /// Where given partitions begin is known: now they are ours.
+    fn take_over(&self, spans: Vec<Span>) -> Result<Vec<Partition>> {
+        if self.consumer.context().membership.answered().is_none() {
+            return Ok(Vec::new());
+        }
+        let names = spans.iter().map(|span| span.name.clone()).collect();
+        note(self.consumer.incremental_assign(&self.hand_out(spans)?));
+        Ok(names)
     }
 
     /// Whether reading goes on where the log is, when it is not where it was.
@@ -215,16 +233,17 @@ impl<R: Read> KafkaShared<R> {
 
     /// The error of a reader that stands outside of its log, with the gap when the broker tells it soon.
     fn data_loss(&self) -> Error {
+        let held = self.held.all();
         let ends = |which| {
-            let mut list = TopicPartitionList::with_capacity(self.partitions.len());
-            for Shared { span, .. } in self.partitions.iter().map(Arc::as_ref) {
-                list.add_partition_offset(&span.topic, span.partition, which).ok()?;
+            let mut list = TopicPartitionList::new();
+            for shared in &held {
+                list.add_partition_offset(&shared.span.topic, shared.span.partition, which).ok()?;
             }
             self.consumer.offsets_for_times(list, Duration::from_secs(2)).ok()
         };
         let gap = || {
             let (low, high) = (ends(Offset::Beginning)?, ends(Offset::End)?);
-            self.partitions.iter().find_map(|partition| {
+            held.iter().find_map(|partition| {
                 let span = &partition.span;
                 let of = |list: &TopicPartitionList| match list.find_partition(&span.topic, span.partition)?.offset() {
                     Offset::Offset(offset) => Some(offset),
@@ -246,129 +265,46 @@ impl<R: Read> KafkaShared<R> {
     /// Takes over what the client's statistics and positions say of ends.
     fn look_at_ends(&self) {
         let positions = Positions::of(&self.consumer);
-        let statistics = lock(&self.consumer.context().statistics).take();
-        for partition in &self.partitions {
-            let span = &partition.span;
-            if let Some(position) = positions.get(span) {
-                partition.position.fetch_max(position, SeqCst);
-            }
+        let statistics = self.consumer.context().statistics();
+        for shared in self.held.all() {
+            let span = &shared.span;
             let told = statistics
                 .as_ref()
                 .and_then(|statistics| statistics.topics.get(&span.topic)?.partitions.get(&span.partition));
-            if let Some(told) = told {
-                // The last stable offset is the end for those who read committed records only.
-                let high = if told.ls_offset >= 0 { told.ls_offset } else { told.hi_offset };
-                partition.high.fetch_max(high, SeqCst);
-            }
-        }
-    }
-}
-
-/// The client's positions by partition.
-pub(super) struct Positions(Option<TopicPartitionList>);
-
-impl Positions {
-    pub(super) fn of<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Positions {
-        Positions(consumer.position().ok())
-    }
-
-    pub(super) fn get(&self, span: &Span) -> Option<i64> {
-        match self.0.as_ref()?.find_partition(&span.topic, span.partition)?.offset() {
-            Offset::Offset(position) => Some(position),
-            _ => None,
-        }
-    }
-}
-
-fn create(
-    topic: &Topic,
-    group: &str,
-    end: &End,
-    on_data_loss: DataLoss,
-    open: &OpenSource,
-    partitions: usize,
-) -> Result<BaseConsumer<Context>> {
-    let mut config = topic.settings.config()?;
-    let prefetch = Prefetch::new(open.prefetch, partitions);
-    config
-        .set("group.id", group)
-        .set("enable.auto.commit", "false")
-        .set("enable.auto.offset.store", "false")
-        .set("auto.offset.reset", if on_data_loss == DataLoss::Skip { "earliest" } else { "error" })
-        .set("isolation.level", topic.source.isolation.unwrap_or_default().name())
-        .set("enable.partition.eof", if *end == End::Never { "false" } else { "true" })
-        .set("allow.auto.create.topics", "false")
-        .set("queued.min.messages", "100000")
-        .set("queued.max.messages.kbytes", prefetch.queued_kbytes.to_string())
-        .set("statistics.interval.ms", "5000");
-    // The user's own word on these counts.
-    for (property, value) in [
-        // A partition whose queue was full is left out of fetches for this long; the default is a second.
-        ("fetch.queue.backoff.ms", "5".to_owned()),
-        ("fetch.error.backoff.ms", "50".to_owned()),
-        ("fetch.wait.max.ms", "100".to_owned()),
-        ("fetch.min.bytes", "1".to_owned()),
-        ("fetch.max.bytes", prefetch.fetch_bytes.to_string()),
-        ("fetch.message.max.bytes", prefetch.fetch_partition_bytes.to_string()),
-        ("topic.metadata.refresh.interval.ms", "30000".to_owned()),
-    ] {
-        let aliases = ["max.partition.fetch.bytes"].iter().filter(|_| property == "fetch.message.max.bytes");
-        let set = aliases.copied().chain([property]).any(|name| topic.settings.properties.contains_key(name));
-        if !set {
-            config.set(property, value);
-        }
-    }
-    let heard = Heard::default();
-    let context = Context { heard, statistics: Mutex::default() };
-    let mut consumer: BaseConsumer<Context> =
-        config.create_with_context(context).map_err(|cause| topic.settings.not_created(cause))?;
-    let wake = open.wake.clone();
-    consumer.set_nonempty_callback(move || wake.wake());
-    Ok(consumer)
-}
-
-/// Sources with more partitions connect a second time, when their number is known.
-const PARTITIONS_EXPECTED: usize = 8;
-
-/// How the memory for what is fetched ahead is divided.
-struct Prefetch {
-    queued_kbytes: u64,
-    fetch_bytes: u64,
-    fetch_partition_bytes: u64,
-}
-
-impl Prefetch {
-    fn new(memory: Bytes, partitions: usize) -> Prefetch {
-        // A partition below its limit is fetched once more, a response is held as long as one of its messages is, and
-        // each message takes some 400 bytes of the client's own: so a quarter is what queues may hold by their own
-        // count (measured: a million records of 1.2 kB in 64 partitions).
-        let share = memory.0 / 4 / partitions as u64;
-        Prefetch {
-            queued_kbytes: (share / 1024).clamp(1, 65_536),
-            // The client refuses less than the largest message.
-            fetch_bytes: (memory.0 / 4).clamp(1 << 20, 50 << 20),
-            fetch_partition_bytes: share.clamp(1 << 14, 1 << 20),
+            // The last stable offset is the end for those who read committed records only.
+            let end = told.map(|told| if told.ls_offset >= 0 { told.ls_offset } else { told.hi_offset });
+            shared.hear(positions.get(span), end);
         }
     }
 }
 
 impl<R: Read> SharedSource for KafkaShared<R> {
     fn begin(&self) -> Result<()> {
-        let mut list = TopicPartitionList::with_capacity(self.partitions.len());
-        for Shared { span, .. } in self.partitions.iter().map(Arc::as_ref) {
-            list.add_partition_offset(&span.topic, span.partition, Offset::Offset(span.start))
-                .map_err(|cause| not_a_list(&span.topic, cause))?;
+        let cannot = |cause| {
+            error(
+                ErrorKind::Source,
+                format!("cannot read as group `{}` at {}", self.group, self.settings.brokers),
+                cause,
+            )
+        };
+        match &self.mode {
+            Mode::Assigned { spans, claim } => {
+                *lock(claim) = Some(Claim::new(&self.settings.brokers, &self.group, spans)?);
+                // A process that dies before its first commit must find this start again.
+                let passing = spans.iter().filter(|span| span.is_passing);
+                let starts: Offsets = passing.map(|span| (span.name.clone(), next(span.start))).collect();
+                let list = self.hand_out(spans.clone())?;
+                self.doors.iter().for_each(Door::close);
+                if !starts.is_empty() {
+                    self.orders.order(Order::Commit(CheckpointId::default(), starts));
+                }
+                self.consumer.assign(&list).map_err(cannot)
+            }
+            Mode::Member { topics } => {
+                let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+                self.consumer.subscribe(&topics).map_err(cannot)
+            }
         }
-        // A process that dies before its first commit must find this start again.
-        let passing = self.partitions.iter().filter(|partition| partition.span.is_passing);
-        let starts: Offsets =
-            passing.map(|partition| (partition.span.name.clone(), next(partition.span.start))).collect();
-        if !starts.is_empty() {
-            self.commits.order(CheckpointId::default(), &starts);
-        }
-        self.consumer
-            .assign(&list)
-            .map_err(|cause| error(ErrorKind::Source, format!("cannot read {} partitions", list.count()), cause))
     }
 
     fn serve(&self) -> Result<Vec<Change>> {
@@ -381,35 +317,55 @@ impl<R: Read> SharedSource for KafkaShared<R> {
             *looked = Some(Instant::now());
             self.look_at_ends();
         }
-        self.commits.answers().into_iter().map(|answer| answer.map(Change::Committed)).collect()
+        let mut changes = Vec::new();
+        for answer in self.orders.answers() {
+            match answer? {
+                Answer::Committed(checkpoint) => changes.push(Change::Committed(checkpoint)),
+                Answer::Started(spans) => changes.push(Change::Given(self.take_over(spans)?)),
+            }
+        }
+        self.answer_group(&mut changes);
+        Ok(changes)
     }
 
     fn commit(&self, checkpoint: CheckpointId, offsets: &Offsets) -> Result<Progress> {
-        self.commits.order(checkpoint, offsets);
+        self.orders.order(Order::Commit(checkpoint, offsets.clone()));
         Ok(Progress::Pending)
     }
 
+    fn give_back(&self, taken: Taken) -> Result<()> {
+        self.held.remove(taken.partitions());
+        if let Some(Asked::Return { partitions, .. }) = self.consumer.context().membership.answered() {
+            note(self.consumer.incremental_unassign(&list_of(&partitions)));
+            self.orders.order(Order::Nudge);
+        }
+        Ok(())
+    }
+
     fn started_at(&self) -> Offsets {
-        self.partitions.iter().map(|partition| (partition.span.name.clone(), next(partition.span.start))).collect()
+        match &self.mode {
+            Mode::Assigned { spans, .. } => spans.iter().map(|span| (span.name.clone(), next(span.start))).collect(),
+            // What the group gives in a later run may have been read by others in between.
+            Mode::Member { .. } => Offsets::new(),
+        }
     }
 
     fn lag(&self) -> Vec<Lag> {
-        let of = |partition: &Arc<Shared>| {
-            let polled = partition.polled.load(SeqCst);
-            let at = polled.max(partition.position.load(SeqCst));
-            let end = partition.span.end.unwrap_or_else(|| partition.high.load(SeqCst));
-            Lag::new(&partition.span.name, next(partition.span.start), next(at.min(end.max(polled))), next(end))
-        };
-        self.partitions.iter().map(of).collect()
+        self.held.all().iter().map(|shared| shared.lag()).collect()
     }
 
     fn close(&self) {
-        self.commits.close();
+        if let Mode::Assigned { claim, .. } = &self.mode {
+            // Also when a worker that is stuck never lets go of this source.
+            drop(lock(claim).take());
+        }
+        self.orders.close();
+        self.consumer.context().membership.close(&self.consumer);
     }
 }
 
 impl<R> fmt::Debug for KafkaShared<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Kafka group `{}`, {} partitions", self.group, self.partitions.len())
+        write!(f, "Kafka group `{}`, {} partitions", self.group, self.held.all().len())
     }
 }

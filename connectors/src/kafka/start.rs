@@ -17,7 +17,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::{Heard, Settings};
 use super::error::{error, is_refusal};
-use super::topic::SourceOptions;
+use super::options::SourceOptions;
 
 /// Where reading begins in a partition for which nothing is committed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -89,7 +89,7 @@ pub(super) struct Span {
     pub(super) high: i64,
     /// Where a bounded run ends.
     pub(super) end: Option<i64>,
-    /// Nobody had read it before, and the start is one that is another when it is looked for again.
+    /// Nobody had read it before, and the start must be remembered: it is another one when it is looked for again.
     pub(super) is_passing: bool,
 }
 
@@ -106,17 +106,22 @@ pub(super) struct Starting<'s, C: ConsumerContext> {
 }
 
 impl<C: ConsumerContext> Starting<'_, C> {
-    /// The partitions of the run.
+    /// The partitions that a job assigns to itself.
     pub(super) fn spans(&self) -> Result<Vec<Span>> {
         let partitions = self.partitions()?;
-        let low = self.ends(&partitions, Offset::Beginning)?;
-        let high = self.ends(&partitions, Offset::End)?;
         self.check_group()?;
-        let committed = self.committed(&partitions)?;
+        self.spans_of(&partitions)
+    }
+
+    /// Where these partitions begin.
+    pub(super) fn spans_of(&self, partitions: &[(String, i32)]) -> Result<Vec<Span>> {
+        let low = self.ends(partitions, Offset::Beginning)?;
+        let high = self.ends(partitions, Offset::End)?;
+        let committed = self.committed(partitions)?;
         let known: HashSet<&str> = committed.keys().map(|(topic, _)| topic.as_str()).collect();
-        let at_time = self.at_time(&partitions, &high)?;
+        let at_time = self.at_time(partitions, &high)?;
         let mut spans = Vec::with_capacity(partitions.len());
-        for key in &partitions {
+        for key in partitions {
             let (topic, partition) = key;
             let (low, high) = (low[key], high[key]);
             let name = Partition::new(format!("{topic}/{partition}"));
@@ -135,7 +140,7 @@ impl<C: ConsumerContext> Starting<'_, C> {
                 End::Offsets(ends) => Some(ends.get(key).copied().unwrap_or(high)),
             };
             tracing::info!(partition = %name, start, end, high, "reading");
-            let is_passing = is_new && matches!(self.options.start_at, Some(StartAt::Latest | StartAt::Timestamp(_)));
+            let is_passing = is_new && self.options.start_is_passing();
             spans.push(Span { topic: topic.clone(), partition: *partition, name, start, high, end, is_passing });
         }
         Ok(spans)
@@ -185,7 +190,7 @@ impl<C: ConsumerContext> Starting<'_, C> {
     }
 
     /// Topics and partitions, from the brokers' metadata.
-    fn partitions(&self) -> Result<Vec<(String, i32)>> {
+    pub(super) fn partitions(&self) -> Result<Vec<(String, i32)>> {
         let mut partitions = Vec::new();
         for topic in self.topics {
             let metadata = self.consumer.fetch_metadata(Some(topic), self.settings.connect_within);

@@ -11,104 +11,11 @@ use crate::format::{Bytes, Cause, Decode, Encode, Json, Text, Tombstones};
 
 use super::client::Settings;
 use super::message::Message;
+use super::options::{Compression, GroupProtocol, OnRefused, Partitioner, Profile, SinkOptions, SourceOptions};
 use super::reader::{Incoming, KafkaReader, Read};
 use super::sink::{KafkaOutlet, KafkaWriter, Outgoing, Write};
 use super::source::KafkaShared;
 use super::start::{DataLoss, End, Isolation, StartAt};
-
-/// What a source may be told.
-#[derive(Clone, Debug, Default)]
-pub(super) struct SourceOptions {
-    pub(super) group: Option<String>,
-    pub(super) start_at: Option<StartAt>,
-    pub(super) end_at: Option<End>,
-    pub(super) partitions: Option<Vec<i32>>,
-    pub(super) on_data_loss: Option<DataLoss>,
-    pub(super) isolation: Option<Isolation>,
-}
-
-/// What a sink may be told.
-#[derive(Clone, Debug, Default)]
-pub(super) struct SinkOptions {
-    pub(super) profile: Option<Profile>,
-    pub(super) compression: Option<Compression>,
-    pub(super) partitioner: Option<Partitioner>,
-    pub(super) on_refused: Option<OnRefused>,
-}
-
-/// What a sink's producer aims at.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Profile {
-    /// Every record leaves at once; batches form by themselves under load.
-    #[default]
-    Latency,
-    /// Records wait up to 10 ms for a fuller batch.
-    Throughput,
-}
-
-/// How a sink's batches are compressed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Compression {
-    /// Not at all.
-    #[default]
-    None,
-    /// gzip.
-    Gzip,
-    /// Snappy.
-    Snappy,
-    /// LZ4.
-    Lz4,
-    /// Zstandard.
-    Zstd,
-}
-
-impl Compression {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Compression::None => "none",
-            Compression::Gzip => "gzip",
-            Compression::Snappy => "snappy",
-            Compression::Lz4 => "lz4",
-            Compression::Zstd => "zstd",
-        }
-    }
-}
-
-/// Which partition a key belongs to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Partitioner {
-    /// As the Java clients do by default: murmur2 of the key, any partition without one. Needed wherever the topic is
-    /// joined with one that a Java program wrote.
-    #[default]
-    Murmur2,
-    /// As librdkafka does by default: CRC32 of the key, any partition without one.
-    Crc32,
-    /// FNV-1a of the key, any partition without one.
-    Fnv1a,
-}
-
-impl Partitioner {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Partitioner::Murmur2 => "murmur2_random",
-            Partitioner::Crc32 => "consistent_random",
-            Partitioner::Fnv1a => "fnv1a_random",
-        }
-    }
-}
-
-/// What becomes of a record that the sink cannot take: too large, not encodable, no such topic or partition.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum OnRefused {
-    /// The run ends with an error that names the record, and is not restarted.
-    #[default]
-    Stop,
-    /// It is dropped and counted.
-    Skip,
-}
 
 /// One or several topics, and how to read or write them. Choose a format to make it a source or a sink.
 #[derive(Clone, Debug)]
@@ -135,6 +42,21 @@ impl Topic {
         self
     }
 
+    /// How the members of the group agree on who reads what; [`GroupProtocol::Classic`] by default.
+    #[must_use]
+    pub fn group_protocol(mut self, protocol: GroupProtocol) -> Topic {
+        self.source.protocol = Some(protocol);
+        self
+    }
+
+    /// The name of this process in its group, the same after a restart and no other's: a static member, whose partitions
+    /// wait for it for the length of a session instead of moving twice. A second process of that name puts out the first.
+    #[must_use]
+    pub fn group_instance(mut self, name: impl Into<String>) -> Topic {
+        self.source.instance = Some(name.into());
+        self
+    }
+
     /// Where reading begins when the group has no offset; [`StartAt::Earliest`] by default. Committed offsets win, and
     /// a partition that is new to a group which knows others of its topic begins at its earliest record.
     #[must_use]
@@ -151,7 +73,8 @@ impl Topic {
         self
     }
 
-    /// Reads only these partitions, of each of its topics.
+    /// Reads only these partitions, of each of its topics, and assigns them to itself instead of joining the group; as does
+    /// a job that ends. Two jobs that do so must not share a group.
     #[must_use]
     pub fn partitions(mut self, partitions: impl IntoIterator<Item = i32>) -> Topic {
         self.source.partitions = Some(partitions.into_iter().collect());
@@ -259,6 +182,8 @@ impl Topic {
             ("partitions", options.partitions.is_some()),
             ("on_data_loss", options.on_data_loss.is_some()),
             ("isolation", options.isolation.is_some()),
+            ("group_protocol", options.protocol.is_some()),
+            ("group_instance", options.instance.is_some()),
         ];
         self.check(&set, "a sink")?;
         if self.names.len() != usize::from(!self.by_message) {
@@ -399,7 +324,7 @@ macro_rules! source {
             }
 
             fn reader(shared: &Arc<Self::Shared>, worker: Worker, wake: Wake) -> Result<Self::Reader> {
-                KafkaReader::new(shared, worker, &wake)
+                Ok(KafkaReader::new(shared, worker, &wake))
             }
         }
     };

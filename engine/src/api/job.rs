@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::epoch::ticker::Pace;
 use crate::operator::fault::panicked;
-use crate::run::control::{Events, Spec, control};
+use crate::run::control::{Spec, control};
 use crate::run::handle::Handle;
 use crate::run::plan::Pipeline;
 use crate::run::report::Report;
@@ -141,14 +141,13 @@ impl Job {
     /// opened.
     pub fn start(self) -> Result<Running> {
         let spec = self.spec()?;
-        let (events, receiver) = Events::new();
-        let handle = Handle::new(&self.name, events);
+        let handle = Handle::new(&self.name);
         let (started, has_started) = mpsc::channel();
         let (pipeline, shared) = (self.pipeline, Arc::clone(&handle));
         thread::Builder::new()
             .name("millstream-control".to_owned())
             .spawn(move || {
-                let run = AssertUnwindSafe(|| control(&spec, pipeline, &shared, &receiver, &started));
+                let run = AssertUnwindSafe(|| control(&spec, pipeline, &shared, &started));
                 if let Err(payload) = catch_unwind(run) {
                     // Only the pipeline function and connectors run there; whoever waits must hear of it.
                     shared.end(Err(panicked("pipeline", &*payload)));

@@ -25,6 +25,8 @@ pub(crate) struct Committer {
     committed: CheckpointId,
     /// The newest offset of each partition that is ours, per source; at first, where it began.
     newest: Vec<Offsets>,
+    /// Partitions that went, and up to which checkpoint nothing of them is ours to commit.
+    forgotten: Vec<(SourceIndex, Partition, CheckpointId)>,
     commits: u64,
 }
 
@@ -41,6 +43,7 @@ impl Committer {
             handed_over: CheckpointId::default(),
             committed: CheckpointId::default(),
             newest: sources.iter().map(|source| source.started_at()).collect(),
+            forgotten: Vec::new(),
             commits: 0,
             sources,
             sinks,
@@ -52,8 +55,14 @@ impl Committer {
         let worker = &mut self.gathered[gathered.worker];
         assert!(gathered.complete >= *worker, "a frontier went back");
         *worker = gathered.complete;
-        let pieces = gathered.pieces.into_iter();
-        self.waiting.extend(pieces.map(|piece| (piece.checkpoint, piece.source, piece.offsets)));
+        for mut piece in gathered.pieces {
+            for (source, partition, until) in &self.forgotten {
+                if *source == piece.source && piece.checkpoint <= *until {
+                    piece.offsets.remove(partition);
+                }
+            }
+            self.waiting.push((piece.checkpoint, piece.source, piece.offsets));
+        }
         let complete = self.gathered.iter().copied().min().unwrap_or_default();
         if complete > self.handed_over {
             self.commit(complete)?;
@@ -63,6 +72,7 @@ impl Committer {
 
     fn commit(&mut self, complete: CheckpointId) -> Result<()> {
         self.handed_over = complete;
+        self.forgotten.retain(|(_, _, until)| *until > complete);
         for sink in &self.sinks {
             sink.commit(complete)?;
         }
@@ -109,11 +119,15 @@ impl Committer {
         Ok(())
     }
 
-    /// These partitions are no longer ours.
-    pub(crate) fn forget(&mut self, source: SourceIndex, partitions: &[Partition]) {
+    /// These partitions are no longer ours, nor is what was released of them up to a checkpoint.
+    pub(crate) fn forget(&mut self, source: SourceIndex, partitions: &[Partition], until: CheckpointId) {
         partitions.iter().for_each(|partition| self.newest[source.0].remove(partition));
-        for (_, _, offsets) in self.waiting.iter_mut().filter(|(_, own, _)| *own == source) {
+        let waiting = self.waiting.iter_mut().filter(|(checkpoint, own, _)| *own == source && *checkpoint <= until);
+        for (_, _, offsets) in waiting {
             partitions.iter().for_each(|partition| offsets.remove(partition));
+        }
+        if until > self.handed_over {
+            self.forgotten.extend(partitions.iter().map(|partition| (source, partition.clone(), until)));
         }
     }
 

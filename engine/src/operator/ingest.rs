@@ -133,7 +133,7 @@ pub(crate) fn build<'a, R: Reader + 'static>(
     let mut builder = OperatorBuilder::new(setting.name.clone(), scope);
     // Port 0 is the ledger, the chain's ports follow.
     let (ledger, pieces) = builder.new_output();
-    let chain = tail(&mut builder)?;
+    let chain = tail(&mut builder);
     let info = builder.operator_info();
     let activator = scope.activator_for(info.address.clone());
     let remote = scope.worker().sync_activator_for(info.address.to_vec());
@@ -141,7 +141,14 @@ pub(crate) fn build<'a, R: Reader + 'static>(
     let wake = Wake::new(move || {
         let _ = remote.activate();
     });
-    let reader = reader(wake.clone())?;
+    let (chain, reader) = match (chain, reader(wake.clone())) {
+        (Ok(chain), Ok(reader)) => (chain, reader),
+        (Err(error), _) | (_, Err(error)) => {
+            // Timely wants every operator that was begun, and panics without.
+            builder.build(|_| |_| {});
+            return Err(error);
+        }
+    };
     setting.pulse.source_opened(wake.clone());
     let freed = wake.clone();
     setting.budget.on_freed(move || freed.wake());
@@ -286,7 +293,7 @@ impl<R: Reader> Ingest<R> {
     /// Fits the next poll to the time this one took.
     fn adapt(&mut self, records: usize, since: Moment) {
         // A record that comes alone says nothing, and it is the one that somebody waits for.
-        if records <= 1 {
+        if records <= 1 && self.records_max > 1 {
             return;
         }
         let took = self.setting.clock.now() - since;

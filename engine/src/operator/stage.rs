@@ -148,7 +148,14 @@ pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
 ) -> Result<()> {
     let mut builder = OperatorBuilder::new(name.to_owned(), scope);
     let mut inputs: Vec<_> = inputs.into_iter().map(|stream| builder.new_input(stream, pact())).collect();
-    let mut chain = tail(&mut builder)?;
+    let mut chain = match tail(&mut builder) {
+        Ok(chain) => chain,
+        Err(error) => {
+            // Timely wants every operator that was begun, and panics without.
+            builder.build(|_| |_| {});
+            return Err(error);
+        }
+    };
     let ports = builder.shape().outputs();
     (0..inputs.len()).for_each(|input| builder.set_notify_for(input, FrontierInterest::Never));
     builder.build(move |capabilities| {

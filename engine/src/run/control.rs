@@ -40,7 +40,7 @@ pub(crate) enum Event {
     Asked,
 }
 
-/// The way to a control thread.
+/// The way to a control thread; each run has its own, so that nothing of an earlier one is heard.
 #[derive(Clone, Debug)]
 pub(crate) struct Events(mpsc::Sender<Event>);
 
@@ -74,6 +74,8 @@ pub(crate) struct Spec {
 
 /// Longest time between two looks at the clients.
 const SERVE_EVERY: Duration = Duration::from_millis(200);
+/// Longest sleep of a worker. What it waits for wakes it, and the control thread does at least every [`SERVE_EVERY`].
+const PARK_MAX: Duration = Duration::from_secs(1);
 /// A group without members forgets its offsets after a while (a week on a default broker).
 const REFRESH_EVERY: Duration = Duration::from_secs(3600);
 /// Runs in a row that fail in user code without a commit: the next would fail at the same record.
@@ -84,7 +86,6 @@ pub(crate) fn control(
     spec: &Spec,
     pipeline: Arc<dyn Pipeline>,
     handle: &Arc<Handle>,
-    events: &Receiver<Event>,
     started: &mpsc::Sender<Result<()>>,
 ) {
     let mut resume = Vec::new();
@@ -92,14 +93,17 @@ pub(crate) fn control(
     let mut pause = spec.restart.map_or(Duration::ZERO, |(first, _)| first);
     let mut began = false;
     let result = loop {
-        while events.try_recv().is_ok() {}
-        let mut control = match Control::start(spec, &pipeline, handle, events, &resume) {
+        let (events, receiver) = Events::new();
+        handle.heard_by(events.clone());
+        let mut control = match Control::start(spec, &pipeline, handle, events, &receiver, &resume) {
             Ok(control) => control,
             Err(error) if !began => {
                 // The job is not running, and `start` says why.
                 drop(started.send(Err(error)));
                 break Ok(());
             }
+            // What panicked in the plan panics in the next one.
+            Err(error) if error.kind() == ErrorKind::Panic => break Err(error),
             Err(error) => match rest(spec, handle, error, &mut pause) {
                 Some(error) => break Err(error),
                 None => continue,
@@ -110,7 +114,7 @@ pub(crate) fn control(
             drop(started.send(Ok(())));
         }
         // A connector that panics here must not leave workers behind.
-        let served = catch_unwind(AssertUnwindSafe(|| control.serve(handle, events)));
+        let served = catch_unwind(AssertUnwindSafe(|| control.serve(handle, &receiver)));
         let result = served.unwrap_or_else(|payload| Err(panicked("connector", &*payload)));
         let commits = control.committer.commits();
         resume = control.committer.newest().to_vec();
@@ -174,10 +178,11 @@ impl<'s> Control<'s> {
         spec: &'s Spec,
         pipeline: &Arc<dyn Pipeline>,
         handle: &Arc<Handle>,
-        events: &Receiver<Event>,
+        events: Events,
+        receiver: &Receiver<Event>,
         resume: &[Offsets],
     ) -> Result<Control<'s>> {
-        let served = handle.events.clone();
+        let served = events.clone();
         let wake = Wake::new(move || served.send(Event::Serve));
         let planning = Planning {
             job: spec.job.clone(),
@@ -188,9 +193,9 @@ impl<'s> Control<'s> {
             control: wake.clone(),
             resume: resume.to_vec(),
         };
-        let plan = plan(planning, pipeline, handle, events)?;
-        let run = Arc::new(new_run(spec, plan, handle, wake));
-        let asked = handle.events.clone();
+        let plan = plan(planning, pipeline, handle, &events, receiver)?;
+        let asked = events.clone();
+        let run = Arc::new(new_run(spec, plan, events, wake));
         run.fault.on_record(move || asked.send(Event::Asked));
         let sources = run.plan.sources.iter().map(|source| Arc::clone(&source.shared)).collect();
         let sinks = run.plan.sinks.iter().map(|sink| Arc::clone(&sink.shared)).collect();
@@ -209,7 +214,7 @@ impl<'s> Control<'s> {
             run,
         };
         handle.run_begins(&control.run);
-        match control.start_workers(pipeline).and_then(|()| control.begin(events)) {
+        match control.start_workers(pipeline).and_then(|()| control.begin(receiver)) {
             Ok(()) => Ok(control),
             Err(error) => {
                 control.take_down(handle);
@@ -229,7 +234,7 @@ impl<'s> Control<'s> {
     fn begin(&mut self, events: &Receiver<Event>) -> Result<()> {
         let mut built = 0;
         while built < self.spec.workers {
-            match events.recv().expect("the handle holds a sender") {
+            match events.recv().expect("a sender is kept") {
                 Event::Built => built += 1,
                 Event::NotBuilt(error) => return Err(error),
                 // A small pipeline may be done, or may have failed, before all others are built.
@@ -255,7 +260,7 @@ impl<'s> Control<'s> {
             match events.recv_timeout(self.longest_wait()) {
                 Ok(event) => self.take(event)?,
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => unreachable!("the handle holds a sender"),
+                Err(RecvTimeoutError::Disconnected) => unreachable!("a sender is kept"),
             }
             while let Ok(event) = events.try_recv() {
                 self.take(event)?;
@@ -332,7 +337,9 @@ impl<'s> Control<'s> {
     fn recall(&mut self, source: SourceIndex, taken: Taken, lost: bool) {
         tracing::info!(job = self.spec.job, source = source.0, partitions = %taken, lost, "partitions taken");
         if lost {
-            self.committer.forget(source, taken.partitions());
+            // What was released since the cut its ingest forgets by itself.
+            let cut = self.run.pulse.epoch().checkpoint().previous();
+            self.committer.forget(source, taken.partitions(), cut);
         }
         let recall = Arc::new(Recall {
             partitions: taken.partitions().to_vec(),
@@ -357,7 +364,8 @@ impl<'s> Control<'s> {
             let answered = recall.waiting.load(SeqCst) == 0 || ended;
             let drained = answered && (recall.lost || committed >= *lock(&recall.checkpoint));
             if drained || Instant::now() >= hand_over.deadline {
-                self.committer.forget(hand_over.source, &recall.partitions);
+                let newest = *lock(&recall.checkpoint);
+                self.committer.forget(hand_over.source, &recall.partitions, newest);
                 let taken = hand_over.taken.take().expect("a hand-over that is done is dropped below");
                 self.run.plan.sources[hand_over.source.0].shared.give_back(taken)?;
             }
@@ -437,9 +445,10 @@ fn plan(
     planning: Planning,
     pipeline: &Arc<dyn Pipeline>,
     handle: &Arc<Handle>,
-    events: &Receiver<Event>,
+    events: &Events,
+    receiver: &Receiver<Event>,
 ) -> Result<Plan> {
-    let (job, sender, pipeline) = (planning.job.clone(), handle.events.clone(), Arc::clone(pipeline));
+    let (job, sender, pipeline) = (planning.job.clone(), events.clone(), Arc::clone(pipeline));
     let body = move || {
         let planned = catch_unwind(AssertUnwindSafe(|| pipeline.plan(&planning)));
         let planned = planned.unwrap_or_else(|payload| {
@@ -452,14 +461,14 @@ fn plan(
     thread.map_err(|cause| Error::new(ErrorKind::Option, "cannot start the thread that plans").caused_by(cause))?;
     while !handle.is_aborted() && handle.stop_asked().is_none() {
         // A client may wake before its plan is whole.
-        if let Event::Planned(plan) = events.recv().expect("the handle holds a sender") {
+        if let Event::Planned(plan) = receiver.recv().expect("a sender is kept") {
             return *plan;
         }
     }
     Err(Error::new(ErrorKind::Aborted, format!("job `{job}` was stopped before it was connected")))
 }
 
-fn new_run(spec: &Spec, plan: Plan, handle: &Handle, control: Wake) -> Run {
+fn new_run(spec: &Spec, plan: Plan, events: Events, control: Wake) -> Run {
     let pulse = Arc::new(Pulse::new());
     let frees_at_commit = plan.sinks.iter().any(|sink| sink.shared.acknowledges() == Acknowledges::WhenCommitted);
     Run {
@@ -468,12 +477,14 @@ fn new_run(spec: &Spec, plan: Plan, handle: &Handle, control: Wake) -> Run {
             Pace::MicroBatch { .. } => Release::AtTicks,
         },
         spin: spec.spin,
+        // A worker that sleeps does not count as stuck.
+        park_max: (spec.stuck_after / 4).min(PARK_MAX),
         clock: spec.clock.clone(),
         ticker: Arc::new(Ticker::new(spec.pace, spec.clock.clone(), Arc::clone(&pulse), frees_at_commit)),
         pulse,
         fault: Arc::new(Fault::new()),
         budgets: (0..spec.workers).map(|_| ingest::budget(spec.memory, spec.workers)).collect(),
-        events: handle.events.clone(),
+        events,
         control,
         plan,
     }

@@ -20,7 +20,8 @@ pub(crate) fn deadline_after(limit: Duration) -> Instant {
 /// Shared by [`Running`](crate::Running) and the control thread.
 #[derive(Debug)]
 pub(crate) struct Handle {
-    pub(crate) events: Events,
+    /// To the control thread of the newest run.
+    events: Mutex<Option<Events>>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -47,9 +48,16 @@ impl fmt::Debug for State {
 }
 
 impl Handle {
-    pub(crate) fn new(job: &str, events: Events) -> Arc<Handle> {
+    pub(crate) fn new(job: &str) -> Arc<Handle> {
         let state = State { job: job.to_owned(), ..State::default() };
-        Arc::new(Handle { events, state: Mutex::new(state), changed: Condvar::new() })
+        Arc::new(Handle { events: Mutex::default(), state: Mutex::new(state), changed: Condvar::new() })
+    }
+
+    fn ask(&self) {
+        self.changed.notify_all();
+        if let Some(events) = &*lock(&self.events) {
+            events.send(Event::Asked);
+        }
     }
 
     // What the program asks.
@@ -60,14 +68,12 @@ impl Handle {
         let mut state = lock(&self.state);
         state.stop = Some(state.stop.map_or(asked, |earlier| earlier.min(asked)));
         drop(state);
-        self.changed.notify_all();
-        self.events.send(Event::Asked);
+        self.ask();
     }
 
     pub(crate) fn abort(&self) {
         lock(&self.state).aborted = true;
-        self.changed.notify_all();
-        self.events.send(Event::Asked);
+        self.ask();
     }
 
     pub(crate) fn report(&self) -> Report {
@@ -109,6 +115,11 @@ impl Handle {
     }
 
     // What the control thread says.
+
+    /// From now on requests are heard here. Whoever listens looks at what was asked before it waits.
+    pub(crate) fn heard_by(&self, events: Events) {
+        *lock(&self.events) = Some(events);
+    }
 
     pub(crate) fn stop_asked(&self) -> Option<Instant> {
         lock(&self.state).stop

@@ -92,6 +92,8 @@ pub(crate) struct Run {
     pub(crate) release: Release,
     /// How long a worker without work steps on before it parks.
     pub(crate) spin: Duration,
+    /// How long it parks at most.
+    pub(crate) park_max: Duration,
     pub(crate) clock: Clock,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) ticker: Arc<Ticker>,

@@ -18,9 +18,6 @@ use crate::words::{Clock, Error, ErrorKind, Moment, Result};
 use super::control::Event;
 use super::plan::{Pipeline, Run};
 
-/// Longest sleep of a worker. What it waits for wakes it, and the control thread does at least every 200 ms.
-const PARK_MAX: Duration = Duration::from_secs(1);
-
 /// A started worker.
 #[derive(Debug)]
 pub(crate) struct Started {
@@ -84,12 +81,16 @@ fn work(allocator: AllocatorBuilder, run: &Arc<Run>, pipeline: &dyn Pipeline, st
             let now = clock.now();
             stepping.store(now.as_nanos().max(1), Relaxed);
             if run.spin.is_zero() {
-                worker.step_or_park(Some(PARK_MAX));
+                worker.step_or_park(Some(run.park_max));
             } else if now - moved >= run.spin {
-                worker.step_or_park(Some(PARK_MAX));
+                worker.step_or_park(Some(run.park_max));
                 moved = clock.now();
-            } else if worker.step() {
-                moved = now;
+            } else {
+                worker.step();
+                // What a step has activated stays until the next one.
+                if worker.activations().borrow().empty_for() == Some(Duration::ZERO) {
+                    moved = now;
+                }
             }
         }
         // Nothing steps any more, so letting go of capabilities tells nobody anything.

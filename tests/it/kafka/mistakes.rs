@@ -155,8 +155,8 @@ fn an_option_on_the_wrong_side_is_named() {
 fn two_sources_that_would_commit_past_each_other_are_named() {
     let (here, topic) = (kafka(shared()), shared().topic("twice", 1));
     check(ErrorKind::Option, &["`mistaken`", &format!("{topic}/0")], move |flow| {
-        flow.source(here.topic(&topic).text())?.or_skip().sink(discard())?;
-        flow.source(here.topic(&topic).text())?.or_skip().sink(discard())
+        flow.source(here.topic(&topic).partitions([0]).text())?.or_skip().sink(discard())?;
+        flow.source(here.topic(&topic).partitions([0]).text())?.or_skip().sink(discard())
     });
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use millstream::{ErrorKind, Job};
 use millstream_connectors::Message;
-use millstream_tests::{Record, compare};
+use millstream_tests::{Findings, Record, compare};
 use rdkafka::producer::BaseRecord;
 
 use super::kafka;
@@ -15,10 +15,13 @@ use crate::support::broker::{Broker, OwnBroker, flush, send};
 const PARTITIONS: i32 = 8;
 const KEYS: u64 = 1_000;
 
-fn copy(broker: &Broker, input: &str, output: &str) -> Job {
+/// As a member of its group, or with all partitions assigned by itself.
+fn copy(broker: &Broker, input: &str, output: &str, joins: bool) -> Job {
     let (kafka, input, output) = (kafka(broker), input.to_owned(), output.to_owned());
     Job::new("copy", move |flow| {
-        let numbers = flow.source(kafka.topic(&input).json::<u64>().with_metadata())?.or_stop();
+        let topic = kafka.topic(&input);
+        let topic = if joins { topic } else { topic.partitions(0..PARTITIONS) };
+        let numbers = flow.source(topic.json::<u64>().with_metadata())?.or_stop();
         numbers.map(|message: Message<u64>| message.map(|n| n)).sink(kafka.topic(&output).json().with_metadata())
     })
     .workers(2)
@@ -35,10 +38,21 @@ fn records(broker: &Broker, topic: &str) -> Vec<Vec<Record>> {
 
 #[test]
 fn of_a_broker_under_load_lose_nothing_and_keep_the_order_of_partition_and_key() {
+    let findings = outages(false);
+    assert!(findings.doubled.is_empty(), "an idempotent producer's retries double nothing: {findings}");
+}
+
+/// A group may put out a member that it could not hear of for longer than a session: then what was in flight comes again.
+#[test]
+fn under_load_lose_nothing_of_a_member_of_a_group() {
+    outages(true);
+}
+
+fn outages(joins: bool) -> Findings {
     let own = OwnBroker::start();
     let broker = &own.broker;
     let (input, output) = (broker.topic("outage-in", PARTITIONS), broker.topic("outage-out", PARTITIONS));
-    let running = copy(broker, &input, &output).start().unwrap();
+    let running = copy(broker, &input, &output, joins).start().unwrap();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -74,15 +88,15 @@ fn of_a_broker_under_load_lose_nothing_and_keep_the_order_of_partition_and_key()
     let findings = compare(&expected, &records(broker, &output));
     assert!(count > 2_000, "only {count} records went through");
     assert!(findings.at_least_once(), "{findings}");
-    assert!(findings.doubled.is_empty(), "an idempotent producer's retries double nothing: {findings}");
+    findings
 }
 
 #[test]
 fn that_do_not_end_let_stop_keep_its_deadline() {
     let own = OwnBroker::start();
     let broker = &own.broker;
-    let (input, output) = (broker.topic("dead-in", 1), broker.topic("dead-out", 1));
-    let running = copy(broker, &input, &output).start().unwrap();
+    let (input, output) = (broker.topic("dead-in", PARTITIONS), broker.topic("dead-out", PARTITIONS));
+    let running = copy(broker, &input, &output, true).start().unwrap();
     broker.write(&input, [(None, "1", Some("1"))]);
     while running.report().records_out() == 0 {
         std::thread::sleep(Duration::from_millis(5));

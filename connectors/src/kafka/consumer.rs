@@ -1,0 +1,142 @@
+//! The consumer of a source: its settings, each with its reason, and what it tells.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use millstream::{Bytes, OpenSource, Result};
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{ClientContext, Statistics, TopicPartitionList};
+
+use super::client::Heard;
+use super::group::Membership;
+use super::lock;
+use super::options::GroupProtocol;
+use super::start::{DataLoss, End};
+use super::topic::Topic;
+
+/// What the consumer tells, on whichever thread polls the main queue: the control thread.
+pub(super) struct Context {
+    pub(super) heard: Heard,
+    statistics: Mutex<Option<Statistics>>,
+    pub(super) membership: Membership,
+}
+
+impl Context {
+    /// The newest statistics, once.
+    pub(super) fn statistics(&self) -> Option<Statistics> {
+        lock(&self.statistics).take()
+    }
+}
+
+impl ClientContext for Context {
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.heard.note(&error, reason);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        *lock(&self.statistics) = Some(statistics);
+    }
+}
+
+impl ConsumerContext for Context {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, what: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        self.membership.asked(consumer, what, list);
+    }
+}
+
+/// The consumer of so many partitions; one that joins its group is given them later.
+pub(super) fn create(
+    topic: &Topic,
+    group: &str,
+    end: &End,
+    joins: bool,
+    open: &OpenSource,
+    partitions: usize,
+) -> Result<BaseConsumer<Context>> {
+    let mut config = topic.settings.config()?;
+    let prefetch = Prefetch::new(open.prefetch, partitions);
+    let on_data_loss = topic.source.on_data_loss.unwrap_or_default();
+    if joins {
+        match topic.source.protocol.unwrap_or_default() {
+            GroupProtocol::Classic => {
+                config.set("partition.assignment.strategy", "cooperative-sticky");
+                let times = [("session.timeout.ms", SESSION_TIMEOUT), ("heartbeat.interval.ms", HEARTBEAT_EVERY)];
+                for (property, time) in times {
+                    if !topic.settings.properties.contains_key(property) {
+                        config.set(property, time.as_millis().to_string());
+                    }
+                }
+            }
+            // The broker sets its times.
+            GroupProtocol::Consumer => drop(config.set("group.protocol", "consumer")),
+        }
+        if let Some(instance) = &topic.source.instance {
+            config.set("group.instance.id", instance);
+        }
+    }
+    config
+        .set("group.id", group)
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", if on_data_loss == DataLoss::Skip { "earliest" } else { "error" })
+        .set("isolation.level", topic.source.isolation.unwrap_or_default().name())
+        .set("enable.partition.eof", if *end == End::Never { "false" } else { "true" })
+        .set("allow.auto.create.topics", "false")
+        .set("queued.min.messages", "100000")
+        .set("queued.max.messages.kbytes", prefetch.queued_kbytes.to_string())
+        .set("statistics.interval.ms", "5000");
+    // The user's own word on these counts.
+    for (property, value) in [
+        // A partition whose queue was full is left out of fetches for this long; the default is a second.
+        ("fetch.queue.backoff.ms", "5".to_owned()),
+        ("fetch.error.backoff.ms", "50".to_owned()),
+        ("fetch.wait.max.ms", "100".to_owned()),
+        ("fetch.min.bytes", "1".to_owned()),
+        ("fetch.max.bytes", prefetch.fetch_bytes.to_string()),
+        ("fetch.message.max.bytes", prefetch.fetch_partition_bytes.to_string()),
+        ("topic.metadata.refresh.interval.ms", "30000".to_owned()),
+    ] {
+        let aliases = ["max.partition.fetch.bytes"].iter().filter(|_| property == "fetch.message.max.bytes");
+        let set = aliases.copied().chain([property]).any(|name| topic.settings.properties.contains_key(name));
+        if !set {
+            config.set(property, value);
+        }
+    }
+    let heard = Heard::default();
+    let context = Context { heard, statistics: Mutex::default(), membership: Membership::default() };
+    let mut consumer: BaseConsumer<Context> =
+        config.create_with_context(context).map_err(|cause| topic.settings.not_created(cause))?;
+    let wake = open.wake.clone();
+    consumer.set_nonempty_callback(move || wake.wake());
+    Ok(consumer)
+}
+
+/// A member that is not heard of for so long is put out of its group.
+pub(super) const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
+/// Sources with more partitions connect a second time, when their number is known.
+pub(super) const PARTITIONS_EXPECTED: usize = 8;
+
+/// How the memory for what is fetched ahead is divided.
+struct Prefetch {
+    queued_kbytes: u64,
+    fetch_bytes: u64,
+    fetch_partition_bytes: u64,
+}
+
+impl Prefetch {
+    fn new(memory: Bytes, partitions: usize) -> Prefetch {
+        // A partition below its limit is fetched once more, a response is held as long as one of its messages is, and
+        // each message takes some 400 bytes of the client's own: so a quarter is what queues may hold by their own
+        // count (measured: a million records of 1.2 kB in 64 partitions).
+        let share = memory.0 / 4 / partitions as u64;
+        Prefetch {
+            queued_kbytes: (share / 1024).clamp(1, 65_536),
+            // The client refuses less than the largest message.
+            fetch_bytes: (memory.0 / 4).clamp(1 << 20, 50 << 20),
+            fetch_partition_bytes: share.clamp(1 << 14, 1 << 20),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Membership of a consumer group. The group gives partitions and wants them back; librdkafka tells it in a callback that
+//! may do next to nothing, so here is what is done about it afterwards, on the control thread, in the one order that stalls
+//! nobody: where given partitions begin is asked first, then their readers have them, then they are assigned; partitions
+//! that are wanted back are drained and committed by the engine before they are unassigned.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::KafkaResult;
+use rdkafka::types::RDKafkaRespErr;
+
+use super::lock;
+
+/// What the group asks for.
+#[derive(Debug)]
+pub(super) enum Asked {
+    Take(Vec<(String, i32)>),
+    Return {
+        partitions: Vec<(String, i32)>,
+        /// Somebody else has them already.
+        lost: bool,
+    },
+}
+
+/// What the callback leaves for the control thread.
+#[derive(Debug, Default)]
+pub(super) struct Membership {
+    asked: Mutex<VecDeque<Asked>>,
+    /// The request that the client waits for an answer to.
+    open: Mutex<Option<Asked>>,
+    /// The run is over: every request is granted on the spot.
+    closing: AtomicBool,
+}
+
+impl Membership {
+    /// The body of the callback. The client waits for an answer, goes on with its heart-beats and pauses all partitions.
+    pub(super) fn asked<C: ConsumerContext>(
+        &self,
+        consumer: &BaseConsumer<C>,
+        what: RDKafkaRespErr,
+        list: &TopicPartitionList,
+    ) {
+        let take = what == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        if self.closing.load(SeqCst) {
+            // What is assigned now would only be given back.
+            let answer = if take { TopicPartitionList::new() } else { list.clone() };
+            let answered =
+                if take { consumer.incremental_assign(&answer) } else { consumer.incremental_unassign(&answer) };
+            note(answered);
+            return;
+        }
+        // The list is the event's.
+        let partitions = partitions_of(list);
+        let asked =
+            if take { Asked::Take(partitions) } else { Asked::Return { partitions, lost: consumer.assignment_lost() } };
+        lock(&self.asked).push_back(asked);
+    }
+
+    /// The next request; it is open until [`answered`](Membership::answered).
+    pub(super) fn next(&self) -> Option<Asked> {
+        lock(&self.asked).pop_front()
+    }
+
+    pub(super) fn open(&self, asked: Asked) {
+        *lock(&self.open) = Some(asked);
+    }
+
+    /// The open request, answered now.
+    pub(super) fn answered(&self) -> Option<Asked> {
+        lock(&self.open).take()
+    }
+
+    /// The run is over. Whatever the client still waits for is answered, or it could not end.
+    pub(super) fn close<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>) {
+        self.closing.store(true, SeqCst);
+        let waiting = mem::take(&mut *lock(&self.asked));
+        for asked in self.answered().into_iter().chain(waiting) {
+            note(match asked {
+                Asked::Take(_) => consumer.incremental_assign(&TopicPartitionList::new()),
+                Asked::Return { partitions, .. } => consumer.incremental_unassign(&list_of(&partitions)),
+            });
+        }
+    }
+}
+
+/// An answer that comes too late is none; the client says so to itself and asks again.
+pub(super) fn note(answered: KafkaResult<()>) {
+    if let Err(error) = answered {
+        tracing::warn!(%error, "the group did not take an answer");
+    }
+}
+
+pub(super) fn list_of(partitions: &[(String, i32)]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for (topic, partition) in partitions {
+        list.add_partition(topic, *partition);
+    }
+    list
+}
+
+fn partitions_of(list: &TopicPartitionList) -> Vec<(String, i32)> {
+    list.elements().iter().map(|element| (element.topic().to_owned(), element.partition())).collect()
+}
