@@ -1,6 +1,7 @@
 //! Promises that need Kafka.
 
 mod formats;
+mod groups;
 mod mistakes;
 mod offsets;
 mod outages;

@@ -1,0 +1,209 @@
+//! Members of a consumer group: partitions move without a record lost, and doubled only what was in flight.
+
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use millstream::{Error, ErrorKind, Job, Running, Trigger, discard};
+use millstream_connectors::{GroupProtocol, Kafka, Message, StartAt};
+use millstream_tests::{Findings, Record, compare};
+use rdkafka::producer::BaseRecord;
+
+use super::kafka;
+use crate::support::PATIENCE;
+use crate::support::broker::{Broker, flush, real, send, shared};
+
+const PARTITIONS: i32 = 6;
+
+#[derive(Clone)]
+struct Copy {
+    kafka: Kafka,
+    input: String,
+    output: String,
+    protocol: GroupProtocol,
+}
+
+impl Copy {
+    fn new(broker: &Broker, protocol: GroupProtocol) -> Copy {
+        let (input, output) = (broker.topic("group-in", PARTITIONS), broker.topic("group-out", PARTITIONS));
+        Copy { kafka: kafka(broker), input, output, protocol }
+    }
+
+    /// A member of its own name.
+    fn start(&self, name: &str, trigger: Trigger) -> Running {
+        let copy = self.clone();
+        let kafka = self.kafka.clone().set("client.id", name);
+        let job = Job::new(name, move |flow| {
+            let topic = kafka.topic(&copy.input).group(&copy.input).group_protocol(copy.protocol);
+            let numbers = flow.source(topic.json::<u64>().with_metadata())?.or_stop();
+            numbers
+                .map(|message: Message<u64>| message.map(|n| n))
+                .sink(kafka.topic(&copy.output).json().with_metadata())
+        });
+        job.workers(2).trigger(trigger).checkpoint_every(Duration::from_millis(100)).start().unwrap()
+    }
+
+    fn findings(&self, broker: &Broker) -> Findings {
+        let records = |topic: &str| -> Vec<Vec<Record>> {
+            let record = |read: &crate::support::broker::Read| Record {
+                id: read.value.as_ref().unwrap().parse().unwrap(),
+                key: read.key.clone().unwrap_or_default().into_bytes(),
+            };
+            broker.read(topic).iter().map(|partition| partition.iter().map(record).collect()).collect()
+        };
+        compare(&records(&self.input), &records(&self.output))
+    }
+}
+
+/// Waits until something holds, for as long as a broker may take to move partitions; looks now and then only, because
+/// others run beside it.
+#[track_caller]
+fn settled(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + 3 * PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "it never came to be that {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// How many partitions a member has.
+fn share(running: &Running) -> usize {
+    running.report().sources[0].lag.len()
+}
+
+/// A record each half millisecond while `during` runs; how many there were.
+fn under_load(broker: &Broker, input: &str, during: impl FnOnce()) -> u64 {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let (producer, begin) = (broker.producer(), Instant::now());
+            let mut n = 0_u64;
+            while !done.load(SeqCst) {
+                let (key, value) = ((n % 100).to_string(), n.to_string());
+                send(&producer, BaseRecord::to(input).key(key.as_str()).payload(value.as_str()));
+                n += 1;
+                let due = begin + n as u32 * Duration::from_micros(500);
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            }
+            flush(&producer);
+            n
+        });
+        // The load ends also when this panics.
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(during));
+        done.store(true, SeqCst);
+        let count = load.join().unwrap();
+        ended.map_or_else(|panic| std::panic::resume_unwind(panic), |()| count)
+    })
+}
+
+fn come_and_go(protocol: GroupProtocol, trigger: Trigger) {
+    let broker = shared();
+    let copy = Copy::new(broker, protocol);
+    let first = copy.start("first", trigger);
+    let mut rest = None;
+    let count = under_load(broker, &copy.input, || {
+        settled("the first has all", || share(&first) == PARTITIONS as usize);
+        let second = copy.start("second", trigger);
+        settled("each has half", || share(&first) == 3 && share(&second) == 3);
+        let third = copy.start("third", trigger);
+        settled("each has a third", || [&first, &second, &third].map(share) == [2, 2, 2]);
+        std::thread::sleep(Duration::from_millis(300));
+        second.stop();
+        second.wait().unwrap();
+        settled("two have half", || share(&first) == 3 && share(&third) == 3);
+        first.stop();
+        first.wait().unwrap();
+        settled("the last has all", || share(&third) == PARTITIONS as usize);
+        rest = Some(third);
+    });
+    settled("all of it is written", || copy.findings(broker).lost.is_empty());
+    let rest = rest.unwrap();
+    rest.stop();
+    rest.wait().unwrap();
+    let findings = copy.findings(broker);
+    println!("{protocol:?}, {trigger:?}: {findings}");
+    assert!(count > 1_000 && findings.at_least_once(), "{findings}");
+    assert!(findings.doubled.is_empty(), "what moves is committed first: {findings}");
+}
+
+#[test]
+fn share_out_partitions_and_lose_nothing() {
+    come_and_go(GroupProtocol::Classic, Trigger::Continuous);
+}
+
+#[test]
+fn share_out_partitions_between_ticks() {
+    come_and_go(GroupProtocol::Classic, Trigger::micro_batch(Duration::from_millis(50)));
+}
+
+#[test]
+fn share_out_partitions_as_the_broker_says() {
+    if real("the embedded broker does not know the broker's own protocol").is_some() {
+        come_and_go(GroupProtocol::Consumer, Trigger::Continuous);
+    }
+}
+
+#[test]
+fn see_partitions_that_are_added() {
+    let broker = shared();
+    let topic = broker.topic("grows", 1);
+    let kafka = kafka(broker).set("topic.metadata.refresh.interval.ms", "200");
+    let (name, group) = (topic.clone(), format!("group-{topic}"));
+    let job = Job::new("grows", move |flow| {
+        // A partition that is new to a topic that was read before begins at its first record.
+        let topic = kafka.topic(&name).group(&group).start_at(StartAt::Latest);
+        flow.source(topic.json::<u64>())?.or_stop().sink(discard())
+    });
+    let running = job.start().unwrap();
+    settled("it has the one", || share(&running) == 1);
+    broker.add_partitions(&topic, 3);
+    broker.write(&topic, [(Some(1), "", Some("1")), (Some(2), "", Some("2"))]);
+    settled("it has read the others from their beginning", || running.report().records_out() == 2);
+    running.stop();
+    running.wait().unwrap();
+}
+
+#[test]
+fn keep_their_partitions_over_a_restart_when_they_have_a_name() {
+    let Some(broker) = real("the embedded broker does not know static members") else { return };
+    let topic = broker.topic("static", 2);
+    let start = |instance: &'static str| {
+        let (kafka, topic) = (kafka(broker), topic.clone());
+        let job = Job::new(instance, move |flow| {
+            let source = kafka.topic(&topic).group(&topic).group_instance(instance).bytes();
+            flow.source(source)?.or_stop().sink(discard())
+        });
+        job.start().unwrap()
+    };
+    let held = |running: &Running| -> Vec<String> {
+        running.report().sources[0].lag.iter().map(|lag| lag.partition.clone()).collect()
+    };
+    let (one, two) = (start("one"), start("two"));
+    settled("each has one", || share(&one) == 1 && share(&two) == 1);
+    let (of_one, of_two) = (held(&one), held(&two));
+    one.stop();
+    one.wait().unwrap();
+    let one = start("one");
+    settled("it has its own again", || held(&one) == of_one);
+    assert_eq!(held(&two), of_two, "nobody else was asked for anything");
+    drop((one, two));
+}
+
+#[test]
+fn that_were_put_out_stop_nobody() {
+    let Some(broker) = real("the embedded broker does not know static members") else { return };
+    let topic = broker.topic("fenced", 1);
+    let start = || -> millstream::Result<Running, Error> {
+        let (kafka, topic) = (kafka(broker), topic.clone());
+        let job = Job::new("fenced", move |flow| {
+            flow.source(kafka.topic(&topic).group(&topic).group_instance("same").bytes())?.or_stop().sink(discard())
+        });
+        job.start()
+    };
+    let mut first = start().unwrap();
+    settled("it has it", || share(&first) == 1);
+    let second = start().unwrap();
+    let error = first.wait_for(PATIENCE).expect("it ends").expect_err("it was put out");
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error:#}");
+    settled("the second has it", || share(&second) == 1);
+    drop(second);
+}
