@@ -1,0 +1,152 @@
+//! Two and three processes of one group that start, are rolled, are killed, and stand still for longer than a session.
+
+use std::process::Child;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use millstream_tests::compare;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::producer::BaseRecord;
+use rdkafka::{Offset, TopicPartitionList};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{PATIENCE, broker, records, target};
+
+const PARTITIONS: i32 = 6;
+const RATE: u64 = 2_000;
+const EVENTS: usize = 30;
+
+/// What happens to a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    /// One more comes.
+    Start,
+    /// One is replaced: it drains at SIGTERM, and another one has started before.
+    Roll,
+    /// One dies, and another one starts.
+    Kill,
+    /// One stands still until its group has put it out, and goes on.
+    Pause,
+}
+
+/// How far the group is done with its input.
+struct Watch {
+    consumer: BaseConsumer,
+    topic: String,
+}
+
+impl Watch {
+    fn new(broker: &broker::Broker, topic: &str) -> Watch {
+        let consumer = broker.client().set("group.id", topic).create().expect("the settings are constants");
+        Watch { consumer, topic: topic.to_owned() }
+    }
+
+    fn committed(&self) -> i64 {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_range(&self.topic, 0, PARTITIONS - 1);
+        let committed = self.consumer.committed_offsets(list, Duration::from_secs(10)).expect("the broker answers");
+        let of = |offset| match offset {
+            Offset::Offset(offset) => offset,
+            _ => 0,
+        };
+        committed.elements().iter().map(|element| of(element.offset())).sum()
+    }
+
+    /// Waits until so many records are done; how long that took.
+    fn wait_for(&self, records: i64, what: &str) -> Duration {
+        let begin = Instant::now();
+        while self.committed() < records {
+            assert!(begin.elapsed() < PATIENCE, "after {what} the group stays at {} of {records}", self.committed());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        begin.elapsed()
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).expect("it runs");
+}
+
+#[test]
+fn of_a_group_come_and_go_and_nothing_is_lost() {
+    let broker = broker::shared();
+    let (input, output) = (broker.topic("members-in", PARTITIONS), broker.topic("members-out", PARTITIONS));
+    let seed =
+        std::env::var("MILLSTREAM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    println!("MILLSTREAM_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let start = || target(&["copy", &broker.address, &input, &output, &input, "continuous"]);
+    let (done, sent, watch) = (AtomicBool::new(false), AtomicU64::new(0), Watch::new(broker, &input));
+    let mut members = vec![start(), start()];
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (producer, begin) = (broker.producer(), Instant::now());
+            for n in 0.. {
+                if done.load(SeqCst) {
+                    break;
+                }
+                let due = begin + Duration::from_micros(n * 1_000_000 / RATE);
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                let (key, value) = ((n % 100).to_string(), n.to_string());
+                broker::send(&producer, BaseRecord::to(&input).key(key.as_str()).payload(value.as_str()));
+                sent.store(n + 1, SeqCst);
+            }
+            broker::flush(&producer);
+        });
+        // The load ends also when this panics.
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            watch.wait_for(sent.load(SeqCst) as i64 + 1, "the start");
+            for number in 0..EVENTS {
+                let event = match members.len() {
+                    2 => random.choice([Event::Start, Event::Roll, Event::Kill, Event::Pause]),
+                    _ => random.choice([Event::Roll, Event::Kill, Event::Pause]),
+                };
+                let event = event.expect("there are some");
+                let chosen = random.usize(..members.len());
+                let begin = Instant::now();
+                match event {
+                    Event::Start => members.push(start()),
+                    Event::Roll => {
+                        members.push(start());
+                        let mut old = members.swap_remove(chosen);
+                        signal(&old, Signal::TERM);
+                        assert!(old.wait().expect("it was asked to end").success(), "it did not drain");
+                    }
+                    Event::Kill => {
+                        let mut old = members.swap_remove(chosen);
+                        old.kill().expect("it runs");
+                        old.wait().expect("it was killed");
+                        // Three are enough, and one is too few.
+                        if members.len() < 2 || random.bool() {
+                            members.push(start());
+                        }
+                    }
+                    Event::Pause => {
+                        signal(&members[chosen], Signal::STOP);
+                        std::thread::sleep(Duration::from_secs(8));
+                        signal(&members[chosen], Signal::CONT);
+                    }
+                }
+                watch.wait_for(sent.load(SeqCst) as i64, &format!("{event:?}"));
+                println!("{number}: {event:?} with {} members: done after {:?}", members.len(), begin.elapsed());
+                assert!(members.iter_mut().all(|child| child.try_wait().expect("it is ours").is_none()), "one ended");
+            }
+        }));
+        done.store(true, SeqCst);
+        if let Err(panic) = ended {
+            members.iter_mut().for_each(|child| drop(child.kill()));
+            std::panic::resume_unwind(panic);
+        }
+    });
+    watch.wait_for(sent.load(SeqCst) as i64, "the end");
+    for child in &mut members {
+        child.kill().expect("it runs");
+        child.wait().expect("it was killed");
+    }
+    let findings = compare(&records(broker, &input), &records(broker, &output));
+    println!("{EVENTS} events: {findings}");
+    assert!(findings.at_least_once(), "{findings}");
+    assert!(findings.looked_at > EVENTS * 1_000, "too little went through: {findings}");
+    // What was written and not committed when a process died, or was put out: about a tenth of a second each.
+    assert!(findings.doubled.len() < EVENTS * RATE as usize, "{findings}");
+}
