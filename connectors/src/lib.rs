@@ -35,6 +35,6 @@ pub mod report;
 
 pub use format::{Decode, Encode};
 pub use kafka::{
-    Compression, DataLoss, End, GroupProtocol, Isolation, Kafka, Message, OnRefused, Partitioner, Profile, Records,
-    RecordsWithMetadata, StartAt, Topic,
+    Compression, DataLoss, DeadLetter, End, GroupProtocol, Isolation, Kafka, Message, OnRefused, Partitioner, Profile,
+    Records, RecordsWithMetadata, StartAt, Topic,
 };

@@ -48,7 +48,7 @@ pub struct Embedded {
     done: Arc<AtomicBool>,
     latencies: Arc<Mutex<Histogram<u64>>>,
     threads: Vec<JoinHandle<()>>,
-    _broker: FakeBroker,
+    broker: FakeBroker,
     _runtime: Runtime,
 }
 
@@ -68,7 +68,7 @@ impl Embedded {
             done: Arc::default(),
             latencies: Arc::new(Mutex::new(Histogram::new(3).expect("three digits are allowed"))),
             threads: Vec::new(),
-            _broker: broker,
+            broker,
             _runtime: runtime,
         };
         match preload {
@@ -77,6 +77,25 @@ impl Embedded {
         }
         embedded.spawn_observer(output);
         Ok(embedded)
+    }
+
+    pub fn create_topic(&self, name: &str) {
+        self.broker.create_topic(name, PARTITIONS);
+    }
+
+    /// A few records that are no orders.
+    pub fn write_malformed(&self, topic: &str) -> Result<()> {
+        let producer: BaseProducer = client(&self.brokers).create().expect("the settings are constants");
+        for payload in ["no JSON", "{\"id\": 1}", ""] {
+            let sent = producer.send(BaseRecord::to(topic).key("malformed").payload(payload));
+            sent.map_err(|(cause, _)| {
+                Error::new(ErrorKind::Sink, "cannot write to the embedded broker").caused_by(cause)
+            })?;
+        }
+        while producer.in_flight_count() > 0 {
+            producer.poll(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     fn spawn_generator(&mut self, input: &str, rate: u64) {

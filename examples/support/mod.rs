@@ -1,7 +1,10 @@
 //! What the Kafka examples share: their flags, signals, the report file, and, when no broker is named, a broker in
 //! this process with a generator before it and an observer behind it.
 
+#![allow(dead_code, unreachable_pub, reason = "no example uses all of it")]
+
 pub mod embedded;
+pub mod replay;
 
 use std::fs::File;
 use std::io::Write;

@@ -2,7 +2,18 @@
 
 use std::sync::Arc;
 
+use super::dead::Place;
 use millstream::Headers;
+use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+
+/// The headers of a message of the client.
+pub(super) fn headers_of(message: &BorrowedMessage<'_>) -> Headers {
+    let mut headers = Headers::new();
+    if let Some(borrowed) = message.headers() {
+        borrowed.iter().for_each(|header| headers.push(header.key, header.value.map(<[u8]>::to_vec)));
+    }
+    headers
+}
 
 /// A value with its key, headers, and where it was read. Where it was read never decides where it is written: topic,
 /// partition and timestamp of an output are unset until they are set.
@@ -37,6 +48,12 @@ pub struct KafkaOrigin {
     pub offset: i64,
     /// Milliseconds since 1970, as the producer or the broker wrote them; `None` when the topic has none.
     pub timestamp: Option<i64>,
+}
+
+impl KafkaOrigin {
+    pub(super) fn place(&self) -> Place {
+        (self.topic.to_string(), self.partition, self.offset)
+    }
 }
 
 impl<T> Message<T> {

@@ -16,6 +16,7 @@
 mod client;
 mod consumer;
 mod coordinator;
+mod dead;
 mod error;
 mod group;
 mod message;
@@ -27,6 +28,7 @@ mod source;
 mod start;
 mod topic;
 
+pub use dead::{DeadLetter, DeadLetters};
 pub use message::{KafkaOrigin, Message};
 pub use options::{Compression, GroupProtocol, OnRefused, Partitioner, Profile};
 pub use reader::KafkaReader;
@@ -79,6 +81,24 @@ impl Kafka {
     /// Several topics to read as one source.
     pub fn topics(&self, names: impl IntoIterator<Item = impl Into<String>>) -> Topic {
         Topic::new(Arc::clone(&self.settings), names.into_iter().map(Into::into).collect())
+    }
+
+    /// All topics whose whole name matches a regular expression, such as `orders-[a-z]+`, to read as one source; topics that
+    /// begin with `__` are Kafka's own and are left out. A job without an end also reads what is made later, from its
+    /// beginning, once the client has heard of it (`topic.metadata.refresh.interval.ms`, 30 s here).
+    ///
+    /// The expression is read by the client too, so it is one of both dialects: POSIX extended and Rust's.
+    pub fn topics_matching(&self, pattern: impl Into<String>) -> Topic {
+        Topic { is_pattern: true, ..self.topic(pattern) }
+    }
+
+    /// A sink of malformed records, as they were: value, key and headers are the original ones, and headers that begin with
+    /// `millstream.` say where each was read, why it is here and since when ([`Message::dead_letter`]).
+    /// [`Message::revived`] is the way back.
+    pub fn dead_letters(&self, topic: impl Into<String>) -> DeadLetters {
+        let topic = topic.into();
+        // One that is too large for its letter leaves one that says so.
+        DeadLetters(self.topic(&topic).on_refused(OnRefused::DeadLetters(topic)))
     }
 
     /// A sink for messages that each name their topic.

@@ -108,7 +108,7 @@ impl Partitioner {
 }
 
 /// What becomes of a record that the sink cannot take: too large, not encodable, no such topic or partition.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnRefused {
     /// The run ends with an error that names the record, and is not restarted.
@@ -116,4 +116,7 @@ pub enum OnRefused {
     Stop,
     /// It is dropped and counted.
     Skip,
+    /// It goes to this topic as a dead letter, and counts as done when that has it. What is too large for a dead letter too
+    /// leaves one that says where it was read and why it was refused.
+    DeadLetters(String),
 }

@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use millstream::{Batch, Bytes, Headers, Malformed, Origin, Partition, Polled, Reader, Result, Room, Wake, Worker};
+use millstream::{Batch, Bytes, Malformed, Origin, Partition, Polled, Reader, Result, Room, Wake, Worker};
 use rdkafka::Timestamp;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::error::KafkaError;
-use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use rdkafka::message::{BorrowedMessage, Message as _};
 
 use super::consumer::Context;
 use super::lock;
-use super::message::{KafkaOrigin, Message};
+use super::message::{KafkaOrigin, Message, headers_of};
 use super::partition::{Positions, Shared};
 use super::source::KafkaShared;
 use super::start::{Span, next};
@@ -39,18 +39,10 @@ impl Incoming<'_> {
         self.message.payload()
     }
 
-    fn headers(&self) -> Headers {
-        let mut headers = Headers::new();
-        if let Some(borrowed) = self.message.headers() {
-            borrowed.iter().for_each(|header| headers.push(header.key, header.value.map(<[u8]>::to_vec)));
-        }
-        headers
-    }
-
     pub(super) fn message<T>(&self, value: T) -> Message<T> {
         let mut message = Message::new(value);
         message.key = self.message.key().map(<[u8]>::to_vec);
-        message.headers = self.headers();
+        message.headers = headers_of(self.message);
         message.origin = Some(KafkaOrigin {
             topic: Arc::clone(&self.partition.topic),
             partition: self.message.partition(),
@@ -69,7 +61,7 @@ impl Incoming<'_> {
             origin: Some(Origin { partition: self.partition.shared.span.name.clone(), offset }),
             key: self.message.key().map(<[u8]>::to_vec),
             bytes: self.message.payload().map(<[u8]>::to_vec),
-            headers: self.headers(),
+            headers: headers_of(self.message),
             cause: cause.to_string(),
         }
     }

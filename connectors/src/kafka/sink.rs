@@ -2,65 +2,78 @@
 //! reports, heard on a thread that blocks for them, acknowledge. rdkafka's own threads for that spin for the last
 //! millisecond of every time-out, and its `flush` takes 100 ms with messages in flight: neither is used.
 
+use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use millstream::{Accepted, Batch, Bytes, Delivery, Error, ErrorKind, OpenSink, Result, SharedSink, Wake, Writer};
+use millstream::{
+    Accepted, Batch, Bytes, Delivery, Error, ErrorKind, Headers, OpenSink, Result, SharedSink, Wake, Writer,
+};
 use rdkafka::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
-use rdkafka::message::{Header, Message as _, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 
 use crate::format::{Cause, Payload};
 
 use super::client::{Heard, Settings};
+use super::dead::Letter;
 use super::error::{error, is_of_record};
 use super::lock;
-use super::message::Message;
+use super::message::{Message, headers_of};
 use super::options::{OnRefused, Profile};
 use super::start::partitions_of;
 use super::topic::Topic;
 
 /// What a format makes of a record.
 pub trait Write<T>: Send + Sync + 'static {
-    /// Appends the payload to `buffer`, and says what goes beside it.
+    /// Appends the payload to `buffer`.
     ///
     /// # Errors
     /// Why the record cannot be encoded.
-    fn write<'v>(&self, value: &'v T, buffer: &mut Vec<u8>) -> Result<Outgoing<'v>, Cause>;
+    fn encode(&self, value: &T, buffer: &mut Vec<u8>) -> Result<Payload, Cause>;
+
+    /// What goes beside the payload.
+    fn beside<'v>(&self, value: &'v T) -> Outgoing<'v>;
+
+    /// Topic, partition and offset where it was read; asked only of a record that is refused.
+    fn place(&self, value: &T) -> Option<(String, i32, i64)> {
+        let _ = value;
+        None
+    }
 }
 
 /// What goes beside a payload.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Outgoing<'v> {
-    pub(super) payload: Payload,
     pub(super) key: Option<&'v [u8]>,
-    pub(super) headers: Option<&'v millstream::Headers>,
+    pub(super) headers: Option<Cow<'v, Headers>>,
     pub(super) topic: Option<&'v str>,
     pub(super) partition: Option<i32>,
     pub(super) timestamp: Option<i64>,
 }
 
-impl Default for Outgoing<'_> {
-    fn default() -> Self {
-        Outgoing { payload: Payload::Present, key: None, headers: None, topic: None, partition: None, timestamp: None }
-    }
-}
-
 impl<'v> Outgoing<'v> {
-    pub(super) fn of<T>(message: &'v Message<T>, payload: Payload) -> Outgoing<'v> {
+    pub(super) fn of<T>(message: &'v Message<T>) -> Outgoing<'v> {
         Outgoing {
-            payload,
             key: message.key.as_deref(),
-            headers: Some(&message.headers).filter(|headers| !headers.is_empty()),
+            headers: Some(&message.headers).filter(|headers| !headers.is_empty()).map(Cow::Borrowed),
             topic: message.topic.as_deref(),
             partition: message.partition,
             timestamp: message.timestamp,
         }
     }
+}
+
+/// What is told of a record that was sent: who waits for it.
+struct Ticket {
+    delivery: Delivery,
+    /// It stands for a record that was refused.
+    is_letter: bool,
 }
 
 /// What the delivery thread and the writers share.
@@ -72,6 +85,8 @@ struct Context {
     full: AtomicBool,
     failed: Mutex<Option<Error>>,
     writers: Mutex<Vec<Wake>>,
+    /// Of records that were refused by the other side, for a writer to send.
+    letters: Mutex<Vec<(Letter, Delivery)>>,
 }
 
 impl Context {
@@ -98,12 +113,13 @@ impl ClientContext for Context {
 }
 
 impl ProducerContext for Context {
-    type DeliveryOpaque = Arc<Delivery>;
+    type DeliveryOpaque = Arc<Ticket>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, delivery: Arc<Delivery>) {
+    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Arc<Ticket>) {
         match result {
-            Ok(message) => delivery.acknowledge(1, Bytes(message.payload_len() as u64)),
-            Err((cause, message)) => self.not_delivered(cause, message.topic(), message.partition(), &delivery),
+            Ok(_) if ticket.is_letter => ticket.delivery.dispose(1),
+            Ok(message) => ticket.delivery.acknowledge(1, Bytes(message.payload_len() as u64)),
+            Err((cause, message)) => self.not_delivered(cause, message, &ticket),
         }
         if self.full.load(SeqCst) && self.full.swap(false, SeqCst) {
             self.wake_writers();
@@ -112,31 +128,53 @@ impl ProducerContext for Context {
 }
 
 impl Context {
-    fn not_delivered(&self, cause: &KafkaError, topic: &str, partition: i32, delivery: &Delivery) {
+    fn not_delivered(&self, cause: &KafkaError, message: &BorrowedMessage<'_>, ticket: &Ticket) {
         if self.closing.load(SeqCst) {
             return;
         }
-        match cause.rdkafka_error_code() {
-            Some(code) if is_of_record(code) => {
-                if let Err(error) = self.refuse(topic, Some(partition), cause.clone().into(), delivery) {
-                    self.fail(error);
-                }
+        let topic = message.topic();
+        if ticket.is_letter || !cause.rdkafka_error_code().is_some_and(is_of_record) {
+            self.fail(error(ErrorKind::Sink, format!("cannot deliver a record to topic `{topic}`"), cause.clone()));
+            return;
+        }
+        let letter = || Letter {
+            key: message.key().map(<[u8]>::to_vec),
+            value: message.payload().map(<[u8]>::to_vec),
+            headers: headers_of(message),
+            ..Letter::default()
+        };
+        match self.refuse(topic, Some(message.partition()), cause.clone().into(), &ticket.delivery, letter) {
+            Ok(None) => {}
+            // Only writers send.
+            Ok(Some(letter)) => {
+                lock(&self.letters).push((letter, ticket.delivery.clone()));
+                self.wake_writers();
             }
-            _ => {
-                self.fail(error(ErrorKind::Sink, format!("cannot deliver a record to topic `{topic}`"), cause.clone()));
-            }
+            Err(error) => self.fail(error),
         }
     }
 
-    /// What the policy does with a record that cannot be taken.
-    fn refuse(&self, topic: &str, partition: Option<i32>, cause: Cause, delivery: &Delivery) -> Result<()> {
+    /// What the policy does with a record that cannot be taken; perhaps a letter is to be sent.
+    fn refuse(
+        &self,
+        topic: &str,
+        partition: Option<i32>,
+        cause: Cause,
+        delivery: &Delivery,
+        letter: impl FnOnce() -> Letter,
+    ) -> Result<Option<Letter>> {
         let partition = partition.filter(|partition| *partition >= 0);
         let place = partition.map_or_else(|| format!("topic `{topic}`"), |partition| format!("{topic}/{partition}"));
-        match self.on_refused {
+        match &self.on_refused {
             OnRefused::Skip => {
                 tracing::warn!(topic, partition, %cause, "skipping a record that cannot be written");
                 delivery.dispose(1);
-                Ok(())
+                Ok(None)
+            }
+            OnRefused::DeadLetters(dead) => {
+                tracing::warn!(topic, partition, %cause, dead, "a record that cannot be written becomes a dead letter");
+                let refused_by = Some(topic.to_owned()).filter(|topic| !topic.is_empty());
+                Ok(Some(Letter { refused_by, cause: cause.to_string(), ..letter() }))
             }
             OnRefused::Stop => {
                 let doing =
@@ -252,11 +290,12 @@ fn create(topic: &Topic, open: &OpenSink) -> Result<BaseProducer<Context>> {
     }
     let context = Context {
         heard: Heard::default(),
-        on_refused: options.on_refused.unwrap_or_default(),
+        on_refused: options.on_refused.clone().unwrap_or_default(),
         closing: AtomicBool::new(false),
         full: AtomicBool::new(false),
         failed: Mutex::default(),
         writers: Mutex::default(),
+        letters: Mutex::default(),
     };
     config.create_with_context(context).map_err(|cause| topic.settings.not_created(cause))
 }
@@ -269,6 +308,9 @@ fn check_topic(producer: &BaseProducer<Context>, topic: &Topic, settings: &Setti
     };
     // Of all topics first: to ask for one by its name would create it where brokers do that.
     let all = metadata(None)?;
+    if let Some(OnRefused::DeadLetters(dead)) = &topic.sink.on_refused {
+        partitions_of(&all, dead, &settings.brokers)?;
+    }
     let Some(name) = topic.names.first() else { return Ok(()) };
     partitions_of(&all, name, &settings.brokers)?;
     metadata(Some(name)).map(drop)
@@ -317,12 +359,14 @@ impl<W> fmt::Debug for KafkaOutlet<W> {
 pub struct KafkaWriter<W> {
     shared: Arc<KafkaOutlet<W>>,
     buffer: Vec<u8>,
+    /// Letters that there was no room for.
+    letters: VecDeque<(Letter, Delivery)>,
 }
 
 impl<W> KafkaWriter<W> {
     pub(super) fn new(shared: &Arc<KafkaOutlet<W>>, wake: &Wake) -> KafkaWriter<W> {
         lock(&shared.context.writers).push(wake.clone());
-        KafkaWriter { shared: Arc::clone(shared), buffer: Vec::new() }
+        KafkaWriter { shared: Arc::clone(shared), buffer: Vec::new(), letters: VecDeque::new() }
     }
 }
 
@@ -334,55 +378,106 @@ enum Sent {
 }
 
 impl<W> KafkaWriter<W> {
-    fn send<T>(&mut self, value: &T, delivery: &Arc<Delivery>) -> Result<(Sent, Option<String>)>
+    /// Sends a record; what was encoded of it stays in the buffer.
+    fn send<T>(&mut self, value: &T, ticket: &Arc<Ticket>) -> Result<Sent>
     where
         W: Write<T>,
     {
         self.buffer.clear();
-        let outgoing = match self.shared.write.write(value, &mut self.buffer) {
-            Ok(outgoing) => outgoing,
-            Err(cause) => return Ok((Sent::Refused(cause), None)),
+        let payload = match self.shared.write.encode(value, &mut self.buffer) {
+            Ok(payload) => payload,
+            Err(cause) => {
+                self.buffer.clear();
+                return Ok(Sent::Refused(cause));
+            }
         };
+        let outgoing = self.shared.write.beside(value);
         let Some(topic) = outgoing.topic.or(self.shared.topic.as_deref()) else {
-            return Ok((Sent::Refused("the message names no topic, and the sink has none".into()), None));
+            return Ok(Sent::Refused("the message names no topic, and the sink has none".into()));
         };
-        let mut record = BaseRecord::with_opaque_to(topic, Arc::clone(delivery));
-        if outgoing.payload == Payload::Present {
+        let mut record = BaseRecord::with_opaque_to(topic, Arc::clone(ticket));
+        if payload == Payload::Present {
             record = record.payload(self.buffer.as_slice());
         }
         record.key = outgoing.key;
         record.partition = outgoing.partition;
         record.timestamp = outgoing.timestamp;
-        record.headers = outgoing.headers.map(owned);
-        match self.shared.producer.send(record) {
-            Ok(()) => Ok((Sent::Yes, None)),
-            Err((KafkaError::MessageProduction(Code::QueueFull), _)) => Ok((Sent::NoRoom, None)),
-            Err((cause, _)) if cause.rdkafka_error_code().is_none_or(is_of_record) => {
-                Ok((Sent::Refused(cause.into()), Some(topic.to_owned())))
+        record.headers = outgoing.headers.as_deref().map(owned);
+        self.shared.try_to_send(record)
+    }
+
+    /// What the policy does with a record that cannot be taken.
+    fn refuse<T>(&mut self, value: &T, cause: Cause, delivery: &Delivery) -> Result<()>
+    where
+        W: Write<T>,
+    {
+        let outgoing = self.shared.write.beside(value);
+        let topic = outgoing.topic.or(self.shared.topic.as_deref()).unwrap_or_default();
+        let letter = || Letter {
+            key: outgoing.key.map(<[u8]>::to_vec),
+            value: Some(self.buffer.clone()).filter(|buffer| !buffer.is_empty()),
+            headers: outgoing.headers.as_deref().cloned().unwrap_or_default(),
+            origin: self.shared.write.place(value),
+            ..Letter::default()
+        };
+        if let Some(letter) = self.shared.context.refuse(topic, None, cause, delivery, letter)? {
+            self.letters.push_back((letter, delivery.clone()));
+        }
+        Ok(())
+    }
+
+    /// Sends the letters that wait, in order, as far as there is room.
+    fn send_letters(&mut self) -> Result<()> {
+        let OnRefused::DeadLetters(dead) = &self.shared.context.on_refused else { return Ok(()) };
+        while let Some((letter, delivery)) = self.letters.front_mut() {
+            let ticket = Arc::new(Ticket { delivery: delivery.clone(), is_letter: true });
+            let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(dead, ticket);
+            (record.key, record.payload) = (letter.key.as_deref(), letter.value.as_deref());
+            record.headers = Some(owned(&letter.all_headers()));
+            match self.shared.try_to_send(record)? {
+                Sent::Yes => drop(self.letters.pop_front()),
+                Sent::NoRoom => {
+                    self.shared.context.full.store(true, SeqCst);
+                    return Ok(());
+                }
+                Sent::Refused(_) if !letter.is_stripped => letter.strip(),
+                Sent::Refused(cause) => {
+                    let doing = format!("cannot write a dead letter to topic `{dead}`");
+                    return Err(Error::new(ErrorKind::Malformed, doing).caused_by(cause));
+                }
             }
+        }
+        Ok(())
+    }
+}
+
+impl<W> KafkaOutlet<W> {
+    fn try_to_send(&self, record: BaseRecord<'_, [u8], [u8], Arc<Ticket>>) -> Result<Sent> {
+        let topic = record.topic;
+        match self.producer.send(record) {
+            Ok(()) => Ok(Sent::Yes),
+            Err((KafkaError::MessageProduction(Code::QueueFull), _)) => Ok(Sent::NoRoom),
+            Err((cause, _)) if cause.rdkafka_error_code().is_none_or(is_of_record) => Ok(Sent::Refused(cause.into())),
             Err((cause, _)) => Err(error(ErrorKind::Sink, format!("cannot write to topic `{topic}`"), cause)),
         }
     }
 }
 
-fn owned(headers: &millstream::Headers) -> OwnedHeaders {
+fn owned(headers: &Headers) -> OwnedHeaders {
     let empty = OwnedHeaders::new_with_capacity(headers.len());
     headers.iter().fold(empty, |owned, (key, value)| owned.insert(Header { key, value }))
 }
 
 impl<T, W: Write<T>> Writer<T> for KafkaWriter<W> {
     fn write(&mut self, batch: &mut Batch<T>, delivery: &Delivery) -> Result<Accepted> {
-        let shared_delivery = Arc::new(delivery.clone());
+        let ticket = Arc::new(Ticket { delivery: delivery.clone(), is_letter: false });
         let mut accepted = Accepted::All;
         let mut looked_again = false;
         while let Some(value) = batch.front() {
-            match self.send(value, &shared_delivery)? {
-                (Sent::Yes, _) => {}
-                (Sent::Refused(cause), topic) => {
-                    let topic = topic.or_else(|| self.shared.topic.clone()).unwrap_or_default();
-                    self.shared.context.refuse(&topic, None, cause, delivery)?;
-                }
-                (Sent::NoRoom, _) => {
+            match self.send(value, &ticket)? {
+                Sent::Yes => {}
+                Sent::Refused(cause) => self.refuse(value, cause, delivery)?,
+                Sent::NoRoom => {
                     self.shared.context.full.store(true, SeqCst);
                     if self.shared.producer.in_flight_count() > 0 {
                         accepted = Accepted::Full;
@@ -394,20 +489,28 @@ impl<T, W: Write<T>> Writer<T> for KafkaWriter<W> {
                         looked_again = true;
                         continue;
                     }
-                    let topic = self.shared.topic.clone().unwrap_or_default();
                     let cause = "it is larger than the memory for records on their way out (`Job::memory`)";
-                    self.shared.context.refuse(&topic, None, cause.into(), delivery)?;
+                    self.refuse(value, cause.into(), delivery)?;
                 }
             }
             looked_again = false;
             batch.next();
         }
+        self.send_letters()?;
         self.shared.sending.wake();
         Ok(accepted)
     }
 
     fn poll(&mut self) -> Result<()> {
-        lock(&self.shared.context.failed).take().map_or(Ok(()), Err)
+        if let Some(error) = lock(&self.shared.context.failed).take() {
+            return Err(error);
+        }
+        self.letters.extend(lock(&self.shared.context.letters).drain(..));
+        if !self.letters.is_empty() {
+            self.send_letters()?;
+            self.shared.sending.wake();
+        }
+        Ok(())
     }
 }
 

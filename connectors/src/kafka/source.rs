@@ -28,7 +28,7 @@ use super::group::{Asked, list_of, note};
 use super::lock;
 use super::partition::{Claim, Held, Positions, Shared};
 use super::reader::{Door, Read, owner};
-use super::start::{DataLoss, End, Span, Starting, next, not_a_list};
+use super::start::{DataLoss, End, Span, Starting, next, not_a_list, topics_of, whole};
 use super::topic::Topic;
 
 /// The half of a Kafka source that a process has once.
@@ -75,29 +75,36 @@ impl<R: Read> KafkaShared<R> {
         };
         let joins = topic.source.partitions.is_none() && end == End::Never;
         let mut consumer = create(topic, &group, &end, joins, &open, PARTITIONS_EXPECTED)?;
+        let topics = topics_of(&consumer, topic, &consumer.context().heard)?;
         let starting = Starting {
             consumer: &consumer,
             settings: &topic.settings,
             heard: &consumer.context().heard,
-            topics: &topic.names,
+            topics: &topics,
             options: &topic.source,
             group: &group,
             end: &end,
             resume: open.resume.as_ref(),
         };
         // A member is told later which of them are its own; that they exist, and that the group can be asked, is known now.
-        let spans = if joins { starting.spans_of(&starting.partitions()?)? } else { starting.spans()? };
+        let spans = match joins {
+            // Topics of a pattern may be made later.
+            true if topics.is_empty() => Vec::new(),
+            true => starting.spans_of(&starting.partitions()?)?,
+            false => starting.spans()?,
+        };
         if spans.len() > PARTITIONS_EXPECTED {
             // Split queues are bounded one by one, and a client's bounds cannot be changed.
             consumer = create(topic, &group, &end, joins, &open, spans.len())?;
-            for name in &topic.names {
+            for name in &topics {
                 let known = consumer.fetch_metadata(Some(name), topic.settings.connect_within);
                 let heard = &consumer.context().heard;
                 known.map_err(|cause| topic.settings.unreachable("reach Kafka", cause, heard))?;
             }
         }
         let mode = if joins {
-            Mode::Member { topics: topic.names.clone() }
+            let pattern = || vec![whole(&topic.names[0])];
+            Mode::Member { topics: if topic.is_pattern { pattern() } else { topics } }
         } else {
             Mode::Assigned { spans, claim: Mutex::default() }
         };

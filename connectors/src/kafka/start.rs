@@ -14,10 +14,12 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::groups::GroupMemberInfo;
 use rdkafka::metadata::Metadata;
 use rdkafka::{Offset, TopicPartitionList};
+use regex::Regex;
 
 use super::client::{Heard, Settings};
 use super::error::{error, is_refusal};
 use super::options::SourceOptions;
+use super::topic::Topic;
 
 /// Where reading begins in a partition for which nothing is committed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -350,6 +352,32 @@ impl<C: ConsumerContext> Starting<'_, C> {
         }
         Ok(list)
     }
+}
+
+/// The topics that a source reads, as far as they exist now.
+pub(super) fn topics_of<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &Topic,
+    heard: &Heard,
+) -> Result<Vec<String>> {
+    if !topic.is_pattern {
+        return Ok(topic.names.clone());
+    }
+    let pattern = whole(&topic.names[0]);
+    let matching = Regex::new(&pattern).map_err(|cause| {
+        let doing = format!("`{}` is no pattern of topics", topic.names[0]);
+        Error::new(ErrorKind::Option, doing).caused_by(cause)
+    })?;
+    let settings = &topic.settings;
+    let metadata = consumer.fetch_metadata(None, settings.connect_within);
+    let metadata = metadata.map_err(|cause| settings.unreachable("reach Kafka", cause, heard))?;
+    let names = metadata.topics().iter().map(|known| known.name().to_owned());
+    Ok(names.filter(|name| !name.starts_with("__") && matching.is_match(name)).collect())
+}
+
+/// A pattern of a whole name. The client takes for a pattern what begins with `^`.
+pub(super) fn whole(pattern: &str) -> String {
+    format!("^({pattern})$")
 }
 
 /// The partitions of a topic, or why there are none.

@@ -7,10 +7,11 @@ use millstream::{
     Error, ErrorKind, Keyed, KeyedSink, Malformed, OpenSink, OpenSource, Result, Sink, Source, Wake, Worker,
 };
 
-use crate::format::{Bytes, Cause, Decode, Encode, Json, Text, Tombstones};
+use crate::format::{Bytes, Cause, Decode, Encode, Json, Payload, Text, Tombstones};
 
 use super::client::Settings;
-use super::message::Message;
+use super::dead::Place;
+use super::message::{KafkaOrigin, Message};
 use super::options::{Compression, GroupProtocol, OnRefused, Partitioner, Profile, SinkOptions, SourceOptions};
 use super::reader::{Incoming, KafkaReader, Read};
 use super::sink::{KafkaOutlet, KafkaWriter, Outgoing, Write};
@@ -22,6 +23,8 @@ use super::start::{DataLoss, End, Isolation, StartAt};
 pub struct Topic {
     pub(super) settings: Arc<Settings>,
     pub(super) names: Vec<String>,
+    /// The name is a pattern.
+    pub(super) is_pattern: bool,
     /// Each message names its own.
     pub(super) by_message: bool,
     pub(super) source: SourceOptions,
@@ -30,7 +33,14 @@ pub struct Topic {
 
 impl Topic {
     pub(super) fn new(settings: Arc<Settings>, names: Vec<String>) -> Topic {
-        Topic { settings, names, by_message: false, source: SourceOptions::default(), sink: SinkOptions::default() }
+        Topic {
+            settings,
+            names,
+            is_pattern: false,
+            by_message: false,
+            source: SourceOptions::default(),
+            sink: SinkOptions::default(),
+        }
     }
 
     // As a source.
@@ -186,7 +196,7 @@ impl Topic {
             ("group_instance", options.instance.is_some()),
         ];
         self.check(&set, "a sink")?;
-        if self.names.len() != usize::from(!self.by_message) {
+        if self.names.len() != usize::from(!self.by_message) || self.is_pattern {
             let doing =
                 format!("{}: a sink has one topic; `kafka.messages()` takes it from each message", self.described());
             return Err(Error::new(ErrorKind::Option, doing));
@@ -416,26 +426,49 @@ impl Read for Raw {
 }
 
 impl<V: 'static, F: Encode<V> + Clone + Send + Sync> Write<V> for Values<F> {
-    fn write<'v>(&self, value: &'v V, buffer: &mut Vec<u8>) -> Result<Outgoing<'v>, Cause> {
-        Ok(Outgoing { payload: self.0.encode(value, buffer)?, ..Outgoing::default() })
+    fn encode(&self, value: &V, buffer: &mut Vec<u8>) -> Result<Payload, Cause> {
+        self.0.encode(value, buffer)
+    }
+
+    fn beside<'v>(&self, _: &'v V) -> Outgoing<'v> {
+        Outgoing::default()
     }
 }
 
 impl<V: 'static, F: Encode<V> + Clone + Send + Sync> Write<Keyed<V>> for WithKey<F> {
-    fn write<'v>(&self, keyed: &'v Keyed<V>, buffer: &mut Vec<u8>) -> Result<Outgoing<'v>, Cause> {
-        Ok(Outgoing { payload: self.0.encode(&keyed.value, buffer)?, key: Some(&keyed.key), ..Outgoing::default() })
+    fn encode(&self, keyed: &Keyed<V>, buffer: &mut Vec<u8>) -> Result<Payload, Cause> {
+        self.0.encode(&keyed.value, buffer)
+    }
+
+    fn beside<'v>(&self, keyed: &'v Keyed<V>) -> Outgoing<'v> {
+        Outgoing { key: Some(&keyed.key), ..Outgoing::default() }
     }
 }
 
 impl<V: 'static, F: Encode<V> + Clone + Send + Sync> Write<Message<V>> for WithMetadata<F> {
-    fn write<'v>(&self, message: &'v Message<V>, buffer: &mut Vec<u8>) -> Result<Outgoing<'v>, Cause> {
-        Ok(Outgoing::of(message, self.0.encode(message.value(), buffer)?))
+    fn encode(&self, message: &Message<V>, buffer: &mut Vec<u8>) -> Result<Payload, Cause> {
+        self.0.encode(message.value(), buffer)
+    }
+
+    fn beside<'v>(&self, message: &'v Message<V>) -> Outgoing<'v> {
+        Outgoing::of(message)
+    }
+
+    fn place(&self, message: &Message<V>) -> Option<Place> {
+        message.origin().map(KafkaOrigin::place)
     }
 }
 
 impl Write<Message<Option<Vec<u8>>>> for Raw {
-    fn write<'v>(&self, message: &'v Message<Option<Vec<u8>>>, buffer: &mut Vec<u8>) -> Result<Outgoing<'v>, Cause> {
-        let payload = Tombstones(Bytes).encode(message.value(), buffer)?;
-        Ok(Outgoing::of(message, payload))
+    fn encode(&self, message: &Message<Option<Vec<u8>>>, buffer: &mut Vec<u8>) -> Result<Payload, Cause> {
+        Tombstones(Bytes).encode(message.value(), buffer)
+    }
+
+    fn beside<'v>(&self, message: &'v Message<Option<Vec<u8>>>) -> Outgoing<'v> {
+        Outgoing::of(message)
+    }
+
+    fn place(&self, message: &Message<Option<Vec<u8>>>) -> Option<Place> {
+        message.origin().map(KafkaOrigin::place)
     }
 }

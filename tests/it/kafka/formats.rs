@@ -1,7 +1,7 @@
 //! What goes through a topic and comes out of it: formats, metadata, tombstones, partitions by key.
 
 use millstream::{Job, Malformed, Trigger, collect, rows};
-use millstream_connectors::{Compression, Message, Profile};
+use millstream_connectors::{Compression, Kafka, Message, Profile};
 use rdkafka::producer::BaseRecord;
 use serde::{Deserialize, Serialize};
 
@@ -214,4 +214,57 @@ fn an_empty_value_is_no_tombstone() {
     let (kafka, to) = (kafka(broker), topic.clone());
     Job::new("empty", move |flow| flow.source(rows([String::new()]))?.sink(kafka.topic(&to).text())).run().unwrap();
     assert_eq!(broker.read(&topic)[0][0].value.as_deref(), Some(""));
+}
+
+/// Poison of every kind at every position: each becomes a dead letter with its place and cause, none is lost, and what is
+/// good passes.
+#[test]
+fn poison_becomes_dead_letters_and_comes_back() {
+    let broker = shared();
+    let (input, output, dead) = (broker.topic("poison", 1), broker.topic("clean", 1), broker.topic("dead", 1));
+    let poison = [Some(""), Some("{"), Some("-1"), Some("\"1\""), Some("1 2"), Some("99999999999999999999"), None];
+    let mut values = Vec::new();
+    for poison in poison {
+        values.extend([poison, Some("1"), poison]);
+    }
+    broker.write(&input, values.iter().map(|value| (None, "key", *value)));
+    let (kafka, from, to, letters) = (kafka(broker), input.clone(), output.clone(), dead.clone());
+    let group = format!("group-{input}");
+    let job = move |kafka: &Kafka| {
+        let (kafka, from, to, letters, group) =
+            (kafka.clone(), from.clone(), to.clone(), letters.clone(), group.clone());
+        Job::new("poison", move |flow| {
+            let (good, bad) = flow.source(kafka.topic(&from).group(&group).json::<u64>())?.partition_results();
+            good.sink(kafka.topic(&to).json())?;
+            bad.sink(kafka.dead_letters(&letters))
+        })
+        .trigger(Trigger::AvailableNow)
+    };
+    let report = job(&kafka).run().unwrap();
+    assert_eq!((report.sinks[0].acknowledged, report.sinks[1].acknowledged), (7, 14));
+    let records = broker.read(&dead).concat();
+    assert_eq!(records.len(), 14);
+    for (record, place) in records.iter().zip((0..21).filter(|place| place % 3 != 1)) {
+        let header =
+            |name: &str| record.headers.iter().find(|(own, _)| own == name).and_then(|(_, value)| value.clone());
+        assert_eq!((record.key.as_deref(), record.value.as_deref()), (Some("key"), values[place]));
+        assert_eq!(header("millstream.topic"), Some(input.clone()));
+        assert_eq!(header("millstream.partition").as_deref(), Some("0"));
+        assert_eq!(header("millstream.offset"), Some(place.to_string()));
+        assert!(header("millstream.cause").is_some_and(|cause| !cause.is_empty()));
+    }
+    // Back to where they came from, those only that were empty.
+    let (back, letters) = (kafka.clone(), dead.clone());
+    let replay = Job::new("replay", move |flow| {
+        let empty = |message: &Message<Option<Vec<u8>>>| {
+            message.dead_letter().is_some_and(|letter| letter.cause.contains("EOF"))
+        };
+        let revived = flow.source(back.topic(&letters).group(&letters).raw())?.filter(empty).flat_map(Message::revived);
+        revived.sink(back.messages().raw())
+    });
+    assert_eq!(replay.trigger(Trigger::AvailableNow).run().unwrap().records_out(), 2);
+    let all = broker.read(&input).concat();
+    assert_eq!(all.len(), 23);
+    assert!(all[21..].iter().all(|record| record.headers.is_empty() && record.key.as_deref() == Some("key")));
+    assert_eq!(job(&kafka).run().unwrap().records_in(), 2, "they are read again, and only they");
 }

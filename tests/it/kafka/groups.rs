@@ -96,7 +96,7 @@ fn under_load(broker: &Broker, input: &str, during: impl FnOnce()) -> u64 {
 }
 
 fn come_and_go(protocol: GroupProtocol, trigger: Trigger) {
-    let broker = shared();
+    let Some(broker) = real("the embedded broker does not share partitions out") else { return };
     let copy = Copy::new(broker, protocol);
     let first = copy.start("first", trigger);
     let mut rest = None;
@@ -137,9 +137,7 @@ fn share_out_partitions_between_ticks() {
 
 #[test]
 fn share_out_partitions_as_the_broker_says() {
-    if real("the embedded broker does not know the broker's own protocol").is_some() {
-        come_and_go(GroupProtocol::Consumer, Trigger::Continuous);
-    }
+    come_and_go(GroupProtocol::Consumer, Trigger::Continuous);
 }
 
 #[test]
@@ -206,4 +204,35 @@ fn that_were_put_out_stop_nobody() {
     assert_eq!(error.kind(), ErrorKind::Refused, "{error:#}");
     settled("the second has it", || share(&second) == 1);
     drop(second);
+}
+
+#[test]
+fn read_what_matches_a_pattern_also_when_it_is_made_later() {
+    let broker = shared();
+    let family = format!("family{}", fastrand::u32(..));
+    let (here, of_job) = (kafka(broker).set("topic.metadata.refresh.interval.ms", "200"), family.clone());
+    let first = broker.topic(&format!("{family}-a"), 1);
+    let stranger = broker.topic(&format!("not-{family}-a"), 1);
+    broker.write(&first, [(None, "", Some("1"))]);
+    broker.write(&stranger, [(None, "", Some("1"))]);
+    let job = Job::new("pattern", move |flow| {
+        let topics = here.topics_matching(format!("{of_job}-[ab]-[0-9]+")).group(&of_job);
+        flow.source(topics.json::<u64>())?.or_stop().sink(discard())
+    });
+    let running = job.start().unwrap();
+    settled("it has read the one", || running.report().records_out() == 1);
+    let second = broker.topic(&format!("{family}-b"), 2);
+    broker.write(&second, [(Some(0), "", Some("1")), (Some(1), "", Some("2"))]);
+    settled("it has read the other", || running.report().records_out() == 3);
+    let read: Vec<String> = running.report().sources[0].lag.iter().map(|lag| lag.partition.clone()).collect();
+    assert_eq!(read.iter().filter(|name| name.starts_with(&second)).count(), 2, "{read:?}");
+    running.stop();
+    running.wait().unwrap();
+    let here = kafka(broker);
+    let job = Job::new("pattern", move |flow| {
+        let topics = here.topics_matching(format!("{family}-.*")).group("bounded");
+        flow.source(topics.json::<u64>())?.or_stop().sink(discard())
+    });
+    let report = job.trigger(Trigger::AvailableNow).run().unwrap();
+    assert_eq!(report.records_out(), 3, "also one with an end");
 }

@@ -142,6 +142,18 @@ fn an_option_on_the_wrong_side_is_named() {
         flow.source(rows([String::new()]))?.sink(sink.topics(["a", "b"]).text())
     });
     let source = here.clone();
+    check(ErrorKind::Option, &["`[`", "pattern"], move |flow| {
+        flow.source(source.topics_matching("[").text())?.or_stop().sink(discard())
+    });
+    let sink = here.clone();
+    check(ErrorKind::Option, &["one topic"], move |flow| {
+        flow.source(rows([String::new()]))?.sink(sink.topics_matching("a.*").text())
+    });
+    let sink = here.clone();
+    check(ErrorKind::Option, &["one topic"], move |flow| {
+        flow.source(rows([String::new()]))?.sink(sink.topics(Vec::<String>::new()).text())
+    });
+    let source = here.clone();
     check(ErrorKind::Option, &["`kafka.messages()`"], move |flow| {
         flow.source(source.messages().raw())?.sink(discard())
     });

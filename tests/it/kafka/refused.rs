@@ -33,7 +33,7 @@ fn run(topic: &str, policy: OnRefused, spoil: fn(Message<Fussy>) -> Message<Fuss
             let message = Message::new(Fussy(n)).key(n.to_string());
             if n == 13 { spoil(message) } else { message }
         });
-        messages.sink(kafka.topic(&topic).on_refused(policy).json().with_metadata())
+        messages.sink(kafka.topic(&topic).on_refused(policy.clone()).json().with_metadata())
     })
     .restart(AGAIN)
     .run()
@@ -49,6 +49,20 @@ fn check(names: &str, spoil: fn(Message<Fussy>) -> Message<Fussy>) {
     let report = run(&topic, OnRefused::Skip, spoil).unwrap();
     assert_eq!((report.sinks[0].acknowledged, report.sinks[0].skipped), (9, 1));
     assert_eq!(shared().read(&topic).iter().flatten().count(), 9);
+    let (topic, dead) = (shared().topic("mourned", 2), shared().topic("dead", 1));
+    let report = run(&topic, OnRefused::DeadLetters(dead.clone()), spoil).unwrap();
+    assert_eq!((report.sinks[0].acknowledged, report.sinks[0].skipped), (9, 1));
+    assert_eq!(shared().read(&topic).iter().flatten().count(), 9);
+    let letters = shared().read(&dead).concat();
+    let header = |name: &str| {
+        letters[0].headers.iter().find(|(own, _)| own == name).and_then(|(_, value)| value.clone()).unwrap_or_default()
+    };
+    assert_eq!(letters.len(), 1, "{letters:?}");
+    assert!(header("millstream.cause").contains(names), "{letters:?}");
+    assert_eq!(header("millstream.refused-by"), topic);
+    if header("millstream.stripped").is_empty() {
+        assert_eq!(letters[0].key.as_deref(), Some("13"));
+    }
 }
 
 #[test]
@@ -76,4 +90,13 @@ fn because_it_is_larger_than_the_memory_of_the_sink() {
     let report =
         job.memory(millstream::Bytes(400_000)).start().unwrap().wait_for(crate::PATIENCE).expect("no hang").unwrap();
     assert_eq!((report.sinks[0].acknowledged, report.sinks[0].skipped), (2, 1));
+}
+
+#[test]
+fn and_a_dead_letter_topic_that_does_not_exist_is_named_at_start() {
+    let topic = shared().topic("refused", 2);
+    let error =
+        run(&topic, OnRefused::DeadLetters("no-such-topic".to_owned()), |message| message).expect_err("no topic");
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error:#}");
+    assert!(error.to_string().contains("no-such-topic"), "{error:#}");
 }

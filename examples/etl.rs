@@ -1,0 +1,101 @@
+//! Extract, transform, load: the orders of `transform` in, cleaned and enriched JSON out under the same key, and what is no
+//! order to a topic of dead letters. A second mode sends those back, when the program or the data have been mended.
+//!
+//! ```text
+//! cargo run --release --example etl
+//! cargo run --release --example etl -- --brokers localhost:9092 --input orders --output clean-orders
+//! cargo run --release --example etl -- --brokers localhost:9092 --input orders --replay
+//! ```
+
+mod support;
+
+use std::time::Duration;
+
+use clap::Parser;
+use millstream::{Flow, Job, Result, Trigger};
+use millstream_connectors::Kafka;
+use serde::Serialize;
+use support::Options;
+use support::embedded::{Embedded, Order};
+use support::replay::{Filter, replay};
+
+#[derive(Debug, Parser)]
+struct Etl {
+    #[command(flatten)]
+    common: Options,
+    /// The topic of what is no order [default: the input's name and `.dead`]
+    #[arg(long)]
+    dead_letters: Option<String>,
+    /// Sends the dead letters back to where they were read, and ends
+    #[arg(long)]
+    replay: bool,
+    #[command(flatten)]
+    filter: Filter,
+}
+
+/// An order as the rest of the company wants it.
+#[derive(Debug, Serialize)]
+struct Clean {
+    id: u64,
+    due: u64,
+    customer: String,
+    amount: f64,
+    currency: &'static str,
+    size: &'static str,
+}
+
+impl From<Order> for Clean {
+    fn from(order: Order) -> Clean {
+        let size = match order.cents {
+            ..1_000 => "small",
+            1_000..50_000 => "medium",
+            _ => "large",
+        };
+        let customer = format!("C{:06}", order.customer);
+        Clean { id: order.id, due: order.due, customer, amount: order.cents as f64 / 100.0, currency: "EUR", size }
+    }
+}
+
+fn pipeline(flow: &Flow<'_>, kafka: &Kafka, options: &Options, dead_letters: &str) -> Result<()> {
+    let topic = kafka.topic(&options.input).group(&options.group).start_at(options.start.clone());
+    let (orders, malformed) = flow.source(topic.json::<Order>().with_metadata())?.partition_results();
+    orders
+        .filter(|order| order.value().cents > 0)
+        .map(|order| order.map(Clean::from))
+        .sink(kafka.topic(&options.output).json().with_metadata())?;
+    malformed.sink(kafka.dead_letters(dead_letters))
+}
+
+fn run(etl: Etl) -> Result<()> {
+    let mut options = etl.common;
+    let dead_letters = etl.dead_letters.unwrap_or_else(|| format!("{}.dead", options.input));
+    let embedded = match options.brokers {
+        Some(_) => None,
+        None => {
+            options.duration.get_or_insert(Duration::from_secs(20));
+            let preload = (options.trigger == Trigger::AvailableNow).then_some(20_000);
+            let embedded = Embedded::start(&options.input, &options.output, 1_000, preload)?;
+            embedded.create_topic(&dead_letters);
+            embedded.write_malformed(&options.input)?;
+            Some(embedded)
+        }
+    };
+    let brokers = embedded.as_ref().map_or_else(|| options.brokers.clone().unwrap_or_default(), |own| own.brokers.clone());
+    let kafka = Kafka::new(brokers);
+    if etl.replay {
+        println!("{}", replay(&kafka, dead_letters, format!("{}.replay", options.group), etl.filter)?);
+        return Ok(());
+    }
+    let of_job = options.clone();
+    let job = Job::new("etl", move |flow| pipeline(flow, &kafka, &of_job, &dead_letters));
+    let report = support::run(job, &options, |_| {})?;
+    if let Some(embedded) = &embedded {
+        println!("{}", embedded.line());
+    }
+    println!("{report}");
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    run(Etl::parse())
+}

@@ -1,0 +1,38 @@
+//! Sends dead letters back to the topics where they were read, with the value, key and headers they had: all of them, or
+//! those of one origin or cause. Each goes once, because the group remembers which went.
+//!
+//! ```text
+//! cargo run --release --example replay -- --brokers localhost:9092 --letters orders.dead --cause "missing field"
+//! ```
+
+mod support;
+
+use clap::Parser;
+use millstream::Result;
+use millstream_connectors::Kafka;
+use support::replay::{Filter, replay};
+
+#[derive(Debug, Parser)]
+struct Options {
+    /// Bootstrap servers
+    #[arg(long)]
+    brokers: String,
+    /// The topic of the dead letters
+    #[arg(long)]
+    letters: String,
+    /// The consumer group that remembers which were sent back
+    #[arg(long, default_value = "replay")]
+    group: String,
+    #[command(flatten)]
+    filter: Filter,
+}
+
+fn run(options: Options) -> Result<()> {
+    let Options { brokers, letters, group, filter } = options;
+    println!("{}", replay(&Kafka::new(brokers), letters, group, filter)?);
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    run(Options::parse())
+}
