@@ -129,7 +129,9 @@ impl Subject {
         (input, output)
     }
 
-    fn start(who: Who, options: &Options, (input, output): (String, String), group: &str, trigger: &str) -> Subject {
+    /// In a group of its own: a member that was killed keeps the next one waiting for a session.
+    fn start(who: Who, options: &Options, (input, output): (String, String), trigger: &str) -> Subject {
+        let group = &format!("bench-{}", fastrand::u64(..));
         let report = std::env::temp_dir().join(format!("{output}.jsonl"));
         let mut command = match who {
             Who::Floor => {
@@ -171,14 +173,14 @@ fn pairs(options: &Options, rate: u64) {
     );
     let mut runs: [Vec<Run>; 2] = [Vec::new(), Vec::new()];
     // The first run after a broker's start measures the broker's; it is not counted.
-    let first = Subject::start(Who::Floor, options, Subject::topics(options), "bench", "");
+    let first = Subject::start(Who::Floor, options, Subject::topics(options), "");
     first.drive(options, rate, options.seconds);
     drop(first);
     let hiccups = Hiccups::start();
     for pair in 0..options.pairs {
         let order = if pair % 2 == 0 { [Who::Floor, Who::Engine] } else { [Who::Engine, Who::Floor] };
         for who in order {
-            let subject = Subject::start(who, options, Subject::topics(options), "bench", "continuous");
+            let subject = Subject::start(who, options, Subject::topics(options), "continuous");
             std::thread::sleep(Duration::from_millis(800));
             let run = subject.drive(options, rate, options.seconds);
             let name = if who == Who::Floor { "F" } else { "E" };
@@ -237,9 +239,7 @@ fn saturate(options: &Options) {
         for who in order {
             let output = format!("bench-out-{}", fastrand::u32(..));
             create_with(&options.brokers, &[&output], PARTITIONS, &[("message.timestamp.type", "LogAppendTime")]);
-            // The floor begins at the beginning whatever its group; the engine does with a fresh one.
-            let group = format!("{input}-{}", fastrand::u32(..));
-            let subject = Subject::start(who, options, (input.clone(), output), &group, "continuous");
+            let subject = Subject::start(who, options, (input.clone(), output), "continuous");
             wait_for_end(options, &subject.output, options.orders);
             let (used, most) = (cpu(subject.child.id()).as_secs_f64(), memory(subject.child.id()).1);
             let (first, last) = append_times(options, &subject.output, options.orders);
@@ -297,7 +297,7 @@ struct Own {
 
 /// One run of the engine at 1 000 a second, and what its report says of it.
 fn reported(options: &Options, trigger: &str, seconds: u64) -> (Run, Own) {
-    let subject = Subject::start(Who::Engine, options, Subject::topics(options), "bench", trigger);
+    let subject = Subject::start(Who::Engine, options, Subject::topics(options), trigger);
     std::thread::sleep(Duration::from_millis(800));
     let run = subject.drive(options, 1_000, seconds);
     std::thread::sleep(Duration::from_millis(2_100));
@@ -323,7 +323,7 @@ fn ticks(options: &Options, tick: &str) {
     let interval = if tick.ends_with("ms") { interval } else { interval * 1e3 };
     let seconds = ((interval * options.batches as f64 / 1e3) as u64).max(options.seconds);
     println!("\nmicro-batch of {tick} at 1 000 a second, {seconds} s; ms from due time");
-    let floor = Subject::start(Who::Floor, options, Subject::topics(options), "bench", "");
+    let floor = Subject::start(Who::Floor, options, Subject::topics(options), "");
     std::thread::sleep(Duration::from_millis(800));
     let floor = floor.drive(options, 1_000, options.seconds).milliseconds(0.5);
     let (_, alone) = reported(options, "continuous", options.seconds);
@@ -360,7 +360,7 @@ fn footprint(options: &Options) {
         // The consumer's own start is over before the clock runs.
         drop(consumer.poll(Duration::from_millis(700)));
         let begin = Instant::now();
-        let subject = Subject::start(who, options, topics, "bench", "continuous");
+        let subject = Subject::start(who, options, topics, "continuous");
         while consumer.poll(Duration::from_millis(5)).is_none() {
             assert!(begin.elapsed() < Duration::from_secs(30), "nothing comes");
         }

@@ -80,7 +80,8 @@ fn run(etl: Etl) -> Result<()> {
             Some(embedded)
         }
     };
-    let brokers = embedded.as_ref().map_or_else(|| options.brokers.clone().unwrap_or_default(), |own| own.brokers.clone());
+    let brokers =
+        embedded.as_ref().map_or_else(|| options.brokers.clone().unwrap_or_default(), |own| own.brokers.clone());
     let kafka = Kafka::new(brokers);
     if etl.replay {
         println!("{}", replay(&kafka, dead_letters, format!("{}.replay", options.group), etl.filter)?);

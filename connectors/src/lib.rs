@@ -1,4 +1,4 @@
-//! Sources and sinks for [millstream]: Kafka, with JSON, text and bytes as formats.
+//! Sources and sinks for [millstream]: Kafka, with JSON, text and bytes as formats; lines from a socket; the console.
 //!
 //! ```no_run
 //! use millstream::{Job, Result};
@@ -29,12 +29,16 @@
 //! `tls` adds TLS and SASL/SCRAM to brokers. It builds OpenSSL from source, which wants perl and takes minutes, so it is
 //! off by default.
 
+pub mod console;
 pub mod format;
 pub mod kafka;
 pub mod report;
+pub mod socket;
 
+pub use console::console;
 pub use format::{Decode, Encode};
 pub use kafka::{
     Compression, DataLoss, DeadLetter, End, GroupProtocol, Isolation, Kafka, Message, OnRefused, Partitioner, Profile,
     Records, RecordsWithMetadata, StartAt, Topic,
 };
+pub use socket::lines;

@@ -31,7 +31,8 @@
 //! | batches on a timer, as with Spark's `ProcessingTime` | [`Trigger::micro_batch`] |
 //! | to work off what is there, and end | [`Trigger::AvailableNow`] |
 //! | to feed a job from your own program, and know when a record is safe | [`channel()`] and its [`Receipt`] |
-//! | a test | [`rows`], [`collect`], [`Clock::simulated`] |
+//! | to test a pipeline, step by step | [`TestRun`] |
+//! | records on a schedule, for a try or a measurement | [`generate`] |
 //! | a connector of your own | the traits [`Source`] and [`Sink`] |
 //!
 //! # What it is not
@@ -58,11 +59,11 @@ mod run;
 
 mod api;
 
-pub use api::{Flow, Job, Restart, Running, Stopper, Stream, Trigger};
+pub use api::{Flow, Job, Reporter, Restart, Running, Stopper, Stream, TestRun, Trigger};
 pub use io::{
-    Accepted, Acknowledges, AtStop, Change, ChannelSource, Collected, Delivery, Discard, KeyedSink, Lag, OpenSink,
-    OpenSource, Polled, Progress, Reader, Receipt, Rows, SendError, Sender, SharedSink, SharedSource, Sink, Source,
-    Taken, Undelivered, Wake, Writer, channel, collect, discard, rows,
+    Accepted, Acknowledges, AtStop, Change, ChannelSource, Collected, Delivery, Discard, Generate, KeyedSink, Lag,
+    OpenSink, OpenSource, Polled, Progress, Reader, Receipt, Rows, SendError, Sender, SharedSink, SharedSource, Sink,
+    Source, Taken, Undelivered, Wake, Writer, channel, collect, discard, generate, rows,
 };
 pub use run::report::{Report, SinkReport, SourceReport, StageReport};
 pub use words::{

@@ -8,7 +8,7 @@ pub mod replay;
 
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
@@ -58,7 +58,7 @@ fn start(text: &str) -> Result<StartAt, String> {
     }
 }
 
-fn trigger(text: &str) -> Result<Trigger, String> {
+pub fn trigger(text: &str) -> Result<Trigger, String> {
     match text {
         "continuous" => Ok(Trigger::Continuous),
         "available-now" => Ok(Trigger::AvailableNow),
@@ -69,20 +69,28 @@ fn trigger(text: &str) -> Result<Trigger, String> {
     }
 }
 
-/// Runs a job under the flags until it ends, is stopped by a signal, or its time is over.
-pub fn run(job: Job, options: &Options, mut each_second: impl FnMut(&Report)) -> Result<Report> {
+/// Runs a job under the flags of a Kafka example.
+pub fn run(job: Job, options: &Options, each_second: impl FnMut(&Report)) -> Result<Report> {
     let job = job.workers(options.workers).trigger(options.trigger);
     let job = if options.brokers.is_some() { job.live() } else { job };
+    run_job(job, options.report.as_deref(), options.duration, each_second)
+}
+
+/// Runs a job until it ends, is stopped by a signal, or its time is over.
+pub fn run_job(
+    job: Job,
+    report: Option<&Path>,
+    duration: Option<Duration>,
+    mut each_second: impl FnMut(&Report),
+) -> Result<Report> {
     let stopper = stop_on_signals();
     let mut running = job.start()?;
     drop(stopper.set(running.stopper()));
-    let mut lines = options
-        .report
-        .as_ref()
+    let mut lines = report
         .map(File::create)
         .transpose()
         .map_err(|cause| Error::new(ErrorKind::Option, "cannot create the report's file").caused_by(cause))?;
-    let deadline = options.duration.map(|duration| Instant::now() + duration);
+    let deadline = duration.map(|duration| Instant::now() + duration);
     let mut stopped = false;
     loop {
         let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));

@@ -13,3 +13,5 @@ mod hand_over;
 mod kafka;
 mod mistakes;
 mod results;
+mod sockets;
+mod testing;

@@ -50,6 +50,7 @@ const OWNED: &[(&str, &str)] = &[
     ("queued.min.messages", "`Job::memory` bounds it"),
     ("request.required.acks", "the sink always waits for all in-sync replicas"),
     ("statistics.interval.ms", "the report reads it"),
+    ("topic.blacklist", "patterns leave out Kafka's own topics with it"),
     ("transactional.id", "this sink is at least once"),
 ];
 

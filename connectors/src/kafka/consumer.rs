@@ -1,6 +1,7 @@
 //! The consumer of a source: its settings, each with its reason, and what it tells.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use millstream::{Bytes, OpenSource, Result};
@@ -21,9 +22,15 @@ pub(super) struct Context {
     pub(super) heard: Heard,
     statistics: Mutex<Option<Statistics>>,
     pub(super) membership: Membership,
+    has_heard: AtomicBool,
 }
 
 impl Context {
+    /// Whether anything was told since this was asked before: a poll that hands out nothing may have told something.
+    pub(super) fn has_heard(&self) -> bool {
+        self.has_heard.swap(false, SeqCst)
+    }
+
     /// The newest statistics, once.
     pub(super) fn statistics(&self) -> Option<Statistics> {
         lock(&self.statistics).take()
@@ -33,16 +40,19 @@ impl Context {
 impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         self.heard.note(&error, reason);
+        self.has_heard.store(true, SeqCst);
     }
 
     fn stats(&self, statistics: Statistics) {
         *lock(&self.statistics) = Some(statistics);
+        self.has_heard.store(true, SeqCst);
     }
 }
 
 impl ConsumerContext for Context {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, what: RDKafkaRespErr, list: &mut TopicPartitionList) {
         self.membership.asked(consumer, what, list);
+        self.has_heard.store(true, SeqCst);
     }
 }
 
@@ -58,6 +68,10 @@ pub(super) fn create(
     let mut config = topic.settings.config()?;
     let prefetch = Prefetch::new(open.prefetch, partitions);
     let on_data_loss = topic.source.on_data_loss.unwrap_or_default();
+    if topic.is_pattern {
+        // Kafka's own topics change with every commit.
+        config.set("topic.blacklist", "^__.*");
+    }
     if joins {
         match topic.source.protocol.unwrap_or_default() {
             GroupProtocol::Classic => {
@@ -105,7 +119,12 @@ pub(super) fn create(
         }
     }
     let heard = Heard::default();
-    let context = Context { heard, statistics: Mutex::default(), membership: Membership::default() };
+    let context = Context {
+        heard,
+        statistics: Mutex::default(),
+        membership: Membership::default(),
+        has_heard: AtomicBool::new(false),
+    };
     let mut consumer: BaseConsumer<Context> =
         config.create_with_context(context).map_err(|cause| topic.settings.not_created(cause))?;
     let wake = open.wake.clone();

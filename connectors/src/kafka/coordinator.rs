@@ -144,7 +144,11 @@ impl Work {
                 all.merge(&offsets);
                 self.commit = Some((checkpoint, all, now));
             }
-            Order::Start(partitions) => self.start = Some((partitions, now)),
+            Order::Start(partitions) => {
+                // The group has taken us in again.
+                self.refused_since = None;
+                self.start = Some((partitions, now));
+            }
             Order::Nudge => self.coordinator.nudge(),
         }
     }
@@ -214,20 +218,44 @@ impl Coordinator {
         if !self.options.start_is_passing() {
             return starting.spans_of(partitions);
         }
-        let mut spans = starting.spans_of(&starting.partitions()?)?;
+        // A broker may not have heard of the newest partitions yet.
+        let mut all = starting.existing().unwrap_or_default();
+        all.extend(partitions.iter().filter(|asked| !all.contains(asked)).cloned().collect::<Vec<_>>());
+        let mut spans = starting.spans_of(&all)?;
+        self.remember(&starting, &spans)?;
+        spans.retain(|span| partitions.iter().any(|(topic, number)| *topic == span.topic && *number == span.partition));
+        Ok(spans)
+    }
+
+    /// Commits starts that nobody has committed.
+    fn remember(&self, starting: &Starting<'_, Context>, spans: &[Span]) -> Result<()> {
+        let passing = || spans.iter().filter(|span| span.is_passing);
+        let keys: Vec<_> = passing().map(|span| (span.topic.clone(), span.partition)).collect();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        // Looked at once more: another member that starts now may have come first.
+        let committed = starting.committed(&keys)?;
         let mut list = TopicPartitionList::new();
-        for span in spans.iter().filter(|span| span.is_passing) {
+        for span in passing().filter(|span| !committed.contains_key(&(span.topic.clone(), span.partition))) {
             list.add_partition_offset(&span.topic, span.partition, Offset::Offset(span.start))
                 .map_err(|cause| not_a_list(&span.topic, cause))?;
         }
-        if list.count() > 0
-            && let Err(cause) = self.consumer.commit(&list, CommitMode::Sync)
-        {
-            // The first regular commit makes up for it.
-            tracing::warn!(group = self.group, %cause, "cannot remember where reading began");
+        if list.count() == 0 {
+            return Ok(());
         }
-        spans.retain(|span| partitions.iter().any(|(topic, number)| *topic == span.topic && *number == span.partition));
-        Ok(spans)
+        match self.consumer.commit(&list, CommitMode::Sync) {
+            Ok(()) => Ok(()),
+            Err(KafkaError::ConsumerCommit(code)) if is_passing(code) && !is_changing(code) => {
+                let doing = format!("cannot remember where group `{}` begins", self.group);
+                Err(Error::new(ErrorKind::Unreachable, doing).caused_by(code))
+            }
+            // The group may wait for this member's answer before it takes a commit again.
+            Err(cause) => {
+                tracing::warn!(group = self.group, %cause, "cannot remember where reading began");
+                Ok(())
+            }
+        }
     }
 
     /// Commits for those partitions that are ours at this moment.
@@ -237,6 +265,10 @@ impl Coordinator {
         for partition in self.held.all() {
             if let Some(done) = offsets.get(&partition.span.name) {
                 let done = i64::try_from(done.0).unwrap_or(i64::MAX);
+                // Of an earlier time that it was ours; others have read on since.
+                if done < partition.span.start {
+                    continue;
+                }
                 let next = Offset::Offset(partition.beyond_control_records(done, &positions));
                 list.add_partition_offset(&partition.span.topic, partition.span.partition, next)?;
             }

@@ -7,9 +7,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use millstream::{Headers, Malformed, OpenSink, Origin, Result, Sink, Wake, Worker};
 
+use rdkafka::message::{BorrowedMessage, Message as _};
+
 use crate::format::{Cause, Payload};
 
-use super::message::Message;
+use super::message::{Message, headers_of};
 use super::sink::{KafkaOutlet, KafkaWriter, Outgoing, Write};
 use super::topic::Topic;
 
@@ -22,6 +24,10 @@ const REFUSED_BY: &str = "millstream.refused-by";
 const CAUSE: &str = "millstream.cause";
 const TIME: &str = "millstream.time";
 const STRIPPED: &str = "millstream.stripped";
+
+const TOO_LARGE: &str = "key, value and headers are too large for a dead letter";
+/// Why there is no value of a record that has none in bytes.
+pub(super) const NOT_ENCODED: &str = "the record could not be encoded";
 
 /// A sink of [`Malformed`] records; see [`Kafka::dead_letters`](super::Kafka::dead_letters).
 #[derive(Clone, Debug)]
@@ -92,14 +98,36 @@ pub(super) struct Letter {
     /// The topic that it was meant for.
     pub(super) refused_by: Option<String>,
     pub(super) cause: String,
-    /// Its value and headers are too large for a letter too.
-    pub(super) is_stripped: bool,
+    /// Why it has no value, when it should have one.
+    pub(super) stripped: Option<&'static str>,
 }
 
 impl Letter {
+    /// Of a message that was refused; when that was a letter already, what it said is said again.
+    pub(super) fn of(message: &BorrowedMessage<'_>) -> Letter {
+        let headers = headers_of(message);
+        let told = DeadLetter::read(&headers);
+        Letter {
+            key: message.key().map(<[u8]>::to_vec),
+            value: message.payload().map(<[u8]>::to_vec),
+            origin: told.as_ref().and_then(|told| told.origin.clone()),
+            refused_by: told.as_ref().and_then(|told| told.refused_by.clone()),
+            cause: told.map_or_else(String::new, |told| told.cause),
+            stripped: headers
+                .last(STRIPPED)
+                .map(|why| if why == Some(TOO_LARGE.as_bytes()) { TOO_LARGE } else { NOT_ENCODED }),
+            headers,
+        }
+    }
+
+    /// Whether there is nothing left that could be too large.
+    pub(super) fn is_stripped(&self) -> bool {
+        self.stripped == Some(TOO_LARGE)
+    }
+
     /// Without what may be too large; where it was read and why it was refused stay.
     pub(super) fn strip(&mut self) {
-        (self.key, self.value, self.headers, self.is_stripped) = (None, None, Headers::new(), true);
+        (self.key, self.value, self.headers, self.stripped) = (None, None, Headers::new(), Some(TOO_LARGE));
     }
 
     /// The original headers, and ours behind them.
@@ -120,8 +148,8 @@ impl Letter {
         add(CAUSE, self.cause.clone());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         add(TIME, now.as_millis().to_string());
-        if self.is_stripped {
-            add(STRIPPED, "key, value and headers are too large for a dead letter".to_owned());
+        if let Some(why) = self.stripped {
+            add(STRIPPED, why.to_owned());
         }
         headers
     }
@@ -139,14 +167,14 @@ pub struct DeadLetter {
     pub cause: String,
     /// When, in milliseconds since 1970.
     pub time: i64,
-    /// Whether key, value and headers are missing, because they were too large for a dead letter too.
+    /// Whether the value is missing: it could not be encoded, or was too large for a dead letter too, as key and headers
+    /// were then.
     pub is_stripped: bool,
 }
 
-impl<T> Message<T> {
-    /// What a dead letter's headers say; `None` for a message that is none.
-    pub fn dead_letter(&self) -> Option<DeadLetter> {
-        let text = |name| Some(String::from_utf8_lossy(self.headers.last(name)??).into_owned());
+impl DeadLetter {
+    fn read(headers: &Headers) -> Option<DeadLetter> {
+        let text = |name| Some(String::from_utf8_lossy(headers.last(name)??).into_owned());
         let origin = || Some((text(TOPIC)?, text(PARTITION)?.parse().ok()?, text(OFFSET)?.parse().ok()?));
         Some(DeadLetter {
             origin: origin(),
@@ -156,13 +184,21 @@ impl<T> Message<T> {
             is_stripped: text(STRIPPED).is_some(),
         })
     }
+}
 
-    /// The message that became this dead letter, on its way back: to the topic where it was read, or else to the one that
-    /// it was meant for, with its own headers only. `None` when it is no dead letter, or when nothing of it is left.
+impl<T> Message<T> {
+    /// What a dead letter's headers say; `None` for a message that is none.
+    pub fn dead_letter(&self) -> Option<DeadLetter> {
+        DeadLetter::read(&self.headers)
+    }
+
+    /// The message that became this dead letter, on its way back: to the topic that it was meant for when a sink refused it,
+    /// else to the one where it was read, with its own headers only. `None` when it is no dead letter, or when its value is
+    /// missing.
     #[must_use]
     pub fn revived(mut self) -> Option<Message<T>> {
         let letter = self.dead_letter().filter(|letter| !letter.is_stripped)?;
-        let topic = letter.origin.map(|(topic, ..)| topic).or(letter.refused_by)?;
+        let topic = letter.refused_by.or(letter.origin.map(|(topic, ..)| topic))?;
         let mut headers = Headers::new();
         for (name, value) in self.headers.iter().filter(|(name, _)| !name.starts_with(OURS)) {
             headers.push(name, value.map(<[u8]>::to_vec));

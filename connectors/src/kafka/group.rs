@@ -60,25 +60,37 @@ impl Membership {
         lock(&self.asked).push_back(asked);
     }
 
-    /// The next request; it is open until [`answered`](Membership::answered).
+    /// The next request, when none is open: the client may ask again before it has its answer, and takes answers in order.
     pub(super) fn next(&self) -> Option<Asked> {
+        if lock(&self.open).is_some() {
+            return None;
+        }
         lock(&self.asked).pop_front()
     }
 
+    /// The request is open until it is answered.
     pub(super) fn open(&self, asked: Asked) {
         *lock(&self.open) = Some(asked);
     }
 
-    /// The open request, answered now.
-    pub(super) fn answered(&self) -> Option<Asked> {
-        lock(&self.open).take()
+    /// The open request to take partitions is answered now; there may be none any more.
+    pub(super) fn taken(&self) -> bool {
+        lock(&self.open).take_if(|asked| matches!(asked, Asked::Take(_))).is_some()
+    }
+
+    /// The partitions of the open request to return some, which is answered now.
+    pub(super) fn returned(&self) -> Option<Vec<(String, i32)>> {
+        match lock(&self.open).take_if(|asked| matches!(asked, Asked::Return { .. }))? {
+            Asked::Return { partitions, .. } | Asked::Take(partitions) => Some(partitions),
+        }
     }
 
     /// The run is over. Whatever the client still waits for is answered, or it could not end.
     pub(super) fn close<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>) {
         self.closing.store(true, SeqCst);
         let waiting = mem::take(&mut *lock(&self.asked));
-        for asked in self.answered().into_iter().chain(waiting) {
+        let open = lock(&self.open).take();
+        for asked in open.into_iter().chain(waiting) {
             note(match asked {
                 Asked::Take(_) => consumer.incremental_assign(&TopicPartitionList::new()),
                 Asked::Return { partitions, .. } => consumer.incremental_unassign(&list_of(&partitions)),

@@ -21,10 +21,10 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, Prod
 use crate::format::{Cause, Payload};
 
 use super::client::{Heard, Settings};
-use super::dead::Letter;
+use super::dead::{Letter, NOT_ENCODED};
 use super::error::{error, is_of_record};
 use super::lock;
-use super::message::{Message, headers_of};
+use super::message::Message;
 use super::options::{OnRefused, Profile};
 use super::start::partitions_of;
 use super::topic::Topic;
@@ -133,25 +133,33 @@ impl Context {
             return;
         }
         let topic = message.topic();
-        if ticket.is_letter || !cause.rdkafka_error_code().is_some_and(is_of_record) {
+        if !cause.rdkafka_error_code().is_some_and(is_of_record) {
             self.fail(error(ErrorKind::Sink, format!("cannot deliver a record to topic `{topic}`"), cause.clone()));
             return;
         }
-        let letter = || Letter {
-            key: message.key().map(<[u8]>::to_vec),
-            value: message.payload().map(<[u8]>::to_vec),
-            headers: headers_of(message),
-            ..Letter::default()
-        };
+        if ticket.is_letter {
+            let mut letter = Letter::of(message);
+            if letter.is_stripped() {
+                let doing = format!("cannot write a dead letter to topic `{topic}`");
+                self.fail(Error::new(ErrorKind::Malformed, doing).caused_by(cause.clone()));
+                return;
+            }
+            letter.strip();
+            self.send_later(letter, ticket);
+            return;
+        }
+        let letter = || Letter::of(message);
         match self.refuse(topic, Some(message.partition()), cause.clone().into(), &ticket.delivery, letter) {
             Ok(None) => {}
-            // Only writers send.
-            Ok(Some(letter)) => {
-                lock(&self.letters).push((letter, ticket.delivery.clone()));
-                self.wake_writers();
-            }
+            Ok(Some(letter)) => self.send_later(letter, ticket),
             Err(error) => self.fail(error),
         }
+    }
+
+    /// Only writers send.
+    fn send_later(&self, letter: Letter, ticket: &Ticket) {
+        lock(&self.letters).push((letter, ticket.delivery.clone()));
+        self.wake_writers();
     }
 
     /// What the policy does with a record that cannot be taken; perhaps a letter is to be sent.
@@ -173,8 +181,16 @@ impl Context {
             }
             OnRefused::DeadLetters(dead) => {
                 tracing::warn!(topic, partition, %cause, dead, "a record that cannot be written becomes a dead letter");
-                let refused_by = Some(topic.to_owned()).filter(|topic| !topic.is_empty());
-                Ok(Some(Letter { refused_by, cause: cause.to_string(), ..letter() }))
+                let mut letter = letter();
+                if letter.cause.is_empty() {
+                    letter.cause = cause.to_string();
+                    letter.refused_by = Some(topic.to_owned()).filter(|topic| !topic.is_empty());
+                } else {
+                    // It was on its way to the dead letters already.
+                    letter.cause = format!("{cause}; before that: {}", letter.cause);
+                    letter.strip();
+                }
+                Ok(Some(letter))
             }
             OnRefused::Stop => {
                 let doing =
@@ -359,6 +375,8 @@ impl<W> fmt::Debug for KafkaOutlet<W> {
 pub struct KafkaWriter<W> {
     shared: Arc<KafkaOutlet<W>>,
     buffer: Vec<u8>,
+    /// What the buffer holds of the record at hand; `None` when it could not be encoded.
+    encoded: Option<Payload>,
     /// Letters that there was no room for.
     letters: VecDeque<(Letter, Delivery)>,
 }
@@ -366,7 +384,7 @@ pub struct KafkaWriter<W> {
 impl<W> KafkaWriter<W> {
     pub(super) fn new(shared: &Arc<KafkaOutlet<W>>, wake: &Wake) -> KafkaWriter<W> {
         lock(&shared.context.writers).push(wake.clone());
-        KafkaWriter { shared: Arc::clone(shared), buffer: Vec::new(), letters: VecDeque::new() }
+        KafkaWriter { shared: Arc::clone(shared), buffer: Vec::new(), encoded: None, letters: VecDeque::new() }
     }
 }
 
@@ -384,12 +402,10 @@ impl<W> KafkaWriter<W> {
         W: Write<T>,
     {
         self.buffer.clear();
+        self.encoded = None;
         let payload = match self.shared.write.encode(value, &mut self.buffer) {
-            Ok(payload) => payload,
-            Err(cause) => {
-                self.buffer.clear();
-                return Ok(Sent::Refused(cause));
-            }
+            Ok(payload) => *self.encoded.insert(payload),
+            Err(cause) => return Ok(Sent::Refused(cause)),
         };
         let outgoing = self.shared.write.beside(value);
         let Some(topic) = outgoing.topic.or(self.shared.topic.as_deref()) else {
@@ -415,7 +431,8 @@ impl<W> KafkaWriter<W> {
         let topic = outgoing.topic.or(self.shared.topic.as_deref()).unwrap_or_default();
         let letter = || Letter {
             key: outgoing.key.map(<[u8]>::to_vec),
-            value: Some(self.buffer.clone()).filter(|buffer| !buffer.is_empty()),
+            value: (self.encoded == Some(Payload::Present)).then(|| self.buffer.clone()),
+            stripped: self.encoded.is_none().then_some(NOT_ENCODED),
             headers: outgoing.headers.as_deref().cloned().unwrap_or_default(),
             origin: self.shared.write.place(value),
             ..Letter::default()
@@ -440,7 +457,7 @@ impl<W> KafkaWriter<W> {
                     self.shared.context.full.store(true, SeqCst);
                     return Ok(());
                 }
-                Sent::Refused(_) if !letter.is_stripped => letter.strip(),
+                Sent::Refused(_) if !letter.is_stripped() => letter.strip(),
                 Sent::Refused(cause) => {
                     let doing = format!("cannot write a dead letter to topic `{dead}`");
                     return Err(Error::new(ErrorKind::Malformed, doing).caused_by(cause));

@@ -187,11 +187,13 @@ impl<R: Read> KafkaShared<R> {
 
     /// Where given partitions begin is known: now they are ours.
     fn take_over(&self, spans: Vec<Span>) -> Result<Vec<Partition>> {
-        if self.consumer.context().membership.answered().is_none() {
+        if !self.consumer.context().membership.taken() {
             return Ok(Vec::new());
         }
         let names = spans.iter().map(|span| span.name.clone()).collect();
         note(self.consumer.incremental_assign(&self.hand_out(spans)?));
+        // Another request may wait for this answer.
+        self.wake.wake();
         Ok(names)
     }
 
@@ -204,6 +206,8 @@ impl<R: Read> KafkaShared<R> {
     fn events(&self) -> Result<()> {
         loop {
             match self.consumer.poll(Duration::ZERO) {
+                // What was heard hides what came behind it.
+                None if self.consumer.context().has_heard() => {}
                 None => return Ok(()),
                 Some(Ok(message)) => {
                     let doing = format!("a record of topic `{}` came past its partition's queue", message.topic());
@@ -342,9 +346,10 @@ impl<R: Read> SharedSource for KafkaShared<R> {
 
     fn give_back(&self, taken: Taken) -> Result<()> {
         self.held.remove(taken.partitions());
-        if let Some(Asked::Return { partitions, .. }) = self.consumer.context().membership.answered() {
+        if let Some(partitions) = self.consumer.context().membership.returned() {
             note(self.consumer.incremental_unassign(&list_of(&partitions)));
             self.orders.order(Order::Nudge);
+            self.wake.wake();
         }
         Ok(())
     }

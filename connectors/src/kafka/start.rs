@@ -191,8 +191,31 @@ impl<C: ConsumerContext> Starting<'_, C> {
         }
     }
 
-    /// Topics and partitions, from the brokers' metadata.
+    /// Topics and partitions that are to be read; that options name no others is checked.
     pub(super) fn partitions(&self) -> Result<Vec<(String, i32)>> {
+        let partitions = self.existing()?;
+        let starts = match &self.options.start_at {
+            Some(StartAt::Offsets(starts)) => starts.keys().collect(),
+            _ => Vec::new(),
+        };
+        let ends = match self.end {
+            End::Offsets(ends) => ends.keys().collect(),
+            End::Never | End::Latest => Vec::new(),
+        };
+        for (option, named) in [("start_at", starts), ("end_at", ends)] {
+            if let Some((topic, partition)) = named.into_iter().find(|key| !partitions.contains(key)) {
+                let doing = format!("`{option}` names partition {partition} of topic `{topic}`, which is not read");
+                return Err(Error::new(ErrorKind::Option, doing));
+            }
+        }
+        if partitions.is_empty() {
+            return Err(Error::new(ErrorKind::Option, "`partitions` names no partition to read"));
+        }
+        Ok(partitions)
+    }
+
+    /// Topics and partitions, from the brokers' metadata.
+    pub(super) fn existing(&self) -> Result<Vec<(String, i32)>> {
         let mut partitions = Vec::new();
         for topic in self.topics {
             let metadata = self.consumer.fetch_metadata(Some(topic), self.settings.connect_within);
@@ -211,23 +234,6 @@ impl<C: ConsumerContext> Starting<'_, C> {
         }
         partitions.sort_unstable();
         partitions.dedup();
-        let starts = match &self.options.start_at {
-            Some(StartAt::Offsets(starts)) => starts.keys().collect(),
-            _ => Vec::new(),
-        };
-        let ends = match self.end {
-            End::Offsets(ends) => ends.keys().collect(),
-            End::Never | End::Latest => Vec::new(),
-        };
-        for (option, named) in [("start_at", starts), ("end_at", ends)] {
-            if let Some((topic, partition)) = named.into_iter().find(|key| !partitions.contains(key)) {
-                let doing = format!("`{option}` names partition {partition} of topic `{topic}`, which is not read");
-                return Err(Error::new(ErrorKind::Option, doing));
-            }
-        }
-        if partitions.is_empty() {
-            return Err(Error::new(ErrorKind::Option, "`partitions` names no partition to read"));
-        }
         Ok(partitions)
     }
 
@@ -309,7 +315,7 @@ impl<C: ConsumerContext> Starting<'_, C> {
     }
 
     /// What the group has committed.
-    fn committed(&self, partitions: &[(String, i32)]) -> Result<BTreeMap<(String, i32), i64>> {
+    pub(super) fn committed(&self, partitions: &[(String, i32)]) -> Result<BTreeMap<(String, i32), i64>> {
         let list = self.list(partitions, Offset::Invalid)?;
         let doing = format!("read the offsets of group `{}`", self.group);
         let deadline = Instant::now() + self.settings.connect_within;

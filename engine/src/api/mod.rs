@@ -4,10 +4,12 @@ mod flow;
 mod job;
 mod running;
 mod stream;
+mod test_run;
 mod trigger;
 
 pub use flow::Flow;
 pub use job::Job;
-pub use running::{Running, Stopper};
+pub use running::{Reporter, Running, Stopper};
 pub use stream::Stream;
+pub use test_run::TestRun;
 pub use trigger::{Restart, Trigger};

@@ -67,9 +67,23 @@ impl Running {
         self.handle.report()
     }
 
+    /// Another way to the report, for a handler or another thread.
+    pub fn reporter(&self) -> Reporter {
+        Reporter(Arc::clone(&self.handle))
+    }
+
     /// How much of a bounded run's input is read, from 0 to 1; `None` when nobody knows the end.
     pub fn progress(&self) -> Option<f64> {
         self.report().fraction()
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.handle.has_ended()
+    }
+
+    /// Whether nothing more happens before the clock moves, once so many records have been polled.
+    pub(crate) fn is_settled(&self, polled: u64) -> bool {
+        self.handle.is_settled(polled)
     }
 
     /// Lets the job run on without a handle.
@@ -91,6 +105,17 @@ impl Stopper {
     /// As [`Running::abort`].
     pub fn abort(&self) {
         self.0.abort();
+    }
+}
+
+/// Tells what a job does; see [`Running::reporter`].
+#[derive(Clone, Debug)]
+pub struct Reporter(Arc<Handle>);
+
+impl Reporter {
+    /// As [`Running::report`]; of a job that has ended, its last one.
+    pub fn report(&self) -> Report {
+        self.0.report()
     }
 }
 

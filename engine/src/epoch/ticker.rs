@@ -252,6 +252,27 @@ impl Ticker {
         self.epochs.load(SeqCst)
     }
 
+    /// Whether all that is due at this moment is done: for a job whose clock a test moves. In between, boundaries are cut
+    /// for the test's sake, because only behind one is it known that all before it is done; a micro-batch's is its tick.
+    pub(crate) fn is_settled(&self) -> bool {
+        // Nobody opens an epoch while this is held.
+        let state = &mut *lock(&self.state);
+        let open = self.pulse.epoch();
+        let done = self.committed() >= open.checkpoint().previous();
+        match self.pace {
+            Pace::Continuous { .. } if self.pulse.is_dirty() || state.uncut => {
+                state.wanted = true;
+                self.pulse.ring();
+                false
+            }
+            Pace::Continuous { .. } => done,
+            Pace::MicroBatch { .. } => {
+                let is_due = self.pulse.is_dirty() && state.next_tick <= self.clock.now();
+                done && !is_due && Epoch::from_raw(self.through.load(SeqCst)) >= open
+            }
+        }
+    }
+
     /// Cuts as soon as the commit of the checkpoint before allows it: partitions are wanted back.
     pub(crate) fn cut_now(&self) {
         lock(&self.state).wanted = true;

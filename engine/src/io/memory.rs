@@ -199,6 +199,11 @@ impl<T: Clone> Collected<T> {
 }
 
 impl<T> Collected<T> {
+    /// Takes out what has arrived so far.
+    pub fn take(&self) -> Vec<T> {
+        std::mem::take(&mut *lock(&self.inner.0))
+    }
+
     /// How many values have arrived so far.
     pub fn len(&self) -> usize {
         lock(&self.inner.0).len()

@@ -1,11 +1,12 @@
 //! Floor 1: what comes and goes. A connector implements [`Source`] and [`Sink`]; each has a half that a process has
 //! once ([`SharedSource`], [`SharedSink`]), which lives and dies on the control thread, and a half for each worker
-//! ([`Reader`], [`Writer`]). In memory there are [`rows`], [`channel()`] and [`collect`].
+//! ([`Reader`], [`Writer`]). In memory there are [`rows`], [`generate`], [`channel()`] and [`collect`].
 //!
 //! On a record's path: `Reader` → the dataflow → `Writer`, and back as a [`Delivery`] that is acknowledged.
 
 mod channel;
 mod delivery;
+mod generate;
 mod memory;
 mod sink;
 mod source;
@@ -14,6 +15,7 @@ mod wake;
 pub use channel::{ChannelSource, Receipt, SendError, Sender, Undelivered, channel};
 pub use delivery::Delivery;
 pub(crate) use delivery::Flight;
+pub use generate::{Generate, generate};
 pub use memory::{Collected, Discard, Rows, collect, discard, rows};
 pub use sink::{Accepted, Acknowledges, KeyedSink, OpenSink, SharedSink, Sink, Writer};
 pub use source::{AtStop, Change, Lag, OpenSource, Polled, Progress, Reader, SharedSource, Source, Taken};

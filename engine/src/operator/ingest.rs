@@ -286,6 +286,7 @@ impl<R: Reader> Ingest<R> {
                 self.setting.pulse.note_records();
             }
         }
+        self.setting.meter.polled.add(records as u64);
         self.adapt(records, arrival);
         Ok(polled == Polled::More)
     }

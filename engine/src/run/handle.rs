@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::words::{Error, ErrorKind, Result, lock};
 
 use super::control::{Event, Events};
-use super::plan::Run;
+use super::plan::{Meter, Run};
 use super::report::Report;
 
 /// So far ahead, or as far as anybody waits.
@@ -83,6 +83,16 @@ impl Handle {
             (None, Some(last)) => last.clone(),
             (None, None) => Report::empty(&state.job),
         }
+    }
+
+    /// Whether the sources have polled so many records and all that is due is done.
+    pub(crate) fn is_settled(&self, polled: u64) -> bool {
+        let Some(run) = lock(&self.state).run.clone() else { return false };
+        let sources = run.plan.nodes.iter().filter_map(|node| match &node.meter {
+            Meter::Source(meter) => Some(meter.polled.get()),
+            _ => None,
+        });
+        sources.sum::<u64>() >= polled && run.ticker.is_settled()
     }
 
     pub(crate) fn has_ended(&self) -> bool {

@@ -1,0 +1,147 @@
+//! A job under a simulated clock, moved step by step: how users test their pipelines.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use crate::io::{Collected, Sender};
+use crate::run::report::Report;
+use crate::words::{Clock, Error, ErrorKind, Result};
+
+use super::job::Job;
+use super::running::Running;
+
+/// Runs a job for a test: its clock stands still until it is moved, and what each step caused has happened when the step
+/// returns. The same under any trigger and with any number of workers; what Kafka Streams' `TopologyTestDriver` is there,
+/// with real threads.
+///
+/// Feed the pipeline through a [`channel`](crate::channel()), and let it end in [`collect`](crate::collect).
+///
+/// ```
+/// use millstream::{Flow, Job, Result, Sink, Source, TestRun, Trigger, channel, collect};
+/// use std::time::Duration;
+///
+/// // The pipeline under test takes its ends, so that a test can give it others.
+/// fn evens(
+///     flow: &Flow<'_>,
+///     numbers: impl Source<Item = u64>,
+///     results: impl Sink<u64>,
+/// ) -> Result<()> {
+///     flow.source(numbers)?.filter(|n| n % 2 == 0).sink(results)
+/// }
+///
+/// let ((numbers, source), results) = (channel(100), collect());
+/// let sink = results.clone();
+/// let job = Job::new("evens", move |flow| evens(flow, &source, &sink)).workers(2);
+/// let mut test = TestRun::start(job.trigger(Trigger::micro_batch(Duration::from_secs(1))))?;
+/// test.feed(&numbers, [1, 2, 3, 4])?;
+/// assert!(test.drain(&results)?.is_empty(), "they wait for their tick");
+/// test.advance(Duration::from_secs(1))?;
+/// assert_eq!(test.drain(&results)?, [2, 4]);
+/// let report = test.end()?;
+/// assert_eq!(report.records_in(), 4);
+/// # Ok::<(), millstream::Error>(())
+/// ```
+pub struct TestRun {
+    clock: Clock,
+    running: Running,
+    fed: u64,
+}
+
+/// What takes longer hangs.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl TestRun {
+    /// Starts the job on a simulated clock of its own.
+    ///
+    /// # Errors
+    /// As [`Job::start`].
+    pub fn start(job: Job) -> Result<TestRun> {
+        let clock = Clock::simulated();
+        let running = job.clock(clock.clone()).start()?;
+        Ok(TestRun { clock, running, fed: 0 })
+    }
+
+    /// The clock; give it to what else needs the time.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Sends records into the job at the moment it is, and returns when the job has them, and when all that they cause
+    /// at this moment has happened: under [`Trigger::Continuous`](crate::Trigger::Continuous) they are done, under
+    /// micro-batches they wait for their tick.
+    ///
+    /// # Errors
+    /// The fault that ended the job, or that it hangs.
+    ///
+    /// # Panics
+    /// Within an async runtime.
+    pub fn feed<T: Send + 'static>(&mut self, sender: &Sender<T>, records: impl IntoIterator<Item = T>) -> Result<()> {
+        for record in records {
+            if sender.blocking_send(record).is_err() {
+                return Err(self.failed());
+            }
+            self.fed += 1;
+        }
+        self.settle()
+    }
+
+    /// Moves the clock, and returns when all that is due by then has happened.
+    ///
+    /// # Errors
+    /// The fault that ended the job, or that it hangs.
+    pub fn advance(&mut self, by: Duration) -> Result<()> {
+        self.clock.advance(by);
+        self.settle()
+    }
+
+    /// What has reached a sink since it was drained before, in the order in which it came.
+    ///
+    /// # Errors
+    /// The fault that ended the job, or that it hangs.
+    pub fn drain<T: Send + 'static>(&mut self, results: &Collected<T>) -> Result<Vec<T>> {
+        self.settle()?;
+        Ok(results.take())
+    }
+
+    /// What the job has done so far.
+    pub fn report(&self) -> Report {
+        self.running.report()
+    }
+
+    /// Stops the job, which finishes what was fed, also what waits for a tick.
+    ///
+    /// # Errors
+    /// The fault that ended the job.
+    pub fn end(self) -> Result<Report> {
+        self.running.stop();
+        self.running.wait()
+    }
+
+    /// Waits until the job has nothing to do before the clock is moved again.
+    fn settle(&mut self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.running.is_settled(self.fed) {
+            if Instant::now() > deadline {
+                return Err(Error::new(ErrorKind::Stuck, format!("the job hangs:\n{}", self.report())));
+            }
+            if self.running.has_ended() {
+                return Err(self.failed());
+            }
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self) -> Error {
+        match self.running.wait_for(PATIENCE) {
+            Some(Err(error)) => error,
+            _ => Error::new(ErrorKind::Pipeline, "the job has ended, or nobody reads the channel"),
+        }
+    }
+}
+
+impl fmt::Debug for TestRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TestRun({:?})", self.running)
+    }
+}

@@ -1,0 +1,177 @@
+//! A service of one's own with jobs inside: an order that is posted is answered when Kafka has its invoice, and not before.
+//!
+//! ```text
+//! cargo run --release --example embed
+//! curl -d '{"id": 1, "customer": 7, "cents": 1250}' -H 'content-type: application/json' localhost:8080/orders
+//! curl localhost:8080/report
+//! ```
+//!
+//! `POST /orders` says 200 when the broker has the invoice, 503 when that cannot be known in time, and 400 with the cause for
+//! a body that is no order. `GET /report` shows what both jobs do: one makes invoices, the other reads them back and adds up
+//! what was sold.
+
+mod support;
+
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use clap::Parser;
+use millstream::{Error, ErrorKind, Job, Reporter, Restart, Result, Running, Sender, Undelivered, channel, discard};
+use millstream_connectors::{Kafka, StartAt};
+use serde::{Deserialize, Serialize};
+use support::embedded::Embedded;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(Debug, Parser)]
+struct Options {
+    /// Where to listen
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    listen: String,
+    /// Bootstrap servers; without them a broker runs in this process
+    #[arg(long)]
+    brokers: Option<String>,
+    /// The topic of the invoices
+    #[arg(long, default_value = "invoices")]
+    output: String,
+}
+
+/// What is posted.
+#[derive(Clone, Debug, Deserialize)]
+struct Order {
+    id: u64,
+    customer: u64,
+    cents: i64,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+struct Invoice {
+    id: u64,
+    customer: u64,
+    amount: f64,
+}
+
+/// What the handlers share.
+#[derive(Debug)]
+struct Service {
+    orders: Sender<Order>,
+    /// In cents, as read back from Kafka.
+    sold: AtomicU64,
+    reports: OnceLock<[Reporter; 2]>,
+}
+
+/// Longer than a broker's restart is nobody's patience.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+async fn post_order(
+    State(service): State<Arc<Service>>,
+    body: Result<Json<Order>, JsonRejection>,
+) -> Result<StatusCode, (StatusCode, String)> {
+    let unavailable = |cause: String| (StatusCode::SERVICE_UNAVAILABLE, cause);
+    let Json(order) = body.map_err(|cause| (StatusCode::BAD_REQUEST, cause.body_text()))?;
+    if order.cents <= 0 {
+        return Err((
+            StatusCode::BAD_REQUEST,
+            "`cents` must be more than nothing: there would be no invoice".to_owned(),
+        ));
+    }
+    let answered = tokio::time::timeout(ANSWER_WITHIN, async {
+        let receipt = service.orders.send(order).await.map_err(|error| unavailable(error.to_string()))?;
+        receipt.await.map_err(|cause| match cause {
+            Undelivered::Refused => (StatusCode::BAD_REQUEST, cause.to_string()),
+            _ => unavailable(cause.to_string()),
+        })
+    });
+    let late = || unavailable("Kafka has not acknowledged the invoice in time; it may still".to_owned());
+    answered.await.map_err(|_| late())?.map(|()| StatusCode::OK)
+}
+
+async fn get_report(State(service): State<Arc<Service>>) -> Response {
+    let sold = service.sold.load(SeqCst) as f64 / 100.0;
+    let jobs = service.reports.get().map(|reports| reports.each_ref().map(Reporter::report));
+    Json(serde_json::json!({ "sold": sold, "jobs": jobs })).into_response()
+}
+
+const AGAIN: Restart = Restart::Backoff { first: Duration::from_millis(100), most: Duration::from_secs(5) };
+
+fn start_jobs(kafka: &Kafka, output: &str) -> Result<(Arc<Service>, [Running; 2])> {
+    let (orders, source) = channel::<Order>(1_024);
+    let service = Arc::new(Service { orders, sold: AtomicU64::new(0), reports: OnceLock::new() });
+    let (to, topic) = (kafka.clone(), output.to_owned());
+    let invoices = Job::new("invoices", move |flow| {
+        let invoice = |Order { id, customer, cents }| Invoice { id, customer, amount: cents as f64 / 100.0 };
+        flow.source(&source)?.map(invoice).sink_by(|invoice| invoice.customer.to_string(), to.topic(&topic).json())
+    });
+    let invoices = invoices.restart(AGAIN).start()?;
+    let (from, topic, shared) = (kafka.clone(), output.to_owned(), Arc::clone(&service));
+    // A group of its own for each life: it only watches.
+    let life = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let sold = Job::new(format!("sold-{life}"), move |flow| {
+        let service = Arc::clone(&shared);
+        let add = move |invoice: &Invoice| {
+            service.sold.fetch_add((invoice.amount * 100.0).round() as u64, SeqCst);
+        };
+        flow.source(from.topic(&topic).start_at(StartAt::Latest).json::<Invoice>())?
+            .or_skip()
+            .inspect(add)
+            .sink(discard())
+    });
+    let jobs = [invoices, sold.restart(AGAIN).start()?];
+    drop(service.reports.set(jobs.each_ref().map(Running::reporter)));
+    Ok((service, jobs))
+}
+
+async fn serve(options: Options, kafka: Kafka) -> Result<()> {
+    let cannot = |doing: String| move |cause: std::io::Error| Error::new(ErrorKind::Option, doing).caused_by(cause);
+    let listener = TcpListener::bind(&options.listen).await;
+    let listener = listener.map_err(cannot(format!("cannot listen at {}", options.listen)))?;
+    // To connect may take long, and an async thread must not.
+    let started = tokio::task::spawn_blocking(move || start_jobs(&kafka, &options.output)).await;
+    let (service, jobs) = started.map_err(|cause| Error::new(ErrorKind::Panic, "cannot start").caused_by(cause))??;
+    let routes = Router::new().route("/orders", post(post_order)).route("/report", get(get_report));
+    let app = routes.with_state(Arc::clone(&service));
+    let mut term = signal(SignalKind::terminate()).map_err(cannot("cannot listen for signals".to_owned()))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot("cannot listen for signals".to_owned()))?;
+    let asked = async move {
+        tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
+    };
+    println!("listening at {}", options.listen);
+    let [mut invoices, mut sold] = jobs;
+    tokio::select! {
+        served = axum::serve(listener, app).with_graceful_shutdown(asked) => {
+            served.map_err(cannot("cannot serve".to_owned()))?;
+        }
+        // A job that ends by itself ends the service.
+        ended = &mut invoices => return ended.map(drop),
+        ended = &mut sold => return ended.map(drop),
+    }
+    // Every request is answered by now.
+    for running in [invoices, sold] {
+        running.stop();
+        running.await?;
+    }
+    Ok(())
+}
+
+fn run(options: Options) -> Result<()> {
+    let embedded = match options.brokers {
+        Some(_) => None,
+        None => Some(Embedded::start("orders", &options.output, 0, Some(0))?),
+    };
+    let brokers =
+        embedded.as_ref().map_or_else(|| options.brokers.clone().unwrap_or_default(), |own| own.brokers.clone());
+    let runtime = tokio::runtime::Runtime::new();
+    let runtime = runtime.map_err(|cause| Error::new(ErrorKind::Option, "cannot start tokio").caused_by(cause))?;
+    runtime.block_on(serve(options, Kafka::new(brokers)))
+}
+
+fn main() -> Result<()> {
+    run(Options::parse())
+}

@@ -1,0 +1,58 @@
+//! Words of lines that come from a socket, on the console: as they come, or batch by batch.
+//!
+//! ```text
+//! nc -lk 9999
+//! cargo run --release --example lines -- --connect localhost:9999
+//! cargo run --release --example lines -- --connect localhost:9999 --trigger 5s
+//! ```
+//!
+//! Type lines where netcat listens.
+
+mod support;
+
+use std::time::Duration;
+
+use clap::Parser;
+use millstream::{Job, Result, Trigger};
+use millstream_connectors::{console, lines};
+use serde::Serialize;
+use support::{run_job, trigger};
+
+#[derive(Debug, Parser)]
+struct Options {
+    /// Where lines come from
+    #[arg(long, default_value = "localhost:9999")]
+    connect: String,
+    /// continuous, available-now (until the other side closes), or the interval of micro-batches, such as 5s
+    #[arg(long, default_value = "continuous", value_parser = trigger)]
+    trigger: Trigger,
+    /// Stop after this time, such as 30s
+    #[arg(long = "for", value_parser = humantime::parse_duration)]
+    duration: Option<Duration>,
+}
+
+#[derive(Debug, Serialize)]
+struct Word {
+    word: String,
+    letters: usize,
+}
+
+fn run(options: Options) -> Result<()> {
+    let Options { connect, trigger, duration } = options;
+    let job = Job::new("lines", move |flow| {
+        let words = flow.source(lines(&connect))?.or_skip().flat_map(|line: String| {
+            let words =
+                line.split_whitespace().map(|word| Word { word: word.to_owned(), letters: word.chars().count() });
+            words.collect::<Vec<_>>()
+        });
+        match trigger {
+            Trigger::MicroBatch { .. } => words.sink(console().table()),
+            _ => words.map(|word| format!("{} ({})", word.word, word.letters)).sink(console()),
+        }
+    });
+    run_job(job.trigger(trigger), None, duration, |_| {}).map(drop)
+}
+
+fn main() -> Result<()> {
+    run(Options::parse())
+}

@@ -1,0 +1,91 @@
+//! What users test their pipelines with: a run that is moved step by step, and records on a schedule.
+
+use std::time::Duration;
+
+use millstream::{Clock, ErrorKind, Job, TestRun, Trigger, channel, collect, discard, generate};
+
+use crate::support::run_to_end;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_step_has_happened_when_it_returns() {
+    for workers in [1, 3] {
+        for _ in 0..20 {
+            let ((numbers, source), results) = (channel::<u64>(1_000), collect());
+            let sink = results.clone();
+            let job = Job::new("steps", move |flow| flow.source(&source)?.map(|n| n * 2).rebalance().sink(&sink));
+            let mut test = TestRun::start(job.workers(workers)).unwrap();
+            for step in 0..5 {
+                test.feed(&numbers, step * 100..step * 100 + 100).unwrap();
+                assert_eq!(test.report().records_out(), (step + 1) * 100);
+                let mut values = test.drain(&results).unwrap();
+                values.sort_unstable();
+                assert_eq!(values, (step * 100..step * 100 + 100).map(|n| n * 2).collect::<Vec<_>>());
+            }
+            test.advance(3_600 * SECOND).unwrap();
+            assert!(test.drain(&results).unwrap().is_empty());
+            assert_eq!(test.end().unwrap().records_in(), 500);
+        }
+    }
+}
+
+#[test]
+fn micro_batches_wait_for_their_tick_and_for_nothing_else() {
+    for workers in [1, 3] {
+        for _ in 0..20 {
+            let ((numbers, source), results) = (channel::<u64>(1_000), collect());
+            let sink = results.clone();
+            let job = Job::new("ticks", move |flow| flow.source(&source)?.sink(&sink)).workers(workers);
+            let mut test = TestRun::start(job.trigger(Trigger::micro_batch(SECOND))).unwrap();
+            for step in 0..5_u64 {
+                test.feed(&numbers, [step, step]).unwrap();
+                test.advance(SECOND / 2).unwrap();
+                assert!(test.drain(&results).unwrap().is_empty(), "half a second is no tick");
+                test.advance(SECOND / 2).unwrap();
+                assert_eq!(test.drain(&results).unwrap(), [step, step]);
+            }
+            test.feed(&numbers, [7]).unwrap();
+            assert_eq!(test.end().unwrap().records_out(), 11, "what waits for a tick goes out at the end");
+        }
+    }
+}
+
+#[test]
+fn a_fault_is_the_error_of_the_step_that_met_it() {
+    let (numbers, source) = channel::<u64>(10);
+    let job =
+        Job::new("falls", move |flow| flow.source(&source)?.inspect(|n| assert!(*n != 3, "no threes")).sink(discard()));
+    let mut test = TestRun::start(job).unwrap();
+    test.feed(&numbers, [1, 2]).unwrap();
+    let error = test.feed(&numbers, [3]).expect_err("it panics");
+    assert_eq!(error.kind(), ErrorKind::Panic);
+}
+
+#[test]
+fn generated_records_come_on_their_schedule_and_on_no_other() {
+    for workers in [1, 2, 3] {
+        let (results, clock) = (collect(), Clock::simulated());
+        let sink = results.clone();
+        let job = Job::new("schedule", move |flow| flow.source(generate(|n| n).rate(10.0).count(25))?.sink(&sink));
+        let running = job.workers(workers).clock(clock.clone()).start().unwrap();
+        crate::support::eventually("the first is due at once", || results.len() == 1);
+        clock.advance(SECOND);
+        crate::support::eventually("eleven are due after a second", || results.len() == 11);
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(results.len(), 11);
+        let report = run_to_end(running, &clock, SECOND).unwrap();
+        let mut values = results.values();
+        values.sort_unstable();
+        assert_eq!((values, report.records_in()), ((0..25).collect::<Vec<_>>(), 25));
+    }
+}
+
+#[test]
+fn generated_without_an_end_they_need_a_count_where_a_run_ends() {
+    let job = Job::new("endless", |flow| flow.source(generate(|n| n))?.sink(discard()));
+    let error = job.trigger(Trigger::AvailableNow).start().expect_err("it would never end");
+    assert!(error.to_string().contains("`count`"), "{error}");
+    let job = Job::new("never", |flow| flow.source(generate(|n| n).rate(0.0))?.sink(discard()));
+    assert!(job.start().expect_err("nothing would come").to_string().contains("`rate`"));
+}
