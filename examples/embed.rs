@@ -31,7 +31,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Debug, Parser)]
-struct Options {
+pub(crate) struct Options {
     /// Where to listen
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: String,
@@ -160,7 +160,7 @@ async fn serve(options: Options, kafka: Kafka) -> Result<()> {
     Ok(())
 }
 
-fn run(options: Options) -> Result<()> {
+pub(crate) fn run(options: Options) -> Result<()> {
     let embedded = match options.brokers {
         Some(_) => None,
         None => Some(Embedded::start("orders", &options.output, 0, Some(0))?),

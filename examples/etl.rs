@@ -20,7 +20,7 @@ use support::embedded::{Embedded, Order};
 use support::replay::{Filter, replay};
 
 #[derive(Debug, Parser)]
-struct Etl {
+pub(crate) struct Etl {
     #[command(flatten)]
     common: Options,
     /// The topic of what is no order [default: the input's name and `.dead`]
@@ -66,7 +66,7 @@ fn pipeline(flow: &Flow<'_>, kafka: &Kafka, options: &Options, dead_letters: &st
     malformed.sink(kafka.dead_letters(dead_letters))
 }
 
-fn run(etl: Etl) -> Result<()> {
+pub(crate) fn run(etl: Etl) -> Result<()> {
     let mut options = etl.common;
     let dead_letters = etl.dead_letters.unwrap_or_else(|| format!("{}.dead", options.input));
     let embedded = match options.brokers {

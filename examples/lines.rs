@@ -19,7 +19,7 @@ use serde::Serialize;
 use support::{run_job, trigger};
 
 #[derive(Debug, Parser)]
-struct Options {
+pub(crate) struct Options {
     /// Where lines come from
     #[arg(long, default_value = "localhost:9999")]
     connect: String,
@@ -37,7 +37,7 @@ struct Word {
     letters: usize,
 }
 
-fn run(options: Options) -> Result<()> {
+pub(crate) fn run(options: Options) -> Result<()> {
     let Options { connect, trigger, duration } = options;
     let job = Job::new("lines", move |flow| {
         let words = flow.source(lines(&connect))?.or_skip().flat_map(|line: String| {

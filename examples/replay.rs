@@ -13,7 +13,7 @@ use millstream_connectors::Kafka;
 use support::replay::{Filter, replay};
 
 #[derive(Debug, Parser)]
-struct Options {
+pub(crate) struct Options {
     /// Bootstrap servers
     #[arg(long)]
     brokers: String,
@@ -27,7 +27,7 @@ struct Options {
     filter: Filter,
 }
 
-fn run(options: Options) -> Result<()> {
+pub(crate) fn run(options: Options) -> Result<()> {
     let Options { brokers, letters, group, filter } = options;
     println!("{}", replay(&Kafka::new(brokers), letters, group, filter)?);
     Ok(())

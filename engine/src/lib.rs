@@ -59,7 +59,7 @@ mod run;
 
 mod api;
 
-pub use api::{Flow, Job, Reporter, Restart, Running, Stopper, Stream, TestRun, Trigger};
+pub use api::{Calls, Flow, Job, Reporter, Restart, Running, Stopper, Stream, TestRun, Trigger};
 pub use io::{
     Accepted, Acknowledges, AtStop, Change, ChannelSource, Collected, Delivery, Discard, Generate, KeyedSink, Lag,
     OpenSink, OpenSource, Polled, Progress, Reader, Receipt, Rows, SendError, Sender, SharedSink, SharedSource, Sink,
@@ -68,5 +68,5 @@ pub use io::{
 pub use run::report::{Report, SinkReport, SourceReport, StageReport};
 pub use words::{
     Batch, Bytes, CheckpointId, Clock, Epoch, Error, ErrorKind, EventTime, Headers, Keyed, LatencySnapshot, Malformed,
-    Moment, Offset, Offsets, Origin, Partition, Result, Room, SinkMeter, Worker,
+    Moment, Offset, Offsets, Origin, Partition, Result, Room, SinkMeter, TimedOut, Worker,
 };

@@ -6,6 +6,7 @@ mod support;
 use support::PATIENCE;
 
 mod bounds;
+mod calls;
 mod ends;
 mod epochs;
 mod faults;

@@ -22,6 +22,7 @@ mod group;
 mod message;
 mod options;
 mod partition;
+mod producer;
 mod reader;
 mod sink;
 mod source;

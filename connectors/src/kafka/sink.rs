@@ -10,23 +10,19 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use millstream::{
-    Accepted, Batch, Bytes, Delivery, Error, ErrorKind, Headers, OpenSink, Result, SharedSink, Wake, Writer,
-};
-use rdkafka::ClientContext;
+use millstream::{Accepted, Batch, Delivery, Error, ErrorKind, Headers, OpenSink, Result, SharedSink, Wake, Writer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
-use rdkafka::message::{BorrowedMessage, Header, Message as _, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use crate::format::{Cause, Payload};
 
-use super::client::{Heard, Settings};
 use super::dead::{Letter, NOT_ENCODED};
 use super::error::{error, is_of_record};
 use super::lock;
 use super::message::Message;
-use super::options::{OnRefused, Profile};
-use super::start::partitions_of;
+use super::options::OnRefused;
+use super::producer::{Context, Ticket, check_topic, create};
 use super::topic::Topic;
 
 /// What a format makes of a record.
@@ -65,138 +61,6 @@ impl<'v> Outgoing<'v> {
             topic: message.topic.as_deref(),
             partition: message.partition,
             timestamp: message.timestamp,
-        }
-    }
-}
-
-/// What is told of a record that was sent: who waits for it.
-struct Ticket {
-    delivery: Delivery,
-    /// It stands for a record that was refused.
-    is_letter: bool,
-}
-
-/// What the delivery thread and the writers share.
-struct Context {
-    heard: Heard,
-    on_refused: OnRefused,
-    closing: AtomicBool,
-    /// A writer was told that there is no room.
-    full: AtomicBool,
-    failed: Mutex<Option<Error>>,
-    writers: Mutex<Vec<Wake>>,
-    /// Of records that were refused by the other side, for a writer to send.
-    letters: Mutex<Vec<(Letter, Delivery)>>,
-}
-
-impl Context {
-    fn wake_writers(&self) {
-        lock(&self.writers).iter().for_each(Wake::wake);
-    }
-
-    fn fail(&self, error: Error) {
-        lock(&self.failed).get_or_insert(error);
-        self.wake_writers();
-    }
-}
-
-impl ClientContext for Context {
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.heard.note(&error, reason);
-        if let KafkaError::Global(Code::Fatal) = error {
-            self.fail(Error::new(ErrorKind::Sink, "the Kafka producer cannot go on").caused_by(reason.to_owned()));
-        }
-        if let Some(refused) = self.heard.refusal() {
-            self.fail(Error::new(ErrorKind::Refused, "cannot write to Kafka").caused_by(refused));
-        }
-    }
-}
-
-impl ProducerContext for Context {
-    type DeliveryOpaque = Arc<Ticket>;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Arc<Ticket>) {
-        match result {
-            Ok(_) if ticket.is_letter => ticket.delivery.dispose(1),
-            Ok(message) => ticket.delivery.acknowledge(1, Bytes(message.payload_len() as u64)),
-            Err((cause, message)) => self.not_delivered(cause, message, &ticket),
-        }
-        if self.full.load(SeqCst) && self.full.swap(false, SeqCst) {
-            self.wake_writers();
-        }
-    }
-}
-
-impl Context {
-    fn not_delivered(&self, cause: &KafkaError, message: &BorrowedMessage<'_>, ticket: &Ticket) {
-        if self.closing.load(SeqCst) {
-            return;
-        }
-        let topic = message.topic();
-        if !cause.rdkafka_error_code().is_some_and(is_of_record) {
-            self.fail(error(ErrorKind::Sink, format!("cannot deliver a record to topic `{topic}`"), cause.clone()));
-            return;
-        }
-        if ticket.is_letter {
-            let mut letter = Letter::of(message);
-            if letter.is_stripped() {
-                let doing = format!("cannot write a dead letter to topic `{topic}`");
-                self.fail(Error::new(ErrorKind::Malformed, doing).caused_by(cause.clone()));
-                return;
-            }
-            letter.strip();
-            self.send_later(letter, ticket);
-            return;
-        }
-        let letter = || Letter::of(message);
-        match self.refuse(topic, Some(message.partition()), cause.clone().into(), &ticket.delivery, letter) {
-            Ok(None) => {}
-            Ok(Some(letter)) => self.send_later(letter, ticket),
-            Err(error) => self.fail(error),
-        }
-    }
-
-    /// Only writers send.
-    fn send_later(&self, letter: Letter, ticket: &Ticket) {
-        lock(&self.letters).push((letter, ticket.delivery.clone()));
-        self.wake_writers();
-    }
-
-    /// What the policy does with a record that cannot be taken; perhaps a letter is to be sent.
-    fn refuse(
-        &self,
-        topic: &str,
-        partition: Option<i32>,
-        cause: Cause,
-        delivery: &Delivery,
-        letter: impl FnOnce() -> Letter,
-    ) -> Result<Option<Letter>> {
-        let partition = partition.filter(|partition| *partition >= 0);
-        let place = partition.map_or_else(|| format!("topic `{topic}`"), |partition| format!("{topic}/{partition}"));
-        match &self.on_refused {
-            OnRefused::Skip => {
-                tracing::warn!(topic, partition, %cause, "skipping a record that cannot be written");
-                delivery.dispose(1);
-                Ok(None)
-            }
-            OnRefused::DeadLetters(dead) => {
-                tracing::warn!(topic, partition, %cause, dead, "a record that cannot be written becomes a dead letter");
-                let mut letter = letter();
-                if letter.cause.is_empty() {
-                    letter.cause = cause.to_string();
-                    letter.refused_by = Some(topic.to_owned()).filter(|topic| !topic.is_empty());
-                } else {
-                    // It was on its way to the dead letters already.
-                    letter.cause = format!("{cause}; before that: {}", letter.cause);
-                    letter.strip();
-                }
-                Ok(Some(letter))
-            }
-            OnRefused::Stop => {
-                let doing =
-                    format!("cannot write a record to {place} (`on_refused(OnRefused::Skip)` drops and counts it)");
-                Err(Error::new(ErrorKind::Malformed, doing).caused_by(cause))
-            }
         }
     }
 }
@@ -270,66 +134,6 @@ fn deliver(producer: &BaseProducer<Context>, context: &Context, sending: &Sendin
         }
         sending.asleep.store(false, SeqCst);
     }
-}
-
-fn create(topic: &Topic, open: &OpenSink) -> Result<BaseProducer<Context>> {
-    let mut config = topic.settings.config()?;
-    let options = &topic.sink;
-    let linger = match options.profile.unwrap_or_default() {
-        Profile::Latency => "0",
-        Profile::Throughput => "10",
-    };
-    config
-        .set("acks", "all")
-        .set("enable.idempotence", "true")
-        .set("partitioner", options.partitioner.unwrap_or_default().name())
-        .set("compression.type", options.compression.unwrap_or_default().name())
-        .set("queue.buffering.max.kbytes", (open.buffer.0 / 1024).clamp(1, 2_097_151).to_string())
-        // A message in the queue takes some 300 bytes of the client's own beside its payload.
-        .set("queue.buffering.max.messages", (open.buffer.0 / 300).clamp(1, 2_147_483_647).to_string());
-    for (property, value) in [
-        ("linger.ms", linger),
-        ("sticky.partitioning.linger.ms", linger),
-        ("delivery.timeout.ms", "120000"),
-        ("request.timeout.ms", "10000"),
-        ("retry.backoff.ms", "20"),
-        ("retry.backoff.max.ms", "1000"),
-    ] {
-        let aliases: &[&str] = match property {
-            "linger.ms" => &["queue.buffering.max.ms"],
-            "delivery.timeout.ms" => &["message.timeout.ms"],
-            _ => &[],
-        };
-        if !aliases.iter().chain([&property]).any(|name| topic.settings.properties.contains_key(*name)) {
-            config.set(property, value);
-        }
-    }
-    let context = Context {
-        heard: Heard::default(),
-        on_refused: options.on_refused.clone().unwrap_or_default(),
-        closing: AtomicBool::new(false),
-        full: AtomicBool::new(false),
-        failed: Mutex::default(),
-        writers: Mutex::default(),
-        letters: Mutex::default(),
-    };
-    config.create_with_context(context).map_err(|cause| topic.settings.not_created(cause))
-}
-
-/// An absent broker and an unknown topic are errors at start, and metadata are there for the first record.
-fn check_topic(producer: &BaseProducer<Context>, topic: &Topic, settings: &Settings) -> Result<()> {
-    let metadata = |topic: Option<&str>| {
-        let metadata = producer.client().fetch_metadata(topic, settings.connect_within);
-        metadata.map_err(|cause| settings.unreachable("reach Kafka", cause, &producer.context().heard))
-    };
-    // Of all topics first: to ask for one by its name would create it where brokers do that.
-    let all = metadata(None)?;
-    if let Some(OnRefused::DeadLetters(dead)) = &topic.sink.on_refused {
-        partitions_of(&all, dead, &settings.brokers)?;
-    }
-    let Some(name) = topic.names.first() else { return Ok(()) };
-    partitions_of(&all, name, &settings.brokers)?;
-    metadata(Some(name)).map(drop)
 }
 
 impl<W: Send + Sync + 'static> SharedSink for KafkaOutlet<W> {

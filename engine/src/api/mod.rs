@@ -1,5 +1,6 @@
 //! Floor 6: what a user writes. A pipeline is a function of a [`Flow`]; a [`Job`] is that function and how to run it.
 
+mod calls;
 mod flow;
 mod job;
 mod running;
@@ -7,6 +8,7 @@ mod stream;
 mod test_run;
 mod trigger;
 
+pub use calls::Calls;
 pub use flow::Flow;
 pub use job::Job;
 pub use running::{Reporter, Running, Stopper};

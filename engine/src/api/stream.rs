@@ -2,18 +2,20 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::future::Future;
 use std::rc::Rc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use timely::dataflow::channels::pact::Pipeline;
 
-use crate::io::{KeyedSink, Sink};
-use crate::operator::exchange;
+use crate::io::{KeyedSink, Sink, Wake};
 use crate::operator::fault::Node;
 use crate::operator::stage::{self, Chain, Consume, Port, Split, Stage};
-use crate::words::{Batch, Error, Keyed, Result};
+use crate::operator::{calls, exchange};
+use crate::words::{Batch, Error, Keyed, Result, TimedOut};
 
+use super::calls::Calls;
 use super::flow::Flow;
 
 /// Records of type `T` on their way from a source to a sink, in the order of their input partition.
@@ -161,6 +163,58 @@ impl<'a, T: 'static> Stream<'a, T> {
             batch.for_each_ref(&f);
             Ok(batch)
         })
+    }
+
+    /// Calls another service for each record: `f` makes a future of it, many run at once, and what they answer goes on, or
+    /// that they did not in time. `calls` says how many, in which order, and how long.
+    ///
+    /// Futures run on a tokio runtime of the job, so clients that need one work in them. A record whose call is under way
+    /// counts as in flight: nothing behind it is committed, and a job that stops waits for it. After a crash calls are made
+    /// again. Time-outs are of the machine's clock, also under a simulated one. A future that panics ends the run.
+    ///
+    /// ```
+    /// use millstream::{Calls, Job, collect, rows};
+    /// use std::time::Duration;
+    ///
+    /// let results = collect();
+    /// let sink = results.clone();
+    /// Job::new("slow squares", move |flow| {
+    ///     let square = |n: u64| async move {
+    ///         tokio::time::sleep(Duration::from_millis(10 - n)).await;
+    ///         n * n
+    ///     };
+    ///     flow.source(rows(0..4))?.map_async(Calls::ordered(16), square).or_stop().sink(&sink)
+    /// })
+    /// .run()?;
+    /// assert_eq!(results.values(), [0, 1, 4, 9]);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    /// When `calls` allows none at once.
+    pub fn map_async<U, Fut>(self, calls: Calls, f: impl Fn(T) -> Fut + 'static) -> Stream<'a, Result<U, TimedOut>>
+    where
+        U: Send + 'static,
+        Fut: Future<Output = U> + Send + 'static,
+    {
+        let manner = calls.manner();
+        let flow = self.flow.share();
+        let node = flow.stage_node::<T, U>("map_async");
+        let Some(chain) = self.into_chain() else { return Stream::planned(flow, node) };
+        let (meter, name, at) = (flow.stage_meter(node), flow.stage_name(node), flow.share());
+        let longer: Chain<'a, Result<U, TimedOut>> = Box::new(move |tail| {
+            chain(Box::new(move |builder| {
+                let (scope, run) = at.building().expect("a chain is built on a worker");
+                let remote = scope.worker().sync_activator_for(builder.operator_info().address.to_vec());
+                // An error means that the worker is gone, and with it the need to wake it.
+                let wake = Wake::new(move || {
+                    let _ = remote.activate();
+                });
+                let place = calls::Place { node, name, meter, runtime: run.runtime()?, wake };
+                Ok(Box::new(calls::Calls::new(place, manner, f, tail(builder)?)))
+            }))
+        });
+        Stream::chain(flow, node, longer)
     }
 
     /// Hands whole batches to `f`, which compiles to one loop over all it does: the way to write a hot chain. An output

@@ -434,6 +434,7 @@ impl<'s> Control<'s> {
             drop(ticker.join());
         }
         handle.run_ended();
+        self.run.end_calls();
         self.run.plan.sources.iter().for_each(|source| source.shared.close());
         self.run.plan.sinks.iter().for_each(|sink| sink.shared.close());
     }
@@ -486,6 +487,7 @@ fn new_run(spec: &Spec, plan: Plan, events: Events, control: Wake) -> Run {
         budgets: (0..spec.workers).map(|_| ingest::budget(spec.memory, spec.workers)).collect(),
         events,
         control,
+        runtime: Mutex::default(),
         plan,
     }
 }

@@ -3,17 +3,18 @@
 
 use std::any::Any;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use timely::dataflow::Scope;
+use tokio::runtime::{self, Handle, Runtime};
 
 use crate::epoch::ticker::Ticker;
 use crate::io::{SharedSink, SharedSource, Wake};
 use crate::operator::fault::{Fault, Node};
 use crate::operator::ingest::{Recalls, Release};
 use crate::operator::pulse::Pulse;
-use crate::words::{Budget, Bytes, Clock, Error, ErrorKind, Offsets, Result, SinkMeter, SourceMeter, StageMeter};
+use crate::words::{Budget, Bytes, Clock, Error, ErrorKind, Offsets, Result, SinkMeter, SourceMeter, StageMeter, lock};
 
 use super::control::Events;
 
@@ -102,9 +103,35 @@ pub(crate) struct Run {
     pub(crate) budgets: Vec<Arc<Budget>>,
     pub(crate) events: Events,
     pub(crate) control: Wake,
+    /// For stages that call other services; made when the first of them is built.
+    pub(crate) runtime: Mutex<Option<Runtime>>,
 }
 
 impl Run {
+    /// Where futures of this run's stages run.
+    pub(crate) fn runtime(&self) -> Result<Handle> {
+        let mut runtime = lock(&self.runtime);
+        if runtime.is_none() {
+            let made = runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .thread_name("millstream-calls")
+                .enable_all()
+                .build();
+            let made = made.map_err(|cause| {
+                Error::new(ErrorKind::Option, "cannot start the thread that makes calls").caused_by(cause)
+            })?;
+            *runtime = Some(made);
+        }
+        Ok(runtime.as_ref().expect("it was made above").handle().clone())
+    }
+
+    /// The run is over: calls under way are dropped, and nobody waits for them.
+    pub(crate) fn end_calls(&self) {
+        if let Some(runtime) = lock(&self.runtime).take() {
+            runtime.shutdown_background();
+        }
+    }
+
     /// The half of the `index`th source that a process has once.
     pub(crate) fn source<S: SharedSource>(&self, index: usize) -> Result<(&PlannedSource, Arc<S>)> {
         let planned = self.plan.sources.get(index).ok_or_else(differs)?;

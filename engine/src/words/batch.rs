@@ -146,6 +146,28 @@ impl<T> Batch<T> {
         self.like(values, times)
     }
 
+    /// A batch without records under an admission.
+    pub(crate) fn under(admission: Option<Admission>) -> Batch<T> {
+        let mut batch = Batch::new();
+        batch.admission = admission;
+        batch
+    }
+
+    /// Adds a record that a stage has made. All records of a batch have a time, or none has.
+    pub(crate) fn append(&mut self, value: T, time: Option<EventTime>) {
+        self.values.push_back(value);
+        self.times.extend(time);
+    }
+
+    pub(crate) fn take_times(&mut self) -> VecDeque<EventTime> {
+        mem::take(&mut self.times)
+    }
+
+    /// The values, for whoever answers for them from now on.
+    pub(crate) fn take_values(&mut self) -> VecDeque<T> {
+        mem::take(&mut self.values)
+    }
+
     /// Another batch with the same admission.
     fn like<U>(&self, values: VecDeque<U>, times: VecDeque<EventTime>) -> Batch<U> {
         let mut batch = Batch::from_parts(values, times);

@@ -19,6 +19,6 @@ pub(crate) use meter::{Latencies, Latency, SourceMeter, StageMeter};
 pub use meter::{LatencySnapshot, SinkMeter};
 pub use offsets::{Offset, Offsets, Partition};
 pub use quantity::{Bytes, Room, Worker};
-pub use record::{Headers, Keyed, Malformed, Origin};
+pub use record::{Headers, Keyed, Malformed, Origin, TimedOut};
 pub(crate) use time::lock;
 pub use time::{Clock, EventTime, Moment};

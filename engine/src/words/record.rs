@@ -2,8 +2,9 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::time::Duration;
 
-use super::{Offset, Partition};
+use super::{Error, ErrorKind, Offset, Partition};
 
 /// Where a record was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,3 +95,25 @@ impl fmt::Display for Malformed {
 }
 
 impl StdError for Malformed {}
+
+/// A call was not answered in time. [`or_stop`](crate::Stream::or_stop) makes it an error with which a restart can help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TimedOut {
+    /// How long it might have taken.
+    pub limit: Duration,
+}
+
+impl fmt::Display for TimedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a call was not answered within {:?}", self.limit)
+    }
+}
+
+impl StdError for TimedOut {}
+
+impl From<TimedOut> for Error {
+    fn from(late: TimedOut) -> Error {
+        Error::new(ErrorKind::Unreachable, late.to_string())
+    }
+}

@@ -10,7 +10,7 @@ use rdkafka::producer::BaseRecord;
 
 use super::kafka;
 use crate::support::PATIENCE;
-use crate::support::broker::{Broker, flush, real, send, shared};
+use crate::support::broker::{Broker, OwnBroker, flush, real, send, shared};
 
 const PARTITIONS: i32 = 6;
 
@@ -235,4 +235,42 @@ fn read_what_matches_a_pattern_also_when_it_is_made_later() {
     });
     let report = job.trigger(Trigger::AvailableNow).run().unwrap();
     assert_eq!(report.records_out(), 3, "also one with an end");
+}
+
+/// What the report says of lag at rest is what Kafka's own tool says, and what is committed is where a job stopped.
+#[test]
+fn have_the_lag_that_the_brokers_own_tool_shows() {
+    if real("the embedded broker answers no tools").is_none() {
+        return;
+    }
+    let own = OwnBroker::start();
+    let topic = own.broker.topic("lag", 3);
+    let write = |count: i32| own.broker.write(&topic, (0..count).map(|n| (Some(n % 3), "key", Some("1"))));
+    write(30);
+    let (here, name) = (kafka(&own.broker), topic.clone());
+    let job = Job::new("lag", move |flow| flow.source(here.topic(&name).json::<u64>())?.or_stop().sink(discard()));
+    let running = job.checkpoint_every(Duration::from_millis(50)).start().unwrap();
+    let tool = || -> Vec<(String, u64)> {
+        let class = "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand";
+        let told = own.tool(class, &["--describe", "--group", "lag"]);
+        // GROUP TOPIC PARTITION CURRENT-OFFSET LOG-END-OFFSET LAG ...
+        let rows = told.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let rows = rows.filter(|row| row.len() > 5 && row[0] == "lag");
+        let mut lag: Vec<_> =
+            rows.filter_map(|row| Some((format!("{}/{}", row[1], row[2]), row[5].parse().ok()?))).collect();
+        lag.sort();
+        lag
+    };
+    let all =
+        |lag: u64| -> Vec<(String, u64)> { (0..3).map(|partition| (format!("{topic}/{partition}"), lag)).collect() };
+    settled("all is read", || running.report().records_out() == 30);
+    settled("the tool says that nothing is behind", || tool() == all(0));
+    let mut told: Vec<_> =
+        running.report().sources[0].lag.iter().map(|lag| (lag.partition.clone(), lag.records())).collect();
+    told.sort();
+    assert_eq!(told, all(0), "and so does the report");
+    running.stop();
+    running.wait().unwrap();
+    write(12);
+    assert_eq!(tool(), all(4), "what came since the job stopped");
 }

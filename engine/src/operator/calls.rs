@@ -1,0 +1,239 @@
+//! Calls to other services, as a stage: a future for each record, so many at once, their results in order or as they come.
+//! A batch in the middle of its calls holds capabilities of its epoch, so a cut waits for it as for records in flight.
+//!
+//! Futures run on a runtime of the run; they report through a channel and wake the operator.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::task::JoinError;
+
+use crate::io::Wake;
+use crate::words::{Admission, Batch, EventTime, Result, StageMeter, TimedOut};
+
+use super::fault::{self, Node};
+use super::stage::{Capabilities, Consume};
+
+/// How calls are made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner {
+    pub(crate) at_once: usize,
+    pub(crate) is_ordered: bool,
+    pub(crate) within: Duration,
+}
+
+/// What became of a call, unless its future panicked.
+type Answer<U> = Result<U, TimedOut>;
+
+/// The answer of the `index`th record of a group.
+struct Told<U> {
+    group: u64,
+    index: usize,
+    answer: Result<Answer<U>, JoinError>,
+}
+
+/// The calls of a batch.
+struct Group<U> {
+    at: Capabilities,
+    admission: Option<Admission>,
+    times: VecDeque<EventTime>,
+    results: VecDeque<Option<Answer<U>>>,
+    /// How many results were handed on.
+    emitted: usize,
+    open: usize,
+}
+
+impl<U> Drop for Group<U> {
+    fn drop(&mut self) {
+        if self.open > 0
+            && let Some(admission) = &self.admission
+        {
+            admission.lose();
+        }
+    }
+}
+
+/// The stage.
+pub(crate) struct Calls<F, T, U> {
+    node: Node,
+    name: String,
+    meter: Arc<StageMeter>,
+    manner: Manner,
+    f: F,
+    runtime: Handle,
+    next: Box<dyn Consume<Answer<U>>>,
+    /// Records whose calls are not made yet.
+    waiting: VecDeque<(u64, usize, T)>,
+    groups: BTreeMap<u64, Group<U>>,
+    next_group: u64,
+    in_flight: usize,
+    teller: Sender<Told<U>>,
+    told: Receiver<Told<U>>,
+    wake: Wake,
+}
+
+/// Where a stage stands, and what it counts.
+pub(crate) struct Place {
+    pub(crate) node: Node,
+    pub(crate) name: String,
+    pub(crate) meter: Arc<StageMeter>,
+    pub(crate) runtime: Handle,
+    pub(crate) wake: Wake,
+}
+
+impl<F, T, U> Calls<F, T, U> {
+    pub(crate) fn new(place: Place, manner: Manner, f: F, next: Box<dyn Consume<Answer<U>>>) -> Calls<F, T, U> {
+        let (teller, told) = mpsc::channel();
+        let Place { node, name, meter, runtime, wake } = place;
+        Calls {
+            node,
+            name,
+            meter,
+            manner,
+            f,
+            runtime,
+            next,
+            waiting: VecDeque::new(),
+            groups: BTreeMap::new(),
+            next_group: 0,
+            in_flight: 0,
+            teller,
+            told,
+            wake,
+        }
+    }
+}
+
+impl<F, Fut, T, U> Consume<T> for Calls<F, T, U>
+where
+    F: Fn(T) -> Fut,
+    Fut: Future<Output = U> + Send + 'static,
+    U: Send + 'static,
+{
+    fn consume(&mut self, mut batch: Batch<T>, at: &Capabilities) -> Result<()> {
+        let id = self.next_group;
+        self.next_group += 1;
+        let records = batch.len();
+        self.meter.records_in.add(records as u64);
+        let times = batch.take_times();
+        let group = Group {
+            at: at.clone(),
+            admission: batch.admission().cloned(),
+            times,
+            results: (0..records).map(|_| None).collect(),
+            emitted: 0,
+            open: records,
+        };
+        self.groups.insert(id, group);
+        self.waiting.extend(batch.take_values().into_iter().enumerate().map(|(index, value)| (id, index, value)));
+        self.call();
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<()> {
+        self.wake.listen();
+        while let Ok(told) = self.told.try_recv() {
+            self.in_flight -= 1;
+            self.hear(told)?;
+        }
+        self.call();
+        self.hand_on()?;
+        self.next.step()
+    }
+}
+
+impl<F, Fut, T, U> Calls<F, T, U>
+where
+    F: Fn(T) -> Fut,
+    Fut: Future<Output = U> + Send + 'static,
+    U: Send + 'static,
+{
+    /// Makes as many calls as there may be at once.
+    fn call(&mut self) {
+        fault::enter(self.node);
+        while self.in_flight < self.manner.at_once
+            && let Some((group, index, value)) = self.waiting.pop_front()
+        {
+            self.in_flight += 1;
+            let (within, teller, wake) = (self.manner.within, self.teller.clone(), self.wake.clone());
+            // A task of its own, whose panic is told and not lost.
+            let call = self.runtime.spawn((self.f)(value));
+            self.runtime.spawn(async move {
+                let stop = call.abort_handle();
+                let answer = match tokio::time::timeout(within, call).await {
+                    Ok(answer) => answer.map(Ok),
+                    Err(_) => {
+                        stop.abort();
+                        Ok(Err(TimedOut { limit: within }))
+                    }
+                };
+                // Nobody listens when the run is over.
+                drop(teller.send(Told { group, index, answer }));
+                wake.wake();
+            });
+        }
+    }
+
+    fn hear(&mut self, Told { group, index, answer }: Told<U>) -> Result<()> {
+        let answer = answer.map_err(|error| match error.try_into_panic() {
+            Ok(payload) => fault::panicked(&self.name, &*payload),
+            Err(error) => fault::panicked(&self.name, &error.to_string()),
+        })?;
+        if let Some(group) = self.groups.get_mut(&group)
+            && let Some(slot) = index.checked_sub(if self.manner.is_ordered { group.emitted } else { 0 })
+            && let Some(slot) = group.results.get_mut(slot)
+        {
+            *slot = Some(answer);
+        }
+        Ok(())
+    }
+
+    /// Hands on what may leave: in order, the beginning; else all that is there.
+    fn hand_on(&mut self) -> Result<()> {
+        let mut done = Vec::new();
+        for (id, group) in &mut self.groups {
+            let out = if self.manner.is_ordered { group.beginning() } else { group.answered() };
+            let records = out.len();
+            self.meter.records_out.add(records as u64);
+            if records > 0 {
+                self.next.consume(out, &group.at)?;
+                group.open -= records;
+            }
+            if group.open == 0 {
+                done.push(*id);
+            } else if self.manner.is_ordered {
+                break;
+            }
+        }
+        done.iter().for_each(|id| drop(self.groups.remove(id)));
+        Ok(())
+    }
+}
+
+impl<U> Group<U> {
+    /// The results before the first that is missing.
+    fn beginning(&mut self) -> Batch<Answer<U>> {
+        let mut out = Batch::under(self.admission.clone());
+        while let Some(result) = self.results.front_mut().and_then(Option::take) {
+            self.results.pop_front();
+            self.emitted += 1;
+            out.append(result, self.times.pop_front());
+        }
+        out
+    }
+
+    /// All results that are there.
+    fn answered(&mut self) -> Batch<Answer<U>> {
+        let mut out = Batch::under(self.admission.clone());
+        for (index, slot) in self.results.iter_mut().enumerate() {
+            if let Some(result) = slot.take() {
+                out.append(result, self.times.get(index).copied());
+            }
+        }
+        out
+    }
+}
