@@ -6,6 +6,7 @@
 //! `latest` would lose what came while nobody ran.
 
 use std::collections::{BTreeMap, HashSet};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use millstream::{Error, ErrorKind, Offset as Next, Offsets, Partition, Result};
@@ -17,7 +18,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use regex::Regex;
 
 use super::client::{Heard, Settings};
-use super::error::{error, is_refusal};
+use super::error::{error, is_passing, is_refusal};
 use super::options::SourceOptions;
 use super::topic::Topic;
 
@@ -337,6 +338,10 @@ impl<C: ConsumerContext> Starting<'_, C> {
                         return Err(self.settings.unreachable(&doing, cause, self.heard));
                     }
                     wait *= 2;
+                }
+                // A coordinator that has just begun, or moves.
+                Err(cause) if cause.rdkafka_error_code().is_some_and(is_passing) && !left.is_zero() => {
+                    thread::sleep(Duration::from_millis(100).min(left));
                 }
                 Err(cause) => return Err(error(ErrorKind::Refused, format!("cannot {doing}"), cause)),
             }

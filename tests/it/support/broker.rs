@@ -181,7 +181,15 @@ impl Broker {
         let consumer: BaseConsumer = self.client().set("group.id", group).create().unwrap();
         let mut list = TopicPartitionList::new();
         list.add_partition_range(topic, 0, partitions - 1);
-        let committed = consumer.committed_offsets(list, Duration::from_secs(10)).unwrap();
+        // A coordinator that has just begun, or moves, says so once or twice.
+        let deadline = Instant::now() + crate::PATIENCE;
+        let committed = loop {
+            match consumer.committed_offsets(list.clone(), Duration::from_secs(10)) {
+                Ok(committed) => break committed,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
         let offset = |partition| match committed.find_partition(topic, partition).unwrap().offset() {
             Offset::Offset(offset) => Some(offset),
             _ => None,
