@@ -163,7 +163,7 @@ async fn serve(options: Options, kafka: Kafka) -> Result<()> {
 pub(crate) fn run(options: Options) -> Result<()> {
     let embedded = match options.brokers {
         Some(_) => None,
-        None => Some(Embedded::start("orders", &options.output, 0, Some(0))?),
+        None => Some(Embedded::start("orders", &options.output, Some(0))?),
     };
     let brokers =
         embedded.as_ref().map_or_else(|| options.brokers.clone().unwrap_or_default(), |own| own.brokers.clone());

@@ -74,7 +74,7 @@ pub(crate) fn run(etl: Etl) -> Result<()> {
         None => {
             options.duration.get_or_insert(Duration::from_secs(20));
             let preload = (options.trigger == Trigger::AvailableNow).then_some(20_000);
-            let embedded = Embedded::start(&options.input, &options.output, 1_000, preload)?;
+            let embedded = Embedded::start(&options.input, &options.output, preload)?;
             embedded.create_topic(&dead_letters);
             embedded.write_malformed(&options.input)?;
             Some(embedded)

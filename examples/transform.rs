@@ -6,7 +6,7 @@
 //! cargo run --release --example transform -- --brokers localhost:9092 --input orders --output invoices
 //! ```
 //!
-//! Without `--brokers` it brings its own broker, generates 1 000 orders a second, and shows the time from when an order
+//! Without `--brokers` it brings its own broker, generates 250 orders a second, and shows the time from when an order
 //! was due until its invoice is read, for a minute.
 
 mod support;
@@ -52,7 +52,7 @@ pub(crate) fn run(mut options: Options) -> Result<()> {
         None => {
             options.duration.get_or_insert(Duration::from_secs(60));
             let preload = (options.trigger == Trigger::AvailableNow).then_some(20_000);
-            Some(Embedded::start(&options.input, &options.output, 1_000, preload)?)
+            Some(Embedded::start(&options.input, &options.output, preload)?)
         }
     };
     let brokers =
