@@ -91,6 +91,7 @@ pub(crate) fn run(etl: Etl) -> Result<()> {
     let job = Job::new("etl", move |flow| pipeline(flow, &kafka, &of_job, &dead_letters));
     let report = support::run(job, &options, |_| {})?;
     if let Some(embedded) = &embedded {
+        embedded.wait_for(report.sinks[0].acknowledged);
         println!("{}", embedded.line());
     }
     println!("{report}");

@@ -70,6 +70,7 @@ pub(crate) fn run(mut options: Options) -> Result<()> {
     })?;
     line.finish_and_clear();
     if let Some(embedded) = &embedded {
+        embedded.wait_for(report.sinks[0].acknowledged);
         println!("{}", embedded.line());
     }
     println!("{report}");

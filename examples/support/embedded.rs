@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use krafka::testing::FakeBroker;
@@ -111,6 +111,15 @@ impl Embedded {
         let (brokers, topic) = (self.brokers.clone(), output.to_owned());
         let (latencies, done) = (Arc::clone(&self.latencies), Arc::clone(&self.done));
         self.threads.push(thread::spawn(move || observe(&brokers, &topic, &latencies, &done)));
+    }
+
+    /// Waits until the observer has seen so many records, or a moment longer than it needs.
+    pub fn wait_for(&self, records: u64) {
+        let seen = || self.latencies.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while seen() < records && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// The latencies so far, from due time to the observer, in one line.
