@@ -6,6 +6,7 @@ mod mistakes;
 mod offsets;
 mod outages;
 mod positions;
+mod receipts;
 mod refused;
 mod transactions;
 
