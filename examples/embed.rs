@@ -26,7 +26,7 @@ use clap::Parser;
 use millstream::{Error, ErrorKind, Job, Reporter, Restart, Result, Running, Sender, Undelivered, channel, discard};
 use millstream_connectors::{Kafka, StartAt};
 use serde::{Deserialize, Serialize};
-use support::embedded::Embedded;
+use support::embedded::{Embedded, brokers};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -165,11 +165,10 @@ pub(crate) fn run(options: Options) -> Result<()> {
         Some(_) => None,
         None => Some(Embedded::start("orders", &options.output, Some(0))?),
     };
-    let brokers =
-        embedded.as_ref().map_or_else(|| options.brokers.clone().unwrap_or_default(), |own| own.brokers.clone());
     let runtime = tokio::runtime::Runtime::new();
     let runtime = runtime.map_err(|cause| Error::new(ErrorKind::Option, "cannot start tokio").caused_by(cause))?;
-    runtime.block_on(serve(options, Kafka::new(brokers)))
+    let kafka = Kafka::new(brokers(embedded.as_ref(), options.brokers.as_ref()));
+    runtime.block_on(serve(options, kafka))
 }
 
 fn main() -> Result<()> {

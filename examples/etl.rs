@@ -16,7 +16,7 @@ use millstream::{Flow, Job, Result, Trigger};
 use millstream_connectors::Kafka;
 use serde::Serialize;
 use support::Options;
-use support::embedded::{Embedded, Order};
+use support::embedded::{Embedded, Order, brokers, print};
 use support::replay::{Filter, replay};
 
 #[derive(Debug, Parser)]
@@ -80,9 +80,7 @@ pub(crate) fn run(etl: Etl) -> Result<()> {
             Some(embedded)
         }
     };
-    let brokers =
-        embedded.as_ref().map_or_else(|| options.brokers.clone().unwrap_or_default(), |own| own.brokers.clone());
-    let kafka = Kafka::new(brokers);
+    let kafka = Kafka::new(brokers(embedded.as_ref(), options.brokers.as_ref()));
     if etl.replay {
         println!("{}", replay(&kafka, dead_letters, format!("{}.replay", options.group), etl.filter)?);
         return Ok(());
@@ -90,11 +88,7 @@ pub(crate) fn run(etl: Etl) -> Result<()> {
     let of_job = options.clone();
     let job = Job::new("etl", move |flow| pipeline(flow, &kafka, &of_job, &dead_letters));
     let report = support::run(job, &options, |_| {})?;
-    if let Some(embedded) = &embedded {
-        embedded.wait_for(report.sinks[0].acknowledged);
-        println!("{}", embedded.line());
-    }
-    println!("{report}");
+    print(embedded.as_ref(), &report);
     Ok(())
 }
 

@@ -19,7 +19,7 @@ use millstream::{Flow, Job, Result, Trigger};
 use millstream_connectors::Kafka;
 use serde::Serialize;
 use support::Options;
-use support::embedded::{Embedded, Order};
+use support::embedded::{Embedded, Order, brokers, print};
 
 #[derive(Debug, Serialize)]
 struct Invoice {
@@ -55,10 +55,8 @@ pub(crate) fn run(mut options: Options) -> Result<()> {
             Some(Embedded::start(&options.input, &options.output, preload)?)
         }
     };
-    let brokers =
-        embedded.as_ref().map_or_else(|| options.brokers.clone().unwrap_or_default(), |own| own.brokers.clone());
     let line = ProgressBar::no_length().with_style(ProgressStyle::with_template("{msg}").expect("it is a constant"));
-    let kafka = Kafka::new(brokers);
+    let kafka = Kafka::new(brokers(embedded.as_ref(), options.brokers.as_ref()));
     let of_job = options.clone();
     let job = Job::new("transform", move |flow| invoices(flow, &kafka, &of_job));
     let report = support::run(job, &options, |report| {
@@ -69,11 +67,7 @@ pub(crate) fn run(mut options: Options) -> Result<()> {
         }
     })?;
     line.finish_and_clear();
-    if let Some(embedded) = &embedded {
-        embedded.wait_for(report.sinks[0].acknowledged);
-        println!("{}", embedded.line());
-    }
-    println!("{report}");
+    print(embedded.as_ref(), &report);
     Ok(())
 }
 

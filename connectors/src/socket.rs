@@ -11,8 +11,8 @@ use std::thread;
 use std::time::Duration;
 
 use millstream::{
-    AtStop, Batch, Bytes, Change, CheckpointId, Error, ErrorKind, Headers, Malformed, Offset, Offsets, OpenSource,
-    Partition, Polled, Progress, Reader, Result, Room, SharedSource, Source, Wake, Worker,
+    AtStop, Batch, Bytes, Error, ErrorKind, Headers, Malformed, Offset, OpenSource, Partition, Polled, Reader, Result,
+    Room, SharedSource, Source, Wake, Worker,
 };
 
 /// A source of the lines that come from a TCP address, without their ends: `Result<String, Malformed>`. A line that is no
@@ -296,14 +296,6 @@ impl SharedSource for SocketShared {
         started
             .map(drop)
             .map_err(|cause| Error::new(ErrorKind::Source, "cannot start the thread of a connection").caused_by(cause))
-    }
-
-    fn serve(&self) -> Result<Vec<Change>> {
-        Ok(Vec::new())
-    }
-
-    fn commit(&self, _: CheckpointId, _: &Offsets) -> Result<Progress> {
-        Ok(Progress::Done)
     }
 
     fn close(&self) {

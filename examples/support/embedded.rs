@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use krafka::testing::FakeBroker;
-use millstream::{Error, ErrorKind, Result};
+use millstream::{Error, ErrorKind, Report, Result};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
@@ -25,6 +25,20 @@ const RATE: u64 = 250;
 pub fn monotonic_nanos() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Those that were named, or the embedded one's.
+pub fn brokers(embedded: Option<&Embedded>, named: Option<&String>) -> String {
+    embedded.map(|embedded| &embedded.brokers).or(named).cloned().unwrap_or_default()
+}
+
+/// The last words of an example: what the observer has seen, and the job's own report.
+pub fn print(embedded: Option<&Embedded>, report: &Report) {
+    if let Some(embedded) = embedded {
+        embedded.wait_for(report.sinks[0].acknowledged);
+        println!("{}", embedded.line());
+    }
+    println!("{report}");
 }
 
 /// What the examples read.

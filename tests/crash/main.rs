@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use millstream_tests::{Record, compare};
+use millstream_tests::compare;
 use rdkafka::producer::BaseRecord;
 
 /// No test waits for longer.
@@ -21,12 +21,12 @@ fn target(arguments: &[&str]) -> Child {
     command.args(arguments).stdout(Stdio::null()).spawn().expect("the target starts")
 }
 
-fn records(broker: &broker::Broker, topic: &str) -> Vec<Vec<Record>> {
-    let record = |read: &broker::Read| Record {
-        id: read.value.as_ref().expect("no tombstone is written").parse().expect("a number"),
-        key: read.key.clone().unwrap_or_default().into_bytes(),
-    };
-    broker.read(topic).iter().map(|partition| partition.iter().map(record).collect()).collect()
+/// A seed that is printed, so that a failure can be repeated with `MILLSTREAM_SEED`.
+fn seed() -> u64 {
+    let seed = std::env::var("MILLSTREAM_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    println!("MILLSTREAM_SEED={seed}");
+    seed
 }
 
 /// Under both triggers in turn. Kill times are uniform over a second and a half, the start of the process included; 2 000
@@ -37,10 +37,7 @@ fn nothing_is_lost_over_fifty_kills() {
     const RATE: u64 = 2_000;
     let broker = broker::shared();
     let (input, output) = (broker.topic("kills-in", 4), broker.topic("kills-out", 4));
-    let seed =
-        std::env::var("MILLSTREAM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
-    println!("MILLSTREAM_SEED={seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
+    let mut random = fastrand::Rng::with_seed(seed());
     let done = AtomicBool::new(false);
     let start = |trigger| target(&["copy", &broker.address, &input, &output, &input, trigger, "the only one"]);
     let mut last = std::thread::scope(|scope| {
@@ -67,10 +64,10 @@ fn nothing_is_lost_over_fifty_kills() {
         done.store(true, SeqCst);
         start("continuous")
     });
-    let expected = records(broker, &input);
+    let expected = broker.records(&input);
     let deadline = Instant::now() + PATIENCE;
     let findings = loop {
-        let findings = compare(&expected, &records(broker, &output));
+        let findings = compare(&expected, &broker.records(&output));
         if findings.lost.is_empty() || Instant::now() > deadline {
             break findings;
         }
@@ -112,14 +109,14 @@ fn a_kill_in_the_middle_of_a_micro_batchs_queue_loses_nothing() {
     // It has had time to read them many times over, and its tick is minutes away.
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(committed(), 500, "what waits for its tick is not done");
-    assert_eq!(records(broker, &output).iter().flatten().count(), 500);
+    assert_eq!(broker.records(&output).iter().flatten().count(), 500);
     second.kill().expect("it runs");
     second.wait().expect("it was killed");
     let mut third = start("continuous");
     wait_until("the rest is committed", &|| committed() == 1_000);
     third.kill().expect("it runs");
     third.wait().expect("it was killed");
-    let findings = compare(&records(broker, &input), &records(broker, &output));
+    let findings = compare(&broker.records(&input), &broker.records(&output));
     assert!(findings.at_least_once() && findings.doubled.is_empty(), "{findings}");
 }
 

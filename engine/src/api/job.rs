@@ -149,7 +149,8 @@ impl Job {
             .spawn(move || {
                 let run = AssertUnwindSafe(|| control(&spec, pipeline, &shared, &started));
                 if let Err(payload) = catch_unwind(run) {
-                    // Only the pipeline function and connectors run there; whoever waits must hear of it.
+                    // The plan and what serves catch their own; what is left is a connector's end. Whoever waits must hear
+                    // of it.
                     shared.end(Err(panicked("pipeline", &*payload)));
                 }
             })

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use timely::dataflow::channels::pact::Pipeline;
 
-use crate::io::{KeyedSink, Sink, Wake};
+use crate::io::{KeyedSink, Sink};
 use crate::operator::fault::Node;
 use crate::operator::stage::{self, Chain, Consume, Port, Split, Stage};
 use crate::operator::{calls, exchange};
@@ -105,8 +105,13 @@ impl<'a, T: 'static> Stream<'a, T> {
     }
 
     fn stage<U: 'static>(self, kind: &str, f: impl FnMut(Batch<T>) -> Result<Batch<U>> + 'static) -> Stream<'a, U> {
+        let node = self.flow.stage_node::<T, U>(kind);
+        self.through(node, f)
+    }
+
+    /// Adds the stage of that node to the chain.
+    fn through<U: 'static>(self, node: Node, f: impl FnMut(Batch<T>) -> Result<Batch<U>> + 'static) -> Stream<'a, U> {
         let flow = self.flow.share();
-        let node = flow.stage_node::<T, U>(kind);
         let Some(chain) = self.into_chain() else { return Stream::planned(flow, node) };
         let (meter, name) = (flow.stage_meter(node), flow.stage_name(node));
         let longer: Chain<'a, U> = Box::new(move |tail| {
@@ -189,9 +194,6 @@ impl<'a, T: 'static> Stream<'a, T> {
     /// assert_eq!(results.values(), [0, 1, 4, 9]);
     /// # Ok::<(), millstream::Error>(())
     /// ```
-    ///
-    /// # Panics
-    /// When `calls` allows none at once.
     pub fn map_async<U, Fut>(self, calls: Calls, f: impl Fn(T) -> Fut + 'static) -> Stream<'a, Result<U, TimedOut>>
     where
         U: Send + 'static,
@@ -205,11 +207,7 @@ impl<'a, T: 'static> Stream<'a, T> {
         let longer: Chain<'a, Result<U, TimedOut>> = Box::new(move |tail| {
             chain(Box::new(move |builder| {
                 let (scope, run) = at.building().expect("a chain is built on a worker");
-                let remote = scope.worker().sync_activator_for(builder.operator_info().address.to_vec());
-                // An error means that the worker is gone, and with it the need to wake it.
-                let wake = Wake::new(move || {
-                    let _ = remote.activate();
-                });
+                let wake = stage::wake_of(scope, builder);
                 let place = calls::Place { node, name, meter, runtime: run.runtime()?, wake };
                 Ok(Box::new(calls::Calls::new(place, manner, f, tail(builder)?)))
             }))
@@ -255,17 +253,7 @@ impl<'a, T: 'static> Stream<'a, T> {
         let mut ports = self.into_ports();
         ports.append(&mut other.into_ports());
         // Counted like every stage, although nothing happens to a record here.
-        Stream::new(flow.share(), node, Shape::Ports(ports)).counted(node)
-    }
-
-    fn counted(self, node: Node) -> Stream<'a, T> {
-        let flow = self.flow.share();
-        let chain = self.into_chain().expect("it has ports");
-        let (meter, name) = (flow.stage_meter(node), flow.stage_name(node));
-        let longer: Chain<'a, T> = Box::new(move |tail| {
-            chain(Box::new(move |builder| Ok(Box::new(Stage::new((node, name), meter, Ok, tail(builder)?)))))
-        });
-        Stream::chain(flow, node, longer)
+        Stream::new(flow.share(), node, Shape::Ports(ports)).through(node, Ok)
     }
 
     /// Spreads the records evenly over all workers, so that what follows uses them all. Gives up every order.
@@ -289,7 +277,7 @@ impl<'a, T: 'static> Stream<'a, T> {
                 _ => stage::build(scope, name, ports, exchange::in_turn, fault, tail),
             }
         });
-        Stream::chain(flow, node, chain).counted(node)
+        Stream::chain(flow, node, chain).through(node, Ok)
     }
 
     /// Names the operator that this stream comes from: in reports and errors, and for its state.

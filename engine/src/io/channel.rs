@@ -10,9 +10,9 @@ use std::task::{Context, Poll};
 use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::sync::oneshot;
 
-use crate::words::{Batch, Bytes, CheckpointId, Error, ErrorKind, Offsets, Outcome, Result, Room, Worker, lock};
+use crate::words::{Batch, Bytes, Error, ErrorKind, Outcome, Result, Room, Worker, lock};
 
-use super::{AtStop, Change, OpenSource, Polled, Progress, Reader, SharedSource, Source, Wake};
+use super::{AtStop, OpenSource, Polled, Reader, SharedSource, Source, Wake};
 
 /// A channel into a job: room for so many records that nobody has read yet.
 ///
@@ -296,19 +296,7 @@ pub struct ChannelShared<T> {
     bounded: bool,
 }
 
-impl<T: Send + 'static> SharedSource for ChannelShared<T> {
-    fn begin(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn serve(&self) -> Result<Vec<Change>> {
-        Ok(Vec::new())
-    }
-
-    fn commit(&self, _: CheckpointId, _: &Offsets) -> Result<Progress> {
-        Ok(Progress::Done)
-    }
-}
+impl<T: Send + 'static> SharedSource for ChannelShared<T> {}
 
 /// Reads a channel, on worker 0.
 pub struct ChannelReader<T> {

@@ -10,7 +10,7 @@ use crate::words::{
     Batch, Bytes, CheckpointId, Clock, Error, ErrorKind, Moment, Offset, Offsets, Partition, Result, Room, Worker, lock,
 };
 
-use super::{Change, Lag, OpenSource, Polled, Progress, Reader, SharedSource, Source, Wake};
+use super::{Lag, OpenSource, Polled, Progress, Reader, SharedSource, Source, Wake};
 
 /// A source that makes its `n`th record, counted from 0, of `n`; as many as the job takes, until there is a
 /// [`rate`](Generate::rate), and without an end, until there is a [`count`](Generate::count). Workers make every
@@ -171,10 +171,6 @@ impl<T: 'static> SharedSource for GenerateShared<T> {
         started.map(drop).map_err(|cause| {
             Error::new(ErrorKind::Source, "cannot start the thread that keeps a schedule").caused_by(cause)
         })
-    }
-
-    fn serve(&self) -> Result<Vec<Change>> {
-        Ok(Vec::new())
     }
 
     fn commit(&self, _: CheckpointId, offsets: &Offsets) -> Result<Progress> {

@@ -9,8 +9,8 @@ use crate::words::{
 };
 
 use super::{
-    Accepted, Change, Delivery, KeyedSink, Lag, OpenSink, OpenSource, Polled, Progress, Reader, SharedSource, Sink,
-    Source, Wake, Writer,
+    Accepted, Delivery, KeyedSink, Lag, OpenSink, OpenSource, Polled, Progress, Reader, SharedSource, Sink, Source,
+    Wake, Writer,
 };
 
 /// A bounded source of rows in memory, split into one contiguous partition per worker unless
@@ -111,14 +111,6 @@ pub struct SharedRows<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> SharedSource for SharedRows<T> {
-    fn begin(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn serve(&self) -> Result<Vec<Change>> {
-        Ok(Vec::new())
-    }
-
     fn commit(&self, _: CheckpointId, offsets: &Offsets) -> Result<Progress> {
         lock(&self.committed).merge(offsets);
         Ok(Progress::Done)

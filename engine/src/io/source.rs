@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::words::{Batch, Bytes, CheckpointId, Clock, Error, Offset, Offsets, Partition, Result, Room, Worker};
+use crate::words::{Batch, Bytes, CheckpointId, Clock, Offset, Offsets, Partition, Result, Room, Worker};
 
 use super::Wake;
 
@@ -82,21 +82,29 @@ pub trait SharedSource: Send + Sync + 'static {
     ///
     /// # Errors
     /// When reading cannot begin.
-    fn begin(&self) -> Result<()>;
+    fn begin(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Serves the client's events: changes of partitions, results of commits, errors. Called after a wake and at least
     /// every 200 ms for as long as the source lives; must not block.
     ///
     /// # Errors
     /// An error ends the run.
-    fn serve(&self) -> Result<Vec<Change>>;
+    fn serve(&self) -> Result<Vec<Change>> {
+        Ok(Vec::new())
+    }
 
     /// Publishes how far this source's records are done, in the order of the checkpoints. The answer may come later, as
-    /// [`Change::Committed`]; must not block.
+    /// [`Change::Committed`]; must not block. By default it is done: a source that nobody can read again has
+    /// nowhere to publish it.
     ///
     /// # Errors
     /// An error ends the run.
-    fn commit(&self, checkpoint: CheckpointId, offsets: &Offsets) -> Result<Progress>;
+    fn commit(&self, checkpoint: CheckpointId, offsets: &Offsets) -> Result<Progress> {
+        let _ = (checkpoint, offsets);
+        Ok(Progress::Done)
+    }
 
     /// Where this run began, for a later run of the same job that finds nothing committed: without it, a start at the
     /// latest record would be another one then.
@@ -240,16 +248,4 @@ impl fmt::Display for Taken {
 }
 
 /// A source that needs nothing shared.
-impl SharedSource for () {
-    fn begin(&self) -> Result<(), Error> {
-        Ok(())
-    }
-
-    fn serve(&self) -> Result<Vec<Change>> {
-        Ok(Vec::new())
-    }
-
-    fn commit(&self, _: CheckpointId, _: &Offsets) -> Result<Progress> {
-        Ok(Progress::Done)
-    }
-}
+impl SharedSource for () {}

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
+use std::mem;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
@@ -41,7 +42,10 @@ struct Group<U> {
     at: Capabilities,
     admission: Option<Admission>,
     times: VecDeque<EventTime>,
+    /// In order: what is not handed on, with holes.
     results: VecDeque<Option<Answer<U>>>,
+    /// Without an order: what may be handed on.
+    ready: Batch<Answer<U>>,
     /// How many results were handed on.
     emitted: usize,
     open: usize,
@@ -69,6 +73,8 @@ pub(crate) struct Calls<F, T, U> {
     /// Records whose calls are not made yet.
     waiting: VecDeque<(u64, usize, T)>,
     groups: BTreeMap<u64, Group<U>>,
+    /// Groups that have something ready, without an order.
+    answered: Vec<u64>,
     next_group: u64,
     in_flight: usize,
     teller: Sender<Told<U>>,
@@ -99,6 +105,7 @@ impl<F, T, U> Calls<F, T, U> {
             next,
             waiting: VecDeque::new(),
             groups: BTreeMap::new(),
+            answered: Vec::new(),
             next_group: 0,
             in_flight: 0,
             teller,
@@ -119,12 +126,13 @@ where
         self.next_group += 1;
         let records = batch.len();
         self.meter.records_in.add(records as u64);
-        let times = batch.take_times();
+        let holes = if self.manner.is_ordered { records } else { 0 };
         let group = Group {
             at: at.clone(),
             admission: batch.admission().cloned(),
-            times,
-            results: (0..records).map(|_| None).collect(),
+            times: batch.take_times(),
+            results: (0..holes).map(|_| None).collect(),
+            ready: Batch::under(batch.admission().cloned()),
             emitted: 0,
             open: records,
         };
@@ -183,34 +191,49 @@ where
             Ok(payload) => fault::panicked(&self.name, &*payload),
             Err(error) => fault::panicked(&self.name, &error.to_string()),
         })?;
-        if let Some(group) = self.groups.get_mut(&group)
-            && let Some(slot) = index.checked_sub(if self.manner.is_ordered { group.emitted } else { 0 })
-            && let Some(slot) = group.results.get_mut(slot)
-        {
-            *slot = Some(answer);
+        let Some(of) = self.groups.get_mut(&group) else { return Ok(()) };
+        if self.manner.is_ordered {
+            of.results[index - of.emitted] = Some(answer);
+        } else {
+            if Batch::is_empty(&of.ready) {
+                self.answered.push(group);
+            }
+            of.ready.append(answer, of.times.get(index).copied());
         }
         Ok(())
     }
 
     /// Hands on what may leave: in order, the beginning; else all that is there.
     fn hand_on(&mut self) -> Result<()> {
-        let mut done = Vec::new();
-        for (id, group) in &mut self.groups {
-            let out = if self.manner.is_ordered { group.beginning() } else { group.answered() };
-            let records = out.len();
-            self.meter.records_out.add(records as u64);
-            if records > 0 {
-                self.next.consume(out, &group.at)?;
-                group.open -= records;
+        if !self.manner.is_ordered {
+            for id in mem::take(&mut self.answered) {
+                let group = self.groups.get_mut(&id).expect("it has answers to hand on");
+                let out = mem::replace(&mut group.ready, Batch::under(group.admission.clone()));
+                self.emit(id, out)?;
             }
-            if group.open == 0 {
-                done.push(*id);
-            } else if self.manner.is_ordered {
+            return Ok(());
+        }
+        while let Some((id, group)) = self.groups.iter_mut().next() {
+            let (id, out) = (*id, group.beginning());
+            if Batch::is_empty(&out) || !self.emit(id, out)? {
                 break;
             }
         }
-        done.iter().for_each(|id| drop(self.groups.remove(id)));
         Ok(())
+    }
+
+    /// Hands on answers of a group; says whether they were its last.
+    fn emit(&mut self, id: u64, out: Batch<Answer<U>>) -> Result<bool> {
+        let group = self.groups.get_mut(&id).expect("it has answers to hand on");
+        let records = out.len();
+        self.meter.records_out.add(records as u64);
+        self.next.consume(out, &group.at)?;
+        group.open -= records;
+        let is_done = group.open == 0;
+        if is_done {
+            self.groups.remove(&id);
+        }
+        Ok(is_done)
     }
 }
 
@@ -222,17 +245,6 @@ impl<U> Group<U> {
             self.results.pop_front();
             self.emitted += 1;
             out.append(result, self.times.pop_front());
-        }
-        out
-    }
-
-    /// All results that are there.
-    fn answered(&mut self) -> Batch<Answer<U>> {
-        let mut out = Batch::under(self.admission.clone());
-        for (index, slot) in self.results.iter_mut().enumerate() {
-            if let Some(result) = slot.take() {
-                out.append(result, self.times.get(index).copied());
-            }
         }
         out
     }

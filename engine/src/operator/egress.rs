@@ -19,7 +19,7 @@ use crate::words::{Batch, Clock, Epoch, Result, SinkMeter};
 
 use super::fault::{self, Node};
 use super::pulse::Pulse;
-use super::stage::{Capabilities, Consume, Silent};
+use super::stage::{Capabilities, Consume, Silent, wake_of};
 
 /// What an egress shares with the rest of its worker.
 pub(crate) struct Setting {
@@ -48,11 +48,7 @@ pub(crate) fn end<'a, T: 'static, W: Writer<T> + 'static>(
     let port = builder.shape().outputs();
     let (acknowledged_port, acknowledged) = builder.new_output();
     let (through_port, through) = builder.new_output();
-    let remote = scope.worker().sync_activator_for(builder.operator_info().address.to_vec());
-    // An error means that the worker is gone, and with it the need to wake it.
-    let wake = Wake::new(move || {
-        let _ = remote.activate();
-    });
+    let wake = wake_of(scope, builder);
     let writer = writer(wake.clone())?;
     setting.pulse.egress_opened(wake.clone());
     let silent = [OutputBuilder::from(acknowledged_port), OutputBuilder::from(through_port)];

@@ -31,7 +31,7 @@ use crate::words::{
 
 use super::fault::{self, Fault, Node};
 use super::pulse::Pulse;
-use super::stage::{Capabilities, Consume, Tail};
+use super::stage::{Capabilities, Consume, Tail, give_up, wake_of};
 
 /// Which source of the plan, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -134,18 +134,12 @@ pub(crate) fn build<'a, R: Reader + 'static>(
     // Port 0 is the ledger, the chain's ports follow.
     let (ledger, pieces) = builder.new_output();
     let chain = tail(&mut builder);
-    let info = builder.operator_info();
-    let activator = scope.activator_for(info.address.clone());
-    let remote = scope.worker().sync_activator_for(info.address.to_vec());
-    // An error means that the worker is gone, and with it the need to wake it.
-    let wake = Wake::new(move || {
-        let _ = remote.activate();
-    });
+    let activator = scope.activator_for(builder.operator_info().address);
+    let wake = wake_of(scope, &builder);
     let (chain, reader) = match (chain, reader(wake.clone())) {
         (Ok(chain), Ok(reader)) => (chain, reader),
         (Err(error), _) | (_, Err(error)) => {
-            // Timely wants every operator that was begun, and panics without.
-            builder.build(|_| |_| {});
+            give_up(builder);
             return Err(error);
         }
     };

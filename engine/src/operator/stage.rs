@@ -13,6 +13,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::{Scope, Stream};
 use timely::progress::operate::FrontierInterest;
 
+use crate::io::Wake;
 use crate::words::{Batch, Error, Result, StageMeter};
 
 use super::fault::{self, Fault, Node};
@@ -137,6 +138,20 @@ impl<T: 'static> Consume<T> for Port<T> {
     }
 }
 
+/// Wakes an operator that is being built, from any thread.
+pub(crate) fn wake_of<'a>(scope: Scope<'a, u64>, builder: &OperatorBuilder<'a, u64>) -> Wake {
+    let remote = scope.worker().sync_activator_for(builder.operator_info().address.to_vec());
+    // An error means that the worker is gone, and with it the need to wake it.
+    Wake::new(move || {
+        let _ = remote.activate();
+    })
+}
+
+/// Gives up an operator that was begun: timely wants every one of them, and panics without.
+pub(crate) fn give_up(builder: OperatorBuilder<'_, u64>) {
+    builder.build(|_| |_| {});
+}
+
 /// Builds the operator of a chain that starts at streams and not at a source; `pact` says which worker gets what.
 pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
     scope: Scope<'a, u64>,
@@ -151,8 +166,7 @@ pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
     let mut chain = match tail(&mut builder) {
         Ok(chain) => chain,
         Err(error) => {
-            // Timely wants every operator that was begun, and panics without.
-            builder.build(|_| |_| {});
+            give_up(builder);
             return Err(error);
         }
     };

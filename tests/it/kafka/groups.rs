@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use millstream::{Error, ErrorKind, Job, Running, Trigger, discard};
 use millstream_connectors::{GroupProtocol, Kafka, Message, StartAt};
-use millstream_tests::{Findings, Record, compare};
+use millstream_tests::{Findings, compare};
 use rdkafka::producer::BaseRecord;
 
 use super::kafka;
@@ -43,14 +43,7 @@ impl Copy {
     }
 
     fn findings(&self, broker: &Broker) -> Findings {
-        let records = |topic: &str| -> Vec<Vec<Record>> {
-            let record = |read: &crate::support::broker::Read| Record {
-                id: read.value.as_ref().unwrap().parse().unwrap(),
-                key: read.key.clone().unwrap_or_default().into_bytes(),
-            };
-            broker.read(topic).iter().map(|partition| partition.iter().map(record).collect()).collect()
-        };
-        compare(&records(&self.input), &records(&self.output))
+        compare(&broker.records(&self.input), &broker.records(&self.output))
     }
 }
 

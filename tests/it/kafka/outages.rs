@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use millstream::{ErrorKind, Job};
 use millstream_connectors::Message;
-use millstream_tests::{Findings, Record, compare};
+use millstream_tests::{Findings, compare};
 use rdkafka::producer::BaseRecord;
 
 use super::kafka;
@@ -26,14 +26,6 @@ fn copy(broker: &Broker, input: &str, output: &str, joins: bool) -> Job {
     })
     .workers(2)
     .checkpoint_every(Duration::from_millis(200))
-}
-
-fn records(broker: &Broker, topic: &str) -> Vec<Vec<Record>> {
-    let record = |read: &crate::support::broker::Read| Record {
-        id: read.value.as_ref().unwrap().parse().unwrap(),
-        key: read.key.clone().unwrap_or_default().into_bytes(),
-    };
-    broker.read(topic).iter().map(|partition| partition.iter().map(record).collect()).collect()
 }
 
 #[test]
@@ -77,7 +69,7 @@ fn outages(joins: bool) -> Findings {
         std::thread::sleep(Duration::from_millis(700));
         done.store(true, SeqCst);
     });
-    let expected = records(broker, &input);
+    let expected = broker.records(&input);
     let count = expected.iter().flatten().count() as u64;
     let deadline = Instant::now() + PATIENCE;
     while running.report().records_out() < count && Instant::now() < deadline {
@@ -85,7 +77,7 @@ fn outages(joins: bool) -> Findings {
     }
     running.stop();
     running.wait().unwrap();
-    let findings = compare(&expected, &records(broker, &output));
+    let findings = compare(&expected, &broker.records(&output));
     assert!(count > 2_000, "only {count} records went through");
     assert!(findings.at_least_once(), "{findings}");
     findings

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use krafka::testing::FakeBroker;
+use millstream_tests::Record;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -174,6 +175,15 @@ impl Broker {
             }
         }
         records
+    }
+
+    /// All records of a topic whose values are numbers, for the checker: a list for each partition.
+    pub fn records(&self, topic: &str) -> Vec<Vec<Record>> {
+        let record = |read: &Read| Record {
+            id: read.value.as_ref().expect("no tombstone is written").parse().expect("a number"),
+            key: read.key.clone().unwrap_or_default().into_bytes(),
+        };
+        self.read(topic).iter().map(|partition| partition.iter().map(record).collect()).collect()
     }
 
     /// What a group has committed for a topic: an offset for each partition, where there is one.
