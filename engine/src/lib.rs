@@ -32,8 +32,25 @@
 //! | to work off what is there, and end | [`Trigger::AvailableNow`] |
 //! | to feed a job from your own program, and know when a record is safe | [`channel()`] and its [`Receipt`] |
 //! | to test a pipeline, step by step | [`TestRun`] |
+//! | to see what continuous and micro-batch differ in | [`Job::compare`] |
 //! | records on a schedule, for a try or a measurement | [`generate`] |
 //! | a connector of your own | the traits [`Source`] and [`Sink`] |
+//!
+//! # What can be watched
+//!
+//! A [`Report`] counts every record and measures its latency, while the job runs and when it has ended. Events of [`tracing`]
+//! stand in spans: `job` with its `name`, and within it `worker` with its `index`, for the program's own events in a stage
+//! too. Once a second the [`metrics`] facade is told, so that whatever exporter the program has installed shows:
+//!
+//! | name | kind | labels |
+//! |---|---|---|
+//! | `millstream_running` | gauge, how many jobs of that name run | `job` |
+//! | `millstream_restarts_total`, `millstream_commits_total`, `millstream_epochs_total` | counter | `job` |
+//! | `millstream_source_records_total`, `millstream_source_bytes_total` | counter | `job`, `source` |
+//! | `millstream_source_lag_records` | gauge | `job`, `source`, `partition` |
+//! | `millstream_stage_records_in_total`, `millstream_stage_records_out_total` | counter | `job`, `stage` |
+//! | `millstream_sink_records_total`, `millstream_sink_bytes_total`, `millstream_sink_skipped_total` | counter | `job`, `sink` |
+//! | `millstream_sink_latency_seconds` | gauge, from arrival to acknowledgement, of the records of the last second that had any | `job`, `sink`, `quantile` |
 //!
 //! # What it is not
 //!
@@ -59,14 +76,18 @@ mod run;
 
 mod api;
 
-pub use api::{Calls, Flow, Job, Reporter, Restart, Running, Stopper, Stream, TestRun, Trigger};
+pub use api::{
+    Calls, ComparedRun, Comparison, Flow, For, Job, Reporter, Restart, Results, Running, Stopper, Stream, TestRun,
+    Trigger,
+};
 pub use io::{
     Accepted, Acknowledges, AtStop, Change, ChannelSource, Collected, Delivery, Discard, Generate, KeyedSink, Lag,
-    OpenSink, OpenSource, Polled, Progress, Reader, Receipt, Rows, SendError, Sender, SharedSink, SharedSource, Sink,
-    Source, Taken, Undelivered, Wake, Writer, channel, collect, discard, generate, rows,
+    Last, OpenSink, OpenSource, Polled, Progress, Reader, Receipt, Rows, SendError, Sender, SharedSink, SharedSource,
+    Sink, Source, Taken, Undelivered, Wake, Writer, channel, collect, discard, generate, rows,
 };
 pub use run::report::{Report, SinkReport, SourceReport, StageReport};
 pub use words::{
-    Batch, Bytes, CheckpointId, Clock, Epoch, Error, ErrorKind, EventTime, Headers, Keyed, LatencySnapshot, Malformed,
-    Moment, Offset, Offsets, Origin, Partition, Result, Room, SinkMeter, TimedOut, Worker,
+    Batch, Bytes, CheckpointId, Clock, Epoch, Error, ErrorKind, EventTime, Fingerprint, Headers, Keyed,
+    LatencySnapshot, Malformed, Moment, Offset, Offsets, Origin, Partition, Percentile, Result, Room, SinkMeter,
+    TimedOut, Worker, spawn,
 };

@@ -9,7 +9,7 @@ use timely::dataflow::Scope;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use crate::epoch::gather;
-use crate::io::{OpenSink, OpenSource, SharedSource, Sink, Source};
+use crate::io::{OpenSink, OpenSource, Paced, SharedSource, Sink, Source, Wake};
 use crate::operator::egress::{self, Frontiers};
 use crate::operator::fault::Node;
 use crate::operator::ingest::{self, Piece, Recalls, SourceIndex};
@@ -118,7 +118,7 @@ impl<'a> Flow<'a> {
                 Ok(())
             }
             Mode::Plan(draft) => {
-                let meter = Arc::new(SinkMeter::default());
+                let meter = draft.borrow().sink_meter();
                 self.plan_node(&kind, Meter::Sink(Arc::clone(&meter)));
                 stream.consumed();
                 let open = draft.borrow().open_sink(meter);
@@ -231,15 +231,24 @@ impl fmt::Debug for Flow<'_> {
 impl Draft<'_> {
     fn open_source(&self, index: usize) -> OpenSource {
         let planning = self.planning;
+        let before = planning.trial.as_ref().and_then(|trial| trial.start(index));
         OpenSource {
             job: planning.job.clone(),
             workers: planning.workers,
             prefetch: Bytes(planning.memory.0 / 4 / self.sources.max(1) as u64),
             bounded: planning.bounded,
-            resume: planning.resume.get(index).filter(|offsets| !offsets.is_empty()).cloned(),
+            compared: planning.trial.is_some(),
+            resume: before.or_else(|| planning.resume.get(index).cloned()).filter(|offsets| !offsets.is_empty()),
             clock: planning.clock.clone(),
             wake: planning.control.clone(),
         }
+    }
+
+    fn sink_meter(&self) -> Arc<SinkMeter> {
+        let Some(trial) = &self.planning.trial else { return Arc::default() };
+        let meter = Arc::new(SinkMeter::compared());
+        trial.sink(&meter);
+        meter
     }
 
     fn open_sink(&self, meter: Arc<SinkMeter>) -> OpenSink {
@@ -256,7 +265,8 @@ impl Draft<'_> {
 
     fn add_source<S: SharedSource>(&mut self, node: Node, shared: Arc<S>) {
         let recalls = (0..self.planning.workers).map(|_| Recalls::default()).collect();
-        let planned = PlannedSource { node, shared: Arc::clone(&shared) as _, typed: shared, recalls };
+        let turn = self.planning.trial.as_ref().map(|trial| trial.turn(shared.started_at()));
+        let planned = PlannedSource { node, shared: Arc::clone(&shared) as _, typed: shared, recalls, turn };
         self.plan.sources.push(planned);
     }
 
@@ -309,7 +319,9 @@ impl<'a> Build<'a> {
             recalls: planned.recalls[worker.index].clone(),
             control: run.control.clone(),
         };
-        ingest::build(self.scope, setting, |wake| S::reader(&shared, worker, wake), tail)
+        let turn = planned.turn.as_ref();
+        let reader = |wake: Wake| Ok(Paced::new(S::reader(&shared, worker, wake.clone())?, turn, wake));
+        ingest::build(self.scope, setting, reader, tail)
     }
 
     /// Ends a chain in a sink's writer.

@@ -3,16 +3,17 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
-use std::thread;
 use std::time::Duration;
 
 use crate::epoch::ticker::Pace;
+use crate::io::Trial;
 use crate::operator::fault::panicked;
-use crate::run::control::{Spec, control};
+use crate::run::begin::Spec;
+use crate::run::control::control;
 use crate::run::handle::Handle;
 use crate::run::plan::Pipeline;
 use crate::run::report::Report;
-use crate::words::{Bytes, Clock, Error, ErrorKind, Result};
+use crate::words::{Bytes, Clock, Error, ErrorKind, Result, spawn};
 
 use super::flow::{Flow, Function};
 use super::running::Running;
@@ -34,6 +35,9 @@ use super::trigger::{Restart, Trigger};
 /// assert_eq!(report.records_in(), 10);
 /// # Ok::<(), millstream::Error>(())
 /// ```
+///
+/// A clone is another job of the same name and pipeline.
+#[derive(Clone)]
 #[must_use = "a job does nothing until it is run or started"]
 pub struct Job {
     pipeline: Arc<dyn Pipeline>,
@@ -140,21 +144,24 @@ impl Job {
     /// What kept it from starting: a wrong option, a pipeline that is not whole, or a source or sink that cannot be
     /// opened.
     pub fn start(self) -> Result<Running> {
+        self.start_as(None)
+    }
+
+    /// Starts it, as one of several runs that are compared if there is a trial.
+    pub(crate) fn start_as(self, trial: Option<Arc<Trial>>) -> Result<Running> {
         let spec = self.spec()?;
+        let spec = Spec { bounded: spec.bounded || trial.is_some(), trial, ..spec };
         let handle = Handle::new(&self.name);
         let (started, has_started) = mpsc::channel();
         let (pipeline, shared) = (self.pipeline, Arc::clone(&handle));
-        thread::Builder::new()
-            .name("millstream-control".to_owned())
-            .spawn(move || {
-                let run = AssertUnwindSafe(|| control(&spec, pipeline, &shared, &started));
-                if let Err(payload) = catch_unwind(run) {
-                    // The plan and what serves catch their own; what is left is a connector's end. Whoever waits must hear
-                    // of it.
-                    shared.end(Err(panicked("pipeline", &*payload)));
-                }
-            })
-            .map_err(|cause| Error::new(ErrorKind::Option, "cannot start the control thread").caused_by(cause))?;
+        spawn("control", move || {
+            let run = AssertUnwindSafe(|| control(&spec, pipeline, &shared, &started));
+            if let Err(payload) = catch_unwind(run) {
+                // The plan and what serves catch their own; what is left is a connector's end. Whoever waits must hear
+                // of it.
+                shared.end(Err(panicked("pipeline", &*payload)));
+            }
+        })?;
         match has_started.recv() {
             Ok(Ok(())) => Ok(Running::new(handle)),
             Ok(Err(error)) => Err(error),
@@ -163,6 +170,19 @@ impl Job {
                 Err(Error::new(ErrorKind::Panic, doing))
             }
         }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn worker_count(&self) -> usize {
+        self.workers
+    }
+
+    /// Without restarts, which would repeat outputs, and on the machine's clock.
+    pub(crate) fn measured(self) -> Job {
+        Job { restart: Restart::Never, clock: Clock::system(), ..self }
     }
 
     fn spec(&self) -> Result<Spec> {
@@ -207,6 +227,7 @@ impl Job {
             spin: self.spin,
             hand_over_within: self.hand_over_within,
             live: self.live,
+            trial: None,
         })
     }
 }

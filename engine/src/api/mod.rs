@@ -1,6 +1,7 @@
 //! Floor 6: what a user writes. A pipeline is a function of a [`Flow`]; a [`Job`] is that function and how to run it.
 
 mod calls;
+mod compare;
 mod flow;
 mod job;
 mod running;
@@ -9,6 +10,7 @@ mod test_run;
 mod trigger;
 
 pub use calls::Calls;
+pub use compare::{ComparedRun, Comparison, For, Results};
 pub use flow::Flow;
 pub use job::Job;
 pub use running::{Reporter, Running, Stopper};

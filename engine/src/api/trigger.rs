@@ -1,5 +1,6 @@
 //! When results leave, and what happens after a failure.
 
+use std::fmt;
 use std::time::Duration;
 
 /// How epochs close; the same pipeline gives the same results under each.
@@ -29,6 +30,16 @@ impl Trigger {
     /// Micro-batches at that interval.
     pub fn micro_batch(interval: Duration) -> Trigger {
         Trigger::MicroBatch { interval }
+    }
+}
+
+impl fmt::Display for Trigger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Trigger::Continuous => f.write_str("continuous"),
+            Trigger::MicroBatch { interval } => write!(f, "micro-batch {interval:?}"),
+            Trigger::AvailableNow => f.write_str("available now"),
+        }
     }
 }
 

@@ -11,8 +11,18 @@ use crate::words::{CheckpointId, Offsets, Partition, Result};
 
 use super::gather::Gathered;
 
+/// Where offsets are published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Commits {
+    /// By their sources.
+    ToSources,
+    /// Not at all: the run leaves no trace in its sources.
+    Nowhere,
+}
+
 /// Commits checkpoints in their order.
 pub(crate) struct Committer {
+    commits_to: Commits,
     sources: Vec<Arc<dyn SharedSource>>,
     sinks: Vec<Arc<dyn SharedSink>>,
     /// How far each worker's gather has come.
@@ -35,8 +45,10 @@ impl Committer {
         workers: usize,
         sources: Vec<Arc<dyn SharedSource>>,
         sinks: Vec<Arc<dyn SharedSink>>,
+        commits_to: Commits,
     ) -> Committer {
         Committer {
+            commits_to,
             gathered: vec![CheckpointId::default(); workers],
             waiting: Vec::new(),
             unanswered: sources.iter().map(|_| VecDeque::new()).collect(),
@@ -88,12 +100,19 @@ impl Committer {
         for (index, offsets) in moved.iter().enumerate().filter(|(_, offsets)| !offsets.is_empty()) {
             self.commits += 1;
             self.newest[index].merge(offsets);
-            if self.sources[index].commit(complete, offsets)? == Progress::Pending {
+            if self.publish(index, offsets)? == Progress::Pending {
                 self.unanswered[index].push_back(complete);
             }
         }
         self.note_committed();
         Ok(())
+    }
+
+    fn publish(&self, source: usize, offsets: &Offsets) -> Result<Progress> {
+        match self.commits_to {
+            Commits::ToSources => self.sources[source].commit(self.handed_over, offsets),
+            Commits::Nowhere => Ok(Progress::Done),
+        }
     }
 
     /// A source has answered the commit of this checkpoint, and of those before it.
@@ -112,9 +131,9 @@ impl Committer {
 
     /// Publishes the newest offsets again, although nothing moved: a group without members forgets them after a while.
     pub(crate) fn refresh(&mut self) -> Result<()> {
-        for (source, offsets) in self.sources.iter().zip(&self.newest).filter(|(_, offsets)| !offsets.is_empty()) {
+        for (source, offsets) in self.newest.iter().enumerate().filter(|(_, offsets)| !offsets.is_empty()) {
             // Its answer is of no checkpoint that anybody waits for.
-            source.commit(self.handed_over, offsets)?;
+            self.publish(source, offsets)?;
         }
         Ok(())
     }

@@ -268,6 +268,7 @@ impl<T: Send + 'static> Source for ChannelSource<T> {
     }
 
     fn connect(self, open: OpenSource) -> Result<ChannelShared<T>> {
+        open.once("channel")?;
         if lock(&self.receiver).is_none() {
             let doing = "cannot read a channel twice: another source or job already reads it";
             return Err(Error::new(ErrorKind::Option, doing));

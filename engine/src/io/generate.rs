@@ -1,16 +1,15 @@
 //! Records that are made on a schedule: for trying a pipeline, and for measuring one. The schedule is fixed in advance, so a
-//! job that falls behind cannot make its input slower and hide it.
+//! job that falls behind cannot make its input slower and hide it: a record has arrived when it was due.
 
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
-use std::thread;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use crate::words::{
     Batch, Bytes, CheckpointId, Clock, Error, ErrorKind, Moment, Offset, Offsets, Partition, Result, Room, Worker, lock,
 };
 
-use super::{Lag, OpenSource, Polled, Progress, Reader, SharedSource, Source, Wake};
+use super::schedule::{Schedule, Spacing, Timer, together};
+use super::{Lag, Last, OpenSource, Polled, Progress, Reader, SharedSource, Source, Wake};
 
 /// A source that makes its `n`th record, counted from 0, of `n`; as many as the job takes, until there is a
 /// [`rate`](Generate::rate), and without an end, until there is a [`count`](Generate::count). Workers make every
@@ -37,12 +36,13 @@ pub struct Generate<T> {
     rate: Option<f64>,
     count: Option<u64>,
     /// When the first run began.
-    began: Arc<OnceLock<Moment>>,
+    began: Arc<Mutex<Option<Moment>>>,
 }
 
 impl<T> Generate<T> {
     /// So many records each second, evenly: the `n`th is due `n / rate` seconds after the start, whatever became of those
-    /// before it.
+    /// before it, and has arrived then. Of several that are read together, because they are due within 0.1 ms or an eighth
+    /// of what the job is behind, the first one's time counts.
     #[must_use]
     pub fn rate(self, records_per_second: f64) -> Generate<T> {
         Generate { rate: Some(records_per_second), ..self }
@@ -54,15 +54,18 @@ impl<T> Generate<T> {
         Generate { count: Some(records), ..self }
     }
 
+    fn records(&self) -> u64 {
+        self.count.unwrap_or(u64::MAX)
+    }
+
+    fn schedule(&self) -> Option<Schedule> {
+        self.rate.map(|rate| Schedule { rate, records: self.records(), spacing: Spacing::Even })
+    }
+
     /// How many records are due at a moment.
     fn due(&self, now: Moment) -> u64 {
-        let most = self.count.unwrap_or(u64::MAX);
-        match (self.rate, self.began.get()) {
-            (None, _) => most,
-            (Some(_), None) => 0,
-            // The first is due at once.
-            (Some(rate), Some(began)) => most.min(((now - *began).as_secs_f64() * rate) as u64 + 1),
-        }
+        let Some(schedule) = self.schedule() else { return self.records() };
+        lock(&self.began).map_or(0, |began| schedule.count(now - began))
     }
 }
 
@@ -75,37 +78,6 @@ impl<T> Clone for Generate<T> {
 impl<T> fmt::Debug for Generate<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Generate({:?} at {:?} a second)", self.count, self.rate)
-    }
-}
-
-/// Wakes readers when their next record is due.
-#[derive(Default)]
-struct Timer {
-    state: Mutex<Waiting>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct Waiting {
-    wakes: Vec<Wake>,
-    is_over: bool,
-}
-
-/// The shortest sleep: at higher rates several records come at once.
-const SLEEP_LEAST: Duration = Duration::from_micros(500);
-
-impl Timer {
-    fn run(&self, clock: &Clock, interval: Duration) {
-        let mut state = lock(&self.state);
-        while !state.is_over {
-            state.wakes.iter().for_each(Wake::wake);
-            state = clock.wait(state, &self.changed, Some(clock.now().after(interval.max(SLEEP_LEAST))));
-        }
-    }
-
-    fn ring(&self) {
-        drop(lock(&self.state));
-        self.changed.notify_all();
     }
 }
 
@@ -122,11 +94,13 @@ impl<T: 'static> Source for Generate<T> {
         if self.rate.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
             return Err(Error::new(ErrorKind::Option, "`rate` must be more than nothing, and a number"));
         }
-        if open.bounded && self.count.is_none() {
+        if open.bounded && !open.compared && self.count.is_none() {
             return Err(Error::new(ErrorKind::Option, "a run with an end needs a `count` of what is generated"));
         }
+        // The engine keeps the schedule of runs that are compared.
+        let rate = self.rate.filter(|_| !open.compared);
         Ok(GenerateShared {
-            source: self,
+            source: Generate { rate, ..self },
             workers: open.workers,
             resume: open.resume.unwrap_or_default(),
             clock: open.clock,
@@ -136,10 +110,17 @@ impl<T: 'static> Source for Generate<T> {
     }
 
     fn reader(shared: &Arc<GenerateShared<T>>, worker: Worker, wake: Wake) -> Result<GenerateReader<T>> {
-        lock(&shared.timer.state).wakes.push(wake);
+        shared.timer.add(wake);
         let partition = partition(worker.index);
         let made = shared.resume.get(&partition).map_or(0, |next| next.0);
-        Ok(GenerateReader { source: shared.source.clone(), clock: shared.clock.clone(), worker, partition, made })
+        Ok(GenerateReader {
+            source: shared.source.clone(),
+            clock: shared.clock.clone(),
+            worker,
+            partition,
+            made,
+            is_forgotten: false,
+        })
     }
 }
 
@@ -159,18 +140,14 @@ pub struct GenerateShared<T> {
 
 impl<T: 'static> SharedSource for GenerateShared<T> {
     fn begin(&self) -> Result<()> {
-        self.source.began.get_or_init(|| self.clock.now());
-        lock(&self.timer.state).wakes.iter().for_each(Wake::wake);
-        let Some(rate) = self.source.rate else { return Ok(()) };
-        let weak = Arc::downgrade(&self.timer);
-        self.clock.on_advance(move || weak.upgrade().map(|timer| timer.ring()).is_some());
-        let (timer, clock) = (Arc::clone(&self.timer), self.clock.clone());
-        let interval = Duration::from_secs_f64((1.0 / rate).min(1.0));
-        let thread = thread::Builder::new().name("millstream-generate".to_owned());
-        let started = thread.spawn(move || timer.run(&clock, interval));
-        started.map(drop).map_err(|cause| {
-            Error::new(ErrorKind::Source, "cannot start the thread that keeps a schedule").caused_by(cause)
-        })
+        let began = {
+            let mut began = lock(&self.source.began);
+            // What nothing was committed of begins anew, with its schedule.
+            let first = began.filter(|_| !self.resume.is_empty()).unwrap_or_else(|| self.clock.now());
+            *began.insert(first)
+        };
+        self.timer.wake_all();
+        self.source.schedule().map_or(Ok(()), |schedule| self.timer.start(schedule, &self.clock, began))
     }
 
     fn commit(&self, _: CheckpointId, offsets: &Offsets) -> Result<Progress> {
@@ -193,9 +170,8 @@ impl<T: 'static> SharedSource for GenerateShared<T> {
         (0..self.workers).map(of).collect()
     }
 
-    fn close(&self) {
-        lock(&self.timer.state).is_over = true;
-        self.timer.ring();
+    fn close(&self, _: Last) {
+        self.timer.end();
     }
 }
 
@@ -213,16 +189,28 @@ pub struct GenerateReader<T> {
     partition: Partition,
     /// How many of this worker's are made.
     made: u64,
+    /// Nothing more is wanted of it.
+    is_forgotten: bool,
 }
 
 impl<T: 'static> Reader for GenerateReader<T> {
     type Item = T;
 
     fn poll(&mut self, batch: &mut Batch<T>, room: Room) -> Result<Polled> {
-        let due = self.source.due(self.clock.now());
+        if self.is_forgotten {
+            return Ok(Polled::Ended);
+        }
+        let now = self.clock.now();
+        let all_due = self.source.due(now);
+        let mut due = all_due;
         let size = Bytes(size_of::<T>().max(1) as u64);
         let before = self.made;
         let next = |made: u64| made * self.worker.peers as u64 + self.worker.index as u64;
+        if let (Some(schedule), Some(began)) = (self.source.schedule(), *lock(&self.source.began)) {
+            let first = schedule.due(next(before));
+            batch.arrived(began.after(first));
+            due = due.min(schedule.count(first.saturating_add(together(now - began, first))));
+        }
         while next(self.made) < due && batch.len() < room.records && batch.bytes() < room.bytes {
             batch.push((self.source.make)(next(self.made)), size);
             self.made += 1;
@@ -234,8 +222,13 @@ impl<T: 'static> Reader for GenerateReader<T> {
         Ok(match (is_last, next(self.made) < due) {
             (true, _) => Polled::Ended,
             (false, true) => Polled::More,
+            (false, false) if next(self.made) < all_due => Polled::More,
             (false, false) => Polled::Idle,
         })
+    }
+
+    fn forget(&mut self, partitions: &[Partition]) {
+        self.is_forgotten |= partitions.contains(&self.partition);
     }
 }
 

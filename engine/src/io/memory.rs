@@ -1,11 +1,13 @@
 //! Sources and sinks in memory: rows that were there before, results to look at afterwards, and a sink that only counts.
 
 use std::fmt;
+use std::hash::Hash;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::words::{
-    Batch, Bytes, CheckpointId, EventTime, Keyed, Offset, Offsets, Partition, Result, Room, Worker, lock,
+    Batch, Bytes, CheckpointId, EventTime, Fingerprint, Keyed, Offset, Offsets, Partition, Result, Room, SinkMeter,
+    Worker, lock,
 };
 
 use super::{
@@ -159,16 +161,30 @@ impl<T: Clone + Send + Sync + 'static> Reader for RowsReader<T> {
         batch.read_to(slice.partition.clone(), Offset(until as u64));
         Ok(Polled::More)
     }
+
+    fn forget(&mut self, partitions: &[Partition]) {
+        self.slices.retain(|slice| !partitions.contains(&slice.partition));
+    }
 }
 
 /// A sink that keeps what reaches it, in the order of arrival, for the program to look at. Clones are the same.
 pub fn collect<T: Send + 'static>() -> Collected<T> {
-    Collected { inner: Arc::default() }
+    Collected { inner: Arc::default(), hash: None }
 }
 
 /// See [`collect`].
 pub struct Collected<T> {
     inner: Arc<(Mutex<Vec<T>>, Condvar)>,
+    /// Adds a value to the fingerprint of a run that is compared with others.
+    hash: Option<fn(&Fingerprint, &T)>,
+}
+
+impl<T: Hash> Collected<T> {
+    /// Lets [`Job::compare`](crate::Job::compare) hold against each other what its runs collect.
+    #[must_use]
+    pub fn by_hash(self) -> Collected<T> {
+        Collected { hash: Some(Fingerprint::add), ..self }
+    }
 }
 
 impl<T: Clone> Collected<T> {
@@ -209,7 +225,7 @@ impl<T> Collected<T> {
 
 impl<T> Clone for Collected<T> {
     fn clone(&self) -> Self {
-        Collected { inner: Arc::clone(&self.inner) }
+        Collected { inner: Arc::clone(&self.inner), hash: self.hash }
     }
 }
 
@@ -227,12 +243,12 @@ impl<T: Send + 'static> Sink<T> for Collected<T> {
         "collect".to_owned()
     }
 
-    fn connect(self, _: OpenSink) -> Result<CollectedShared<T>> {
-        Ok(CollectedShared(self))
+    fn connect(self, open: OpenSink) -> Result<CollectedShared<T>> {
+        Ok(CollectedShared(self, open.meter))
     }
 
     fn writer(shared: &Arc<CollectedShared<T>>, _: Worker, _: Wake) -> Result<CollectedWriter<T>> {
-        Ok(CollectedWriter(shared.0.clone()))
+        Ok(CollectedWriter(shared.0.clone(), Arc::clone(&shared.1)))
     }
 }
 
@@ -245,17 +261,20 @@ impl<T: Send + 'static> KeyedSink<T> for Collected<T> {
 
 /// The half of a [`Collected`] sink that a process has once.
 #[derive(Debug)]
-pub struct CollectedShared<T>(Collected<T>);
+pub struct CollectedShared<T>(Collected<T>, Arc<SinkMeter>);
 
 impl<T: Send + 'static> super::SharedSink for CollectedShared<T> {}
 
 /// Writes to a [`Collected`] sink.
 #[derive(Debug)]
-pub struct CollectedWriter<T>(Collected<T>);
+pub struct CollectedWriter<T>(Collected<T>, Arc<SinkMeter>);
 
 impl<T: Send + 'static> Writer<T> for CollectedWriter<T> {
     fn write(&mut self, batch: &mut Batch<T>, delivery: &Delivery) -> Result<Accepted> {
         let records = batch.len() as u64;
+        if let (Some(hash), Some(fingerprint)) = (self.0.hash, self.1.fingerprint()) {
+            batch.for_each_ref(|value| hash(fingerprint, value));
+        }
         lock(&self.0.inner.0).extend(batch);
         self.0.inner.1.notify_all();
         delivery.acknowledge(records, Bytes(records * size_of::<T>() as u64));

@@ -59,6 +59,12 @@ pub trait KeyedSink<T>: Sink<T> {
     fn keyed(self) -> impl Sink<Keyed<T>>;
 }
 
+impl<T, S: KeyedSink<T> + Clone> KeyedSink<T> for &S {
+    fn keyed(self) -> impl Sink<Keyed<T>> {
+        self.clone().keyed()
+    }
+}
+
 /// What a sink is told when it connects.
 #[derive(Clone, Debug)]
 #[non_exhaustive]

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::words::{Batch, Bytes, CheckpointId, Clock, Offset, Offsets, Partition, Result, Room, Worker};
+use crate::words::{
+    Batch, Bytes, CheckpointId, Clock, Error, ErrorKind, Offset, Offsets, Partition, Result, Room, Worker,
+};
 
 use super::Wake;
 
@@ -67,12 +69,30 @@ pub struct OpenSource {
     pub prefetch: Bytes,
     /// Whether the run ends at what there is now.
     pub bounded: bool,
+    /// Whether this is one of several runs over the same records ([`Job::compare`](crate::Job::compare)): it ends early, on
+    /// the engine's schedule and not the source's own, and nothing of it is committed. What cannot be read again is an
+    /// error.
+    pub compared: bool,
     /// What an earlier run of this job in this process committed: reading goes on there.
     pub resume: Option<Offsets>,
     /// The job's clock.
     pub clock: Clock,
     /// Wakes the control thread, which then calls [`SharedSource::serve`].
     pub wake: Wake,
+}
+
+impl OpenSource {
+    /// For a source that cannot be read again, when it connects.
+    ///
+    /// # Errors
+    /// When this is one of several runs over the same records.
+    pub fn once(&self, source: &str) -> Result<()> {
+        if !self.compared {
+            return Ok(());
+        }
+        let doing = format!("cannot compare runs over `{source}`: it can be read once only");
+        Err(Error::new(ErrorKind::Option, doing))
+    }
 }
 
 /// The half of a source that a process has once. All of it but [`lag`](SharedSource::lag) is called on the
@@ -128,7 +148,18 @@ pub trait SharedSource: Send + Sync + 'static {
     }
 
     /// Once, at the end of a run, after all readers are gone: releases what is shared with other threads.
-    fn close(&self) {}
+    fn close(&self, last: Last) {
+        let _ = last;
+    }
+}
+
+/// What ends with a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Last {
+    /// The job as well.
+    Job,
+    /// The run alone: another of the same job follows, unless somebody stops it before.
+    Run,
 }
 
 /// Whether something is done or its answer is awaited.

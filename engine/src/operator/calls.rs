@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::JoinError;
+use tracing::{Instrument, Span};
 
 use crate::io::Wake;
 use crate::words::{Admission, Batch, EventTime, Result, StageMeter, TimedOut};
@@ -169,7 +170,7 @@ where
             self.in_flight += 1;
             let (within, teller, wake) = (self.manner.within, self.teller.clone(), self.wake.clone());
             // A task of its own, whose panic is told and not lost.
-            let call = self.runtime.spawn((self.f)(value));
+            let call = self.runtime.spawn((self.f)(value).instrument(Span::current()));
             self.runtime.spawn(async move {
                 let stop = call.abort_handle();
                 let answer = match tokio::time::timeout(within, call).await {

@@ -268,7 +268,8 @@ impl<R: Reader> Ingest<R> {
             return Ok(polled == Polled::More);
         }
         let receipts = batch.take_receipts();
-        batch.admit(Admission::new(arrival, batch.bytes(), &self.setting.budget, receipts));
+        let arrived = batch.arrival().unwrap_or(arrival);
+        batch.admit(Admission::new(arrived, batch.bytes(), &self.setting.budget, receipts));
         let records = batch.len();
         match self.setting.release {
             Release::AtOnce => {

@@ -6,22 +6,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use timely::CommunicationConfig;
-use timely::communication::AllocatorBuilder;
-
-use crate::epoch::commit::Committer;
+use crate::epoch::commit::{Commits, Committer};
 use crate::epoch::gather::Gathered;
-use crate::epoch::ticker::{Pace, Ticker};
-use crate::io::{Acknowledges, Change, Taken, Wake};
-use crate::operator::fault::{Fault, panicked};
-use crate::operator::ingest::{self, Recall, Release, SourceIndex};
-use crate::operator::pulse::Pulse;
-use crate::words::{Bytes, CheckpointId, Clock, Error, ErrorKind, Moment, Offsets, Result, lock};
+use crate::io::{Change, Last, Taken, Wake};
+use crate::operator::fault::panicked;
+use crate::operator::ingest::{Recall, SourceIndex};
+use crate::words::{CheckpointId, Clock, Error, ErrorKind, Moment, Offsets, Result, lock, spawn};
 
+use super::begin::{Spec, allocators, new_run, plan};
 use super::handle::{Handle, deadline_after};
+use super::metrics::{self, Publisher};
 use super::plan::{Pipeline, Plan, Planning, Run};
 use super::worker::Started;
 
@@ -56,26 +53,8 @@ impl Events {
     }
 }
 
-/// How a job is run.
-#[derive(Clone, Debug)]
-pub(crate) struct Spec {
-    pub(crate) job: String,
-    pub(crate) workers: usize,
-    pub(crate) pace: Pace,
-    pub(crate) bounded: bool,
-    pub(crate) memory: Bytes,
-    pub(crate) clock: Clock,
-    pub(crate) restart: Option<(Duration, Duration)>,
-    pub(crate) stuck_after: Duration,
-    pub(crate) spin: Duration,
-    pub(crate) hand_over_within: Duration,
-    pub(crate) live: bool,
-}
-
 /// Longest time between two looks at the clients.
 const SERVE_EVERY: Duration = Duration::from_millis(200);
-/// Longest sleep of a worker. What it waits for wakes it, and the control thread does at least every [`SERVE_EVERY`].
-const PARK_MAX: Duration = Duration::from_secs(1);
 /// A group without members forgets its offsets after a while (a week on a default broker).
 const REFRESH_EVERY: Duration = Duration::from_secs(3600);
 /// Runs in a row that fail in user code without a commit: the next would fail at the same record.
@@ -88,6 +67,8 @@ pub(crate) fn control(
     handle: &Arc<Handle>,
     started: &mpsc::Sender<Result<()>>,
 ) {
+    let span = tracing::info_span!("job", name = spec.job);
+    let _of_job = span.enter();
     let mut resume = Vec::new();
     let mut futile = 0;
     let mut pause = spec.restart.map_or(Duration::ZERO, |(first, _)| first);
@@ -109,6 +90,7 @@ pub(crate) fn control(
                 None => continue,
             },
         };
+        control.log_start();
         if !began {
             began = true;
             drop(started.send(Ok(())));
@@ -118,7 +100,11 @@ pub(crate) fn control(
         let result = served.unwrap_or_else(|payload| Err(panicked("connector", &*payload)));
         let commits = control.committer.commits();
         resume = control.committer.newest().to_vec();
-        control.take_down(handle);
+        let last = match &result {
+            Err(error) if spec.restart.is_some() && error.kind().is_transient() => Last::Run,
+            Ok(()) | Err(_) => Last::Job,
+        };
+        control.take_down(handle, last);
         let Err(error) = result else { break Ok(()) };
         if commits > 0 {
             futile = 0;
@@ -134,18 +120,24 @@ pub(crate) fn control(
         }
     };
     drop(pipeline);
+    match &result {
+        Ok(()) => tracing::info!("ended"),
+        Err(error) if error.kind() == ErrorKind::Aborted => tracing::info!("aborted"),
+        Err(error) => tracing::error!(error = format!("{error:#}"), "failed"),
+    }
     handle.end(result);
 }
 
 /// Waits for the next run; gives the error back when there is none.
 fn rest(spec: &Spec, handle: &Handle, error: Error, pause: &mut Duration) -> Option<Error> {
     let Some((_, most)) = spec.restart.filter(|_| error.kind().is_transient()) else { return Some(error) };
-    tracing::warn!(job = spec.job, error = format!("{error:#}"), pause = ?*pause, "run failed, restarting");
+    tracing::warn!(error = format!("{error:#}"), pause = ?*pause, "run failed, restarting");
     if handle.rest(*pause) {
         return Some(error);
     }
     *pause = (*pause * 2).min(most);
     handle.restarts();
+    metrics::restarts(&spec.job);
     None
 }
 
@@ -162,12 +154,13 @@ struct Control<'s> {
     run: Arc<Run>,
     workers: Vec<Started>,
     ended: usize,
-    ticker: Option<thread::JoinHandle<()>>,
+    ticker: Option<JoinHandle<()>>,
     committer: Committer,
     hand_overs: Vec<HandOver>,
     refreshed: Moment,
     looked: Instant,
     stopping: Option<Instant>,
+    metrics: Option<Publisher>,
     #[cfg(feature = "terminal")]
     line: Option<(super::terminal::Line, Instant)>,
 }
@@ -192,6 +185,7 @@ impl<'s> Control<'s> {
             clock: spec.clock.clone(),
             control: wake.clone(),
             resume: resume.to_vec(),
+            trial: spec.trial.clone(),
         };
         let plan = plan(planning, pipeline, handle, &events, receiver)?;
         let asked = events.clone();
@@ -199,9 +193,10 @@ impl<'s> Control<'s> {
         run.fault.on_record(move || asked.send(Event::Asked));
         let sources = run.plan.sources.iter().map(|source| Arc::clone(&source.shared)).collect();
         let sinks = run.plan.sinks.iter().map(|sink| Arc::clone(&sink.shared)).collect();
+        let commits = if spec.trial.is_some() { Commits::Nowhere } else { Commits::ToSources };
         let mut control = Control {
             spec,
-            committer: Committer::new(spec.workers, sources, sinks),
+            committer: Committer::new(spec.workers, sources, sinks, commits),
             workers: Vec::new(),
             ended: 0,
             ticker: None,
@@ -209,18 +204,27 @@ impl<'s> Control<'s> {
             refreshed: spec.clock.now(),
             looked: Instant::now(),
             stopping: None,
+            // Runs that are compared are nobody's service.
+            metrics: spec.trial.is_none().then(|| Publisher::new(&spec.job)),
             #[cfg(feature = "terminal")]
             line: super::terminal::Line::new().filter(|_| spec.live).map(|line| (line, Instant::now())),
             run,
         };
         handle.run_begins(&control.run);
+        control.metrics.iter().for_each(Publisher::begin);
         match control.start_workers(pipeline).and_then(|()| control.begin(receiver)) {
             Ok(()) => Ok(control),
             Err(error) => {
-                control.take_down(handle);
+                let last = if spec.restart.is_some() { Last::Run } else { Last::Job };
+                control.take_down(handle, last);
                 Err(error)
             }
         }
+    }
+
+    fn log_start(&self) {
+        let names: Vec<&str> = self.run.plan.nodes.iter().map(|node| node.name.as_str()).collect();
+        tracing::info!(workers = self.spec.workers, pace = ?self.spec.pace, pipeline = ?names, "running");
     }
 
     fn start_workers(&mut self, pipeline: &Arc<dyn Pipeline>) -> Result<()> {
@@ -244,13 +248,13 @@ impl<'s> Control<'s> {
         for source in &self.run.plan.sources {
             source.shared.begin()?;
         }
+        if let Some(trial) = &self.spec.trial {
+            trial.begin()?;
+        }
         let ticker = Arc::clone(&self.run.ticker);
         let weak = Arc::downgrade(&self.run.pulse);
         self.spec.clock.on_advance(move || weak.upgrade().map(|pulse| pulse.ring()).is_some());
-        let thread = thread::Builder::new().name("millstream-ticker".to_owned()).spawn(move || ticker.run());
-        self.ticker = Some(thread.map_err(|cause| {
-            Error::new(ErrorKind::Option, "cannot start the thread of the ticker").caused_by(cause)
-        })?);
+        self.ticker = Some(spawn("ticker", move || ticker.run())?);
         Ok(())
     }
 
@@ -273,6 +277,8 @@ impl<'s> Control<'s> {
             self.obey(handle)?;
             self.look_after_workers()?;
             self.draw(handle);
+            let commits = self.committer.commits();
+            self.metrics.iter_mut().for_each(|metrics| metrics.tell_sometimes(&self.run, commits));
             self.run.ticker.see_committed(self.committer.committed(), self.committer.commits());
             if self.ended == self.spec.workers && self.committer.committed() >= CheckpointId::LAST {
                 return Ok(());
@@ -322,10 +328,14 @@ impl<'s> Control<'s> {
         Ok(())
     }
 
+    fn source_name(&self, source: SourceIndex) -> &str {
+        self.run.plan.name(self.run.plan.sources[source.0].node)
+    }
+
     fn follow(&mut self, source: SourceIndex, change: Change) {
         match change {
             Change::Given(partitions) => {
-                tracing::info!(job = self.spec.job, source = source.0, ?partitions, "partitions given");
+                tracing::info!(source = self.source_name(source), ?partitions, "partitions given");
             }
             Change::Committed(checkpoint) => self.committer.answered(source, checkpoint),
             Change::Taken(taken) => self.recall(source, taken, false),
@@ -335,7 +345,9 @@ impl<'s> Control<'s> {
 
     /// Asks every reader of the source for the partitions.
     fn recall(&mut self, source: SourceIndex, taken: Taken, lost: bool) {
-        tracing::info!(job = self.spec.job, source = source.0, partitions = %taken, lost, "partitions taken");
+        let count = taken.partitions().len();
+        tracing::info!(source = self.source_name(source), count, lost, "partitions taken");
+        tracing::debug!(partitions = %taken, "taken");
         if lost {
             // What was released since the cut its ingest forgets by itself.
             let cut = self.run.pulse.epoch().checkpoint().previous();
@@ -362,9 +374,13 @@ impl<'s> Control<'s> {
         for hand_over in &mut self.hand_overs {
             let recall = &hand_over.recall;
             let answered = recall.waiting.load(SeqCst) == 0 || ended;
-            let drained = answered && (recall.lost || committed >= *lock(&recall.checkpoint));
+            let newest = *lock(&recall.checkpoint);
+            let drained = answered && (recall.lost || committed >= newest);
+            // A worker that was under way released some more behind the cut that was made for this.
+            if answered && !drained && self.run.pulse.epoch().checkpoint() <= newest {
+                self.run.ticker.cut_now();
+            }
             if drained || Instant::now() >= hand_over.deadline {
-                let newest = *lock(&recall.checkpoint);
                 self.committer.forget(hand_over.source, &recall.partitions, newest);
                 let taken = hand_over.taken.take().expect("a hand-over that is done is dropped below");
                 self.run.plan.sources[hand_over.source.0].shared.give_back(taken)?;
@@ -381,6 +397,7 @@ impl<'s> Control<'s> {
         }
         if let Some(deadline) = handle.stop_asked() {
             if self.stopping.replace(deadline).is_none() {
+                tracing::info!("stopping");
                 self.run.pulse.stop();
             }
             if Instant::now() >= deadline {
@@ -420,7 +437,7 @@ impl<'s> Control<'s> {
     fn draw(&mut self, _: &Handle) {}
 
     /// Ends every thread of the run, then the clients.
-    fn take_down(mut self, handle: &Handle) {
+    fn take_down(mut self, handle: &Handle, last: Last) {
         if self.ended < self.spec.workers {
             self.run.fault.record(Error::new(ErrorKind::Aborted, "the run is over"));
         }
@@ -434,69 +451,13 @@ impl<'s> Control<'s> {
             drop(ticker.join());
         }
         handle.run_ended();
+        let commits = self.committer.commits();
+        self.metrics.iter_mut().for_each(|metrics| metrics.end(&self.run, commits));
         self.run.end_calls();
-        self.run.plan.sources.iter().for_each(|source| source.shared.close());
+        if let Some(trial) = &self.spec.trial {
+            trial.end();
+        }
+        self.run.plan.sources.iter().for_each(|source| source.shared.close(last));
         self.run.plan.sinks.iter().for_each(|sink| sink.shared.close());
     }
-}
-
-/// Plans on a thread of its own: to connect may take long, and whoever stops the job does not wait for it. A plan that
-/// nobody waits for any more ends by itself.
-fn plan(
-    planning: Planning,
-    pipeline: &Arc<dyn Pipeline>,
-    handle: &Arc<Handle>,
-    events: &Events,
-    receiver: &Receiver<Event>,
-) -> Result<Plan> {
-    let (job, sender, pipeline) = (planning.job.clone(), events.clone(), Arc::clone(pipeline));
-    let body = move || {
-        let planned = catch_unwind(AssertUnwindSafe(|| pipeline.plan(&planning)));
-        let planned = planned.unwrap_or_else(|payload| {
-            let doing = format!("cannot plan job `{}`", planning.job);
-            Err(Error::new(ErrorKind::Panic, doing).caused_by(panicked("pipeline", &*payload)))
-        });
-        sender.send(Event::Planned(Box::new(planned)));
-    };
-    let thread = thread::Builder::new().name("millstream-plan".to_owned()).spawn(body);
-    thread.map_err(|cause| Error::new(ErrorKind::Option, "cannot start the thread that plans").caused_by(cause))?;
-    while !handle.is_aborted() && handle.stop_asked().is_none() {
-        // A client may wake before its plan is whole.
-        if let Event::Planned(plan) = receiver.recv().expect("a sender is kept") {
-            return *plan;
-        }
-    }
-    Err(Error::new(ErrorKind::Aborted, format!("job `{job}` was stopped before it was connected")))
-}
-
-fn new_run(spec: &Spec, plan: Plan, events: Events, control: Wake) -> Run {
-    let pulse = Arc::new(Pulse::new());
-    let frees_at_commit = plan.sinks.iter().any(|sink| sink.shared.acknowledges() == Acknowledges::WhenCommitted);
-    Run {
-        release: match spec.pace {
-            Pace::Continuous { .. } => Release::AtOnce,
-            Pace::MicroBatch { .. } => Release::AtTicks,
-        },
-        spin: spec.spin,
-        // A worker that sleeps does not count as stuck.
-        park_max: (spec.stuck_after / 4).min(PARK_MAX),
-        clock: spec.clock.clone(),
-        ticker: Arc::new(Ticker::new(spec.pace, spec.clock.clone(), Arc::clone(&pulse), frees_at_commit)),
-        pulse,
-        fault: Arc::new(Fault::new()),
-        budgets: (0..spec.workers).map(|_| ingest::budget(spec.memory, spec.workers)).collect(),
-        events,
-        control,
-        runtime: Mutex::default(),
-        plan,
-    }
-}
-
-fn allocators(workers: usize) -> Result<Vec<AllocatorBuilder>> {
-    let config = if workers == 1 { CommunicationConfig::Thread } else { CommunicationConfig::Process(workers) };
-    let (builders, others) = config
-        .try_build()
-        .map_err(|cause| Error::new(ErrorKind::Option, "cannot set up the workers").caused_by(cause))?;
-    drop(others);
-    Ok(builders)
 }

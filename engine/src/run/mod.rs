@@ -1,8 +1,10 @@
 //! Floor 5: what a process does. The [`control`] thread plans a run, starts a [`worker`] thread each, serves clients,
 //! commits, and takes everything down again; it restarts what failed when the job says so. The only floor with threads.
 
+pub(crate) mod begin;
 pub(crate) mod control;
 pub(crate) mod handle;
+mod metrics;
 pub(crate) mod plan;
 pub(crate) mod report;
 #[cfg(feature = "terminal")]

@@ -10,7 +10,7 @@ use timely::dataflow::Scope;
 use tokio::runtime::{self, Handle, Runtime};
 
 use crate::epoch::ticker::Ticker;
-use crate::io::{SharedSink, SharedSource, Wake};
+use crate::io::{SharedSink, SharedSource, Trial, Turn, Wake};
 use crate::operator::fault::{Fault, Node};
 use crate::operator::ingest::{Recalls, Release};
 use crate::operator::pulse::Pulse;
@@ -41,6 +41,8 @@ pub(crate) struct PlannedSource {
     pub(crate) typed: Arc<dyn Any + Send + Sync>,
     /// Per worker.
     pub(crate) recalls: Vec<Recalls>,
+    /// In a run that is compared with others.
+    pub(crate) turn: Option<Arc<Turn>>,
 }
 
 /// The half of a sink that a process has once, under both of its faces.
@@ -79,6 +81,8 @@ pub(crate) struct Planning {
     pub(crate) control: Wake,
     /// What an earlier run committed, per source.
     pub(crate) resume: Vec<Offsets>,
+    /// A run that is compared with others.
+    pub(crate) trial: Option<Arc<Trial>>,
 }
 
 /// The user's function, as this floor sees it: called once to plan and once per worker to build.

@@ -13,7 +13,7 @@ use timely::communication::{Allocator, AllocatorBuilder};
 use timely::worker::{ProgressMode, Worker};
 
 use crate::operator::fault;
-use crate::words::{Clock, Error, ErrorKind, Moment, Result};
+use crate::words::{Clock, Moment, Result, spawn};
 
 use super::control::Event;
 use super::plan::{Pipeline, Run};
@@ -37,11 +37,10 @@ impl Started {
         let stepping = Arc::new(AtomicU64::new(0));
         let body = {
             let stepping = Arc::clone(&stepping);
-            move || work(allocator, &run, &*pipeline, &stepping)
+            let span = tracing::info_span!("worker", index);
+            move || span.in_scope(|| work(allocator, &run, &*pipeline, &stepping))
         };
-        let thread = thread::Builder::new().name(format!("millstream-{index}")).spawn(body).map_err(|cause| {
-            Error::new(ErrorKind::Option, format!("cannot start the thread of worker {index}")).caused_by(cause)
-        })?;
+        let thread = spawn(&index.to_string(), body)?;
         Ok(Started { thread, stepping })
     }
 

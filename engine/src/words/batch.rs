@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
 use super::admission::Receipt;
-use super::{Admission, Bytes, EventTime, Offset, Partition};
+use super::{Admission, Bytes, EventTime, Moment, Offset, Partition};
 
 /// Records on their way, in order, under one admission.
 ///
@@ -22,6 +22,7 @@ pub struct Batch<T> {
     position: Option<(Partition, Offset)>,
     bytes: u64,
     repeated: u64,
+    arrival: Option<Moment>,
     receipts: Vec<Receipt>,
     /// The time of the value pulled last; exists only between a user's hands and only when there are times.
     pulled: Option<Arc<AtomicI64>>,
@@ -43,6 +44,7 @@ impl<T> Batch<T> {
             position: None,
             bytes: 0,
             repeated: 0,
+            arrival: None,
             receipts: Vec::new(),
             pulled: None,
             lent: false,
@@ -88,6 +90,15 @@ impl<T> Batch<T> {
     /// Counts a record that the reader got a second time and dropped.
     pub fn note_repeated(&mut self) {
         self.repeated += 1;
+    }
+
+    /// Says when the records had arrived; without it, when they were polled.
+    pub(crate) fn arrived(&mut self, at: Moment) {
+        self.arrival = Some(at);
+    }
+
+    pub(crate) fn arrival(&self) -> Option<Moment> {
+        self.arrival
     }
 
     pub(crate) fn repeated(&self) -> u64 {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use super::{Moment, lock};
+use super::{Fingerprint, Moment, lock};
 
 /// A count that one thread makes and others read.
 #[derive(Debug, Default)]
@@ -62,13 +62,44 @@ pub struct SinkMeter {
     /// Records disposed of by the sink's policy.
     pub skipped: Counter,
     latencies: Mutex<Option<Box<Latencies>>>,
+    /// What arrived before is not measured; nanoseconds of the clock.
+    measured_from: AtomicU64,
+    fingerprint: Option<Fingerprint>,
 }
 
 impl SinkMeter {
+    /// Of a sink in a run that is compared with others.
+    pub(crate) fn compared() -> SinkMeter {
+        SinkMeter { fingerprint: Some(Fingerprint::default()), ..SinkMeter::default() }
+    }
+
+    /// Where a writer adds each record it has written, in a run that is compared with others; `None` in all others. A sink
+    /// that never does is compared by its counts alone.
+    pub fn fingerprint(&self) -> Option<&Fingerprint> {
+        self.fingerprint.as_ref()
+    }
+
+    pub(crate) fn measure_from(&self, moment: Moment) {
+        self.measured_from.store(moment.as_nanos(), Relaxed);
+    }
+
     /// Records the way of `count` records that are now acknowledged.
     pub(crate) fn acknowledge(&self, arrival: Moment, released: Moment, written: Moment, now: Moment, count: u64) {
         self.acknowledged.add(count);
+        if arrival.as_nanos() < self.measured_from.load(Relaxed) {
+            return;
+        }
         lock(&self.latencies).get_or_insert_default().record(arrival, released, written, now, count);
+    }
+
+    /// How many records were measured.
+    pub(crate) fn measured(&self) -> u64 {
+        lock(&self.latencies).as_ref().map_or(0, |latencies| latencies.total.count())
+    }
+
+    /// The time from arrival to acknowledgement so far.
+    pub(crate) fn total(&self) -> Option<Latency> {
+        lock(&self.latencies).as_ref().map(|latencies| latencies.total.clone())
     }
 
     /// The latencies so far.
@@ -92,6 +123,19 @@ impl Latencies {
         self.compute.record(written - released, count);
         self.acknowledgement.record(now - written, count);
         self.total.record(now - arrival, count);
+    }
+
+    /// Adds what another sink has measured.
+    pub(crate) fn add(&mut self, other: &Latencies) {
+        self.queue.add(&other.queue);
+        self.compute.add(&other.compute);
+        self.acknowledgement.add(&other.acknowledgement);
+        self.total.add(&other.total);
+    }
+
+    /// The curve of the time from arrival to acknowledgement.
+    pub(crate) fn curve(&self) -> Vec<Percentile> {
+        self.total.curve()
     }
 
     /// From arrival to acknowledgement.
@@ -130,6 +174,34 @@ impl Latency {
         self.0.saturating_record_n(duration.as_nanos() as u64, count);
     }
 
+    pub(crate) fn count(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// What was recorded since an earlier copy was taken.
+    pub(crate) fn since(&self, earlier: &Latency) -> Latency {
+        let mut new = self.0.clone();
+        new.subtract(&earlier.0).expect("what was recorded once stays");
+        Latency(new)
+    }
+
+    fn add(&mut self, other: &Latency) {
+        self.0.add(&other.0).expect("all have the same bounds");
+    }
+
+    /// Percentiles that come closer to 100 in even steps of `1 / (1 - quantile)`'s logarithm, as far as there are records to
+    /// tell them apart.
+    fn curve(&self) -> Vec<Percentile> {
+        const STEPS_PER_NINE: f64 = 20.0;
+        let at = |step: u32| 1.0 - 10f64.powf(-f64::from(step) / STEPS_PER_NINE);
+        let told_apart = |quantile: &f64| (1.0 - quantile) * self.0.len() as f64 >= 1.0;
+        let point = |quantile| Percentile {
+            percentile: quantile * 100.0,
+            latency: Duration::from_nanos(self.0.value_at_quantile(quantile)),
+        };
+        (0..).map(at).take_while(told_apart).map(point).collect()
+    }
+
     pub(crate) fn snapshot(&self) -> LatencySnapshot {
         let at = |quantile| Duration::from_nanos(self.0.value_at_quantile(quantile));
         LatencySnapshot {
@@ -165,6 +237,17 @@ pub struct LatencySnapshot {
     pub max: Duration,
 }
 
-fn as_nanos<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+/// A point of a latency's distribution.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Percentile {
+    /// From 0 to 100.
+    pub percentile: f64,
+    /// So many percent of the records took no longer; nanoseconds in the serialised form.
+    #[serde(serialize_with = "as_nanos")]
+    pub latency: Duration,
+}
+
+/// How durations are serialised.
+pub(crate) fn as_nanos<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(duration.as_nanos() as u64)
 }

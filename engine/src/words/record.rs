@@ -22,7 +22,7 @@ impl fmt::Display for Origin {
 }
 
 /// Headers of a record: in order, names may repeat, a value may be absent (as in Kafka).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Headers(Vec<(String, Option<Vec<u8>>)>);
 
 impl Headers {

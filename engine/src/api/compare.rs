@@ -1,0 +1,341 @@
+//! The same pipeline on the same input under one trigger after the other: what differs is the latency, and that is shown.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::io::{Course, Schedule, Spacing, TakenBy, Trial};
+use crate::words::{Error, ErrorKind, Fingerprint, Latencies, LatencySnapshot, Percentile, Print, Result, as_nanos};
+
+use super::job::Job;
+use super::trigger::Trigger;
+
+/// How much input each run of a comparison gets, and how fast.
+#[derive(Clone, Copy, Debug)]
+#[must_use = "it says how long `Job::compare` measures"]
+pub struct For {
+    length: Length,
+    rate: f64,
+    warm_up: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Length {
+    Records(u64),
+    Time(Duration),
+}
+
+impl For {
+    /// So many measured records of each source, a thousand each second unless [`rate`](For::rate) says otherwise, after a
+    /// [warm-up](For::warm_up) of a second.
+    pub fn records(records: u64) -> For {
+        For { length: Length::Records(records), rate: 1_000.0, warm_up: Duration::from_secs(1) }
+    }
+
+    /// As many records as are due in that time.
+    pub fn time(time: Duration) -> For {
+        For { length: Length::Time(time), ..For::records(0) }
+    }
+
+    /// So many records each second: the `n`th is due in the `n`th slot of `1 / rate` seconds after the start, whatever became
+    /// of those before it, and its latency counts from then. Each has another place in its slot, so that no rate keeps in
+    /// step with a tick, and the same place in every run.
+    pub fn rate(self, records_per_second: f64) -> For {
+        For { rate: records_per_second, ..self }
+    }
+
+    /// How long each run is on its way before it is measured; a second by default. Clients connect, caches and branch
+    /// predictors learn, and none of that is what anybody asks for.
+    pub fn warm_up(self, time: Duration) -> For {
+        For { warm_up: time, ..self }
+    }
+
+    fn course(self) -> Result<Course> {
+        let wrong = |doing: &str| Err(Error::new(ErrorKind::Option, format!("cannot compare: {doing}")));
+        if !(self.rate > 0.0 && self.rate.is_finite()) {
+            return wrong("`rate` must be more than nothing, and a number");
+        }
+        let of = |time: Duration| (time.as_secs_f64() * self.rate).ceil() as u64;
+        let measured = match self.length {
+            Length::Records(records) => records,
+            Length::Time(time) => of(time),
+        };
+        if measured == 0 {
+            return wrong("there is nothing to measure");
+        }
+        let schedule =
+            Schedule { rate: self.rate, spacing: Spacing::Spread, records: measured.saturating_add(of(self.warm_up)) };
+        Ok(Course { schedule, warm_up: self.warm_up })
+    }
+}
+
+impl Job {
+    /// Runs the pipeline under each trigger in turn, on the same records, due at the same times, and shows what that does to
+    /// their latency. [`trigger`](Job::trigger) and [`restart`](Job::restart) of this job do not matter.
+    ///
+    /// Each source gives its first records, from where it would begin to read if nobody had ever read it; they are
+    /// prefetched as usual and admitted when they are due, so what it takes to *fetch* them is not in the figures. Nothing is
+    /// committed, so what commits cost is not in them either; micro-batches of a few milliseconds commit hundreds of times as
+    /// often as a continuous job. How late the schedule itself is, some 0.1 ms, counts against every run, and the first one pays
+    /// what a process pays once, beyond its warm-up. Each run writes its outputs: give the pipeline a topic of its own for
+    /// that. Sources that cannot be read again (a channel, a socket) are an error.
+    ///
+    /// Results are held against each other by the [`Fingerprint`](crate::Fingerprint)s of the sinks: the same records in any
+    /// order.
+    ///
+    /// ```
+    /// use millstream::{For, Job, Trigger, collect, generate};
+    /// use std::time::Duration;
+    ///
+    /// let sink = collect().by_hash();
+    /// let job = Job::new("squares", move |flow| flow.source(generate(|n| n))?.map(|n| n * n).sink(&sink));
+    /// let triggers = [Trigger::Continuous, Trigger::micro_batch(Duration::from_millis(50))];
+    /// let comparison = job.compare(triggers, For::records(200).warm_up(Duration::ZERO))?;
+    /// println!("{comparison}");
+    /// assert!(comparison.results.are_equal());
+    /// assert!(comparison.runs[0].latency.p50 < comparison.runs[1].latency.p50);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Job::run`]; a source that cannot be read again, or that has nothing to read; triggers that say when a run ends
+    /// and not when results leave ([`Trigger::AvailableNow`]).
+    pub fn compare(self, triggers: impl IntoIterator<Item = Trigger>, input: For) -> Result<Comparison> {
+        let course = input.course()?;
+        let mut comparison = Comparison {
+            job: self.name().to_owned(),
+            workers: self.worker_count(),
+            records_per_second: course.schedule.rate,
+            warm_up: course.warm_up,
+            records: 0,
+            results: Results::Equal,
+            runs: Vec::new(),
+        };
+        let mut first: Option<Vec<Written>> = None;
+        let mut before = Vec::new();
+        for trigger in triggers {
+            let (run, written, taken) = self.clone().compared(trigger, course, before)?;
+            tracing::info!(job = comparison.job, %trigger, latency = %run.latency, "compared");
+            comparison.records = taken.iter().map(TakenBy::records).sum();
+            before = taken;
+            comparison.runs.push(run);
+            let first = first.get_or_insert_with(|| written.clone());
+            comparison.results = comparison.results.and(Results::of(trigger, first, &written));
+        }
+        if comparison.runs.is_empty() {
+            return Err(Error::new(ErrorKind::Option, "cannot compare: there is no trigger"));
+        }
+        Ok(comparison)
+    }
+
+    /// One run.
+    fn compared(
+        self,
+        trigger: Trigger,
+        course: Course,
+        before: Vec<TakenBy>,
+    ) -> Result<(ComparedRun, Vec<Written>, Vec<TakenBy>)> {
+        if trigger == Trigger::AvailableNow {
+            let doing = "cannot compare `Trigger::AvailableNow`: it says when a run ends, and these all end alike";
+            return Err(Error::new(ErrorKind::Option, doing));
+        }
+        let trial = Arc::new(Trial::new(course, before));
+        let mut running = self.trigger(trigger).measured().start_as(Some(Arc::clone(&trial)))?;
+        let (early, cpu) = (running.wait_for(course.warm_up), cpu_time());
+        let report = early.unwrap_or_else(|| running.wait())?;
+        let cpu = cpu.zip(cpu_time()).map(|(before, after)| after.saturating_sub(before));
+        let taken = trial.taken();
+        let warm_up = course.schedule.count(course.warm_up);
+        let measured: u64 = taken.iter().map(|source| source.records().saturating_sub(warm_up)).sum();
+        let records: u64 = taken.iter().map(TakenBy::records).sum();
+        if records == 0 {
+            return Err(Error::new(ErrorKind::NotFound, "cannot compare: the sources have no records"));
+        }
+        let mut latencies = Latencies::default();
+        let sinks = trial.sinks();
+        sinks.iter().filter_map(|sink| sink.snapshot()).for_each(|of_sink| latencies.add(&of_sink));
+        let written = sinks.iter().zip(&report.sinks).map(|(sink, report)| Written {
+            sink: report.name.clone(),
+            records: sink.acknowledged.get(),
+            print: sink.fingerprint().map(Fingerprint::print).filter(|print| print.records > 0),
+        });
+        let run = ComparedRun {
+            trigger: trigger.to_string(),
+            records_in: records,
+            records_out: report.records_out(),
+            seconds: report.elapsed_seconds,
+            cpu_per_record: cpu.filter(|_| measured > 0).map(|cpu| cpu.div_f64(measured as f64)),
+            latency: latencies.total(),
+            queue: latencies.queue(),
+            compute: latencies.compute(),
+            acknowledgement: latencies.acknowledgement(),
+            curve: latencies.curve(),
+        };
+        Ok((run, written.collect(), taken))
+    }
+}
+
+/// What a sink wrote in a run.
+#[derive(Clone, Debug)]
+struct Written {
+    sink: String,
+    records: u64,
+    /// When the sink says what it writes.
+    print: Option<Print>,
+}
+
+/// What [`Job::compare`] found: as a table ([`Display`](fmt::Display)), as a value, and through serde as JSON.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Comparison {
+    /// The job's name.
+    pub job: String,
+    /// Its worker threads.
+    pub workers: usize,
+    /// Records that were due each second, of each source.
+    pub records_per_second: f64,
+    /// What arrived in the first part of each run was not measured; nanoseconds in the serialised form.
+    #[serde(serialize_with = "as_nanos")]
+    pub warm_up: Duration,
+    /// Records that each run was given, warm-up included.
+    pub records: u64,
+    /// Whether all runs wrote the same.
+    pub results: Results,
+    /// Each run, in the order in which they ran.
+    pub runs: Vec<ComparedRun>,
+}
+
+/// A run of a [`Comparison`].
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct ComparedRun {
+    /// Its trigger, such as `micro-batch 100ms`.
+    pub trigger: String,
+    /// Records that came in.
+    pub records_in: u64,
+    /// Records that sinks acknowledged.
+    pub records_out: u64,
+    /// How long it ran.
+    pub seconds: f64,
+    /// CPU time of the whole process after the warm-up, per record that came in then, where the system tells; nanoseconds in
+    /// the serialised form.
+    #[serde(serialize_with = "as_nanos_if_known")]
+    pub cpu_per_record: Option<Duration>,
+    /// From when a record was due to its acknowledgement.
+    pub latency: LatencySnapshot,
+    /// The part of it before its release: the wait for a tick.
+    pub queue: LatencySnapshot,
+    /// From its release to the sink.
+    pub compute: LatencySnapshot,
+    /// From the sink to the acknowledgement.
+    pub acknowledgement: LatencySnapshot,
+    /// The whole distribution of `latency`.
+    pub curve: Vec<Percentile>,
+}
+
+/// Whether the runs of a comparison wrote the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub enum Results {
+    /// The same records, in any order.
+    Equal,
+    /// As many records; these sinks do not say what they write.
+    EqualCounts {
+        /// Their names.
+        sinks: Vec<String>,
+    },
+    /// Not the same.
+    Different {
+        /// Which sink, and under which trigger.
+        what: String,
+    },
+}
+
+impl Results {
+    fn of(trigger: Trigger, first: &[Written], written: &[Written]) -> Results {
+        let mut unknown = Vec::new();
+        for (first, now) in first.iter().zip(written) {
+            if (first.records, first.print) != (now.records, now.print) {
+                let what = match first.records == now.records {
+                    true => format!("other records under {trigger} than in the first run"),
+                    false => format!("{} records under {trigger} and {} in the first run", now.records, first.records),
+                };
+                return Results::Different { what: format!("`{}` got {what}", now.sink) };
+            }
+            if now.print.is_none() && now.records > 0 {
+                unknown.push(now.sink.clone());
+            }
+        }
+        if unknown.is_empty() { Results::Equal } else { Results::EqualCounts { sinks: unknown } }
+    }
+
+    fn and(self, other: Results) -> Results {
+        match (&self, &other) {
+            (Results::Different { .. }, _) => self,
+            (_, Results::Different { .. } | Results::EqualCounts { .. }) => other,
+            (_, Results::Equal) => self,
+        }
+    }
+
+    /// Whether they are known to be equal.
+    pub fn are_equal(&self) -> bool {
+        *self == Results::Equal
+    }
+}
+
+impl fmt::Display for Results {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Results::Equal => f.write_str("all runs wrote the same"),
+            Results::EqualCounts { sinks } => {
+                write!(f, "all runs wrote as many records; what they hold is not told by {}", sinks.join(", "))
+            }
+            Results::Different { what } => write!(f, "THE RUNS DID NOT WRITE THE SAME: {what}"),
+        }
+    }
+}
+
+impl fmt::Display for Comparison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self.runs.iter().map(|run| run.trigger.len()).max().unwrap_or(0).max(7);
+        writeln!(
+            f,
+            "{}: {} records, {} due each second, workers: {}; milliseconds from due to acknowledged",
+            self.job, self.records, self.records_per_second, self.workers
+        )?;
+        let columns = ["p50", "p90", "p99", "p99.9", "max"];
+        write!(f, "{:width$}", "trigger")?;
+        columns.iter().try_for_each(|column| write!(f, "{column:>11}"))?;
+        writeln!(f, "{:>16}{:>10}", "µs CPU/record", "measured")?;
+        for run in &self.runs {
+            let latency = &run.latency;
+            write!(f, "{:width$}", run.trigger)?;
+            for at in [latency.p50, latency.p90, latency.p99, latency.p999, latency.max] {
+                write!(f, "{:>11.3}", at.as_secs_f64() * 1e3)?;
+            }
+            let cpu =
+                run.cpu_per_record.map_or_else(|| "-".to_owned(), |cpu| format!("{:.1}", cpu.as_secs_f64() * 1e6));
+            writeln!(f, "{cpu:>16}{:>10}", latency.count)?;
+        }
+        writeln!(f, "{}", self.results)
+    }
+}
+
+/// CPU time of this process, where the system tells.
+fn cpu_time() -> Option<Duration> {
+    #[cfg(unix)]
+    {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        Duration::try_from(time).ok()
+    }
+    #[cfg(not(unix))]
+    {
+        None
+    }
+}
+
+fn as_nanos_if_known<S: serde::Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    duration.map(|duration| duration.as_nanos() as u64).serialize(serializer)
+}

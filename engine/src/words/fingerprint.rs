@@ -1,0 +1,53 @@
+//! What a sink wrote, as a number: the same for the same records in any order, another one when a record is missing, twice
+//! there or different. Runs of a comparison are held against each other by it, without keeping what they wrote.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// The sum of the hashes of all records that a sink wrote. It means something within one process only.
+#[derive(Debug, Default)]
+pub struct Fingerprint {
+    records: AtomicU64,
+    sum: AtomicU64,
+}
+
+impl Fingerprint {
+    /// Adds a record, by what the other side gets of it.
+    pub fn add(&self, record: &impl Hash) {
+        let mut hasher = DefaultHasher::new();
+        record.hash(&mut hasher);
+        // A sum, because records may come in any order; and no exclusive or, in which two equal ones would vanish.
+        self.sum.fetch_add(hasher.finish(), Relaxed);
+        self.records.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn print(&self) -> Print {
+        Print { records: self.records.load(Relaxed), sum: self.sum.load(Relaxed) }
+    }
+}
+
+/// A fingerprint as it was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Print {
+    pub(crate) records: u64,
+    pub(crate) sum: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn print(records: &[&str]) -> Print {
+        let fingerprint = Fingerprint::default();
+        records.iter().for_each(|record| fingerprint.add(record));
+        fingerprint.print()
+    }
+
+    #[test]
+    fn it_is_of_the_records_and_not_of_their_order() {
+        assert_eq!(print(&["a", "b", "c"]), print(&["c", "a", "b"]));
+        assert_ne!(print(&["a", "b"]), print(&["a", "c"]));
+        assert_ne!(print(&["a"]), print(&["a", "a"]));
+        assert_ne!(print(&[]), print(&["a", "a"]), "equal records do not cancel out");
+    }
+}
