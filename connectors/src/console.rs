@@ -2,14 +2,17 @@
 
 use std::fmt;
 use std::io::{self, Write as _};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use comfy_table::{Table, presets};
 use millstream::{
-    Accepted, Batch, Bytes, Delivery, Error, ErrorKind, OpenSink, Result, SharedSink, Sink, Wake, Worker, Writer,
+    Accepted, Batch, Bytes, Delivery, Error, ErrorKind, OpenSink, Result, SharedSink, Sink, SinkMeter, Wake, Worker,
+    Writer,
 };
 use serde::Serialize;
 use serde_json::Value;
+
+use crate::lock;
 
 /// A sink that prints each record on a line of standard output.
 pub fn console() -> Console {
@@ -41,20 +44,31 @@ impl Console {
 #[derive(Clone, Debug)]
 pub struct ConsoleTable(Console);
 
-/// How many records of a run may still be printed.
+/// What the writers of a console share.
 #[derive(Debug)]
-pub struct ConsoleShared(Mutex<Option<u64>>);
+pub struct ConsoleShared {
+    /// How many records of the run may still be printed, when not all.
+    left: Mutex<Option<u64>>,
+    meter: Arc<SinkMeter>,
+}
 
 impl SharedSink for ConsoleShared {}
 
 impl ConsoleShared {
-    fn new(console: &Console) -> ConsoleShared {
-        ConsoleShared(Mutex::new(console.first))
+    fn new(console: &Console, open: OpenSink) -> ConsoleShared {
+        ConsoleShared { left: Mutex::new(console.first), meter: open.meter }
+    }
+
+    /// Adds a record to the fingerprint of a run that is compared with others, printed or not.
+    fn note(&self, text: impl FnOnce() -> String) {
+        if let Some(fingerprint) = self.meter.fingerprint() {
+            fingerprint.add(&text());
+        }
     }
 
     /// How many of so many records are printed.
     fn admit(&self, records: usize) -> usize {
-        match &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+        match &mut *lock(&self.left) {
             None => records,
             Some(left) => {
                 let now = records.min(usize::try_from(*left).unwrap_or(usize::MAX));
@@ -77,8 +91,8 @@ impl<T: fmt::Display + 'static> Sink<T> for Console {
         "console".to_owned()
     }
 
-    fn connect(self, _: OpenSink) -> Result<ConsoleShared> {
-        Ok(ConsoleShared::new(&self))
+    fn connect(self, open: OpenSink) -> Result<ConsoleShared> {
+        Ok(ConsoleShared::new(&self, open))
     }
 
     fn writer(shared: &Arc<ConsoleShared>, _: Worker, _: Wake) -> Result<ConsoleWriter> {
@@ -95,10 +109,12 @@ impl<T: fmt::Display> Writer<T> for ConsoleWriter {
         let (records, admitted) = (batch.len(), self.0.admit(batch.len()));
         let mut text = String::new();
         for record in batch.by_ref().take(admitted) {
-            text.push_str(&record.to_string());
+            let line = record.to_string();
+            self.0.note(|| line.clone());
+            text.push_str(&line);
             text.push('\n');
         }
-        batch.for_each(drop);
+        batch.for_each(|record| self.0.note(|| record.to_string()));
         print(&text)?;
         delivery.acknowledge(records as u64, Bytes(text.len() as u64));
         Ok(Accepted::All)
@@ -119,8 +135,8 @@ impl<T: Serialize + 'static> Sink<T> for ConsoleTable {
         "console".to_owned()
     }
 
-    fn connect(self, _: OpenSink) -> Result<ConsoleShared> {
-        Ok(ConsoleShared::new(&self.0))
+    fn connect(self, open: OpenSink) -> Result<ConsoleShared> {
+        Ok(ConsoleShared::new(&self.0, open))
     }
 
     fn writer(shared: &Arc<ConsoleShared>, _: Worker, _: Wake) -> Result<TableWriter> {
@@ -136,10 +152,11 @@ impl<T: Serialize> Writer<T> for TableWriter {
     fn write(&mut self, batch: &mut Batch<T>, delivery: &Delivery) -> Result<Accepted> {
         let (records, admitted) = (batch.len(), self.0.admit(batch.len()));
         let rows: serde_json::Result<Vec<Value>> = batch.by_ref().take(admitted).map(serde_json::to_value).collect();
-        batch.for_each(drop);
+        batch.for_each(|record| self.0.note(|| serde_json::to_value(&record).unwrap_or_default().to_string()));
         let rows = rows.map_err(|cause| {
             Error::new(ErrorKind::Malformed, "cannot make a row of a table of a record").caused_by(cause)
         })?;
+        rows.iter().for_each(|row| self.0.note(|| row.to_string()));
         let text = if rows.is_empty() { String::new() } else { table(&rows) };
         print(&text)?;
         delivery.acknowledge(records as u64, Bytes(text.len() as u64));
@@ -181,7 +198,7 @@ mod tests {
 
     #[test]
     fn no_more_than_the_first_are_printed() {
-        let shared = ConsoleShared::new(&console().first(3));
+        let shared = ConsoleShared { left: Mutex::new(console().first(3).first), meter: Arc::default() };
         assert_eq!((shared.admit(2), shared.admit(2), shared.admit(2)), (2, 1, 0));
     }
 }

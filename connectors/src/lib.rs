@@ -1,4 +1,5 @@
-//! Sources and sinks for [millstream]: Kafka, with JSON, text and bytes as formats; lines from a socket; the console.
+//! Sources and sinks for [millstream]: Kafka and files of a directory, with JSON, CSV, text, bytes, Avro and Protobuf as
+//! formats; lines from a socket; the console.
 //!
 //! ```no_run
 //! use millstream::{Job, Result};
@@ -26,19 +27,39 @@
 //!
 //! # Features
 //!
-//! `tls` adds TLS and SASL/SCRAM to brokers. It builds OpenSSL from source, which wants perl and takes minutes, so it is
-//! off by default.
+//! All of them are off by default.
+//!
+//! | feature | adds |
+//! |---|---|
+//! | `avro` | `Avro`, behind the ids of a schema registry or bare |
+//! | `protobuf` | `Protobuf`, likewise |
+//! | `tls` | TLS, and SASL by SCRAM and OAUTHBEARER, to brokers, https to a registry; builds OpenSSL from source, which wants perl and takes minutes |
 
 pub mod console;
+pub mod file;
 pub mod format;
 pub mod kafka;
 pub mod report;
 pub mod socket;
 
 pub use console::console;
-pub use format::{Decode, Encode};
+pub use file::{FileOrder, Files, WhenDone, files};
+#[cfg(feature = "avro")]
+pub use format::avro::Avro;
+#[cfg(feature = "protobuf")]
+pub use format::protobuf::Protobuf;
+#[cfg(any(feature = "avro", feature = "protobuf"))]
+pub use format::registry::Registry;
+pub use format::{Csv, Decode, Encode};
 pub use kafka::{
     Compression, DataLoss, DeadLetter, End, GroupProtocol, Isolation, Kafka, Message, OnRefused, Partitioner, Profile,
-    Records, RecordsWithMetadata, StartAt, Topic,
+    Records, RecordsWithMetadata, Sasl, Secret, StartAt, Tls, Token, Topic,
 };
 pub use socket::lines;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Locks, also after somebody panicked under the lock: what is guarded here is valid at every step.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

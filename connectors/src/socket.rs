@@ -11,9 +11,11 @@ use std::thread;
 use std::time::Duration;
 
 use millstream::{
-    AtStop, Batch, Bytes, Error, ErrorKind, Headers, Malformed, Offset, OpenSource, Partition, Polled, Reader, Result,
-    Room, SharedSource, Source, Wake, Worker,
+    AtStop, Batch, Bytes, Error, ErrorKind, Headers, Last, Malformed, Offset, OpenSource, Partition, Polled, Reader,
+    Result, Room, SharedSource, Source, Wake, Worker, spawn,
 };
+
+use crate::lock;
 
 /// A source of the lines that come from a TCP address, without their ends: `Result<String, Malformed>`. A line that is no
 /// UTF-8, or longer than [`line_max`](Lines::line_max), is malformed. When the other side closes, it is called again; a run
@@ -97,7 +99,7 @@ struct Waiting {
 
 impl Ahead {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Adds a line when there is room; says whether anybody still reads.
@@ -261,6 +263,7 @@ impl Source for Lines {
     }
 
     fn connect(self, open: OpenSource) -> Result<SocketShared> {
+        open.once(&self.name())?;
         if self.line_max.0 == 0 {
             return Err(Error::new(ErrorKind::Option, "`line_max` must be more than nothing"));
         }
@@ -289,16 +292,12 @@ pub struct SocketShared {
 
 impl SharedSource for SocketShared {
     fn begin(&self) -> Result<()> {
-        let start = self.start.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let start = lock(&self.start).take();
         let (feed, first) = start.expect("a run begins once");
-        let thread = thread::Builder::new().name("millstream-lines".to_owned());
-        let started = thread.spawn(move || feed.run(first));
-        started
-            .map(drop)
-            .map_err(|cause| Error::new(ErrorKind::Source, "cannot start the thread of a connection").caused_by(cause))
+        spawn("lines", move || feed.run(first)).map(drop)
     }
 
-    fn close(&self) {
+    fn close(&self, _: Last) {
         self.ahead.be_over();
     }
 }

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Cause, Decode, Encode, Payload, tombstone};
+use super::{Cause, Decode, Encode, Framing, Payload, tombstone};
 
 /// A value as JSON.
 pub struct Json<T>(PhantomData<fn(T) -> T>);
@@ -34,6 +34,10 @@ impl<T: DeserializeOwned + 'static> Decode for Json<T> {
 
     fn decode(&self, payload: Option<&[u8]>) -> Result<T, Cause> {
         Ok(serde_json::from_slice(payload.ok_or_else(tombstone)?)?)
+    }
+
+    fn framing(&self) -> Framing {
+        Framing::FilledLines
     }
 }
 

@@ -2,20 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Mutex;
-use std::time::Duration;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use millstream::{Error, ErrorKind, Result};
 use rdkafka::ClientConfig;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::KafkaError;
 
-use super::{error, lock};
+use super::error;
+use super::heard::Heard;
+use super::secret::{NOT_SHOWN, Secret};
+use super::security::{NEEDS_TLS, Security};
 
 /// How to reach a cluster.
 #[derive(Clone)]
 pub(super) struct Settings {
     pub(super) brokers: String,
     pub(super) properties: BTreeMap<String, String>,
+    pub(super) security: Security,
     pub(super) connect_within: Duration,
 }
 
@@ -55,7 +60,8 @@ const OWNED: &[(&str, &str)] = &[
 ];
 
 impl Settings {
-    /// A configuration with the user's properties; what the caller sets afterwards wins.
+    /// A configuration with the user's properties; what the caller sets afterwards wins. Waits for a token where one is
+    /// needed.
     pub(super) fn config(&self) -> Result<ClientConfig> {
         let wrong = |doing: String| Err(Error::new(ErrorKind::Option, doing));
         if self.brokers.trim().is_empty() {
@@ -65,14 +71,40 @@ impl Settings {
         config.set("bootstrap.servers", &self.brokers);
         // Short pauses, so that a broker's restart is over when it is over.
         config.set("reconnect.backoff.ms", "20").set("reconnect.backoff.max.ms", "1000");
+        // Why a connection was closed is told at this level and nowhere else.
+        let is_debugged = self.properties.contains_key("debug");
+        config.set_log_level(if is_debugged { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info });
         // Static OpenSSL does not find the system's certificates by itself.
         #[cfg(feature = "tls")]
         config.set("ssl.ca.location", "probe");
+        let typed = self.security.properties()?;
         for (property, value) in &self.properties {
             if let Some((_, why)) = OWNED.iter().find(|(owned, _)| owned == property) {
                 return wrong(format!("the property `{property}` cannot be set: {why}"));
             }
+            if Security::said_by(property, &typed) {
+                return wrong(format!("the property `{property}` cannot be set beside `Kafka::tls` and `Kafka::sasl`"));
+            }
+            if property.starts_with("sasl.mechanism") && value == "OAUTHBEARER" {
+                return wrong(format!(
+                    "the property `{property}` cannot be set: `Sasl::oauth_bearer` has the callback"
+                ));
+            }
             config.set(property, value);
+        }
+        for (property, value) in &typed {
+            config.set(*property, value.expose());
+        }
+        let values = self.properties.iter().map(|(property, value)| (property.as_str(), value.as_str()));
+        let mut values = values.chain(typed.iter().map(|(property, value)| (*property, value.expose())));
+        if let Some((property, _)) = values.find(|(_, value)| value.contains('\0')) {
+            return wrong(format!("the property `{property}` cannot be set: the value has a zero byte"));
+        }
+        if let Some(what) = self.security.readable().filter(|_| !is_loopback(&self.brokers)) {
+            tracing::warn!(brokers = self.brokers, "without `Kafka::tls` anybody on the way can read the {what}");
+        }
+        if let Some(tokens) = self.security.tokens() {
+            tokens.await_first(self.connect_within)?;
         }
         Ok(config)
     }
@@ -83,7 +115,17 @@ impl Settings {
             // Its own text ends with the value.
             KafkaError::ClientConfig(_, description, property, _) => {
                 let description = if is_secret(&property) { "the value is not accepted" } else { &*description };
-                Error::new(ErrorKind::Option, format!("the property `{property}` cannot be set: {description}"))
+                let doing = format!("the property `{property}` cannot be set: {description}");
+                let is_missing = !cfg!(feature = "tls") && (property.contains("ssl") || description.contains("SSL"));
+                let doing = if is_missing { format!("{doing}; it {NEEDS_TLS}") } else { doing };
+                Error::new(ErrorKind::Option, doing)
+            }
+            KafkaError::ClientCreation(complaint) => {
+                let blamed = self.security.tls.as_ref().and_then(|tls| tls.blamed(&complaint));
+                let doing = blamed.unwrap_or_else(|| format!("cannot make a client for {}", self.brokers));
+                let is_missing = !cfg!(feature = "tls") && complaint.contains("SASL mechanism");
+                let doing = if is_missing { format!("{doing}: it {NEEDS_TLS}") } else { doing };
+                Error::new(ErrorKind::Option, doing).caused_by(self.hide_in(&complaint))
             }
             other => {
                 Error::new(ErrorKind::Option, format!("cannot make a client for {}", self.brokers)).caused_by(other)
@@ -91,17 +133,76 @@ impl Settings {
         }
     }
 
+    /// Asks brokers for something in longer and longer waits and listens in between, because why there is no answer is told
+    /// beside it. What they refuse is an error at once, silence when the time is over.
+    pub(super) fn ask<T>(
+        &self,
+        doing: &str,
+        heard: &Heard,
+        listen: impl Fn(),
+        mut ask: impl FnMut(Duration) -> Result<T, KafkaError>,
+    ) -> Result<T> {
+        let deadline = Instant::now() + self.connect_within;
+        let mut wait = Duration::from_millis(100);
+        // The client wants its first token.
+        listen();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let asked = ask(wait.min(left));
+            listen();
+            match asked {
+                Ok(answer) => return Ok(answer),
+                Err(cause) if wait < left && heard.refusal().is_none() && error::is_silence(&cause) => wait *= 2,
+                Err(cause) => return Err(self.unreachable(doing, cause, heard)),
+            }
+        }
+    }
+
     /// The error of a broker that did not answer in time, with what the client heard last.
     pub(super) fn unreachable(&self, doing: &str, cause: KafkaError, heard: &Heard) -> Error {
+        if let Some(error) = heard.refused(&format!("cannot {doing} at {}", self.brokers)) {
+            return error;
+        }
         let doing = format!("cannot {doing} at {} within {:?}", self.brokers, self.connect_within);
         match heard.take() {
-            Some((code, reason)) => {
-                let kind = if error::is_refusal(code) { ErrorKind::Refused } else { ErrorKind::Unreachable };
-                Error::new(kind, doing).caused_by(reason)
-            }
+            Some(reason) => Error::new(ErrorKind::Unreachable, doing).caused_by(self.suspect(reason)),
             None => error::error(ErrorKind::Unreachable, doing, cause),
         }
     }
+
+    /// Of a broker that hangs up without a word, what it may want.
+    fn suspect(&self, reason: String) -> String {
+        let hung_up =
+            ["Disconnected", "Broken pipe", "reset by peer", "unexpected eof"].iter().any(|part| reason.contains(part));
+        let wants = match (&self.security.tls, &self.security.sasl) {
+            _ if !hung_up || self.properties.contains_key("security.protocol") => return reason,
+            (Some(_), _) if reason.contains("SSL_HANDSHAKE") => "it may not speak TLS here",
+            (Some(_), Some(_)) => return reason,
+            (Some(_), None) => "it may want to know who we are (`Kafka::sasl`)",
+            (None, Some(_)) => "it may speak TLS (`Kafka::tls`)",
+            (None, None) => "it may speak TLS (`Kafka::tls`), or want to know who we are (`Kafka::sasl`)",
+        };
+        format!("the broker hangs up, {wants}: {reason}")
+    }
+
+    /// Crosses out secrets in what the client says.
+    pub(super) fn hide_in(&self, text: &str) -> String {
+        let secrets = self.properties.iter().filter(|(property, _)| is_secret(property) && !is_public(property));
+        let text = self.security.hide_in(text);
+        secrets.fold(text, |text, (_, value)| Secret::from(value.as_str()).hide_in(&text))
+    }
+}
+
+/// Whether nothing leaves this machine on the way to any of these.
+fn is_loopback(brokers: &str) -> bool {
+    let host = |broker: &str| {
+        let address = broker.trim().rsplit("://").next().unwrap_or_default().to_owned();
+        address.rsplit_once(':').map_or(address.clone(), |(host, _)| host.to_owned())
+    };
+    brokers.split(',').map(host).all(|host| {
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    })
 }
 
 /// Whether the value of a property must not be printed.
@@ -111,44 +212,28 @@ fn is_secret(property: &str) -> bool {
         .any(|part| property.contains(part))
 }
 
+/// What is hidden by its name only: as a value it stands in many a message.
+fn is_public(property: &str) -> bool {
+    ["sasl.mechanism", "sasl.mechanisms", "sasl.username", "sasl.oauthbearer.method"].contains(&property)
+        || property.ends_with(".location")
+}
+
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = self
             .properties
             .iter()
-            .map(|(property, value)| (property, if is_secret(property) { "[not shown]" } else { value.as_str() }));
+            .map(|(property, value)| (property, if is_secret(property) { NOT_SHOWN } else { value.as_str() }));
         f.write_str(&self.brokers)?;
         f.write_str(" ")?;
-        f.debug_map().entries(shown).finish()
-    }
-}
-
-/// The last thing a client complained about; explains a time-out.
-#[derive(Debug, Default)]
-pub(super) struct Heard(Mutex<Option<(Code, String)>>);
-
-impl Heard {
-    pub(super) fn note(&self, error: &KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "kafka client");
-        if let Some(code) = error.rdkafka_error_code() {
-            let mut heard = lock(&self.0);
-            // That all brokers are down says less than why each of them is.
-            let is_better = code != Code::AllBrokersDown || heard.is_none();
-            let was_refused = heard.as_ref().is_some_and(|(code, _)| error::is_refusal(*code));
-            if is_better && !was_refused {
-                *heard = Some((code, reason.to_owned()));
-            }
+        f.debug_map().entries(shown).finish()?;
+        if let Some(tls) = &self.security.tls {
+            write!(f, " {tls:?}")?;
         }
-    }
-
-    pub(super) fn take(&self) -> Option<(Code, String)> {
-        lock(&self.0).take()
-    }
-
-    /// What the other side refused, when it did.
-    pub(super) fn refusal(&self) -> Option<String> {
-        let heard = lock(&self.0);
-        heard.as_ref().filter(|(code, _)| error::is_refusal(*code)).map(|(_, reason)| reason.clone())
+        if let Some(sasl) = &self.security.sasl {
+            write!(f, " {sasl:?}")?;
+        }
+        Ok(())
     }
 }
 
@@ -158,7 +243,12 @@ mod tests {
 
     fn settings(property: &str, value: &str) -> Settings {
         let properties = [(property.to_owned(), value.to_owned())].into();
-        Settings { brokers: "localhost:9092".to_owned(), properties, connect_within: Duration::from_secs(1) }
+        Settings {
+            brokers: "localhost:9092".to_owned(),
+            properties,
+            security: Security::default(),
+            connect_within: Duration::from_secs(1),
+        }
     }
 
     #[test]
@@ -172,6 +262,18 @@ mod tests {
         for property in ["sasl.password", "ssl.key.pem", "ssl.keystore.password", "sasl.oauthbearer.config"] {
             let printed = format!("{:?}", settings(property, "S3CR3T"));
             assert!(printed.contains(property) && !printed.contains("S3CR3T"), "{printed}");
+            let said = settings(property, "S3CR3T").hide_in("bad value S3CR3T");
+            assert_eq!(said, "bad value [not shown]");
+        }
+    }
+
+    #[test]
+    fn a_host_on_the_way_is_no_loopback() {
+        for brokers in ["localhost:9092", "127.0.0.1:9092,[::1]:9093", "sasl_plaintext://127.0.0.2:1"] {
+            assert!(is_loopback(brokers), "{brokers}");
+        }
+        for brokers in ["kafka:9092", "localhost:9092,10.0.0.1:9092", "127.0.0.1.example:9092"] {
+            assert!(!is_loopback(brokers), "{brokers}");
         }
     }
 }

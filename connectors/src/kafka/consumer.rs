@@ -1,17 +1,20 @@
 //! The consumer of a source: its settings, each with its reason, and what it tells.
 
+use std::error::Error as StdError;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use millstream::{Bytes, OpenSource, Result};
-use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::client::OAuthToken;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Statistics, TopicPartitionList};
 
-use super::client::Heard;
 use super::group::Membership;
+use super::heard::Heard;
 use super::lock;
 use super::options::GroupProtocol;
 use super::start::{DataLoss, End};
@@ -23,9 +26,16 @@ pub(super) struct Context {
     statistics: Mutex<Option<Statistics>>,
     pub(super) membership: Membership,
     has_heard: AtomicBool,
+    /// Errors that came while something else was waited for.
+    passed_over: Mutex<Vec<KafkaError>>,
 }
 
 impl Context {
+    /// Errors that nobody has judged yet.
+    pub(super) fn passed_over(&self) -> Vec<KafkaError> {
+        std::mem::take(&mut *lock(&self.passed_over))
+    }
+
     /// Whether anything was told since this was asked before: a poll that hands out nothing may have told something.
     pub(super) fn has_heard(&self) -> bool {
         self.has_heard.swap(false, SeqCst)
@@ -38,6 +48,18 @@ impl Context {
 }
 
 impl ClientContext for Context {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn StdError>> {
+        self.has_heard.store(true, SeqCst);
+        self.heard.token()
+    }
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        self.has_heard.store(true, SeqCst);
+        self.heard.log(level, facility, line);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         self.heard.note(&error, reason);
         self.has_heard.store(true, SeqCst);
@@ -118,18 +140,30 @@ pub(super) fn create(
             config.set(property, value);
         }
     }
-    let heard = Heard::default();
     let context = Context {
-        heard,
+        heard: Heard::new(&topic.settings),
         statistics: Mutex::default(),
         membership: Membership::default(),
         has_heard: AtomicBool::new(false),
+        passed_over: Mutex::default(),
     };
     let mut consumer: BaseConsumer<Context> =
         config.create_with_context(context).map_err(|cause| topic.settings.not_created(cause))?;
     let wake = open.wake.clone();
     consumer.set_nonempty_callback(move || wake.wake());
     Ok(consumer)
+}
+
+/// Takes in what the client has to tell, where nobody polls it yet or an answer is waited for.
+pub(super) fn listen(consumer: &BaseConsumer<Context>) {
+    loop {
+        match consumer.poll(Duration::ZERO) {
+            Some(Err(cause)) => lock(&consumer.context().passed_over).push(cause),
+            // What was heard hides what came behind it.
+            None if consumer.context().has_heard() => {}
+            Some(Ok(_)) | None => return,
+        }
+    }
 }
 
 /// A member that is not heard of for so long is put out of its group.

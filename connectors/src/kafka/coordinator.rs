@@ -4,12 +4,13 @@
 //! rdkafka 0.39 does not set).
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use millstream::{CheckpointId, Error, ErrorKind, Offsets, Result, Wake};
+use millstream::{CheckpointId, Error, ErrorKind, Last, Offsets, Result, Wake, spawn};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::MetadataPartition;
@@ -21,6 +22,7 @@ use super::error::{error, is_changing, is_lost, is_passing};
 use super::lock;
 use super::options::SourceOptions;
 use super::partition::{Held, Positions};
+use super::signature::{Life, RENEW_EVERY, Signature};
 use super::start::{End, Span, Starting, not_a_list};
 
 /// What did not pass is tried again after this, with the newest offsets.
@@ -29,6 +31,8 @@ const AGAIN_AFTER: Duration = Duration::from_millis(250);
 const AGAIN_SOON: Duration = Duration::from_millis(20);
 /// How long the end of a run waits for a commit under way.
 const CLOSE_WITHIN: Duration = Duration::from_millis(200);
+/// How long the group is asked who has committed.
+const LOOK_WITHIN: Duration = Duration::from_secs(1);
 
 /// What the thread is asked for.
 #[derive(Debug)]
@@ -38,6 +42,8 @@ pub(super) enum Order {
     Start(Vec<(String, i32)>),
     /// Partitions were given back: the others are fetched again at once when their brokers are asked for something.
     Nudge,
+    /// The job ends with this run.
+    SignOff,
 }
 
 /// What became of it.
@@ -57,6 +63,8 @@ pub(super) struct Coordinator {
     pub(super) group: String,
     /// How long a member of the group may be unable to commit; `None` for those that are no member.
     pub(super) patience: Option<Duration>,
+    /// Under what, because no group knows of this run, commits are signed.
+    pub(super) signature: Option<Signature>,
     pub(super) wake: Wake,
     pub(super) answers: Arc<Mutex<Vec<Result<Answer>>>>,
 }
@@ -66,17 +74,17 @@ pub(super) struct Orders {
     orders: Mutex<Option<Sender<Order>>>,
     answers: Arc<Mutex<Vec<Result<Answer>>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Nobody waits for the thread any more, and another run may have begun.
+    is_left: Arc<AtomicBool>,
 }
 
 impl Orders {
     pub(super) fn start(coordinator: Coordinator) -> Result<Orders> {
         let (orders, receiver) = mpsc::channel();
-        let answers = Arc::clone(&coordinator.answers);
-        let thread = thread::Builder::new()
-            .name("millstream-group".to_owned())
-            .spawn(move || Work { coordinator, commit: None, start: None, refused_since: None }.run(&receiver))
-            .map_err(|cause| Error::new(ErrorKind::Source, "cannot start the thread for commits").caused_by(cause))?;
-        Ok(Orders { orders: Mutex::new(Some(orders)), answers, thread: Mutex::new(Some(thread)) })
+        let (answers, is_left) = (Arc::clone(&coordinator.answers), Arc::<AtomicBool>::default());
+        let work = Work::new(coordinator, Arc::clone(&is_left));
+        let thread = spawn("group", move || work.run(&receiver))?;
+        Ok(Orders { orders: Mutex::new(Some(orders)), answers, thread: Mutex::new(Some(thread)), is_left })
     }
 
     /// Never waits.
@@ -93,13 +101,17 @@ impl Orders {
     }
 
     /// Ends the thread; one that waits for an absent broker is left to itself.
-    pub(super) fn close(&self) {
+    pub(super) fn close(&self, last: Last) {
+        if last == Last::Job {
+            self.order(Order::SignOff);
+        }
         drop(lock(&self.orders).take());
         let Some(thread) = lock(&self.thread).take() else { return };
         let deadline = Instant::now() + CLOSE_WITHIN;
         while !thread.is_finished() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(1));
         }
+        self.is_left.store(true, SeqCst);
         if thread.is_finished() {
             drop(thread.join());
         }
@@ -115,12 +127,21 @@ struct Work {
     start: Option<(Vec<(String, i32)>, Instant)>,
     /// Since when the group says that we are no member.
     refused_since: Option<Instant>,
+    /// What stands under our signature, and when it is renewed.
+    signed: Option<(Offsets, Instant)>,
+    signs_off: bool,
+    is_left: Arc<AtomicBool>,
 }
 
 impl Work {
+    fn new(coordinator: Coordinator, is_left: Arc<AtomicBool>) -> Work {
+        Work { coordinator, commit: None, start: None, refused_since: None, signed: None, signs_off: false, is_left }
+    }
+
     fn run(mut self, orders: &Receiver<Order>) {
         loop {
             let again = self.commit.as_ref().map(|(_, _, at)| *at).into_iter().chain(self.start.as_ref().map(|s| s.1));
+            let again = again.chain(self.signed.as_ref().map(|(_, renewed)| *renewed));
             let order = match again.min() {
                 None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(at) => orders.recv_timeout(at.saturating_duration_since(Instant::now())),
@@ -128,11 +149,21 @@ impl Work {
             match order {
                 Ok(order) => self.take(order),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => return self.sign_off(),
             }
             orders.try_iter().for_each(|order| self.take(order));
             self.find_starts();
+            match self.look_for_others() {
+                Look::Alone => {}
+                Look::Unknown => {
+                    self.put_off();
+                    continue;
+                }
+                // From here on nothing of this run is committed any more.
+                Look::Other(error) => return self.answer(Err(error)),
+            }
             self.commit();
+            self.renew();
         }
     }
 
@@ -150,6 +181,7 @@ impl Work {
                 self.start = Some((partitions, now));
             }
             Order::Nudge => self.coordinator.nudge(),
+            Order::SignOff => self.signs_off = true,
         }
     }
 
@@ -169,10 +201,64 @@ impl Work {
         }
     }
 
+    /// Before anything is signed, because that would hide who signed last.
+    fn look_for_others(&self) -> Look {
+        let now = Instant::now();
+        let is_due = self.commit.as_ref().is_some_and(|(_, _, at)| *at <= now)
+            || self.signed.as_ref().is_some_and(|(_, renewed)| *renewed <= now);
+        let Some(own) = self.coordinator.signature.as_ref().filter(|_| is_due) else { return Look::Alone };
+        match self.coordinator.signatures() {
+            Ok(others) => match others.iter().find(|other| own.gives_way_to(other)) {
+                Some(other) => Look::Other(other.refusal(&self.coordinator.group)),
+                None => Look::Alone,
+            },
+            Err(cause) => {
+                tracing::debug!(group = self.coordinator.group, %cause, "cannot look who commits, looking again");
+                Look::Unknown
+            }
+        }
+    }
+
+    fn put_off(&mut self) {
+        let later = Instant::now() + AGAIN_AFTER;
+        self.commit.iter_mut().for_each(|(_, _, at)| *at = later);
+        self.signed.iter_mut().for_each(|(_, renewed)| *renewed = later);
+    }
+
+    /// Shows that this run lives.
+    fn renew(&mut self) {
+        let Some((offsets, _)) = self.signed.take_if(|(_, renewed)| *renewed <= Instant::now()) else { return };
+        if let Err(cause) = self.coordinator.commit(&offsets, Life::GoesOn) {
+            tracing::debug!(group = self.coordinator.group, %cause, "cannot renew the signature");
+        }
+        self.signed = Some((offsets, Instant::now() + RENEW_EVERY));
+    }
+
+    /// The job has ended in good order: nobody need wait to see whether it is dead.
+    fn sign_off(mut self) {
+        let Some((mut offsets, _)) = self.signed.take_if(|_| self.signs_off) else { return };
+        if let Some((_, newest, _)) = &self.commit {
+            offsets.merge(newest);
+        }
+        self.commit = Some((CheckpointId::default(), offsets.clone(), Instant::now()));
+        if !matches!(self.look_for_others(), Look::Alone) || self.is_left.load(SeqCst) {
+            return;
+        }
+        if let Err(cause) = self.coordinator.commit(&offsets, Life::HasEnded) {
+            tracing::debug!(group = self.coordinator.group, %cause, "cannot sign off");
+        }
+    }
+
     fn commit(&mut self) {
         let Some((checkpoint, offsets, _)) = self.commit.take_if(|(_, _, at)| *at <= Instant::now()) else { return };
         let group = self.coordinator.group.clone();
-        let answer = match self.coordinator.commit(&offsets) {
+        let committed = self.coordinator.commit(&offsets, Life::GoesOn);
+        if committed.is_ok() && self.coordinator.signature.is_some() {
+            let (mut signed, _) = self.signed.take().unwrap_or_else(|| (Offsets::new(), Instant::now()));
+            signed.merge(&offsets);
+            self.signed = Some((signed, Instant::now() + RENEW_EVERY));
+        }
+        let answer = match committed {
             Ok(()) | Err(KafkaError::ConsumerCommit(Code::NoOffset)) => {
                 self.refused_since = None;
                 Ok(Answer::Committed(checkpoint))
@@ -199,6 +285,14 @@ impl Work {
     }
 }
 
+/// Whether another run has committed since.
+enum Look {
+    Alone,
+    /// The group has not answered.
+    Unknown,
+    Other(Error),
+}
+
 impl Coordinator {
     /// Where partitions begin. A start that is another one later is fixed for the whole topic by whoever meets it first:
     /// another member would take a topic of which some partitions have offsets for one that was read before.
@@ -214,21 +308,22 @@ impl Coordinator {
             group: &self.group,
             end: &End::Never,
             resume: None,
+            compared: false,
         };
         if !self.options.start_is_passing() {
-            return starting.spans_of(partitions);
+            return starting.spans_of(partitions, None);
         }
         // A broker may not have heard of the newest partitions yet.
         let mut all = starting.existing().unwrap_or_default();
         all.extend(partitions.iter().filter(|asked| !all.contains(asked)).cloned().collect::<Vec<_>>());
-        let mut spans = starting.spans_of(&all)?;
+        let mut spans = starting.spans_of(&all, None)?;
         self.remember(&starting, &spans)?;
         spans.retain(|span| partitions.iter().any(|(topic, number)| *topic == span.topic && *number == span.partition));
         Ok(spans)
     }
 
     /// Commits starts that nobody has committed.
-    fn remember(&self, starting: &Starting<'_, Context>, spans: &[Span]) -> Result<()> {
+    fn remember(&self, starting: &Starting<'_>, spans: &[Span]) -> Result<()> {
         let passing = || spans.iter().filter(|span| span.is_passing);
         let keys: Vec<_> = passing().map(|span| (span.topic.clone(), span.partition)).collect();
         if keys.is_empty() {
@@ -259,7 +354,7 @@ impl Coordinator {
     }
 
     /// Commits for those partitions that are ours at this moment.
-    fn commit(&self, offsets: &Offsets) -> Result<(), KafkaError> {
+    fn commit(&self, offsets: &Offsets, life: Life) -> Result<(), KafkaError> {
         let positions = Positions::of(&self.consumer);
         let mut list = TopicPartitionList::new();
         for partition in self.held.all() {
@@ -271,12 +366,26 @@ impl Coordinator {
                 }
                 let next = Offset::Offset(partition.beyond_control_records(done, &positions));
                 list.add_partition_offset(&partition.span.topic, partition.span.partition, next)?;
+                let element = list.find_partition(&partition.span.topic, partition.span.partition);
+                if let Some((signature, mut element)) = self.signature.as_ref().zip(element) {
+                    element.set_metadata(signature.metadata(life));
+                }
             }
         }
         if list.count() == 0 {
             return Ok(());
         }
         self.consumer.commit(&list, CommitMode::Sync)
+    }
+
+    /// Who has committed last.
+    fn signatures(&self) -> Result<Vec<Signature>, KafkaError> {
+        let mut list = TopicPartitionList::new();
+        for partition in self.held.all() {
+            list.add_partition(&partition.span.topic, partition.span.partition);
+        }
+        let list = self.consumer.committed_offsets(list, LOOK_WITHIN)?;
+        Ok(list.elements().iter().filter_map(|element| Signature::read(element.metadata())).collect())
     }
 
     fn refused(&self, cause: KafkaError) -> Error {

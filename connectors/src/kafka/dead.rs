@@ -42,7 +42,7 @@ impl Sink<Malformed> for DeadLetters {
     }
 
     fn connect(self, open: OpenSink) -> Result<Self::Shared> {
-        KafkaOutlet::connect(&self.0, Letters, &open)
+        KafkaOutlet::connect::<Malformed>(&self.0, Letters, &open)
     }
 
     fn writer(shared: &Arc<Self::Shared>, _: Worker, wake: Wake) -> Result<Self::Writer> {
@@ -84,7 +84,8 @@ impl Write<Malformed> for Letters {
 pub(super) type Place = (String, i32, i64);
 
 fn place(origin: &Origin) -> Option<Place> {
-    let (topic, partition) = origin.partition.name().rsplit_once('/')?;
+    // Of a file the origin is its path, and no topic has a slash in its name.
+    let (topic, partition) = origin.partition.name().rsplit_once('/').filter(|(topic, _)| !topic.contains('/'))?;
     Some((topic.to_owned(), partition.parse().ok()?, i64::try_from(origin.offset.0).ok()?))
 }
 

@@ -44,6 +44,14 @@ pub(super) fn is_refusal(code: Code) -> bool {
     )
 }
 
+/// Nobody has answered yet.
+pub(super) fn is_silence(cause: &KafkaError) -> bool {
+    matches!(
+        cause.rdkafka_error_code(),
+        Some(Code::OperationTimedOut | Code::BrokerTransportFailure | Code::AllBrokersDown | Code::Resolve)
+    )
+}
+
 /// This record cannot be taken; the next one can.
 pub(super) fn is_of_record(code: Code) -> bool {
     matches!(

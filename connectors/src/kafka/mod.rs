@@ -2,7 +2,7 @@
 //!
 //! A record's path begins in `reader` (the worker polls the queues of its own partitions) and ends in `sink` (one
 //! producer per sink and process, whose delivery reports acknowledge). `source` is their consumer, `group` what its consumer
-//! group asks of it, `start` finds where reading begins, `coordinator` does what waits for the group: above all it commits
+//! group asks of it, `signature` how runs that are no members of it know of each other, `start` finds where reading begins, `coordinator` does what waits for the group: above all it commits
 //! how far reading is done. `client` holds the settings that both clients get and why.
 //!
 //! Offsets are committed to the consumer group only when every output of the records before them is acknowledged.
@@ -11,7 +11,8 @@
 //!
 //! Without a group of its own name a source uses the job's. A job without an end joins it: as many processes of it as you
 //! like share its partitions out, and a partition that moves is drained and committed first. A job that ends, or names its
-//! partitions, assigns them to itself; two such must not share a group, within a process that is an error.
+//! partitions, assigns them to itself; two such must not share a group: the second is an error at start, or the first is
+//! ended, with the other's name ([`take_over`](Topic::take_over)).
 
 mod client;
 mod consumer;
@@ -19,36 +20,53 @@ mod coordinator;
 mod dead;
 mod error;
 mod group;
+mod heard;
 mod message;
+mod messages;
 mod options;
 mod partition;
 mod producer;
 mod reader;
+mod secret;
+mod security;
+mod signature;
 mod sink;
 mod source;
 mod start;
+mod token;
 mod topic;
 
 pub use dead::{DeadLetter, DeadLetters};
 pub use message::{KafkaOrigin, Message};
+pub use messages::Messages;
 pub use options::{Compression, GroupProtocol, OnRefused, Partitioner, Profile};
 pub use reader::KafkaReader;
+pub use secret::Secret;
+pub use security::{Sasl, Tls};
 pub use sink::{KafkaOutlet, KafkaWriter};
 pub use source::KafkaShared;
 pub use start::{DataLoss, End, Isolation, StartAt};
-pub use topic::{KeyedRecords, Messages, RawRecords, Records, RecordsWithMetadata, Topic};
+pub use token::Token;
+pub use topic::{KeyedRecords, RawRecords, Records, RecordsWithMetadata, Topic};
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::lock;
+
 use client::Settings;
+use security::Security;
 
 /// A Kafka cluster and how to reach it. Cheap to clone.
 ///
 /// Any property of librdkafka can be [`set`](Kafka::set); those that the engine owns are refused when the job starts.
-/// Values of properties that may be secret are never printed.
+/// [`tls`](Kafka::tls) and [`sasl`](Kafka::sasl) say how it is reached where not everybody may. Secrets, and values of
+/// properties that may be secret, are never printed: not here, in no error, no log and no report.
+///
+/// Credentials that are wrong are an error at start, of the kind [`Refused`](millstream::ErrorKind::Refused). So do
+/// credentials end a run that a broker takes no more; that it is away, or breaks a connection off, does not.
 #[derive(Clone)]
 pub struct Kafka {
     settings: Arc<Settings>,
@@ -57,12 +75,30 @@ pub struct Kafka {
 impl Kafka {
     /// A cluster by its bootstrap servers, such as `localhost:9092` or `one:9092,two:9092`.
     pub fn new(brokers: impl Into<String>) -> Kafka {
-        let settings =
-            Settings { brokers: brokers.into(), properties: BTreeMap::new(), connect_within: Duration::from_secs(10) };
+        let settings = Settings {
+            brokers: brokers.into(),
+            properties: BTreeMap::new(),
+            security: Security::default(),
+            connect_within: Duration::from_secs(10),
+        };
         Kafka { settings: Arc::new(settings) }
     }
 
-    /// Sets a property of librdkafka for all clients of this cluster, such as `security.protocol`.
+    /// Encrypts connections, and says whom to trust. Needs the feature `tls`.
+    #[must_use]
+    pub fn tls(mut self, tls: Tls) -> Kafka {
+        Arc::make_mut(&mut self.settings).security.tls = Some(tls);
+        self
+    }
+
+    /// Says who we are.
+    #[must_use]
+    pub fn sasl(mut self, sasl: Sasl) -> Kafka {
+        Arc::make_mut(&mut self.settings).security.sasl = Some(sasl);
+        self
+    }
+
+    /// Sets a property of librdkafka for all clients of this cluster, such as `client.rack`.
     pub fn set(mut self, property: impl Into<String>, value: impl Into<String>) -> Kafka {
         Arc::make_mut(&mut self.settings).properties.insert(property.into(), value.into());
         self
@@ -112,9 +148,4 @@ impl fmt::Debug for Kafka {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Kafka({:?})", self.settings)
     }
-}
-
-/// Locks, also after somebody panicked under the lock: what is guarded here is valid at every step.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

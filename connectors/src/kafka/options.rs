@@ -13,6 +13,7 @@ pub(super) struct SourceOptions {
     pub(super) isolation: Option<Isolation>,
     pub(super) protocol: Option<GroupProtocol>,
     pub(super) instance: Option<String>,
+    pub(super) takes_over: bool,
 }
 
 impl SourceOptions {

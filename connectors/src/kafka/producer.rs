@@ -1,19 +1,24 @@
 //! The producer of a sink: its settings, each with its reason, and what it tells of what was sent.
 
+use std::error::Error as StdError;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use millstream::{Bytes, Delivery, Error, ErrorKind, OpenSink, Result, Wake};
 use rdkafka::ClientContext;
+use rdkafka::client::OAuthToken;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext};
 
 use crate::format::Cause;
 
-use super::client::{Heard, Settings};
+use super::client::Settings;
 use super::dead::Letter;
 use super::error::{error, is_of_record};
+use super::heard::Heard;
 use super::lock;
 use super::options::{OnRefused, Profile};
 use super::start::partitions_of;
@@ -51,13 +56,23 @@ impl Context {
 }
 
 impl ClientContext for Context {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn StdError>> {
+        self.heard.token()
+    }
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        self.heard.log(level, facility, line);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         self.heard.note(&error, reason);
         if let KafkaError::Global(Code::Fatal) = error {
             self.fail(Error::new(ErrorKind::Sink, "the Kafka producer cannot go on").caused_by(reason.to_owned()));
         }
-        if let Some(refused) = self.heard.refusal() {
-            self.fail(Error::new(ErrorKind::Refused, "cannot write to Kafka").caused_by(refused));
+        if let Some(refused) = self.heard.refused("cannot write to Kafka") {
+            self.fail(refused);
         }
     }
 }
@@ -185,7 +200,7 @@ pub(super) fn create(topic: &Topic, open: &OpenSink) -> Result<BaseProducer<Cont
         }
     }
     let context = Context {
-        heard: Heard::default(),
+        heard: Heard::new(&topic.settings),
         on_refused: options.on_refused.clone().unwrap_or_default(),
         closing: AtomicBool::new(false),
         full: AtomicBool::new(false),
@@ -199,8 +214,8 @@ pub(super) fn create(topic: &Topic, open: &OpenSink) -> Result<BaseProducer<Cont
 /// An absent broker and an unknown topic are errors at start, and metadata are there for the first record.
 pub(super) fn check_topic(producer: &BaseProducer<Context>, topic: &Topic, settings: &Settings) -> Result<()> {
     let metadata = |topic: Option<&str>| {
-        let metadata = producer.client().fetch_metadata(topic, settings.connect_within);
-        metadata.map_err(|cause| settings.unreachable("reach Kafka", cause, &producer.context().heard))
+        let ask = |wait: Duration| producer.client().fetch_metadata(topic, wait);
+        settings.ask("reach Kafka", &producer.context().heard, || listen(producer), ask)
     };
     // Of all topics first: to ask for one by its name would create it where brokers do that.
     let all = metadata(None)?;
@@ -210,4 +225,9 @@ pub(super) fn check_topic(producer: &BaseProducer<Context>, topic: &Topic, setti
     let Some(name) = topic.names.first() else { return Ok(()) };
     partitions_of(&all, name, &settings.brokers)?;
     metadata(Some(name)).map(drop)
+}
+
+/// Takes in what the client has to tell; one poll takes one thing.
+pub(super) fn listen(producer: &BaseProducer<Context>) {
+    producer.poll(Duration::from_millis(1));
 }

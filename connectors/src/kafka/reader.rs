@@ -24,8 +24,19 @@ pub trait Read: Send + Sync + 'static {
     /// The source's item.
     type Item: 'static;
 
+    /// Called once when the job starts.
+    ///
+    /// # Errors
+    /// What is known to be wrong already.
+    fn open(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Makes an item of a message.
-    fn read(&self, incoming: &Incoming<'_>) -> Self::Item;
+    ///
+    /// # Errors
+    /// The format has failed, not the message; an error ends the run.
+    fn read(&self, incoming: &Incoming<'_>) -> Result<Self::Item>;
 }
 
 /// A message that was just polled, still in the client's buffer.
@@ -290,7 +301,7 @@ impl Held {
                     }
                     self.next = offset + 1;
                     let held = message.payload_len() + message.key().map_or(0, <[u8]>::len);
-                    let item = shared.read.read(&Incoming { message: &message, partition: self });
+                    let item = shared.read.read(&Incoming { message: &message, partition: self })?;
                     batch.push(item, Bytes(held as u64 + MESSAGE_OVERHEAD));
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => self.reach_end_of_log(shared),

@@ -6,27 +6,37 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex};
-use std::thread;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use millstream::{Accepted, Batch, Delivery, Error, ErrorKind, Headers, OpenSink, Result, SharedSink, Wake, Writer};
+use millstream::{
+    Accepted, Batch, Delivery, Error, ErrorKind, Headers, OpenSink, Result, SharedSink, SinkMeter, Wake, Writer, spawn,
+};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
-use crate::format::{Cause, Payload};
+use crate::format::{Cause, Payload, of_record};
 
 use super::dead::{Letter, NOT_ENCODED};
 use super::error::{error, is_of_record};
 use super::lock;
 use super::message::Message;
 use super::options::OnRefused;
-use super::producer::{Context, Ticket, check_topic, create};
+use super::producer::{Context, Ticket, check_topic, create, listen};
 use super::topic::Topic;
 
 /// What a format makes of a record.
 pub trait Write<T>: Send + Sync + 'static {
+    /// Called once when the job starts; `topic` is where all of it goes, when it all goes to one.
+    ///
+    /// # Errors
+    /// What is known to be wrong already.
+    fn open(&mut self, topic: Option<&str>) -> Result<()> {
+        let _ = topic;
+        Ok(())
+    }
+
     /// Appends the payload to `buffer`.
     ///
     /// # Errors
@@ -71,6 +81,7 @@ pub struct KafkaOutlet<W> {
     context: Arc<Context>,
     sending: Arc<Sending>,
     topic: Option<String>,
+    meter: Arc<SinkMeter>,
     write: W,
 }
 
@@ -92,15 +103,21 @@ impl Sending {
 }
 
 impl<W> KafkaOutlet<W> {
-    pub(super) fn connect(topic: &Topic, write: W, open: &OpenSink) -> Result<KafkaOutlet<W>> {
+    pub(super) fn connect<T>(topic: &Topic, mut write: W, open: &OpenSink) -> Result<KafkaOutlet<W>>
+    where
+        W: Write<T>,
+    {
         let settings = &topic.settings;
         let producer = create(topic, open)?;
         check_topic(&producer, topic, settings)?;
+        // Behind the topic's check: what a format registers is not registered for a topic that does not exist.
+        write.open(topic.names.first().map(String::as_str))?;
         let outlet = KafkaOutlet {
             context: Arc::clone(producer.context()),
             producer: Arc::new(producer),
             sending: Arc::default(),
             topic: topic.names.first().cloned(),
+            meter: Arc::clone(&open.meter),
             write,
         };
         outlet.start_delivery_thread()?;
@@ -110,11 +127,7 @@ impl<W> KafkaOutlet<W> {
     fn start_delivery_thread(&self) -> Result<()> {
         let (producer, context, sending) =
             (Arc::clone(&self.producer), Arc::clone(&self.context), Arc::clone(&self.sending));
-        let thread = thread::Builder::new().name("millstream-kafka".to_owned());
-        let started = thread.spawn(move || deliver(&producer, &context, &sending));
-        started.map(drop).map_err(|cause| {
-            Error::new(ErrorKind::Sink, "cannot start the thread for delivery reports").caused_by(cause)
-        })
+        spawn("kafka", move || deliver(&producer, &context, &sending)).map(drop)
     }
 }
 
@@ -129,10 +142,16 @@ fn deliver(producer: &BaseProducer<Context>, context: &Context, sending: &Sendin
         }
         let guard = lock(&sending.lock);
         sending.asleep.store(true, SeqCst);
+        let mut is_idle = false;
         if producer.in_flight_count() == 0 && !context.closing.load(SeqCst) {
-            drop(sending.changed.wait_timeout(guard, WAIT));
+            let waited = sending.changed.wait_timeout(guard, WAIT).unwrap_or_else(PoisonError::into_inner);
+            is_idle = waited.1.timed_out();
         }
         sending.asleep.store(false, SeqCst);
+        if is_idle {
+            // Also then the client has something to tell, and tokens to ask for.
+            listen(producer);
+        }
     }
 }
 
@@ -209,7 +228,7 @@ impl<W> KafkaWriter<W> {
         self.encoded = None;
         let payload = match self.shared.write.encode(value, &mut self.buffer) {
             Ok(payload) => *self.encoded.insert(payload),
-            Err(cause) => return Ok(Sent::Refused(cause)),
+            Err(cause) => return Ok(Sent::Refused(of_record(cause)?)),
         };
         let outgoing = self.shared.write.beside(value);
         let Some(topic) = outgoing.topic.or(self.shared.topic.as_deref()) else {
@@ -223,7 +242,12 @@ impl<W> KafkaWriter<W> {
         record.partition = outgoing.partition;
         record.timestamp = outgoing.timestamp;
         record.headers = outgoing.headers.as_deref().map(owned);
-        self.shared.try_to_send(record)
+        let sent = self.shared.try_to_send(record)?;
+        if let (Sent::Yes, Some(fingerprint)) = (&sent, self.shared.meter.fingerprint()) {
+            let payload = (payload == Payload::Present).then_some(&self.buffer);
+            fingerprint.add(&(topic, outgoing.partition, outgoing.key, payload, outgoing.headers));
+        }
+        Ok(sent)
     }
 
     /// What the policy does with a record that cannot be taken.

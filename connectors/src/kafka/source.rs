@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use millstream::{
-    Change, CheckpointId, Error, ErrorKind, Lag, Offsets, OpenSource, Partition, Progress, Result, SharedSource, Taken,
-    Wake,
+    Change, CheckpointId, Error, ErrorKind, Lag, Last, Offsets, OpenSource, Partition, Progress, Result, SharedSource,
+    Taken, Wake,
 };
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
@@ -21,13 +21,14 @@ use rdkafka::message::Message as _;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::Settings;
-use super::consumer::{Context, PARTITIONS_EXPECTED, SESSION_TIMEOUT, create};
+use super::consumer::{Context, PARTITIONS_EXPECTED, SESSION_TIMEOUT, create, listen};
 use super::coordinator::{Answer, Coordinator, Order, Orders};
 use super::error::error;
 use super::group::{Asked, list_of, note};
 use super::lock;
 use super::partition::{Claim, Held, Positions, Shared};
 use super::reader::{Door, Read, owner};
+use super::signature::Signature;
 use super::start::{DataLoss, End, Span, Starting, next, not_a_list, topics_of, whole};
 use super::topic::Topic;
 
@@ -42,6 +43,8 @@ pub struct KafkaShared<R> {
     split: Mutex<BTreeSet<Partition>>,
     settings: Arc<Settings>,
     group: String,
+    /// Nothing of this run is committed.
+    compared: bool,
     on_data_loss: DataLoss,
     mode: Mode,
     orders: Orders,
@@ -63,11 +66,16 @@ enum Mode {
 const POSITIONS_EVERY: Duration = Duration::from_secs(1);
 
 impl<R: Read> KafkaShared<R> {
-    pub(super) fn connect(topic: &Topic, read: R, open: OpenSource) -> Result<KafkaShared<R>> {
-        let group = topic.source.group.clone().unwrap_or_else(|| open.job.clone());
+    pub(super) fn connect(topic: &Topic, mut read: R, open: OpenSource) -> Result<KafkaShared<R>> {
+        let mut group = topic.source.group.clone().unwrap_or_else(|| open.job.clone());
         if group.is_empty() {
             return Err(Error::new(ErrorKind::Option, "the consumer group must have a name"));
         }
+        if open.compared {
+            // What its job has committed, and whether that runs, is nothing to a comparison.
+            group.push_str(".compare");
+        }
+        read.open()?;
         let end = match (&topic.source.end_at, open.bounded) {
             (Some(end), _) if *end != End::Never || !open.bounded => end.clone(),
             (_, true) => End::Latest,
@@ -75,7 +83,7 @@ impl<R: Read> KafkaShared<R> {
         };
         let joins = topic.source.partitions.is_none() && end == End::Never;
         let mut consumer = create(topic, &group, &end, joins, &open, PARTITIONS_EXPECTED)?;
-        let topics = topics_of(&consumer, topic, &consumer.context().heard)?;
+        let topics = topics_of(&consumer, topic)?;
         let starting = Starting {
             consumer: &consumer,
             settings: &topic.settings,
@@ -85,21 +93,23 @@ impl<R: Read> KafkaShared<R> {
             group: &group,
             end: &end,
             resume: open.resume.as_ref(),
+            compared: open.compared,
         };
+        let mut signature = (!joins && !open.compared).then(Signature::new);
         // A member is told later which of them are its own; that they exist, and that the group can be asked, is known now.
         let spans = match joins {
             // Topics of a pattern may be made later.
             true if topics.is_empty() => Vec::new(),
-            true => starting.spans_of(&starting.partitions()?)?,
-            false => starting.spans()?,
+            true => starting.spans_of(&starting.partitions()?, None)?,
+            false => starting.spans(signature.as_mut())?,
         };
         if spans.len() > PARTITIONS_EXPECTED {
             // Split queues are bounded one by one, and a client's bounds cannot be changed.
             consumer = create(topic, &group, &end, joins, &open, spans.len())?;
             for name in &topics {
-                let known = consumer.fetch_metadata(Some(name), topic.settings.connect_within);
-                let heard = &consumer.context().heard;
-                known.map_err(|cause| topic.settings.unreachable("reach Kafka", cause, heard))?;
+                let (heard, ask) =
+                    (&consumer.context().heard, |wait: Duration| consumer.fetch_metadata(Some(name), wait));
+                topic.settings.ask("reach Kafka", heard, || listen(&consumer), ask)?;
             }
         }
         let mode = if joins {
@@ -116,6 +126,7 @@ impl<R: Read> KafkaShared<R> {
             options: topic.source.clone(),
             group: group.clone(),
             patience: joins.then_some(2 * SESSION_TIMEOUT),
+            signature,
             wake: open.wake.clone(),
             answers: Arc::default(),
         })?;
@@ -127,6 +138,7 @@ impl<R: Read> KafkaShared<R> {
             split: Mutex::default(),
             settings: Arc::clone(&topic.settings),
             group,
+            compared: open.compared,
             on_data_loss: topic.source.on_data_loss.unwrap_or_default(),
             mode,
             orders,
@@ -204,6 +216,7 @@ impl<R: Read> KafkaShared<R> {
 
     /// Errors that the client puts into its main queue.
     fn events(&self) -> Result<()> {
+        self.consumer.context().passed_over().into_iter().try_for_each(|cause| self.consider(cause))?;
         loop {
             match self.consumer.poll(Duration::ZERO) {
                 // What was heard hides what came behind it.
@@ -221,8 +234,8 @@ impl<R: Read> KafkaShared<R> {
     /// Whether an error of the client ends the run.
     pub(super) fn consider(&self, cause: KafkaError) -> Result<()> {
         let doing = || format!("cannot read from Kafka at {}", self.settings.brokers);
-        if let Some(reason) = self.consumer.context().heard.refusal() {
-            return Err(Error::new(ErrorKind::Refused, doing()).caused_by(reason));
+        if let Some(refused) = self.consumer.context().heard.refused(&doing()) {
+            return Err(refused);
         }
         match cause.rdkafka_error_code() {
             Some(Code::OffsetOutOfRange | Code::AutoOffsetReset) => {
@@ -301,12 +314,13 @@ impl<R: Read> SharedSource for KafkaShared<R> {
         match &self.mode {
             Mode::Assigned { spans, claim } => {
                 *lock(claim) = Some(Claim::new(&self.settings.brokers, &self.group, spans)?);
-                // A process that dies before its first commit must find this start again.
-                let passing = spans.iter().filter(|span| span.is_passing);
-                let starts: Offsets = passing.map(|span| (span.name.clone(), next(span.start))).collect();
+                // A process that dies before its first commit must find a passing start again; and what others have
+                // committed is signed, so that they see it.
+                let told = spans.iter().filter(|span| span.is_passing || span.is_known);
+                let starts: Offsets = told.map(|span| (span.name.clone(), next(span.start))).collect();
                 let list = self.hand_out(spans.clone())?;
                 self.doors.iter().for_each(Door::close);
-                if !starts.is_empty() {
+                if !starts.is_empty() && !self.compared {
                     self.orders.order(Order::Commit(CheckpointId::default(), starts));
                 }
                 self.consumer.assign(&list).map_err(cannot)
@@ -366,12 +380,12 @@ impl<R: Read> SharedSource for KafkaShared<R> {
         self.held.all().iter().map(|shared| shared.lag()).collect()
     }
 
-    fn close(&self) {
+    fn close(&self, last: Last) {
         if let Mode::Assigned { claim, .. } = &self.mode {
             // Also when a worker that is stuck never lets go of this source.
             drop(lock(claim).take());
         }
-        self.orders.close();
+        self.orders.close(last);
         self.consumer.context().membership.close(&self.consumer);
     }
 }

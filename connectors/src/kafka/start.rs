@@ -10,16 +10,20 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use millstream::{Error, ErrorKind, Offset as Next, Offsets, Partition, Result};
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::groups::GroupMemberInfo;
 use rdkafka::metadata::Metadata;
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 use regex::Regex;
 
-use super::client::{Heard, Settings};
+use super::client::Settings;
+use super::consumer::{Context, listen};
 use super::error::{error, is_passing, is_refusal};
+use super::heard::Heard;
 use super::options::SourceOptions;
+use super::signature::{Signature, await_death};
 use super::topic::Topic;
 
 /// Where reading begins in a partition for which nothing is committed.
@@ -94,11 +98,16 @@ pub(super) struct Span {
     pub(super) end: Option<i64>,
     /// Nobody had read it before, and the start must be remembered: it is another one when it is looked for again.
     pub(super) is_passing: bool,
+    /// The group has read its topic before.
+    pub(super) is_known: bool,
 }
 
+/// An offset, and the run that has committed it when it says so.
+type Committed = (i64, Option<Signature>);
+
 /// What fixing the start needs.
-pub(super) struct Starting<'s, C: ConsumerContext> {
-    pub(super) consumer: &'s BaseConsumer<C>,
+pub(super) struct Starting<'s> {
+    pub(super) consumer: &'s BaseConsumer<Context>,
     pub(super) settings: &'s Settings,
     pub(super) heard: &'s Heard,
     pub(super) topics: &'s [String],
@@ -106,21 +115,31 @@ pub(super) struct Starting<'s, C: ConsumerContext> {
     pub(super) group: &'s str,
     pub(super) end: &'s End,
     pub(super) resume: Option<&'s Offsets>,
+    /// The group is not asked for anything.
+    pub(super) compared: bool,
 }
 
-impl<C: ConsumerContext> Starting<'_, C> {
-    /// The partitions that a job assigns to itself.
-    pub(super) fn spans(&self) -> Result<Vec<Span>> {
+impl Starting<'_> {
+    /// The partitions that a job assigns to itself, once no other run has them; without a signature nothing is committed,
+    /// and nobody minds.
+    pub(super) fn spans(&self, own: Option<&mut Signature>) -> Result<Vec<Span>> {
         let partitions = self.partitions()?;
+        let Some(own) = own else { return self.spans_of(&partitions, None) };
         self.check_group()?;
-        self.spans_of(&partitions)
+        if self.options.takes_over {
+            own.begin_after(&self.signatures(&partitions)?);
+        } else {
+            await_death(own, self.group, || self.signatures(&partitions))?;
+        }
+        // Not before: who is waited for may have gone on until then.
+        self.spans_of(&partitions, Some(own))
     }
 
     /// Where these partitions begin.
-    pub(super) fn spans_of(&self, partitions: &[(String, i32)]) -> Result<Vec<Span>> {
+    pub(super) fn spans_of(&self, partitions: &[(String, i32)], own: Option<&Signature>) -> Result<Vec<Span>> {
         let low = self.ends(partitions, Offset::Beginning)?;
         let high = self.ends(partitions, Offset::End)?;
-        let committed = self.committed(partitions)?;
+        let committed = if self.compared { BTreeMap::new() } else { self.committed(partitions)? };
         let known: HashSet<&str> = committed.keys().map(|(topic, _)| topic.as_str()).collect();
         let at_time = self.at_time(partitions, &high)?;
         let mut spans = Vec::with_capacity(partitions.len());
@@ -129,7 +148,11 @@ impl<C: ConsumerContext> Starting<'_, C> {
             let (low, high) = (low[key], high[key]);
             let name = Partition::new(format!("{topic}/{partition}"));
             let resumed = self.resume.and_then(|offsets| offsets.get(&name)).map(|next| next.0 as i64);
-            let before = resumed.or_else(|| committed.get(key).copied());
+            let before = match committed.get(key) {
+                // Another run has gone on between two of ours.
+                Some((next, Some(by))) if own.is_some_and(|own| own.is_other(by)) => Some(*next),
+                found => resumed.or_else(|| found.map(|(next, _)| *next)),
+            };
             let is_new = before.is_none() && !known.contains(topic.as_str());
             let wanted = match before {
                 Some(next) => next,
@@ -144,7 +167,8 @@ impl<C: ConsumerContext> Starting<'_, C> {
             };
             tracing::info!(partition = %name, start, end, high, "reading");
             let is_passing = is_new && self.options.start_is_passing();
-            spans.push(Span { topic: topic.clone(), partition: *partition, name, start, high, end, is_passing });
+            let (topic, partition) = key.clone();
+            spans.push(Span { topic, partition, name, start, high, end, is_passing, is_known: !is_new });
         }
         Ok(spans)
     }
@@ -159,6 +183,8 @@ impl<C: ConsumerContext> Starting<'_, C> {
     ) -> Result<i64> {
         match self.options.start_at.as_ref().unwrap_or(&StartAt::Earliest) {
             StartAt::Earliest => Ok(low),
+            // As if nobody had ever read it.
+            StartAt::Committed if self.compared => Ok(low),
             StartAt::Latest => Ok(high),
             StartAt::Offsets(starts) => Ok(starts.get(key).copied().unwrap_or(low)),
             StartAt::Timestamp(_) => Ok(at_time.and_then(|offsets| offsets.get(key).copied()).unwrap_or(high)),
@@ -219,8 +245,7 @@ impl<C: ConsumerContext> Starting<'_, C> {
     pub(super) fn existing(&self) -> Result<Vec<(String, i32)>> {
         let mut partitions = Vec::new();
         for topic in self.topics {
-            let metadata = self.consumer.fetch_metadata(Some(topic), self.settings.connect_within);
-            let metadata = metadata.map_err(|cause| self.settings.unreachable("reach Kafka", cause, self.heard))?;
+            let metadata = self.ask("reach Kafka", |wait| self.consumer.fetch_metadata(Some(topic), wait))?;
             let existing = partitions_of(&metadata, topic, &self.settings.brokers)?;
             match &self.options.partitions {
                 None => partitions.extend(existing.into_iter().map(|partition| (topic.clone(), partition))),
@@ -275,8 +300,7 @@ impl<C: ConsumerContext> Starting<'_, C> {
 
     fn offsets(&self, partitions: &[(String, i32)], time: Offset) -> Result<Vec<((String, i32), Offset)>> {
         let list = self.list(partitions, time)?;
-        let found = self.consumer.offsets_for_times(list, self.settings.connect_within);
-        let found = found.map_err(|cause| self.settings.unreachable("find offsets", cause, self.heard))?;
+        let found = self.ask("find offsets", |wait| self.consumer.offsets_for_times(list.clone(), wait))?;
         found
             .elements()
             .iter()
@@ -315,8 +339,24 @@ impl<C: ConsumerContext> Starting<'_, C> {
         Err(Error::new(ErrorKind::Refused, doing).caused_by(cause))
     }
 
-    /// What the group has committed.
-    pub(super) fn committed(&self, partitions: &[(String, i32)]) -> Result<BTreeMap<(String, i32), i64>> {
+    /// What the group has committed, and which run has.
+    pub(super) fn committed(&self, partitions: &[(String, i32)]) -> Result<BTreeMap<(String, i32), Committed>> {
+        let committed = self.commits(partitions)?;
+        let offset = |element: &TopicPartitionListElem<'_>| match element.offset() {
+            Offset::Offset(offset) => {
+                let key = (element.topic().to_owned(), element.partition());
+                Some((key, (offset, Signature::read(element.metadata()))))
+            }
+            _ => None,
+        };
+        Ok(committed.elements().iter().filter_map(offset).collect())
+    }
+
+    fn signatures(&self, partitions: &[(String, i32)]) -> Result<Vec<Signature>> {
+        Ok(self.committed(partitions)?.into_values().filter_map(|(_, by)| by).collect())
+    }
+
+    fn commits(&self, partitions: &[(String, i32)]) -> Result<TopicPartitionList> {
         let list = self.list(partitions, Offset::Invalid)?;
         let doing = format!("read the offsets of group `{}`", self.group);
         let deadline = Instant::now() + self.settings.connect_within;
@@ -346,14 +386,14 @@ impl<C: ConsumerContext> Starting<'_, C> {
                 Err(cause) => return Err(error(ErrorKind::Refused, format!("cannot {doing}"), cause)),
             }
         };
-        let mut offsets = BTreeMap::new();
         for element in committed.elements() {
             element.error().map_err(|cause| error(ErrorKind::Refused, format!("cannot {doing}"), cause))?;
-            if let Offset::Offset(offset) = element.offset() {
-                offsets.insert((element.topic().to_owned(), element.partition()), offset);
-            }
         }
-        Ok(offsets)
+        Ok(committed)
+    }
+
+    fn ask<T>(&self, doing: &str, ask: impl FnMut(Duration) -> Result<T, KafkaError>) -> Result<T> {
+        self.settings.ask(doing, self.heard, || listen(self.consumer), ask)
     }
 
     fn list(&self, partitions: &[(String, i32)], offset: Offset) -> Result<TopicPartitionList> {
@@ -366,11 +406,7 @@ impl<C: ConsumerContext> Starting<'_, C> {
 }
 
 /// The topics that a source reads, as far as they exist now.
-pub(super) fn topics_of<C: ConsumerContext>(
-    consumer: &BaseConsumer<C>,
-    topic: &Topic,
-    heard: &Heard,
-) -> Result<Vec<String>> {
+pub(super) fn topics_of(consumer: &BaseConsumer<Context>, topic: &Topic) -> Result<Vec<String>> {
     if !topic.is_pattern {
         return Ok(topic.names.clone());
     }
@@ -379,9 +415,8 @@ pub(super) fn topics_of<C: ConsumerContext>(
         let doing = format!("`{}` is no pattern of topics", topic.names[0]);
         Error::new(ErrorKind::Option, doing).caused_by(cause)
     })?;
-    let settings = &topic.settings;
-    let metadata = consumer.fetch_metadata(None, settings.connect_within);
-    let metadata = metadata.map_err(|cause| settings.unreachable("reach Kafka", cause, heard))?;
+    let (heard, ask) = (&consumer.context().heard, |wait: Duration| consumer.fetch_metadata(None, wait));
+    let metadata = topic.settings.ask("reach Kafka", heard, || listen(consumer), ask)?;
     let names = metadata.topics().iter().map(|known| known.name().to_owned());
     Ok(names.filter(|name| !name.starts_with("__") && matching.is_match(name)).collect())
 }

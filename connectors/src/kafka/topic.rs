@@ -7,7 +7,7 @@ use millstream::{
     Error, ErrorKind, Keyed, KeyedSink, Malformed, OpenSink, OpenSource, Result, Sink, Source, Wake, Worker,
 };
 
-use crate::format::{Bytes, Cause, Decode, Encode, Json, Payload, Text, Tombstones};
+use crate::format::{self, Bytes, Cause, Csv, Decode, Encode, Json, Payload, Text, Tombstones};
 
 use super::client::Settings;
 use super::dead::Place;
@@ -84,10 +84,19 @@ impl Topic {
     }
 
     /// Reads only these partitions, of each of its topics, and assigns them to itself instead of joining the group; as does
-    /// a job that ends. Two jobs that do so must not share a group.
+    /// a job that ends. Two runs that do so must not share a group: see [`take_over`](Topic::take_over).
     #[must_use]
     pub fn partitions(mut self, partitions: impl IntoIterator<Item = i32>) -> Topic {
         self.source.partitions = Some(partitions.into_iter().collect());
+        self
+    }
+
+    /// Begins although another run that assigned itself the same partitions may still be at it, and ends that one. For when
+    /// it is known to be lost: without this a start waits until a run that did not end in good order has shown no life for
+    /// 10 s, and is refused by one that has. A job that joins its group has no need of it, and does not look.
+    #[must_use]
+    pub fn take_over(mut self) -> Topic {
+        self.source.takes_over = true;
         self
     }
 
@@ -142,6 +151,13 @@ impl Topic {
         Records { topic: self, format: Json::new() }
     }
 
+    /// Values as CSV, typed by serde: each message is one row without a header, with its columns in the order of `T`'s
+    /// fields. As a source it yields `Result<T, Malformed>`. Another delimiter is an option of the format:
+    /// `format(Csv::<T>::new().delimiter(b';'))`, see [`Csv`].
+    pub fn csv<T>(self) -> Records<Csv<T>> {
+        Records { topic: self, format: Csv::new() }
+    }
+
     /// Values as UTF-8 text. As a source it yields `Result<String, Malformed>`.
     pub fn text(self) -> Records<Text> {
         Records { topic: self, format: Text }
@@ -152,7 +168,7 @@ impl Topic {
         Records { topic: self, format: Bytes }
     }
 
-    /// Values in a format of your own.
+    /// Values in any other format: one that needs a schema registry, or one of your own.
     pub fn format<F>(self, format: F) -> Records<F> {
         Records { topic: self, format }
     }
@@ -194,6 +210,7 @@ impl Topic {
             ("isolation", options.isolation.is_some()),
             ("group_protocol", options.protocol.is_some()),
             ("group_instance", options.instance.is_some()),
+            ("take_over", options.takes_over),
         ];
         self.check(&set, "a sink")?;
         if self.names.len() != usize::from(!self.by_message) || self.is_pattern {
@@ -252,62 +269,6 @@ pub struct RawRecords {
     topic: Topic,
 }
 
-/// A sink of messages that each name their topic; choose a format.
-#[derive(Clone, Debug)]
-pub struct Messages {
-    topic: Topic,
-}
-
-impl Messages {
-    pub(super) fn new(topic: Topic) -> Messages {
-        Messages { topic: Topic { by_message: true, ..topic } }
-    }
-
-    /// As [`Topic::profile`].
-    #[must_use]
-    pub fn profile(self, profile: Profile) -> Messages {
-        Messages { topic: self.topic.profile(profile) }
-    }
-
-    /// As [`Topic::compression`].
-    #[must_use]
-    pub fn compression(self, compression: Compression) -> Messages {
-        Messages { topic: self.topic.compression(compression) }
-    }
-
-    /// As [`Topic::partitioner`].
-    #[must_use]
-    pub fn partitioner(self, partitioner: Partitioner) -> Messages {
-        Messages { topic: self.topic.partitioner(partitioner) }
-    }
-
-    /// As [`Topic::on_refused`].
-    #[must_use]
-    pub fn on_refused(self, policy: OnRefused) -> Messages {
-        Messages { topic: self.topic.on_refused(policy) }
-    }
-
-    /// Values as JSON.
-    pub fn json<T>(self) -> RecordsWithMetadata<Json<T>> {
-        self.topic.json().with_metadata()
-    }
-
-    /// Values as UTF-8 text.
-    pub fn text(self) -> RecordsWithMetadata<Text> {
-        self.topic.text().with_metadata()
-    }
-
-    /// Values as bytes.
-    pub fn bytes(self) -> RecordsWithMetadata<Bytes> {
-        self.topic.bytes().with_metadata()
-    }
-
-    /// Messages as they are.
-    pub fn raw(self) -> RawRecords {
-        self.topic.raw()
-    }
-}
-
 /// A topic with a format and a key beside each value; what `sink_by` makes of [`Records`].
 #[derive(Clone, Debug)]
 pub struct KeyedRecords<F> {
@@ -360,7 +321,7 @@ macro_rules! sink {
                 self.topic.check_sink()?;
                 let make: fn(Self) -> (Topic, $write) = $make;
                 let (topic, write) = make(self);
-                KafkaOutlet::connect(&topic, write, &open)
+                KafkaOutlet::connect::<$item>(&topic, write, &open)
             }
 
             fn writer(shared: &Arc<Self::Shared>, _: Worker, wake: Wake) -> Result<Self::Writer> {
@@ -403,29 +364,48 @@ pub struct Raw;
 impl<F: Decode + Clone + Send + Sync> Read for Values<F> {
     type Item = Result<F::Value, Malformed>;
 
-    fn read(&self, incoming: &Incoming<'_>) -> Self::Item {
-        self.0.decode(incoming.payload()).map_err(|cause| incoming.malformed(&*cause))
+    fn open(&mut self) -> Result<()> {
+        self.0.open()
+    }
+
+    fn read(&self, incoming: &Incoming<'_>) -> Result<Self::Item> {
+        decode(&self.0, incoming)
     }
 }
 
 impl<F: Decode + Clone + Send + Sync> Read for WithMetadata<F> {
     type Item = Result<Message<F::Value>, Malformed>;
 
-    fn read(&self, incoming: &Incoming<'_>) -> Self::Item {
-        let value = self.0.decode(incoming.payload()).map_err(|cause| incoming.malformed(&*cause))?;
-        Ok(incoming.message(value))
+    fn open(&mut self) -> Result<()> {
+        self.0.open()
     }
+
+    fn read(&self, incoming: &Incoming<'_>) -> Result<Self::Item> {
+        Ok(decode(&self.0, incoming)?.map(|value| incoming.message(value)))
+    }
+}
+
+/// What cannot be decoded is malformed; a format that has failed ends the run.
+fn decode<F: Decode>(format: &F, incoming: &Incoming<'_>) -> Result<Result<F::Value, Malformed>> {
+    Ok(match format.decode(incoming.payload()) {
+        Ok(value) => Ok(value),
+        Err(cause) => Err(incoming.malformed(&*format::of_record(cause)?)),
+    })
 }
 
 impl Read for Raw {
     type Item = Message<Option<Vec<u8>>>;
 
-    fn read(&self, incoming: &Incoming<'_>) -> Self::Item {
-        incoming.message(incoming.payload().map(<[u8]>::to_vec))
+    fn read(&self, incoming: &Incoming<'_>) -> Result<Self::Item> {
+        Ok(incoming.message(incoming.payload().map(<[u8]>::to_vec)))
     }
 }
 
 impl<V: 'static, F: Encode<V> + Clone + Send + Sync> Write<V> for Values<F> {
+    fn open(&mut self, topic: Option<&str>) -> Result<()> {
+        self.0.open(topic)
+    }
+
     fn encode(&self, value: &V, buffer: &mut Vec<u8>) -> Result<Payload, Cause> {
         self.0.encode(value, buffer)
     }
@@ -436,6 +416,10 @@ impl<V: 'static, F: Encode<V> + Clone + Send + Sync> Write<V> for Values<F> {
 }
 
 impl<V: 'static, F: Encode<V> + Clone + Send + Sync> Write<Keyed<V>> for WithKey<F> {
+    fn open(&mut self, topic: Option<&str>) -> Result<()> {
+        self.0.open(topic)
+    }
+
     fn encode(&self, keyed: &Keyed<V>, buffer: &mut Vec<u8>) -> Result<Payload, Cause> {
         self.0.encode(&keyed.value, buffer)
     }
@@ -446,6 +430,10 @@ impl<V: 'static, F: Encode<V> + Clone + Send + Sync> Write<Keyed<V>> for WithKey
 }
 
 impl<V: 'static, F: Encode<V> + Clone + Send + Sync> Write<Message<V>> for WithMetadata<F> {
+    fn open(&mut self, topic: Option<&str>) -> Result<()> {
+        self.0.open(topic)
+    }
+
     fn encode(&self, message: &Message<V>, buffer: &mut Vec<u8>) -> Result<Payload, Cause> {
         self.0.encode(message.value(), buffer)
     }

@@ -1,0 +1,400 @@
+//! What is shared between the thread that reads files, the workers and the control thread: blocks that are read ahead, and
+//! how far each file is committed.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use millstream::{Clock, Lag, Moment, Offset, Offsets, OpenSource, Partition, Wake};
+
+use crate::lock;
+
+use super::block::Block;
+
+pub(super) struct Ahead {
+    state: Mutex<State>,
+    /// The thread is called: there is room, something was committed, the run is over, or a look is due.
+    changed: Condvar,
+    clock: Clock,
+    /// Memory for each worker.
+    most: u64,
+    is_bounded: bool,
+}
+
+#[derive(Default)]
+struct State {
+    queues: Vec<Queue>,
+    /// Nothing more will come.
+    has_ended: bool,
+    /// Nobody reads any more.
+    is_over: bool,
+    is_called: bool,
+    /// The thread found a worker without room.
+    is_full: bool,
+    /// The thread looks at the directory then.
+    due: Option<Moment>,
+    places: HashMap<Partition, Place>,
+    /// Files that are gone, and since when, until the engine forgets them too.
+    departed: HashMap<Partition, Moment>,
+    /// Files that the engine forgets at this moment.
+    recalled: HashSet<Partition>,
+    /// How often a file was cut: what it holds then is another partition.
+    cuts: HashMap<String, u64>,
+    /// How many files were deleted or moved.
+    disposed: u64,
+}
+
+#[derive(Default)]
+struct Queue {
+    blocks: VecDeque<Block>,
+    bytes: u64,
+    wake: Option<Wake>,
+}
+
+/// How far a file has come.
+#[derive(Clone, Debug)]
+struct Place {
+    path: Partition,
+    start: u64,
+    committed: u64,
+    end: u64,
+    /// How far it was handed on, of a file that is not there any more, or not yet in this run; when it comes back it is read
+    /// on.
+    left: Option<u64>,
+}
+
+/// Between a file's partition and how often it was cut.
+const CUT: char = '+';
+
+/// What a worker finds.
+pub(super) enum Next {
+    Block(Box<Block>),
+    Nothing,
+    End,
+}
+
+/// Chunks are at most so large, and at least so large however little memory there is.
+const CHUNK_MOST: u64 = 64 << 10;
+const CHUNK_LEAST: u64 = 4 << 10;
+/// Files that are gone are forgotten so many at a time: each time the engine cuts a checkpoint.
+const DEPARTED_MOST: usize = 1024;
+/// A file that is away for no longer is read on when it is back, also when there are many: a directory may be mounted anew.
+const AWAY_MOST: Duration = Duration::from_secs(600);
+
+impl Ahead {
+    pub(super) fn new(open: &OpenSource) -> Ahead {
+        let state = State { queues: (0..open.workers).map(|_| Queue::default()).collect(), ..State::default() };
+        Ahead {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            clock: open.clock.clone(),
+            most: open.prefetch.0 / open.workers as u64,
+            is_bounded: open.bounded,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    // For the thread.
+
+    /// How much is read from a file at once.
+    pub(super) fn chunk(&self) -> usize {
+        (self.most / 4).clamp(CHUNK_LEAST, CHUNK_MOST) as usize
+    }
+
+    /// Whether a worker may have another chunk. It always may have one.
+    pub(super) fn has_room(&self, worker: usize) -> bool {
+        let mut state = self.lock();
+        let bytes = state.queues[worker].bytes;
+        let has_room = bytes == 0 || bytes + self.chunk() as u64 <= self.most;
+        state.is_full |= !has_room;
+        has_room
+    }
+
+    pub(super) fn push(&self, worker: usize, block: Block) {
+        let mut state = self.lock();
+        let queue = &mut state.queues[worker];
+        queue.bytes += block.size();
+        queue.blocks.push_back(block);
+        if let Some(wake) = &queue.wake {
+            wake.wake();
+        }
+    }
+
+    /// Waits until it is called, or until then.
+    pub(super) fn rest(&self, until: Option<Moment>) {
+        // A simulated clock tells nobody outside the engine that it was moved; `serve` looks.
+        const MOST: Duration = Duration::from_secs(3600);
+        let mut state = self.lock();
+        state.due = until;
+        while !state.is_called && !state.is_over && until.is_none_or(|until| self.clock.now() < until) {
+            let left = until.map_or(MOST, |until| until - self.clock.now());
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.is_called = false;
+        state.due = None;
+    }
+
+    pub(super) fn end(&self) {
+        let mut state = self.lock();
+        if !std::mem::replace(&mut state.has_ended, true) {
+            state.queues.iter().filter_map(|queue| queue.wake.as_ref()).for_each(Wake::wake);
+        }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.lock().is_over
+    }
+
+    /// The partition of what a file holds, by that of the file.
+    pub(super) fn contents(&self, file: &str) -> Partition {
+        match self.lock().cuts.get(file) {
+            None => Partition::new(file),
+            Some(cuts) => Partition::new(format!("{file}{CUT}{cuts}")),
+        }
+    }
+
+    /// A file was cut: what it holds from now on is something else, so that no commit of before is taken for one of now.
+    pub(super) fn cut(&self, file: &str) {
+        *self.lock().cuts.entry(file.to_owned()).or_default() += 1;
+    }
+
+    /// A file has come; says where reading it begins, as this or an earlier run left it. `None` while the engine forgets
+    /// that it was there before: the next look finds it again.
+    pub(super) fn arrive(&self, partition: &Partition, path: &Partition, end: u64) -> Option<u64> {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if state.recalled.contains(partition) {
+            return None;
+        }
+        let new = || Place { path: path.clone(), start: 0, committed: 0, end, left: None };
+        let place = state.places.entry(partition.clone()).or_insert_with(new);
+        let begin = place.left.unwrap_or(0);
+        if place.left.is_some() {
+            *place = Place { start: begin, committed: place.committed.min(begin), ..new() };
+            state.departed.remove(partition);
+        }
+        Some(begin)
+    }
+
+    /// A file has changed its length.
+    pub(super) fn stretch(&self, partition: &Partition, end: u64) {
+        if let Some(place) = self.lock().places.get_mut(partition) {
+            place.end = end;
+        }
+    }
+
+    /// A file is gone, and was handed on so far.
+    pub(super) fn depart(&self, partition: &Partition, at: u64) {
+        let mut state = self.lock();
+        if let Some(place) = state.places.get_mut(partition) {
+            place.left = Some(at);
+            place.end = at;
+            state.departed.insert(partition.clone(), self.clock.now());
+        }
+    }
+
+    /// A file was deleted or moved by us.
+    pub(super) fn dispose(&self) {
+        self.lock().disposed += 1;
+    }
+
+    pub(super) fn committed(&self, partition: &Partition) -> u64 {
+        self.lock().places.get(partition).map_or(0, |place| place.committed)
+    }
+
+    // For the workers.
+
+    pub(super) fn woken_by(&self, worker: usize, wake: Wake) {
+        self.lock().queues[worker].wake = Some(wake);
+    }
+
+    pub(super) fn take(&self, worker: usize) -> Next {
+        let mut state = self.lock();
+        let queue = &mut state.queues[worker];
+        let Some(block) = queue.blocks.pop_front() else {
+            return if state.has_ended { Next::End } else { Next::Nothing };
+        };
+        queue.bytes -= block.size();
+        if std::mem::take(&mut state.is_full) {
+            self.call(&mut state);
+        }
+        Next::Block(Box::new(block))
+    }
+
+    // For the control thread.
+
+    /// Takes over what an earlier run committed. Its files count as gone until they are seen.
+    pub(super) fn resume(&self, offsets: &Offsets) {
+        let mut state = self.lock();
+        for (partition, Offset(committed)) in offsets.iter() {
+            let path = partition.clone();
+            let place = Place { path, start: committed, committed, end: committed, left: Some(committed) };
+            state.places.insert(partition.clone(), place);
+            state.departed.insert(partition.clone(), self.clock.now());
+            let cut = partition.name().rsplit_once(CUT);
+            if let Some((file, Ok(cuts))) = cut.map(|(file, cuts)| (file, cuts.parse::<u64>())) {
+                let known = state.cuts.entry(file.to_owned()).or_default();
+                *known = cuts.max(*known);
+            }
+        }
+    }
+
+    pub(super) fn commit(&self, offsets: &Offsets) {
+        let mut state = self.lock();
+        for (partition, Offset(committed)) in offsets.iter() {
+            if let Some(place) = state.places.get_mut(partition) {
+                place.committed = committed;
+            }
+        }
+        if self.is_bounded {
+            // Something may be done, and there are no looks that would find it.
+            self.call(&mut state);
+        }
+    }
+
+    /// The thread sleeps by the machine's time, and this clock may be another.
+    pub(super) fn look_when_due(&self) {
+        let mut state = self.lock();
+        if state.due.is_some_and(|due| self.clock.now() >= due) {
+            self.call(&mut state);
+        }
+    }
+
+    /// Files that are gone for long and of which everything is committed, once there are many of them.
+    pub(super) fn forget_departed(&self) -> Vec<Partition> {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if state.departed.len() < DEPARTED_MOST || !state.recalled.is_empty() {
+            return Vec::new();
+        }
+        let now = self.clock.now();
+        let is_done = |place: &Place| place.left.is_none_or(|left| place.committed >= left);
+        let is_over =
+            |partition: &Partition, since: &mut Moment| now - *since >= AWAY_MOST && is_done(&state.places[partition]);
+        let gone: Vec<Partition> = state.departed.extract_if(is_over).map(|(partition, _)| partition).collect();
+        for partition in &gone {
+            state.places.remove(partition);
+            state.cuts.remove(partition.name().rsplit_once(CUT).map_or(partition.name(), |(file, _)| file));
+        }
+        state.recalled.extend(gone.iter().cloned());
+        gone
+    }
+
+    /// The engine has forgotten them.
+    pub(super) fn given_back(&self, partitions: &[Partition]) {
+        let mut state = self.lock();
+        state.recalled.retain(|partition| !partitions.contains(partition));
+    }
+
+    /// How many files were deleted or moved.
+    pub(super) fn disposed(&self) -> u64 {
+        self.lock().disposed
+    }
+
+    /// Of files that are not done; of a run with an end all, so that its progress can be told.
+    pub(super) fn lag(&self) -> Vec<Lag> {
+        let lag =
+            |place: &Place| Lag::new(&place.path, Offset(place.start), Offset(place.committed), Offset(place.end));
+        let mut lag: Vec<Lag> = self
+            .lock()
+            .places
+            .values()
+            .filter(|place| self.is_bounded || place.committed < place.end)
+            .map(lag)
+            .collect();
+        lag.sort_by(|left, right| left.partition.cmp(&right.partition));
+        lag
+    }
+
+    pub(super) fn be_over(&self) {
+        self.lock().is_over = true;
+        self.changed.notify_all();
+    }
+
+    fn call(&self, state: &mut State) {
+        state.is_called = true;
+        self.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file::block::{Content, Records};
+
+    fn ahead(workers: usize, most: u64) -> Ahead {
+        let state = State { queues: (0..workers).map(|_| Queue::default()).collect(), ..State::default() };
+        Ahead { state: Mutex::new(state), changed: Condvar::new(), clock: Clock::simulated(), most, is_bounded: false }
+    }
+
+    fn block(size: usize) -> Block {
+        let records = Records { bytes: vec![0; size], offset: 0, ranges: Vec::new(), header: None };
+        Block { path: Partition::new("path"), content: Content::Records(records), position: None }
+    }
+
+    #[test]
+    fn a_worker_has_room_for_its_share_and_always_for_one_chunk() {
+        for most in [0, 1 << 10, 1 << 16, 1 << 20] {
+            let ahead = ahead(2, most);
+            let mut bytes = 0;
+            while ahead.has_room(0) {
+                ahead.push(0, block(ahead.chunk()));
+                bytes += ahead.chunk() as u64;
+            }
+            assert!(bytes <= most.max(CHUNK_LEAST), "{bytes} of {most}");
+            assert!(bytes * 2 >= most, "{bytes} of {most}");
+            assert!(ahead.has_room(1), "another is not held up");
+        }
+    }
+
+    #[test]
+    fn a_block_that_is_taken_calls_for_more() {
+        let ahead = ahead(1, 1 << 10);
+        ahead.push(0, block(1 << 12));
+        assert!(!ahead.has_room(0));
+        assert!(matches!(ahead.take(0), Next::Block(_)));
+        ahead.rest(None);
+        assert!(ahead.has_room(0));
+        assert!(matches!(ahead.take(0), Next::Nothing));
+        ahead.end();
+        assert!(matches!(ahead.take(0), Next::End));
+    }
+
+    #[test]
+    fn what_a_cut_file_holds_is_another_partition() {
+        let (first, path) = (ahead(1, 0), Partition::new("a"));
+        let before = first.contents("a#1");
+        assert_eq!(first.arrive(&before, &path, 9), Some(0));
+        first.cut("a#1");
+        let after = first.contents("a#1");
+        assert_ne!(before, after);
+        assert_eq!(first.arrive(&after, &path, 5), Some(0));
+        first.commit(&[(before.clone(), Offset(9)), (after.clone(), Offset(2))].into_iter().collect());
+        first.depart(&before, 9);
+        assert_eq!((first.committed(&before), first.committed(&after)), (9, 2));
+        // A run that follows finds the newest.
+        let second = ahead(1, 0);
+        second.resume(&[(before, Offset(9)), (after.clone(), Offset(2))].into_iter().collect());
+        assert_eq!(second.contents("a#1"), after);
+        assert_eq!(second.arrive(&after, &path, 7), Some(2), "one that was away is read on");
+    }
+
+    #[test]
+    fn files_that_are_gone_for_long_are_forgotten_and_wait_until_the_engine_has() {
+        let ahead = ahead(1, 0);
+        let partitions: Vec<Partition> = (0..DEPARTED_MOST).map(|file| Partition::new(file.to_string())).collect();
+        for partition in &partitions {
+            ahead.arrive(partition, partition, 0);
+            ahead.depart(partition, 0);
+        }
+        assert!(ahead.forget_departed().is_empty(), "they may come back");
+        ahead.clock.advance(AWAY_MOST);
+        assert_eq!(ahead.forget_departed().len(), DEPARTED_MOST);
+        assert_eq!(ahead.arrive(&partitions[0], &partitions[0], 1), None);
+        ahead.given_back(&partitions);
+        assert_eq!(ahead.arrive(&partitions[0], &partitions[0], 1), Some(0));
+    }
+}

@@ -1,0 +1,283 @@
+//! The thread of a source of files: looks at the directory when that is due, and reads for whichever worker has room.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use globset::GlobMatcher;
+use millstream::{Clock, Error, ErrorKind, Moment, OpenSource, Partition, Result};
+
+use crate::format::Framing;
+
+use super::ahead::Ahead;
+use super::block::{Block, Content, Flaw};
+use super::look::Seen;
+use super::reading::{Ending, Opened, Progress, Reading};
+use super::watch::{FileId, Known};
+use super::{Files, WhenDone};
+
+/// Files that have not settled and are held open, so that what is deleted or replaced can still be read to its end. Of
+/// one beyond these, what nobody has read by then is malformed.
+const HELD_MOST: usize = 128;
+
+pub(super) struct Feed {
+    pub(super) files: Files,
+    pub(super) glob: Option<GlobMatcher>,
+    pub(super) framing: Framing,
+    pub(super) clock: Clock,
+    pub(super) ahead: Arc<Ahead>,
+    /// The run ends with what was there when it began.
+    pub(super) is_bounded: bool,
+    pub(super) look_at: Moment,
+    pub(super) is_missing: bool,
+    pub(super) looks: u64,
+    pub(super) known: HashMap<FileId, Known>,
+    pub(super) by_name: HashMap<String, FileId>,
+    pub(super) next_id: u64,
+    /// What cannot even be looked at, and the last look that found it so.
+    pub(super) troubled: HashMap<String, u64>,
+    /// Files that are no longer there under their names, and still read.
+    pub(super) leaving: HashSet<Partition>,
+    /// When the first look was over.
+    began: Instant,
+    pub(super) desks: Vec<Desk>,
+    pub(super) held: usize,
+}
+
+/// What one worker's files wait for.
+#[derive(Default)]
+pub(super) struct Desk {
+    pub(super) tasks: VecDeque<Task>,
+    pub(super) reading: Option<(FileId, Reading)>,
+}
+
+pub(super) enum Task {
+    Read { file: FileId, until: u64, ending: Ending },
+    Say { file: Option<FileId>, block: Block },
+}
+
+impl Feed {
+    /// Looks for the first time.
+    pub(super) fn connect(
+        files: Files,
+        glob: Option<GlobMatcher>,
+        framing: Framing,
+        open: &OpenSource,
+        ahead: Arc<Ahead>,
+    ) -> Result<Feed> {
+        let mut feed = Feed {
+            files,
+            glob,
+            framing,
+            clock: open.clock.clone(),
+            ahead,
+            is_bounded: open.bounded,
+            look_at: Moment::default(),
+            is_missing: false,
+            looks: 0,
+            known: HashMap::new(),
+            by_name: HashMap::new(),
+            next_id: 0,
+            troubled: HashMap::new(),
+            leaving: HashSet::new(),
+            began: Instant::now(),
+            desks: (0..open.workers).map(|_| Desk::default()).collect(),
+            held: 0,
+        };
+        feed.look().map_err(|cause| {
+            let doing = format!("cannot read the directory {}", feed.files.directory.display());
+            Error::new(ErrorKind::Refused, doing).caused_by(cause)
+        })?;
+        Ok(feed)
+    }
+
+    /// The body of the thread.
+    pub(super) fn run(mut self) {
+        while !self.ahead.is_over() {
+            if self.is_bounded {
+                self.dispose();
+            } else if self.clock.now() >= self.look_at {
+                self.look_again();
+                self.dispose();
+            }
+            // Each worker in turn, so that none waits for another's files.
+            let has_moved = (0..self.desks.len()).fold(false, |moved, worker| self.advance(worker) | moved);
+            if has_moved {
+                continue;
+            }
+            if self.is_bounded && self.desks.iter().all(|desk| desk.tasks.is_empty() && desk.reading.is_none()) {
+                self.ahead.end();
+            }
+            self.ahead.rest((!self.is_bounded).then_some(self.look_at));
+        }
+        // What was written a moment ago may be written still.
+        while self.dispose() == Left::Unsettled && self.is_bounded {
+            thread::sleep(SETTLES_IN);
+        }
+    }
+
+    /// Does a step for a worker, when it has room. Says whether there was one.
+    fn advance(&mut self, worker: usize) -> bool {
+        let desk = &mut self.desks[worker];
+        if (desk.reading.is_none() && desk.tasks.is_empty()) || !self.ahead.has_room(worker) {
+            return false;
+        }
+        if let Some((file, mut reading)) = desk.reading.take() {
+            let stepped = reading.step(self.ahead.chunk(), |block| self.ahead.push(worker, block));
+            match stepped {
+                Ok(()) if !reading.is_done() => self.desks[worker].reading = Some((file, reading)),
+                stepped => self.put_back(file, reading, stepped.err()),
+            }
+            return true;
+        }
+        match desk.tasks.pop_front() {
+            Some(Task::Read { file, until, ending }) => self.begin(file, until, ending),
+            Some(Task::Say { file, block }) => {
+                self.ahead.push(worker, block);
+                if let Some(file) = file {
+                    self.end_task(file);
+                }
+            }
+            None => {}
+        }
+        true
+    }
+
+    fn begin(&mut self, file: FileId, until: u64, ending: Ending) {
+        let record_max = usize::try_from(self.files.record_max.0).unwrap_or(usize::MAX);
+        let Some(known) = self.known.get_mut(&file) else { return };
+        self.held -= usize::from(known.held.is_some());
+        let opened = known.held.take().map_or_else(|| open(&self.files.directory.join(&known.name), &known.seen), Ok);
+        // From the last position handed on, when it cannot be opened: what was being left out is found too long again.
+        let handed = known.progress.handed;
+        let progress = std::mem::replace(&mut known.progress, Progress::from(handed));
+        let (path, partition) = (known.path.clone(), known.partition.clone());
+        let reading = opened.and_then(|file| {
+            Reading::new(Opened { file, path, partition, until, ending }, progress, self.framing, record_max)
+        });
+        match reading {
+            Ok(reading) => self.desks[known.worker].reading = Some((file, reading)),
+            Err(cause) => {
+                self.fail(file, &cause);
+                self.end_task(file);
+            }
+        }
+    }
+
+    /// A turn is over: what is known of the file by now is kept.
+    fn put_back(&mut self, file: FileId, reading: Reading, failed: Option<io::Error>) {
+        let (read_to, until) = (reading.read_to(), reading.until);
+        let (held, progress) = reading.into_progress();
+        let Some(known) = self.known.get_mut(&file) else { return };
+        known.progress = progress;
+        if let Some(cause) = failed {
+            self.fail(file, &cause);
+        } else {
+            known.is_unreadable = false;
+            if self.is_bounded && read_to < until {
+                let cause = format!("the file was cut shorter: it had {until} bytes, and ended at {read_to}");
+                self.ahead.push(known.worker, flawed(&known.path, read_to, cause));
+            }
+            if !self.is_bounded && self.held < HELD_MOST {
+                known.held = Some(held);
+                self.held += 1;
+            }
+        }
+        self.end_task(file);
+    }
+
+    /// A file cannot be read, which is said once. What became of one that is gone the next look says, if there is one.
+    fn fail(&mut self, file: FileId, cause: &io::Error) {
+        let Some(known) = self.known.get_mut(&file) else { return };
+        let is_left_out = cause.kind() == io::ErrorKind::NotFound && (!self.is_bounded || known.progress.next == 0);
+        if !is_left_out && !known.is_unreadable {
+            known.is_unreadable = true;
+            let flaw = flawed(&known.path, known.progress.next, format!("cannot read the file: {cause}"));
+            self.ahead.push(known.worker, flaw);
+        }
+    }
+
+    fn end_task(&mut self, file: FileId) {
+        if let Some(known) = self.known.get_mut(&file) {
+            known.tasks -= 1;
+        }
+        self.forget_if_left(file);
+    }
+
+    /// Deletes or moves what is done. Says whether there is more that only has to settle.
+    fn dispose(&mut self) -> Left {
+        if self.files.when_done == WhenDone::Keep {
+            return Left::Nothing;
+        }
+        let now = self.clock.now();
+        let mut left = Left::Nothing;
+        let mut is_done = |known: &Known| {
+            let is_through = !known.stays
+                && known.tasks == 0
+                && !known.has_left
+                && known.is_read()
+                && self.ahead.committed(&known.partition) == known.progress.next;
+            let has_settled = match self.is_bounded {
+                true => self.has_settled_before(&known.seen),
+                false => known.has_settled(now, self.files.settled_after),
+            };
+            if is_through && !has_settled {
+                left = Left::Unsettled;
+            }
+            is_through && has_settled
+        };
+        let done: Vec<FileId> = self.known.iter().filter(|(_, known)| is_done(known)).map(|(file, _)| *file).collect();
+        for file in done {
+            let Some(known) = self.known.get_mut(&file) else { continue };
+            let path = self.files.directory.join(&known.name);
+            // What has changed since the last look is not done.
+            if !std::fs::metadata(&path).is_ok_and(|metadata| Seen::of(&metadata) == known.seen) {
+                continue;
+            }
+            match self.files.when_done.apply(&path) {
+                Ok(()) => {
+                    self.ahead.dispose();
+                    self.leave(file, None);
+                }
+                Err(cause) => {
+                    known.stays = true;
+                    tracing::warn!(file = %path.display(), %cause, "cannot delete or move the file; it stays");
+                }
+            }
+        }
+        left
+    }
+
+    /// In a run that looks once: whether a file has not changed for a while before it was looked at, or since.
+    fn has_settled_before(&self, seen: &Seen) -> bool {
+        let age = seen.modified.and_then(|modified| SystemTime::now().duration_since(modified).ok());
+        age.is_some_and(|age| age >= self.files.settled_after) || self.began.elapsed() >= self.files.settled_after
+    }
+}
+
+/// What is left of the files that are read and committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    /// Some changed a moment ago.
+    Unsettled,
+}
+
+/// How often it is looked whether a file has settled.
+const SETTLES_IN: Duration = Duration::from_millis(50);
+
+/// Opens a file that was seen. Between the look and now another may have got its name: the next look finds that.
+fn open(path: &Path, seen: &Seen) -> io::Result<File> {
+    let file = File::open(path)?;
+    let is_same = Seen::of(&file.metadata()?).is_same_as(seen);
+    if is_same { Ok(file) } else { Err(io::ErrorKind::NotFound.into()) }
+}
+
+/// A malformed record that is none of the file's own.
+pub(super) fn flawed(path: &Partition, at: u64, cause: String) -> Block {
+    Block { path: path.clone(), content: Content::Flaw(Flaw { at, bytes: None, cause }), position: None }
+}

@@ -1,0 +1,202 @@
+//! Files of a directory as a source: lines, JSON or CSV, each file once, while more of them come and grow.
+//!
+//! ```text
+//! connect ─ checks, first look      close ─ waits for the thread
+//!    │                                │
+//! feed (a thread) ──look──▶ tasks ──reading──▶ blocks ──▶ ahead ──▶ reader (each worker) ──▶ records
+//!    ▲                                                      │
+//!    └── done: deleted, moved ◀── committed positions ◀─────┘
+//! ```
+//!
+//! One thread looks at the directory and cuts what the files hold into *blocks* of whole records; workers decode them. It
+//! is a thread because a file on a network may block for long, and one because cutting is cheap beside decoding. What it
+//! has read ahead is bounded; a worker that has enough holds up no other.
+//!
+//! A partition is a file: its path and its identity, so that a new file of an old name is another partition. A position
+//! is an offset in bytes, and always one between two records.
+
+mod ahead;
+mod block;
+mod cut;
+mod done;
+mod feed;
+mod look;
+mod reader;
+mod reading;
+mod source;
+mod watch;
+
+pub use done::WhenDone;
+pub use look::FileOrder;
+pub use reader::{FileReader, Values, WithOrigin};
+pub use source::{FileRecords, FilesShared};
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use millstream::Bytes;
+
+use crate::format::{Csv, Decode, Json, Text};
+
+/// The files of a directory, to be read as they come: what is there, what is moved in, and what is appended, for as long
+/// as the job runs. Choose a format to make them a source. Under
+/// [`Trigger::AvailableNow`](millstream::Trigger::AvailableNow) the run ends with what was there when it began.
+///
+/// Directories within it are not entered, and files whose names begin with `.` or `_` are left out, so that a writer can
+/// finish a file under such a name and then rename it.
+///
+/// ```
+/// use millstream::{Job, Trigger, collect};
+/// use millstream_connectors::{WhenDone, files};
+/// use serde::Deserialize;
+///
+/// #[derive(Clone, Debug, PartialEq, Deserialize)]
+/// struct Order { customer: String, cents: i64 }
+///
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let (directory, results) = (directory.path().to_owned(), collect());
+/// # let sink = results.clone();
+/// std::fs::write(directory.join("one.csv"), "customer,cents\nada,70\n\"b, c\",80\n").unwrap();
+/// let job = Job::new("orders", move |flow| {
+///     let orders = files(&directory).matching("*.csv").when_done(WhenDone::Delete).csv::<Order>();
+///     flow.source(orders)?.or_stop().sink(&sink)
+/// });
+/// job.trigger(Trigger::AvailableNow).run()?;
+/// assert_eq!(results.values()[1], Order { customer: "b, c".to_owned(), cents: 80 });
+/// # Ok::<(), millstream::Error>(())
+/// ```
+///
+/// # Each record once
+///
+/// Within a process each file is read once, also by runs that a [restart](millstream::Job::restart) begins: they go on
+/// where the one before them committed, so the records in flight at that moment come again, and none is lost. A new process
+/// knows of nothing that was read before, and reads all files it finds. For one that does not, use
+/// [`when_done`](Files::when_done): a file that was deleted or moved away, which happens when every output of its records
+/// is acknowledged, is not found again.
+///
+/// # Order
+///
+/// Each file belongs to one worker, which reads its records in their order. The files that one look at the directory finds
+/// are read in the [`order`](Files::order) asked for, those of the next look after them. With several workers each reads
+/// its own files in that order; over all files it holds with one worker.
+///
+/// # Files that change
+///
+/// * A file that grows is read on, whole records at a time. A last line without its end waits until it is whole, or until
+///   the file has not changed for [`settled_after`](Files::settled_after), or comes as it stands when the run ends with
+///   what is there. What is appended to a line that was taken as it stood is a record of its own.
+/// * A file that was deleted before it was opened is left out. One that is deleted, or replaced by another of its name,
+///   while it is read is read to its end first.
+/// * A file that was read to its end and has settled may be replaced or written anew: that is a new file. When it happens
+///   before, a [`Malformed`](millstream::Malformed) says so, and what stands there then is read from its beginning.
+/// * A file is its name: one that is renamed within the directory is a new one. Let [`matching`](Files::matching) leave
+///   out the names that rotated logs get. One that is moved away and back is read on where it was,
+///   for ten minutes at least.
+/// * Files are told apart by inode and time of birth. Where a file system has no birth times (some network ones), a file that
+///   is replaced between two looks by a longer one of the same inode is taken for one that grew, and a restart reads
+///   all files again.
+/// * A file that cannot be read is a `Malformed` without bytes, once, and is tried again for as long as the run lasts.
+///
+/// `Malformed::origin` is the path of the file, and where in it the record begins.
+///
+/// # If you come from Spark
+///
+/// | Spark | here |
+/// |---|---|
+/// | `textFileStream`, `format("text")`, `"json"`, `"csv"` | [`lines`](Files::lines), [`json`](Files::json), [`csv`](Files::csv) |
+/// | `pathGlobFilter` | [`matching`](Files::matching) |
+/// | `latestFirst`, oldest first by default | [`order`](Files::order), oldest first by default; there is no latest first |
+/// | `cleanSource`, `sourceArchiveDir` | [`when_done`](Files::when_done), at the commit and not some batches later |
+/// | `maxFilesPerTrigger`, `maxBytesPerTrigger` | not needed: memory is bounded whatever a batch holds |
+/// | files must be whole when they appear | they may grow |
+/// | `mode`, `columnNameOfCorruptRecord` | [`Malformed`](millstream::Malformed) |
+/// | what was read is remembered over processes | not yet: `when_done` |
+pub fn files(directory: impl Into<PathBuf>) -> Files {
+    Files {
+        directory: directory.into(),
+        matching: None,
+        order: FileOrder::default(),
+        record_max: Bytes::mebibytes(1),
+        look_every: Duration::from_millis(200),
+        settled_after: Duration::from_secs(1),
+        when_done: WhenDone::default(),
+    }
+}
+
+/// See [`files`].
+#[derive(Clone, Debug)]
+pub struct Files {
+    directory: PathBuf,
+    matching: Option<String>,
+    order: FileOrder,
+    record_max: Bytes,
+    look_every: Duration,
+    settled_after: Duration,
+    when_done: WhenDone,
+}
+
+impl Files {
+    /// Reads only files whose whole name matches a glob, such as `*.json` or `{2024,2025}-*.csv`.
+    #[must_use]
+    pub fn matching(self, glob: impl Into<String>) -> Files {
+        Files { matching: Some(glob.into()), ..self }
+    }
+
+    /// Which files come first of those that were found together; [`FileOrder::Modified`] by default.
+    #[must_use]
+    pub fn order(self, order: FileOrder) -> Files {
+        Files { order, ..self }
+    }
+
+    /// The longest record that is taken, 1 MiB by default. Of a longer one the beginning is kept as malformed, and the rest
+    /// is dropped as it is read. A quote of CSV that is never closed makes all that follows it one record.
+    #[must_use]
+    pub fn record_max(self, most: Bytes) -> Files {
+        Files { record_max: most, ..self }
+    }
+
+    /// How often the directory is looked at, every 200 ms by default. One that is so large that a look takes long is looked
+    /// at less often: looking takes no more than a tenth of the time.
+    #[must_use]
+    pub fn look_every(self, interval: Duration) -> Files {
+        Files { look_every: interval, ..self }
+    }
+
+    /// How long a file must not have changed before its last line is taken without an end, and before it is
+    /// [done](Files::when_done); 1 s by default.
+    #[must_use]
+    pub fn settled_after(self, pause: Duration) -> Files {
+        Files { settled_after: pause, ..self }
+    }
+
+    /// What becomes of a file that was read to its end, has settled, and every output of whose records is acknowledged, also
+    /// of the malformed ones; [`WhenDone::Keep`] by default. A run that ends with what is there waits at its end until what
+    /// changed a moment ago has settled; what changes then stays, and a later run reads it again. Writers must not append to it any more: of what is written
+    /// at that very moment nobody knows.
+    #[must_use]
+    pub fn when_done(self, when_done: WhenDone) -> Files {
+        Files { when_done, ..self }
+    }
+
+    /// Lines of UTF-8 text, without their ends: `Result<String, Malformed>`.
+    pub fn lines(self) -> FileRecords<Values<Text>> {
+        self.format(Text)
+    }
+
+    /// A value of JSON on each line, typed by serde: `Result<T, Malformed>`. Empty lines are left out.
+    pub fn json<T>(self) -> FileRecords<Values<Json<T>>> {
+        FileRecords::new(self, Values(Json::new()))
+    }
+
+    /// Rows of CSV, typed by serde: `Result<T, Malformed>`. The first row of each file names its columns. For files without
+    /// such a row, or with another delimiter, there are options of the format:
+    /// `format(Csv::<T>::new().delimiter(b';').without_header())`, see [`Csv`].
+    pub fn csv<T>(self) -> FileRecords<Values<Csv<T>>> {
+        FileRecords::new(self, Values(Csv::new()))
+    }
+
+    /// Records in a format of your own: what its [`framing`](Decode::framing) cuts, by default lines.
+    pub fn format<F: Decode>(self, format: F) -> FileRecords<Values<F>> {
+        FileRecords::new(self, Values(format))
+    }
+}

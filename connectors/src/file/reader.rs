@@ -1,0 +1,190 @@
+//! The worker's half: decodes the records of the blocks that the thread has cut.
+
+use std::fmt;
+use std::sync::Arc;
+
+use millstream::{Batch, Bytes, Headers, Malformed, Offset, Origin, Partition, Polled, Reader, Result, Room, Worker};
+
+use crate::format::{Cause, Decode, Framing, of_record};
+
+use super::ahead::Next;
+use super::block::{Block, Content, Records, too_long};
+use super::source::FilesShared;
+
+/// What a record becomes.
+pub trait Shape: Clone + Send + Sync + 'static {
+    /// How it is decoded.
+    type Format: Decode;
+    /// What comes out.
+    type Value: 'static;
+
+    /// How it is decoded.
+    fn format(&self) -> &Self::Format;
+
+    /// The same, to be opened.
+    fn format_mut(&mut self) -> &mut Self::Format;
+
+    /// What comes out.
+    fn shape(&self, value: <Self::Format as Decode>::Value, origin: impl FnOnce() -> Origin) -> Self::Value;
+}
+
+/// Records are bare values.
+#[derive(Clone, Debug)]
+pub struct Values<F>(pub(super) F);
+
+/// Records are pairs of a value and where it was read.
+#[derive(Clone, Debug)]
+pub struct WithOrigin<F>(pub(super) F);
+
+impl<F: Decode + Clone + Send + Sync> Shape for Values<F> {
+    type Format = F;
+    type Value = F::Value;
+
+    fn format(&self) -> &F {
+        &self.0
+    }
+
+    fn format_mut(&mut self) -> &mut F {
+        &mut self.0
+    }
+
+    fn shape(&self, value: F::Value, _: impl FnOnce() -> Origin) -> F::Value {
+        value
+    }
+}
+
+impl<F: Decode + Clone + Send + Sync> Shape for WithOrigin<F> {
+    type Format = F;
+    type Value = (F::Value, Origin);
+
+    fn format(&self) -> &F {
+        &self.0
+    }
+
+    fn format_mut(&mut self) -> &mut F {
+        &mut self.0
+    }
+
+    fn shape(&self, value: F::Value, origin: impl FnOnce() -> Origin) -> (F::Value, Origin) {
+        (value, origin())
+    }
+}
+
+/// What a record takes of the engine's memory beside its bytes.
+const RECORD_OVERHEAD: u64 = 128;
+
+/// Reads the files of one worker.
+pub struct FileReader<S> {
+    shared: Arc<FilesShared<S>>,
+    worker: usize,
+    /// A block of which some records did not fit into the last batch, and how many did.
+    begun: Option<(Box<Block>, usize)>,
+}
+
+impl<S: Shape> FileReader<S> {
+    pub(super) fn new(shared: Arc<FilesShared<S>>, worker: Worker) -> FileReader<S> {
+        FileReader { shared, worker: worker.index, begun: None }
+    }
+
+    /// Adds the records of a block from the `next`th on; says how many of all were added.
+    fn add(&self, block: &Block, mut next: usize, batch: &mut Batch<Item<S>>, room: Room) -> Result<usize> {
+        let records = match &block.content {
+            Content::Records(records) => records,
+            Content::Flaw(flaw) => {
+                let malformed = malformed(&block.path, flaw.at, flaw.bytes.as_deref(), flaw.cause.clone());
+                batch.push(Err(malformed), Bytes(flaw.bytes.as_ref().map_or(0, Vec::len) as u64 + RECORD_OVERHEAD));
+                return Ok(1);
+            }
+        };
+        while next < records.ranges.len() && batch.len() < room.records && batch.bytes() < room.bytes {
+            self.add_record(&block.path, records, next, batch)?;
+            next += 1;
+        }
+        Ok(next)
+    }
+
+    fn add_record(&self, path: &Partition, records: &Records, index: usize, batch: &mut Batch<Item<S>>) -> Result<()> {
+        let (shape, framing) = (&self.shared.shape, self.shared.framing);
+        let range = &records.ranges[index];
+        let (skipped, record) = content(framing, &records.bytes[range.clone()], records.offset + range.start as u64);
+        if framing == Framing::FilledLines && record.trim_ascii().is_empty() {
+            return Ok(());
+        }
+        let offset = records.offset + (range.start + skipped) as u64;
+        let held = Bytes(record.len() as u64 + RECORD_OVERHEAD);
+        let most = self.shared.record_max;
+        if record.len() > most {
+            batch.push(Err(malformed(path, offset, Some(&record[..most]), too_long(most))), held);
+            return Ok(());
+        }
+        let origin = || Origin { partition: path.clone(), offset: Offset(offset) };
+        let decoded: Result<_, Cause> = match &records.header {
+            Some(header) => shape.format().decode_under(header, record),
+            None => shape.format().decode(Some(record)),
+        };
+        let item = match decoded {
+            Ok(value) => Ok(shape.shape(value, origin)),
+            Err(cause) => Err(malformed(path, offset, Some(record), of_record(cause)?.to_string())),
+        };
+        batch.push(item, held);
+        Ok(())
+    }
+}
+
+type Item<S> = Result<<S as Shape>::Value, Malformed>;
+
+/// A record without its end and what else is no part of it, and how many bytes were before it.
+fn content(framing: Framing, bytes: &[u8], offset: u64) -> (usize, &[u8]) {
+    const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+    let (begin, is_row) = match framing {
+        // Empty lines before a row.
+        Framing::Csv { .. } => (bytes.iter().take_while(|byte| b"\r\n".contains(byte)).count(), true),
+        Framing::Lines | Framing::FilledLines if offset == 0 && bytes.starts_with(BYTE_ORDER_MARK) => (3, false),
+        Framing::Lines | Framing::FilledLines => (0, false),
+    };
+    let record = &bytes[begin..];
+    let without_feed = record.strip_suffix(b"\n");
+    let record = match without_feed.unwrap_or(record) {
+        // Rows may end with this alone.
+        line if without_feed.is_some() || is_row => line.strip_suffix(b"\r").unwrap_or(line),
+        line => line,
+    };
+    (begin, record)
+}
+
+fn malformed(path: &Partition, offset: u64, bytes: Option<&[u8]>, cause: String) -> Malformed {
+    let origin = Some(Origin { partition: path.clone(), offset: Offset(offset) });
+    Malformed { origin, key: None, bytes: bytes.map(<[u8]>::to_vec), headers: Headers::new(), cause }
+}
+
+impl<S: Shape> Reader for FileReader<S> {
+    type Item = Item<S>;
+
+    fn poll(&mut self, batch: &mut Batch<Item<S>>, room: Room) -> Result<Polled> {
+        let (block, next) = match self.begun.take() {
+            Some(begun) => begun,
+            None => match self.shared.ahead.take(self.worker) {
+                Next::Block(block) => (block, 0),
+                Next::Nothing => return Ok(Polled::Idle),
+                Next::End => return Ok(Polled::Ended),
+            },
+        };
+        let next = self.add(&block, next, batch, room)?;
+        match (&block.content, &block.position) {
+            (Content::Records(records), Some((partition, _))) if next < records.ranges.len() => {
+                // To the beginning of the next record, which is the end of the one before it.
+                batch.read_to(partition.clone(), Offset(records.offset + records.ranges[next].start as u64));
+                self.begun = Some((block, next));
+            }
+            (_, Some((partition, position))) => batch.read_to(partition.clone(), *position),
+            (_, None) => {}
+        }
+        Ok(Polled::More)
+    }
+}
+
+impl<S> fmt::Debug for FileReader<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FileReader of worker {}", self.worker)
+    }
+}

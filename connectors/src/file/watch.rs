@@ -1,0 +1,261 @@
+//! What is known of each file, and what a look at the directory changes in it: new, grown, settled, gone, replaced.
+
+use std::fs::File;
+use std::io;
+use std::time::{Duration, Instant};
+
+use millstream::{Moment, Partition};
+
+use super::feed::{Feed, Task, flawed};
+use super::look::{self, Found, Seen};
+use super::reading::{Ending, Progress};
+
+/// A look takes at most one part in so many of the time.
+const LOOK_SHARE: u32 = 10;
+
+/// A file, and not its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct FileId(pub(super) u64);
+
+pub(super) struct Known {
+    pub(super) name: String,
+    pub(super) path: Partition,
+    pub(super) partition: Partition,
+    /// The partition, before it was ever cut.
+    pub(super) file: String,
+    pub(super) worker: usize,
+    pub(super) seen: Seen,
+    /// Since when it has looked like that.
+    pub(super) since: Moment,
+    pub(super) looked: u64,
+    pub(super) progress: Progress,
+    pub(super) held: Option<File>,
+    /// How many tasks there are for it.
+    pub(super) tasks: usize,
+    /// It could not be read, and that was said.
+    pub(super) is_unreadable: bool,
+    /// It could not be deleted or moved, and that was said.
+    pub(super) stays: bool,
+    /// It is gone, replaced or cut: forgotten after its last task.
+    pub(super) has_left: bool,
+}
+
+impl Known {
+    pub(super) fn is_read(&self) -> bool {
+        // The position of one whose last record is being left out has not been handed on.
+        self.progress.next == self.seen.len && self.progress.handed == self.seen.len
+    }
+
+    pub(super) fn has_settled(&self, now: Moment, after: Duration) -> bool {
+        now - self.since >= after
+    }
+}
+
+impl Feed {
+    pub(super) fn look_again(&mut self) {
+        match self.look() {
+            Ok(()) if self.is_missing => {
+                self.is_missing = false;
+                tracing::info!(directory = %self.files.directory.display(), "the directory can be read again");
+            }
+            Ok(()) => {}
+            // What was seen before is no longer seen, which is not the same as gone.
+            Err(cause) if !self.is_missing => {
+                self.is_missing = true;
+                tracing::warn!(directory = %self.files.directory.display(), %cause, "cannot read the directory");
+            }
+            Err(_) => {}
+        }
+    }
+
+    pub(super) fn look(&mut self) -> io::Result<()> {
+        let begun = Instant::now();
+        let found = look::look(&self.files.directory, self.glob.as_ref(), self.files.order);
+        if let Ok(found) = found {
+            self.looks += 1;
+            self.see(found);
+            self.look_at = self.clock.now().after(self.files.look_every.max(begun.elapsed() * (LOOK_SHARE - 1)));
+            return Ok(());
+        }
+        self.look_at = self.clock.now().after(self.files.look_every);
+        found.map(drop)
+    }
+
+    fn see(&mut self, found: Vec<Found>) {
+        let mut loads = vec![0; self.desks.len()];
+        for known in self.known.values() {
+            loads[known.worker] += known.seen.len.saturating_sub(known.progress.next);
+        }
+        for Found { name, seen } in found {
+            match (seen, self.by_name.get(&name).copied()) {
+                (Ok(seen), Some(file)) if self.is_still(file, &seen) => self.see_again(file, seen),
+                (Ok(seen), _) => {
+                    // A file without bytes is work too, when there are many of them.
+                    let worker = (0..loads.len()).min_by_key(|worker| loads[*worker]).unwrap_or_default();
+                    loads[worker] += seen.len.max(1);
+                    self.see_first(name, seen, worker);
+                }
+                (Err(trouble), file) => self.see_trouble(name, file, &trouble),
+            }
+        }
+        let looks = self.looks;
+        self.troubled.retain(|_, looked| *looked == looks);
+        let gone = |known: &Known| known.looked != looks && known.tasks == 0 && !known.has_left;
+        let gone: Vec<FileId> = self.known.iter().filter(|(_, known)| gone(known)).map(|(file, _)| *file).collect();
+        for file in gone {
+            let known = &self.known[&file];
+            let missing = known.seen.len.saturating_sub(known.progress.next);
+            let flaw = format!("the file is gone, and its last {missing} bytes were not read");
+            self.leave(file, (missing > 0 && known.held.is_none()).then_some(flaw));
+        }
+    }
+
+    /// Whether the file of a name is the one that it was; when not, the one that it was leaves.
+    fn is_still(&mut self, file: FileId, seen: &Seen) -> bool {
+        let known = &self.known[&file];
+        let is_shorter = seen.len < known.seen.len;
+        if seen.is_same_as(&known.seen) && !is_shorter || known.tasks > 0 {
+            return true;
+        }
+        let is_read = known.is_read() && known.has_settled(self.clock.now(), self.files.settled_after);
+        let next = known.progress.next;
+        let what = if is_shorter { "cut shorter or replaced" } else { "replaced" };
+        let flaw =
+            format!("the file was {what} after {next} bytes of it were read; it is read again from its beginning");
+        let is_cut = seen.is_same_as(&known.seen);
+        if is_cut && let Some(known) = self.known.get_mut(&file) {
+            // There is nothing else to be read from the one that is held.
+            self.ahead.cut(&known.file);
+            self.held -= usize::from(known.held.take().is_some());
+        }
+        self.leave(file, (!is_read).then_some(flaw));
+        false
+    }
+
+    /// A file is no longer there under its name: what is held of it is read to its end, and then it is forgotten.
+    pub(super) fn leave(&mut self, file: FileId, flaw: Option<String>) {
+        let Some(known) = self.known.get_mut(&file) else { return };
+        known.has_left = true;
+        self.leaving.insert(known.partition.clone());
+        self.by_name.remove(&known.name);
+        let tasks = &mut self.desks[known.worker].tasks;
+        if let Some(until) = known.held.as_ref().and_then(|held| held.metadata().ok()).map(|metadata| metadata.len())
+            && until > known.progress.next
+        {
+            known.tasks += 1;
+            tasks.push_back(Task::Read { file, until, ending: Ending::AsItStands });
+        }
+        // Of what nobody has begun to read nothing is torn.
+        if let Some(cause) = flaw.filter(|_| known.progress.next > 0) {
+            known.tasks += 1;
+            tasks.push_back(Task::Say { file: Some(file), block: flawed(&known.path, known.progress.next, cause) });
+        }
+        self.forget_if_left(file);
+    }
+
+    pub(super) fn forget_if_left(&mut self, file: FileId) {
+        if self.known.get(&file).is_some_and(|known| known.has_left && known.tasks == 0)
+            && let Some(known) = self.known.remove(&file)
+        {
+            self.held -= usize::from(known.held.is_some());
+            self.leaving.remove(&known.partition);
+            self.ahead.depart(&known.partition, known.progress.handed);
+        }
+    }
+
+    fn see_first(&mut self, name: String, seen: Seen, worker: usize) {
+        let path = self.path_of(&name);
+        let of_file = format!("{path}#{}", seen.identity());
+        let mut partition = self.ahead.contents(&of_file);
+        // It was away and is back, and what is held of it is read to its end first: the next look finds it again.
+        if self.leaving.contains(&partition) {
+            return;
+        }
+        let path = Partition::new(path);
+        let Some(begin) = self.ahead.arrive(&partition, &path, seen.len) else { return };
+        let mut progress = Progress::from(begin);
+        let file = FileId(self.next_id);
+        self.next_id += 1;
+        let ending = if self.is_bounded { Ending::AsItStands } else { Ending::Open };
+        let tasks = &mut self.desks[worker].tasks;
+        let mut count = 0;
+        if progress.next > seen.len {
+            // It was cut shorter between two runs, or while it was away.
+            let flaw =
+                format!("the file was cut shorter after {} bytes of it were read; it is read again", progress.next);
+            tasks.push_back(Task::Say { file: Some(file), block: flawed(&path, progress.next, flaw) });
+            self.ahead.depart(&partition, begin);
+            self.ahead.cut(&of_file);
+            partition = self.ahead.contents(&of_file);
+            let Some(begin) = self.ahead.arrive(&partition, &path, seen.len) else {
+                unreachable!("nobody has seen this partition before")
+            };
+            progress = Progress::from(begin);
+            count += 1;
+        }
+        if seen.len > progress.next {
+            tasks.push_back(Task::Read { file, until: seen.len, ending });
+            count += 1;
+        }
+        self.by_name.insert(name.clone(), file);
+        let known = Known {
+            name,
+            path,
+            partition,
+            file: of_file,
+            worker,
+            seen,
+            since: self.clock.now(),
+            looked: self.looks,
+            progress,
+            held: None,
+            tasks: count,
+            is_unreadable: false,
+            stays: false,
+            has_left: false,
+        };
+        self.known.insert(file, known);
+    }
+
+    fn see_again(&mut self, file: FileId, seen: Seen) {
+        let now = self.clock.now();
+        let Some(known) = self.known.get_mut(&file) else { return };
+        known.looked = self.looks;
+        // While it waits or is read, nothing more is asked of it.
+        if known.tasks > 0 {
+            return;
+        }
+        let has_changed = seen != known.seen;
+        if has_changed {
+            self.ahead.stretch(&known.partition, seen.len);
+            known.seen = seen;
+            known.since = now;
+        }
+        let has_settled = known.has_settled(now, self.files.settled_after);
+        if known.is_read() {
+            if has_settled {
+                self.held -= usize::from(known.held.take().is_some());
+            }
+        } else if has_changed || known.is_unreadable || has_settled {
+            let ending = if has_settled { Ending::AsItStands } else { Ending::Open };
+            known.tasks += 1;
+            self.desks[known.worker].tasks.push_back(Task::Read { file, until: known.seen.len, ending });
+        }
+    }
+
+    fn see_trouble(&mut self, name: String, file: Option<FileId>, trouble: &str) {
+        if let Some(known) = file.and_then(|file| self.known.get_mut(&file)) {
+            known.looked = self.looks;
+        }
+        let path = Partition::new(self.path_of(&name));
+        if self.troubled.insert(name, self.looks).is_none() {
+            let block = flawed(&path, 0, format!("cannot read the file: {trouble}"));
+            let least = (0..self.desks.len()).min_by_key(|worker| self.desks[*worker].tasks.len());
+            self.desks[least.unwrap_or_default()].tasks.push_back(Task::Say { file: None, block });
+        }
+    }
+
+    fn path_of(&self, name: &str) -> String {
+        self.files.directory.join(name).to_string_lossy().into_owned()
+    }
+}

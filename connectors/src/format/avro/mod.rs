@@ -1,0 +1,227 @@
+//! Avro, typed by serde, with a schema registry or without.
+//!
+//! Each payload is checked against its writer's schema before it is decoded (`check`): it ends where it should, holds what
+//! it says, and is not nested without a bound. `schema` holds schemas, ready to read and write with.
+//!
+//! # As Confluent's serializers do it, and otherwise
+//!
+//! A sink registers its schema under `<topic>-value`, as `KafkaAvroSerializer` does, but when the job starts and not with the
+//! first record. Its schema is said ([`Avro::schema`]) and never derived, and it must not build on schemas of other
+//! subjects. A source follows references of its writers' schemas. Ids stand in the payload, not in headers. A schema
+//! that is `"bytes"` and nothing else has no length before its bytes, as there.
+//!
+//! Values may be nested 40 deep, where a union and a schema that is named count too: a schema that holds itself comes
+//! to a dozen levels. The library that decodes uses up the stack otherwise.
+//!
+//! # Types
+//!
+//! Records are read by the names of their fields, whatever the record is called. `i32` is an `int` and `i64` a `long`; Avro
+//! knows no unsigned `long`, so a `u64` is read from one but never written as one. `Option` is a union with `null`.
+
+mod check;
+mod schema;
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use millstream::{Error, ErrorKind, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::registry::{Known, Language, Registry, Subject, put_header, split};
+use super::{Cause, Decode, Encode, Payload, tombstone};
+use schema::{Parsed, Reading, parse};
+
+/// Values as Avro behind a schema registry's id.
+///
+/// As a source it reads each record with the schema it was written with, resolves it into
+/// [`schema`](Avro::schema) when that is said, and makes a `T` of it. As a sink it writes with that schema.
+///
+/// ```no_run
+/// use millstream::Job;
+/// use millstream_connectors::{Avro, Kafka, Registry};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Deserialize, Serialize)]
+/// struct Order { customer: i64, cents: i64 }
+///
+/// const ORDER: &str = r#"{"type": "record", "name": "Order", "namespace": "shop", "fields": [
+///     {"name": "customer", "type": "long"}, {"name": "cents", "type": "long", "default": 0}]}"#;
+///
+/// let (kafka, registry) = (Kafka::new("localhost:9092"), Registry::new("http://localhost:8081"));
+/// let orders = Avro::<Order>::new(&registry).schema(ORDER)?;
+/// Job::new("large orders", move |flow| {
+///     flow.source(kafka.topic("orders").format(orders.clone()))?
+///         .or_stop()
+///         .filter(|order| order.cents > 10_000)
+///         .sink(kafka.topic("large-orders").format(orders.clone()))
+/// })
+/// .run()?;
+/// # Ok::<(), millstream::Error>(())
+/// ```
+pub struct Avro<T> {
+    registry: Registry,
+    schema: Option<&'static Parsed>,
+    subject: Subject,
+    known: Known<Reading>,
+    value: PhantomData<fn(T) -> T>,
+}
+
+impl<T> Avro<T> {
+    /// With the schemas of a registry.
+    pub fn new(registry: &Registry) -> Avro<T> {
+        Avro {
+            registry: registry.clone(),
+            schema: None,
+            subject: Subject::default(),
+            known: Known::default(),
+            value: PhantomData,
+        }
+    }
+
+    /// Values as Avro with nothing before them, all of one schema.
+    ///
+    /// # Errors
+    /// It is no Avro schema.
+    pub fn bare(schema: &str) -> Result<BareAvro<T>> {
+        let schema = said(schema)?;
+        let reading = Reading::new(schema, None).map_err(not_a_schema)?;
+        Ok(BareAvro { schema, reading, value: PhantomData })
+    }
+
+    /// The schema that a sink writes with, and that a source resolves what it reads into: then a field that its
+    /// writer did not have gets its default, and one that only the writer had is dropped.
+    ///
+    /// # Errors
+    /// It is no Avro schema.
+    pub fn schema(self, schema: &str) -> Result<Avro<T>> {
+        // What was made of writers' schemas was made for another one.
+        Ok(Avro { schema: Some(said(schema)?), known: Known::default(), ..self })
+    }
+
+    /// The subject of a sink's schema; `<topic>-value` by default.
+    #[must_use]
+    pub fn subject(self, name: impl Into<String>) -> Avro<T> {
+        Avro { subject: self.subject.named(name.into()), ..self }
+    }
+
+    /// A sink's schema must be in its subject already: it is looked up, and a registry that does not have it there is an
+    /// error at start.
+    #[must_use]
+    pub fn without_registering(self) -> Avro<T> {
+        Avro { subject: self.subject.looked_up(), ..self }
+    }
+}
+
+/// A schema that the user says.
+fn said(schema: &str) -> Result<&'static Parsed> {
+    parse(schema, &[]).map_err(not_a_schema)
+}
+
+fn not_a_schema(cause: Cause) -> Error {
+    Error::new(ErrorKind::Option, "the schema of an Avro format cannot be used").caused_by(cause)
+}
+
+impl<T: DeserializeOwned + 'static> Decode for Avro<T> {
+    type Value = T;
+
+    fn open(&mut self) -> Result<()> {
+        self.registry.open()
+    }
+
+    fn decode(&self, payload: Option<&[u8]>) -> Result<T, Cause> {
+        let (id, body) = split(payload.ok_or_else(tombstone)?)?;
+        let look_up = || {
+            let registered = self.registry.schema(id, Language::Avro)?;
+            Ok((self.registry.references(id, &registered)?, registered))
+        };
+        let reading = self.known.of(id, look_up, |(references, registered)| {
+            Reading::new(parse(&registered.text, &references)?, self.schema)
+        })?;
+        if reading.writer.is_bytes() { reading.read_bytes(body) } else { reading.read(body) }
+    }
+}
+
+impl<T: Serialize + 'static> Encode<T> for Avro<T> {
+    fn open(&mut self, topic: Option<&str>) -> Result<()> {
+        let Some(schema) = self.schema else {
+            return Err(Error::new(ErrorKind::Option, "an Avro sink must say the `schema` that it writes with"));
+        };
+        self.subject.open(&self.registry, topic, Language::Avro, schema.text())
+    }
+
+    fn encode(&self, value: &T, payload: &mut Vec<u8>) -> Result<Payload, Cause> {
+        put_header(self.subject.id()?, payload);
+        let schema = self.schema.ok_or("an Avro sink must say the `schema` that it writes with")?;
+        let start = payload.len();
+        schema.write(value, payload)?;
+        if schema.is_bytes() {
+            let length = payload[start..].iter().take_while(|byte| **byte & 0x80 != 0).count() + 1;
+            payload.drain(start..start + length);
+        }
+        Ok(Payload::Present)
+    }
+}
+
+impl<T> Clone for Avro<T> {
+    fn clone(&self) -> Avro<T> {
+        Avro {
+            registry: self.registry.clone(),
+            schema: self.schema,
+            subject: self.subject.clone(),
+            known: self.known.clone(),
+            value: PhantomData,
+        }
+    }
+}
+
+impl<T> fmt::Debug for Avro<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Avro by {:?}", self.registry)
+    }
+}
+
+/// Values as Avro with nothing before them; see [`Avro::bare`].
+///
+/// ```
+/// use millstream_connectors::{Avro, Decode, Encode};
+///
+/// let numbers = Avro::<i64>::bare(r#""long""#)?;
+/// let mut payload = Vec::new();
+/// numbers.encode(&-3, &mut payload).expect("it is a long");
+/// assert_eq!(payload, [5]);
+/// assert_eq!(numbers.decode(Some(&payload)).expect("it is one"), -3);
+/// # Ok::<(), millstream::Error>(())
+/// ```
+pub struct BareAvro<T> {
+    schema: &'static Parsed,
+    reading: Reading,
+    value: PhantomData<fn(T) -> T>,
+}
+
+impl<T: DeserializeOwned + 'static> Decode for BareAvro<T> {
+    type Value = T;
+
+    fn decode(&self, payload: Option<&[u8]>) -> Result<T, Cause> {
+        self.reading.read(payload.ok_or_else(tombstone)?)
+    }
+}
+
+impl<T: Serialize + 'static> Encode<T> for BareAvro<T> {
+    fn encode(&self, value: &T, payload: &mut Vec<u8>) -> Result<Payload, Cause> {
+        self.schema.write(value, payload)?;
+        Ok(Payload::Present)
+    }
+}
+
+impl<T> Clone for BareAvro<T> {
+    fn clone(&self) -> BareAvro<T> {
+        BareAvro { schema: self.schema, reading: self.reading.clone(), value: PhantomData }
+    }
+}
+
+impl<T> fmt::Debug for BareAvro<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BareAvro")
+    }
+}

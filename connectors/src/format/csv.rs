@@ -1,0 +1,225 @@
+//! CSV, typed by serde: a row is a value. In a topic a message is one row without a header; in a file the first row names
+//! the columns unless it is said that it does not.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use csv::{ByteRecord, WriterBuilder};
+use csv_core::{ReadRecordResult, Reader, ReaderBuilder};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Cause, Columns, Decode, Encode, Framing, Header, Payload, tombstone};
+
+/// A value as a row of CSV (RFC 4180): fields between commas, those with commas, quotes or ends of lines in quotes.
+///
+/// Under a header, columns are found by their names, and those that `T` does not have are ignored; a row with more or
+/// fewer fields than the header is malformed. Without one they come in the order of `T`'s fields: too few are malformed,
+/// what follows the last of them is not looked at. Values are flat: a struct, a tuple or a sequence of numbers, text,
+/// `bool`s and `Option`s, where an empty field is `None`. A byte order mark before a row is no part of it.
+///
+/// ```
+/// use millstream_connectors::format::{Csv, Decode, Encode};
+///
+/// let format = Csv::<(String, u32)>::new().delimiter(b';');
+/// let mut row = Vec::new();
+/// format.encode(&("a;b".to_owned(), 7), &mut row)?;
+/// assert_eq!(row, b"\"a;b\";7");
+/// assert_eq!(format.decode(Some(&row))?, ("a;b".to_owned(), 7));
+/// # Ok::<(), millstream_connectors::format::Cause>(())
+/// ```
+pub struct Csv<T> {
+    delimiter: u8,
+    columns: Columns,
+    value: PhantomData<fn(T) -> T>,
+}
+
+impl<T> Csv<T> {
+    /// With commas; in files under a header.
+    pub fn new() -> Csv<T> {
+        Csv { delimiter: b',', columns: Columns::ByName, value: PhantomData }
+    }
+
+    /// What stands between two fields, such as `b';'` or `b'\t'`; a comma by default.
+    ///
+    /// # Panics
+    /// When it is a quote or an end of a line, or no ASCII.
+    #[must_use]
+    pub fn delimiter(self, delimiter: u8) -> Csv<T> {
+        let can_delimit = delimiter.is_ascii() && !b"\"\r\n".contains(&delimiter);
+        assert!(can_delimit, "fields of CSV cannot be delimited by {:?}", char::from(delimiter));
+        Csv { delimiter, ..self }
+    }
+
+    /// The first row of a file is a row as any other, and columns come in the order of `T`'s fields. Rows in topics never
+    /// have a header.
+    #[must_use]
+    pub fn without_header(self) -> Csv<T> {
+        Csv { columns: Columns::ByOrder, ..self }
+    }
+
+    /// The fields of the one row that a payload is.
+    fn row(&self, payload: &[u8]) -> Result<ByteRecord, Cause> {
+        let mut parser = parser(self.delimiter);
+        // No row has more fields than delimiters and one more, nor more bytes than it had with its quotes; the parser
+        // wants some room even for nothing.
+        let most = payload.iter().filter(|byte| **byte == self.delimiter).count() + 2;
+        let (mut text, mut ends) = (vec![0; payload.len() + 1], vec![0; most]);
+        let (mut result, read, written, mut count) = parser.read_record(payload, &mut text, &mut ends);
+        if result == ReadRecordResult::InputEmpty {
+            let (last, _, _, more) = parser.read_record(&[], &mut text[written..], &mut ends[count..]);
+            (result, count) = (last, count + more);
+        }
+        if result != ReadRecordResult::Record {
+            return Err("there is no row".into());
+        }
+        if payload[read..].iter().any(|byte| !b"\r\n".contains(byte)) {
+            return Err("there is more than one row".into());
+        }
+        let mut row = ByteRecord::with_capacity(payload.len(), count);
+        let mut begin = 0;
+        for end in &ends[..count] {
+            row.push_field(&text[begin..*end]);
+            begin = *end;
+        }
+        Ok(row)
+    }
+}
+
+/// A parser of rows. It is built for each that needs one, because a clone of csv-core 0.1.13's misses the ends of rows.
+pub(crate) fn parser(delimiter: u8) -> Reader {
+    ReaderBuilder::new().delimiter(delimiter).build()
+}
+
+/// Reads the first row of a file.
+pub(crate) fn header(row: &[u8], delimiter: u8) -> Header {
+    Header(Csv::<()>::new().delimiter(delimiter).row(row).unwrap_or_default())
+}
+
+impl<T> Default for Csv<T> {
+    fn default() -> Self {
+        Csv::new()
+    }
+}
+
+impl<T> Clone for Csv<T> {
+    fn clone(&self) -> Self {
+        Csv { delimiter: self.delimiter, columns: self.columns, value: PhantomData }
+    }
+}
+
+impl<T> fmt::Debug for Csv<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Csv({:?}, {:?})", char::from(self.delimiter), self.columns)
+    }
+}
+
+impl<T: DeserializeOwned + 'static> Decode for Csv<T> {
+    type Value = T;
+
+    fn decode(&self, payload: Option<&[u8]>) -> Result<T, Cause> {
+        Ok(self.row(payload.ok_or_else(tombstone)?)?.deserialize(None)?)
+    }
+
+    fn framing(&self) -> Framing {
+        Framing::Csv { delimiter: self.delimiter, columns: self.columns }
+    }
+
+    fn decode_under(&self, header: &Header, payload: &[u8]) -> Result<T, Cause> {
+        let row = self.row(payload)?;
+        if row.len() != header.0.len() {
+            return Err(format!("the row has {} fields, and the header {}", row.len(), header.0.len()).into());
+        }
+        Ok(row.deserialize(Some(&header.0))?)
+    }
+}
+
+impl<T: Serialize + 'static> Encode<T> for Csv<T> {
+    fn encode(&self, value: &T, payload: &mut Vec<u8>) -> Result<Payload, Cause> {
+        let mut builder = WriterBuilder::new();
+        let mut writer =
+            builder.has_headers(false).delimiter(self.delimiter).buffer_capacity(1 << 9).from_writer(payload);
+        writer.serialize(value)?;
+        // The row's end is no part of it.
+        let payload = writer.into_inner().map_err(csv::IntoInnerError::into_error)?;
+        payload.pop();
+        Ok(Payload::Present)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+    struct Person {
+        name: String,
+        age: Option<u8>,
+        height: f64,
+    }
+
+    fn person(name: &str, age: Option<u8>) -> Person {
+        Person { name: name.to_owned(), age, height: 1.5 }
+    }
+
+    #[track_caller]
+    fn refused(payload: &[u8]) -> String {
+        Csv::<Person>::new().decode(Some(payload)).expect_err("it is malformed").to_string()
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        for delimiter in [b',', b';', b'\t'] {
+            let format = Csv::new().delimiter(delimiter);
+            for name in ["Ada", "", " ", "a,b;c\td", "a \"b\"", "two\nlines\r\n", "ü"] {
+                for person in [person(name, Some(7)), person(name, None)] {
+                    // Behind what is there already, as a sink encodes.
+                    let mut payload = b"before".to_vec();
+                    format.encode(&person, &mut payload).unwrap();
+                    assert_eq!(format.decode(Some(&payload[6..])).unwrap(), person, "{:?}", payload);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_payload_is_one_row() {
+        let format = Csv::<Person>::new();
+        for row in ["Ada,7,1.5", "Ada,7,1.5\n", "\"Ada\",7,1.5\r\n", "\nAda,7,1.5"] {
+            assert_eq!(format.decode(Some(row.as_bytes())).unwrap(), person("Ada", Some(7)), "{row:?}");
+        }
+        assert!(refused(b"").contains("no row"));
+        assert!(refused(b"\n").contains("no row"));
+        assert!(refused(b"Ada,7,1.5\nBob,8,1.5").contains("more than one"));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_malformed() {
+        refused(b"Ada,7");
+        refused(b"Ada,seven,1.5");
+        refused(b"Ada,300,1.5");
+        refused(b"\xff,7,1.5");
+        assert!(Csv::<Person>::new().decode(None).unwrap_err().to_string().contains("tombstone"));
+    }
+
+    #[test]
+    fn columns_are_found_by_name_under_a_header() {
+        let (format, header) = (Csv::<Person>::new(), header(b"height,more,age,name\n", b','));
+        assert_eq!(format.decode_under(&header, b"1.5,x,7,Ada").unwrap(), person("Ada", Some(7)));
+        for row in ["1.5,x,7", "1.5,x,7,Ada,more"] {
+            let cause = format.decode_under(&header, row.as_bytes()).unwrap_err().to_string();
+            assert!(cause.contains("the header 4"), "{cause}");
+        }
+        let lacking = super::header(b"height,age\n", b',');
+        let cause = format.decode_under(&lacking, b"1.5,7").unwrap_err().to_string();
+        assert!(cause.contains("name"), "{cause}");
+    }
+
+    #[test]
+    #[should_panic(expected = "delimited")]
+    fn a_quote_delimits_nothing() {
+        drop(Csv::<Person>::new().delimiter(b'"'));
+    }
+}

@@ -1,0 +1,295 @@
+//! Asks a registry over HTTP: again and again while the answer may be another one soon, and what it said otherwise.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use millstream::{Error, ErrorKind, Result};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use ureq::{Agent, RequestBuilder};
+
+/// Pauses between two attempts.
+const AGAIN_FIRST: Duration = Duration::from_millis(50);
+const AGAIN_MOST: Duration = Duration::from_secs(1);
+/// One attempt may take this part of the time for a question: behind an address that hangs another may be well.
+const ATTEMPTS: u32 = 3;
+const JSON: &str = "application/vnd.schemaregistry.v1+json";
+/// Codes by which a registry says that it has no such schema, subject or version.
+const UNKNOWN: RangeInclusive<u32> = 40_401..=40_499;
+/// What is read of an answer.
+const ANSWER_MOST: u64 = 16 << 20;
+/// What is told of an answer that nobody understands.
+const TOLD_MOST: usize = 300;
+
+/// Where a registry is and how to ask it.
+#[derive(Clone)]
+pub(super) struct Client {
+    addresses: Vec<String>,
+    pub(super) secret: Option<Secret>,
+    pub(super) within: Duration,
+    agent: Agent,
+    /// Which address was the last to answer.
+    turn: Arc<AtomicUsize>,
+}
+
+/// A value of the header `Authorization`; without `Debug`, so that it cannot be printed.
+#[derive(Clone)]
+pub(super) struct Secret(String);
+
+impl Secret {
+    pub(super) fn basic(user: &str, password: &str) -> Secret {
+        Secret(format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))))
+    }
+
+    pub(super) fn bearer(token: &str) -> Secret {
+        Secret(format!("Bearer {token}"))
+    }
+}
+
+/// A registry's own answer that it cannot do what was asked.
+#[derive(Debug)]
+pub(super) struct Complaint {
+    status: u16,
+    code: u32,
+    message: String,
+}
+
+impl Complaint {
+    /// There is no such schema, subject or version.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.status == 404
+    }
+
+    pub(super) fn is_incompatible(&self) -> bool {
+        self.status == 409
+    }
+
+    pub(super) fn is_invalid(&self) -> bool {
+        self.status == 422
+    }
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (error {})", told(&self.message), self.code)
+    }
+}
+
+impl std::error::Error for Complaint {}
+
+/// Why there is no answer to tell.
+enum Failure {
+    /// Asked again.
+    Passing(String),
+    Final(ErrorKind, String),
+}
+
+impl Client {
+    pub(super) fn new(addresses: &str) -> Client {
+        let addresses = addresses.split(',').map(|address| address.trim().trim_end_matches('/').to_owned());
+        let config = Agent::config_builder();
+        #[cfg(feature = "tls")]
+        let config = config
+            .tls_config(ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::PlatformVerifier).build());
+        let config = config
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .proxy(None)
+            .user_agent("millstream")
+            .build();
+        Client {
+            addresses: addresses.filter(|address| !address.is_empty()).collect(),
+            secret: None,
+            within: Duration::from_secs(10),
+            agent: config.into(),
+            turn: Arc::default(),
+        }
+    }
+
+    /// Whether it can be asked at all.
+    fn check(&self) -> Result<()> {
+        let wrong = |doing: String| Err(Error::new(ErrorKind::Option, doing));
+        if self.within.is_zero() {
+            return wrong("the schema registry's `within` must be more than nothing".to_owned());
+        }
+        if self.addresses.is_empty() {
+            return wrong("the schema registry needs an address, such as `http://localhost:8081`".to_owned());
+        }
+        for address in &self.addresses {
+            // It is not printed: it may hold a secret.
+            let Some((scheme, rest)) = address.split_once("://") else {
+                return wrong(
+                    "an address of the schema registry does not begin with `http://` or `https://`".to_owned(),
+                );
+            };
+            if rest.contains('@') {
+                return wrong("an address of the schema registry names a user: say so with `basic_auth`".to_owned());
+            }
+            match scheme {
+                "http" => {}
+                "https" if cfg!(feature = "tls") => {}
+                "https" => return wrong(format!("the schema registry at {address} needs the feature `tls`")),
+                _ => return wrong(format!("the schema registry at {address} is reached by http or https only")),
+            }
+            if ureq::http::Uri::try_from(address).is_err() {
+                return wrong(format!("`{address}` is no address of a schema registry"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The answer to a question: of the kind that was asked for, or the registry's own complaint.
+    pub(super) fn get<T: DeserializeOwned>(&self, path: &str, doing: &str) -> Result<Result<T, Complaint>> {
+        self.ask(path, None, doing)
+    }
+
+    /// As `get`, of a question with a body.
+    pub(super) fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &serde_json::Value,
+        doing: &str,
+    ) -> Result<Result<T, Complaint>> {
+        self.ask(path, Some(&body.to_string()), doing)
+    }
+
+    /// The next question goes to another address, when there is one.
+    pub(super) fn turn(&self) {
+        self.turn.fetch_add(1, Relaxed);
+    }
+
+    fn ask<T: DeserializeOwned>(&self, path: &str, body: Option<&str>, doing: &str) -> Result<Result<T, Complaint>> {
+        self.check()?;
+        let (asked, mut pause) = (Instant::now(), AGAIN_FIRST);
+        loop {
+            let left = self.within.saturating_sub(asked.elapsed());
+            let turn = self.turn.load(Relaxed) % self.addresses.len();
+            let cannot = |kind, why: String| {
+                let limit =
+                    if kind == ErrorKind::Unreachable { format!(" within {:?}", self.within) } else { String::new() };
+                Err(Error::new(kind, format!("cannot {doing} at the schema registry {self}{limit}")).caused_by(why))
+            };
+            let why = match self.attempt(&self.addresses[turn], path, body, left.min(self.within / ATTEMPTS)) {
+                Ok(answer) => return Ok(answer),
+                Err(Failure::Final(kind, why)) => return cannot(kind, why),
+                Err(Failure::Passing(why)) => why,
+            };
+            self.turn.store(turn + 1, Relaxed);
+            let left = self.within.saturating_sub(asked.elapsed());
+            if left <= pause {
+                return cannot(ErrorKind::Unreachable, why);
+            }
+            tracing::warn!(registry = %self, %why, ?pause, "cannot {doing}, asking again");
+            thread::sleep(pause);
+            pause = (pause * 2).min(AGAIN_MOST);
+        }
+    }
+
+    fn attempt<T: DeserializeOwned>(
+        &self,
+        address: &str,
+        path: &str,
+        body: Option<&str>,
+        limit: Duration,
+    ) -> Result<Result<T, Complaint>, Failure> {
+        let url = format!("{address}{path}");
+        let failure = |cause| match cause {
+            // What is wrong with it may be its secret, so the cause is not told.
+            ureq::Error::Http(_) | ureq::Error::BadUri(_) => {
+                Failure::Final(ErrorKind::Option, "address or secret cannot be put into a request".to_owned())
+            }
+            cause => Failure::Passing(format!("{address}: {cause}")),
+        };
+        let answer = match body {
+            None => self.dressed(self.agent.get(url), limit).call(),
+            Some(body) => self.dressed(self.agent.post(url), limit).content_type(JSON).send(body),
+        };
+        let mut answer = answer.map_err(failure)?;
+        let status = answer.status().as_u16();
+        let text =
+            answer.body_mut().with_config().limit(ANSWER_MOST).lossy_utf8(true).read_to_string().map_err(failure)?;
+        understand(status, &text).map_err(|failure| failure.at(address))
+    }
+
+    /// With what every request has.
+    fn dressed<B>(&self, request: RequestBuilder<B>, limit: Duration) -> RequestBuilder<B> {
+        let request = request.config().timeout_global(Some(limit)).build().header("Accept", JSON);
+        match &self.secret {
+            Some(Secret(secret)) => request.header("Authorization", secret),
+            None => request,
+        }
+    }
+}
+
+/// What an answer means.
+fn understand<T: DeserializeOwned>(status: u16, text: &str) -> Result<Result<T, Complaint>, Failure> {
+    #[derive(Deserialize)]
+    struct Said {
+        error_code: u32,
+        #[serde(default)]
+        message: String,
+    }
+    let said = serde_json::from_str::<Said>(text);
+    let why = || format!("it answers {status}: {}", told(said.as_ref().map_or(text, |said| said.message.as_str())));
+    match (status, &said) {
+        (200..=299, _) => match serde_json::from_str(text) {
+            Ok(answer) => Ok(Ok(answer)),
+            // A proxy before it says that all is well when it is not.
+            Err(_) => Err(Failure::Passing(format!("it answers what no registry does: {}", told(text)))),
+        },
+        (401 | 403, _) => Err(Failure::Final(ErrorKind::Refused, why())),
+        (408 | 429 | 500..=599, _) => Err(Failure::Passing(why())),
+        // Who answers this for a registry, or for a path that is none, does not know which schemas there are.
+        (404, Err(_)) => Err(Failure::Passing(why())),
+        (404, Ok(said)) if !UNKNOWN.contains(&said.error_code) => Err(Failure::Passing(why())),
+        (_, Ok(said)) => Ok(Err(Complaint { status, code: said.error_code, message: said.message.clone() })),
+        (_, Err(_)) => Err(Failure::Final(ErrorKind::Refused, why())),
+    }
+}
+
+impl Failure {
+    fn at(self, address: &str) -> Failure {
+        match self {
+            Failure::Passing(why) => Failure::Passing(format!("{address}: {why}")),
+            Failure::Final(kind, why) => Failure::Final(kind, format!("{address}: {why}")),
+        }
+    }
+}
+
+/// The beginning of what was said.
+fn told(text: &str) -> String {
+    let text = text.trim();
+    text.char_indices().nth(TOLD_MOST).map_or_else(|| text.to_owned(), |(end, _)| format!("{}...", &text[..end]))
+}
+
+/// A name as a part of a path.
+pub(super) fn escaped(name: &str) -> String {
+    utf8_percent_encode(name, NON_ALPHANUMERIC).to_string()
+}
+
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Of an address that names a user nothing is shown.
+        let shown = self.addresses.iter().map(|address| if address.contains('@') { "[not shown]" } else { address });
+        f.write_str(&shown.collect::<Vec<_>>().join(", "))
+    }
+}
+
+#[cfg(all(test, not(feature = "tls")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn https_wants_a_feature() {
+        let error = Client::new("https://localhost").check().expect_err("it is not there");
+        assert!(error.kind() == ErrorKind::Option && error.to_string().contains("feature `tls`"), "{error}");
+    }
+}

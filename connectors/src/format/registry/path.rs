@@ -1,0 +1,93 @@
+//! Which message of a Protobuf schema a payload is; stands between the schema's id and the message.
+
+use crate::format::Cause;
+
+/// Which message of a Protobuf schema: its place among the file's, then among that message's own, and so on.
+pub(crate) type Path = Vec<i32>;
+
+/// Messages nested deeper than this are nobody's.
+const DEPTH_MOST: i64 = 64;
+
+/// Which message it is, and the payload behind it.
+pub(crate) fn path_of(payload: &[u8]) -> Result<(Path, &[u8]), Cause> {
+    let mut rest = payload;
+    let mut next = || take_varint(&mut rest).ok_or("it ends, or makes no sense, in which message of its schema it is");
+    let path = match next()? {
+        // Short for the first.
+        0 => vec![0],
+        count @ 1..=DEPTH_MOST => (0..count)
+            .map(|_| {
+                next().and_then(|index| {
+                    i32::try_from(index)
+                        .ok()
+                        .filter(|index| *index >= 0)
+                        .ok_or("it is a message with a number that no schema has")
+                })
+            })
+            .collect::<Result<_, _>>()?,
+        count => return Err(format!("it is a message nested {count} deep in its schema").into()),
+    };
+    Ok((path, rest))
+}
+
+pub(crate) fn put_path(path: &[i32], payload: &mut Vec<u8>) {
+    if path == [0] {
+        return payload.push(0);
+    }
+    put_varint(path.len() as i64, payload);
+    path.iter().for_each(|index| put_varint(i64::from(*index), payload));
+}
+
+/// A zigzag number of at most ten bytes; `None` when it does not end in time.
+fn take_varint(bytes: &mut &[u8]) -> Option<i64> {
+    let mut number = 0_u64;
+    for shift in (0..64).step_by(7) {
+        let (byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        number |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some((number >> 1) as i64 ^ -((number & 1) as i64));
+        }
+    }
+    None
+}
+
+fn put_varint(number: i64, bytes: &mut Vec<u8>) {
+    let mut rest = (number << 1 ^ number >> 63) as u64;
+    while rest >= 0x80 {
+        bytes.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    bytes.push(rest as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Computed by hand from the description of the wire format.
+    #[test]
+    fn paths_are_as_confluent_writes_them() {
+        for (path, bytes) in [
+            (vec![0], &[0][..]),
+            (vec![1], &[2, 2]),
+            (vec![1, 0], &[4, 2, 0]),
+            (vec![0, 0], &[4, 0, 0]),
+            (vec![3, 64], &[4, 6, 0x80, 1]),
+        ] {
+            let mut written = Vec::new();
+            put_path(&path, &mut written);
+            assert_eq!(written, bytes, "{path:?}");
+            assert_eq!(path_of(&[bytes, b"rest"].concat()).expect("it is one"), (path, &b"rest"[..]));
+        }
+        // The first message in the long form, which may be read too.
+        assert_eq!(path_of(&[2, 0]).expect("it is one").0, [0]);
+    }
+
+    #[test]
+    fn what_is_no_path_is_refused() {
+        for bytes in [&[][..], &[2], &[4, 0], &[1], &[2, 1], &[0x80; 20], &[0xfe, 0xff, 0xff, 0xff, 0x0f], &[2, 0xff]] {
+            assert!(path_of(bytes).is_err(), "{bytes:?}");
+        }
+    }
+}

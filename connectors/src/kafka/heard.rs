@@ -1,0 +1,172 @@
+//! What a client says of itself: complaints, which explain a silence and tell a refusal, and lines of its log. All of it
+//! passes through here on its way to anybody, and leaves without secrets. The client also asks here for tokens.
+
+use std::error::Error as StdError;
+use std::sync::{Arc, Mutex};
+
+use millstream::{Error, ErrorKind};
+use rdkafka::client::OAuthToken;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+
+use super::client::Settings;
+use super::error::is_refusal;
+use super::lock;
+use super::token::Tokens;
+
+/// What a client has complained about, as far as it explains why nothing moves.
+#[derive(Debug)]
+pub(super) struct Heard {
+    settings: Arc<Settings>,
+    complaint: Mutex<Option<Complaint>>,
+}
+
+#[derive(Debug)]
+struct Complaint {
+    weight: Weight,
+    reason: String,
+}
+
+/// The last of the heaviest complaints counts; of refusals the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Weight {
+    /// That all brokers are down says less than why each of them is.
+    AllAreDown,
+    Logged,
+    Failed,
+    Refused,
+}
+
+impl Heard {
+    pub(super) fn new(settings: &Arc<Settings>) -> Heard {
+        Heard { settings: Arc::clone(settings), complaint: Mutex::default() }
+    }
+
+    /// The client tells an error.
+    pub(super) fn note(&self, error: &KafkaError, reason: &str) {
+        let reason = self.settings.hide_in(reason);
+        let Some(code) = error.rdkafka_error_code() else { return };
+        let weight = match code {
+            Code::AllBrokersDown => Weight::AllAreDown,
+            code if is_refusal(code) && !is_passing(&reason) || is_of_certificate(&reason) => Weight::Refused,
+            _ => Weight::Failed,
+        };
+        // The client tells the same of a broker once in 30 s.
+        tracing::warn!(%code, reason, "kafka client");
+        self.keep(weight, explained(&reason));
+    }
+
+    /// The client logs a line.
+    pub(super) fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        let line = self.settings.hide_in(line);
+        tracing::debug!(?level, facility, line, "kafka client");
+        if facility == "FAIL" {
+            // Which of its threads says it is nobody's business.
+            let reason = line.split_once("]: ").map_or(line.as_str(), |(_, reason)| reason);
+            self.keep(Weight::Logged, reason.to_owned());
+        }
+    }
+
+    /// The client wants a token.
+    pub(super) fn token(&self) -> Result<OAuthToken, Box<dyn StdError>> {
+        let tokens = self.settings.security.tokens();
+        tokens.and_then(Tokens::newest).ok_or_else(|| "there is no token".into())
+    }
+
+    fn keep(&self, weight: Weight, reason: String) {
+        let mut complaint = lock(&self.complaint);
+        let before = complaint.as_ref().map(|complaint| complaint.weight);
+        if before.is_none_or(|before| weight >= before && before != Weight::Refused) {
+            *complaint = Some(Complaint { weight, reason });
+        }
+    }
+
+    pub(super) fn take(&self) -> Option<String> {
+        lock(&self.complaint).take().map(|complaint| complaint.reason)
+    }
+
+    /// What the other side refused, when it did.
+    pub(super) fn refusal(&self) -> Option<String> {
+        let complaint = lock(&self.complaint);
+        complaint.as_ref().filter(|complaint| complaint.weight == Weight::Refused).map(|told| told.reason.clone())
+    }
+
+    /// The error of a refusal, when there was one. Of a token that is too old the reason is why there is no newer one.
+    pub(super) fn refused(&self, doing: &str) -> Option<Error> {
+        let reason = self.refusal()?;
+        let lapsed = self.settings.security.tokens().and_then(|tokens| tokens.lapsed());
+        Some(match lapsed {
+            Some(lapsed) => Error::new(lapsed.kind(), doing).caused_by(lapsed),
+            None => Error::new(ErrorKind::Refused, doing).caused_by(reason),
+        })
+    }
+}
+
+/// The connection broke while we said who we are, as it does when a broker stops, or we said it twice within a second, as
+/// the client does when a token is about to expire. It calls both a failed authentication, or an error of TLS.
+fn is_passing(reason: &str) -> bool {
+    [
+        "handshake failed: Local:",
+        "not valid in current SASL state",
+        "unexpected eof",
+        "Disconnected",
+        "SSL transport error",
+    ]
+    .iter()
+    .any(|part| reason.contains(part))
+}
+
+/// The broker says no to our certificate, or to having none. By TLS 1.3 it does when the connection seems to stand, so the
+/// client takes it for a broken one.
+fn is_of_certificate(reason: &str) -> bool {
+    reason.contains(" alert ")
+        && ["certificate", "unknown ca", "access denied", "handshake failure"].iter().any(|part| reason.contains(part))
+}
+
+/// The client's reason, with what it means here where it speaks of its own properties or says next to nothing.
+fn explained(reason: &str) -> String {
+    let meaning = if reason.contains("certificate verify failed") {
+        "the broker's certificate is not of the authorities that are trusted (`Tls::ca_file`), or not for the host name that \
+         was called, or too old"
+    } else if reason.contains("invalid_token") {
+        "the broker does not take the token: it has expired, or is meant for another broker"
+    } else if reason.contains("not valid in current SASL state") {
+        "the broker does not ask who we are here"
+    } else if is_of_certificate(reason) {
+        "the broker wants a certificate of ours (`Tls::identity_files`), or does not take the one that it has seen"
+    } else {
+        return reason.to_owned();
+    };
+    format!("{meaning}: {reason}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_is_no_refusal() {
+        for reason in [
+            "sasl_ssl://localhost:1/1: SASL PLAIN mechanism handshake failed: Local: Broker transport failure: broker's \
+             supported mechanisms: (n/a)",
+            "sasl_ssl://localhost:1/1: SASL OAUTHBEARER mechanism handshake failed: Broker: Request not valid in current SASL \
+             state: broker's supported mechanisms: ",
+            "ssl://localhost:1/1: SSL handshake failed: error:0A000126:SSL routines::unexpected eof while reading",
+        ] {
+            assert!(is_passing(reason), "{reason}");
+        }
+        for reason in [
+            "SASL PLAIN mechanism handshake failed: Broker: Unsupported SASL mechanism: broker's supported mechanisms: X",
+            "SASL authentication error: Authentication failed: Invalid username or password",
+            "SSL handshake failed: error:0A000086:SSL routines::certificate verify failed",
+        ] {
+            assert!(!is_passing(reason), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_taken_is_a_refusal() {
+        assert!(is_of_certificate("Receive failed: error:0A000412:SSL routines::ssl/tls alert bad certificate"));
+        assert!(!is_of_certificate("Receive failed: error:0A000438:SSL routines::tlsv1 alert internal error"));
+    }
+}

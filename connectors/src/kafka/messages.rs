@@ -1,0 +1,72 @@
+//! A sink whose messages each name their topic.
+
+use crate::format::{Bytes, Csv, Json, Text};
+
+use super::options::{Compression, OnRefused, Partitioner, Profile};
+use super::topic::{RawRecords, RecordsWithMetadata, Topic};
+
+/// A sink of messages that each name their topic; choose a format.
+#[derive(Clone, Debug)]
+pub struct Messages {
+    topic: Topic,
+}
+
+impl Messages {
+    pub(super) fn new(topic: Topic) -> Messages {
+        Messages { topic: Topic { by_message: true, ..topic } }
+    }
+
+    /// As [`Topic::profile`].
+    #[must_use]
+    pub fn profile(self, profile: Profile) -> Messages {
+        Messages { topic: self.topic.profile(profile) }
+    }
+
+    /// As [`Topic::compression`].
+    #[must_use]
+    pub fn compression(self, compression: Compression) -> Messages {
+        Messages { topic: self.topic.compression(compression) }
+    }
+
+    /// As [`Topic::partitioner`].
+    #[must_use]
+    pub fn partitioner(self, partitioner: Partitioner) -> Messages {
+        Messages { topic: self.topic.partitioner(partitioner) }
+    }
+
+    /// As [`Topic::on_refused`].
+    #[must_use]
+    pub fn on_refused(self, policy: OnRefused) -> Messages {
+        Messages { topic: self.topic.on_refused(policy) }
+    }
+
+    /// Values as JSON.
+    pub fn json<T>(self) -> RecordsWithMetadata<Json<T>> {
+        self.topic.json().with_metadata()
+    }
+
+    /// Values as CSV; see [`Topic::csv`].
+    pub fn csv<T>(self) -> RecordsWithMetadata<Csv<T>> {
+        self.topic.csv().with_metadata()
+    }
+
+    /// Values as UTF-8 text.
+    pub fn text(self) -> RecordsWithMetadata<Text> {
+        self.topic.text().with_metadata()
+    }
+
+    /// Values as bytes.
+    pub fn bytes(self) -> RecordsWithMetadata<Bytes> {
+        self.topic.bytes().with_metadata()
+    }
+
+    /// Values in a format of your own.
+    pub fn format<F>(self, format: F) -> RecordsWithMetadata<F> {
+        self.topic.format(format).with_metadata()
+    }
+
+    /// Messages as they are.
+    pub fn raw(self) -> RawRecords {
+        self.topic.raw()
+    }
+}

@@ -1,0 +1,218 @@
+//! Which run committed an offset. A job that assigns its partitions itself is no member of its group, and the group does not
+//! know of it; so it signs its commits, in their metadata, and reads back who signed last. Of two runs that meet, the one
+//! that began first ends with an error that names the other: it was paused, or cut off, and is the one that nobody misses.
+//!
+//! A signature is renewed while its run lives and says so when it ends in good order. One that was not renewed for
+//! [`DEAD_AFTER`] is of a run that died.
+
+use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use millstream::{Error, ErrorKind, Result};
+use serde::{Deserialize, Serialize};
+
+/// How long a signature is good for.
+pub(super) const DEAD_AFTER: Duration = Duration::from_secs(10);
+/// How often it is renewed when nothing moves.
+pub(super) const RENEW_EVERY: Duration = Duration::from_secs(3);
+/// A run that lives renews its signature within this, whatever the clocks of two machines make of its age.
+const WATCH_LEAST: Duration = Duration::from_secs(4);
+/// How often that is looked at while it is unknown whether a run is dead.
+const WATCH_EVERY: Duration = Duration::from_millis(500);
+
+/// Of the run that made a commit; equal when nothing was committed between.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Signature {
+    run: String,
+    host: String,
+    process: u32,
+    /// When the run began and when it signed, in milliseconds since 1970.
+    began: u64,
+    at: u64,
+    has_ended: bool,
+}
+
+/// Whether a run goes on after a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    GoesOn,
+    HasEnded,
+}
+
+/// The metadata of a commit; other programs have theirs.
+#[derive(Serialize, Deserialize)]
+struct Metadata {
+    millstream: Signature,
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
+impl Signature {
+    /// Of a run that begins now. All runs of a process are one to others: a restart of a job is nobody else.
+    pub(super) fn new() -> Signature {
+        static RUN: OnceLock<String> = OnceLock::new();
+        let run = RUN.get_or_init(|| format!("{:016x}", RandomState::new().build_hasher().finish()));
+        Signature {
+            run: run.clone(),
+            host: gethostname::gethostname().to_string_lossy().into_owned(),
+            process: std::process::id(),
+            began: now(),
+            at: 0,
+            has_ended: false,
+        }
+    }
+
+    /// The metadata of a commit that is made now.
+    pub(super) fn metadata(&self, life: Life) -> String {
+        let millstream = Signature { at: now(), has_ended: life == Life::HasEnded, ..self.clone() };
+        serde_json::to_string(&Metadata { millstream }).expect("it is text and numbers")
+    }
+
+    /// The signature in a commit's metadata, if there is one.
+    pub(super) fn read(metadata: &str) -> Option<Signature> {
+        serde_json::from_str::<Metadata>(metadata).ok().map(|metadata| metadata.millstream)
+    }
+
+    /// Whether it is of another run, which may have ended.
+    pub(super) fn is_other(&self, other: &Signature) -> bool {
+        self.run != other.run
+    }
+
+    /// Whether it is of another run that has not said that it ended.
+    fn is_foreign(&self, other: &Signature) -> bool {
+        self.is_other(other) && !other.has_ended
+    }
+
+    /// Whoever signed until now began earlier, whatever the clocks of two machines make of it.
+    pub(super) fn begin_after(&mut self, others: &[Signature]) {
+        let last = others.iter().filter(|other| self.is_foreign(other)).map(|other| other.began).max();
+        self.began = self.began.max(last.map_or(0, |last| last + 1));
+    }
+
+    /// Whether this run has to give way to another.
+    pub(super) fn gives_way_to(&self, other: &Signature) -> bool {
+        self.is_foreign(other) && (other.began, &other.run) > (self.began, &self.run)
+    }
+
+    /// How much longer it may be that its run lives.
+    fn lives_for(&self) -> Duration {
+        DEAD_AFTER.saturating_sub(Duration::from_millis(now().saturating_sub(self.at))).max(WATCH_LEAST)
+    }
+
+    /// The error of a run that must not go on beside it.
+    pub(super) fn refusal(&self, group: &str) -> Error {
+        let doing = format!("group `{group}` is read by another run, {self}: two would commit past each other");
+        Error::new(ErrorKind::Refused, doing)
+    }
+}
+
+impl fmt::Display for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of process {} on {}", self.run, self.process, self.host)
+    }
+}
+
+/// Waits until the runs that are foreign to `own`, among those who signed, are known to be dead; `signed` asks who has.
+///
+/// # Errors
+/// When one of them lives.
+pub(super) fn await_death(
+    own: &mut Signature,
+    group: &str,
+    mut signed: impl FnMut() -> Result<Vec<Signature>>,
+) -> Result<()> {
+    let mut foreign = || {
+        signed().map(|mut signatures| {
+            own.begin_after(&signatures);
+            signatures.retain(|other| own.is_foreign(other));
+            signatures
+        })
+    };
+    let until = |signatures: &[Signature]| signatures.iter().map(|one| Instant::now() + one.lives_for()).max();
+    let mut known = foreign()?;
+    let mut deadline = until(&known);
+    let mut signs_of_life = 0;
+    while let Some(left) = deadline.and_then(|deadline| deadline.checked_duration_since(Instant::now())) {
+        tracing::info!(group, run = %known[0], "another run has not said that it ended, looking whether it lives");
+        thread::sleep(WATCH_EVERY.min(left));
+        let now = foreign()?;
+        // Whoever signs lives, whatever the clocks of two machines make of it; but one signature may have been on its way
+        // when its run died.
+        if let Some(lives) = now.iter().find(|signature| !known.contains(signature)) {
+            signs_of_life += 1;
+            if signs_of_life > 1 {
+                return Err(lives.refusal(group));
+            }
+            deadline = until(&now);
+        }
+        if now.is_empty() {
+            return Ok(());
+        }
+        known = now;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn foreign(run: &str, at: u64) -> Signature {
+        Signature { run: run.to_owned(), at, ..Signature::new() }
+    }
+
+    #[test]
+    fn a_commit_says_who_made_it() {
+        let own = Signature::new();
+        let read = Signature::read(&own.metadata(Life::GoesOn)).unwrap();
+        assert!(!own.is_foreign(&read) && !own.gives_way_to(&read), "{read:?}");
+        assert!(Signature::read(&own.metadata(Life::HasEnded)).unwrap().has_ended);
+        for other in ["", "{}", "consumer-1", "{\"millstream\":7}"] {
+            assert_eq!(Signature::read(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn of_two_runs_one_gives_way() {
+        let mut own = Signature::new();
+        let later = Signature { began: own.began + 1, ..foreign("theirs", 0) };
+        let at_once = Signature { began: own.began, ..foreign("theirs", 0) };
+        assert!(own.gives_way_to(&later) && !later.gives_way_to(&own));
+        assert_ne!(own.gives_way_to(&at_once), at_once.gives_way_to(&own));
+        // Their clock is ahead.
+        let ahead = Signature { began: own.began + 1_000_000, ..foreign("theirs", 0) };
+        own.begin_after(std::slice::from_ref(&ahead));
+        assert!(ahead.gives_way_to(&own) && !own.gives_way_to(&ahead));
+    }
+
+    #[test]
+    fn who_signs_again_lives_and_who_ended_does_not_matter() {
+        // Our clock may be ahead of theirs by any time.
+        for age in [5_000, 3_600_000] {
+            let (mut own, mut asked) = (Signature::new(), 0);
+            let error = await_death(&mut own, "orders", || {
+                asked += 1;
+                Ok(vec![foreign("theirs", now() - age + asked)])
+            });
+            let error = error.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Refused);
+            assert!(error.to_string().contains("`orders`") && error.to_string().contains("theirs"), "{error}");
+        }
+        let mut own = Signature::new();
+        let (ended, ours) = (Signature { has_ended: true, ..foreign("theirs", now()) }, own.clone());
+        await_death(&mut own, "orders", || Ok(vec![ended.clone(), ours.clone()])).unwrap();
+    }
+
+    #[test]
+    fn a_dead_run_is_waited_for_as_long_as_it_may_live() {
+        let (mut own, begun) = (Signature::new(), Instant::now());
+        let dead = foreign("dead", now() - 60_000);
+        await_death(&mut own, "orders", || Ok(vec![dead.clone()])).unwrap();
+        assert!(begun.elapsed() >= WATCH_LEAST, "{:?}", begun.elapsed());
+    }
+}

@@ -1,0 +1,23 @@
+//! Reports as JSON lines, comparisons as JSON and as a page with a plot.
+
+mod page;
+
+use std::io::{self, Write};
+
+use millstream::{Comparison, Report};
+
+pub use page::{page, plot};
+
+/// Writes the report as one line of JSON: durations in nanoseconds, everything else as its field says.
+///
+/// # Errors
+/// When `writer` does not take it.
+pub fn write_line(report: &Report, writer: &mut impl Write) -> io::Result<()> {
+    serde_json::to_writer(&mut *writer, report)?;
+    writer.write_all(b"\n")
+}
+
+/// A comparison as JSON: durations in nanoseconds, everything else as its field says.
+pub fn json(comparison: &Comparison) -> String {
+    serde_json::to_string_pretty(comparison).expect("a comparison is text and numbers")
+}
