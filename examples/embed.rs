@@ -4,11 +4,12 @@
 //! cargo run --release --example embed
 //! curl -d '{"id": 1, "customer": 7, "cents": 1250}' -H 'content-type: application/json' localhost:8080/orders
 //! curl localhost:8080/report
+//! curl localhost:8080/metrics
 //! ```
 //!
 //! `POST /orders` says 200 when the broker has the invoice, 503 when that cannot be known in time, and 400 with the cause for
 //! a body that is no order. `GET /report` shows what both jobs do: one makes invoices, the other reads them back and adds up
-//! what was sold.
+//! what was sold. `GET /metrics` is what Prometheus asks for: the jobs tell the `metrics` facade, and its exporter shows it.
 
 mod support;
 
@@ -23,6 +24,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use clap::Parser;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use millstream::{Error, ErrorKind, Job, Reporter, Restart, Result, Running, Sender, Undelivered, channel, discard};
 use millstream_connectors::{Kafka, StartAt};
 use serde::{Deserialize, Serialize};
@@ -65,6 +67,7 @@ struct Service {
     /// In cents, as read back from Kafka.
     sold: AtomicU64,
     reports: OnceLock<[Reporter; 2]>,
+    metrics: PrometheusHandle,
 }
 
 /// Longer than a broker's restart is nobody's patience.
@@ -99,11 +102,18 @@ async fn get_report(State(service): State<Arc<Service>>) -> Response {
     Json(serde_json::json!({ "sold": sold, "jobs": jobs })).into_response()
 }
 
+async fn get_metrics(State(service): State<Arc<Service>>) -> String {
+    service.metrics.render()
+}
+
 const AGAIN: Restart = Restart::Backoff { first: Duration::from_millis(100), most: Duration::from_secs(5) };
 
 fn start_jobs(kafka: &Kafka, output: &str) -> Result<(Arc<Service>, [Running; 2])> {
+    let metrics = PrometheusBuilder::new()
+        .install_recorder()
+        .map_err(|cause| Error::new(ErrorKind::Option, "cannot install the exporter of metrics").caused_by(cause))?;
     let (orders, source) = channel::<Order>(1_024);
-    let service = Arc::new(Service { orders, sold: AtomicU64::new(0), reports: OnceLock::new() });
+    let service = Arc::new(Service { orders, sold: AtomicU64::new(0), reports: OnceLock::new(), metrics });
     let (to, topic) = (kafka.clone(), output.to_owned());
     let invoices = Job::new("invoices", move |flow| {
         let invoice = |Order { id, customer, cents }| Invoice { id, customer, amount: cents as f64 / 100.0 };
@@ -136,7 +146,7 @@ async fn serve(options: Options, kafka: Kafka) -> Result<()> {
     let started = tokio::task::spawn_blocking(move || start_jobs(&kafka, &options.output)).await;
     let (service, jobs) = started.map_err(|cause| Error::new(ErrorKind::Panic, "cannot start").caused_by(cause))??;
     let routes = Router::new().route("/orders", post(post_order)).route("/report", get(get_report));
-    let app = routes.with_state(Arc::clone(&service));
+    let app = routes.route("/metrics", get(get_metrics)).with_state(Arc::clone(&service));
     let mut term = signal(SignalKind::terminate()).map_err(cannot("cannot listen for signals".to_owned()))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot("cannot listen for signals".to_owned()))?;
     let asked = async move {

@@ -78,6 +78,7 @@ fn what_others_may_not_name() {
     may_name("timely", &timely, "engine/src");
     may_name("rdkafka", &["connectors/src/kafka/"], "connectors/src");
     may_name("std::fs", &["engine/src/state/"], "engine/src");
+    may_name("std::fs", &["connectors/src/file/", "connectors/src/kafka/security"], "connectors/src");
     may_name("serde_json", &[], "engine/src");
     may_name("rdkafka", &[], "engine/src");
 }

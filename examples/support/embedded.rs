@@ -53,7 +53,7 @@ pub struct Order {
 }
 
 /// One order in ten is not kept by `transform`.
-fn order(id: u64, due: u64) -> Order {
+pub fn order(id: u64, due: u64) -> Order {
     let cents = if id % 10 == 9 { -(id as i64 % 5_000) } else { id as i64 % 90_000 + 1 };
     Order { id, due, customer: id % 1_000, cents, pad: "x".repeat(1_000) }
 }

@@ -4,10 +4,11 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use krafka::testing::FakeBroker;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 /// No test waits for longer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -35,6 +36,9 @@ impl Drop for Service {
 
 #[test]
 fn answers_when_the_broker_has_the_invoice() {
+    // The service inherits it: a thousand connections are a thousand files.
+    let files = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let broker = runtime.block_on(FakeBroker::start()).unwrap();
     broker.create_topic("invoices", 1);
@@ -61,20 +65,24 @@ fn answers_when_the_broker_has_the_invoice() {
         assert!(status == 400 && cause.contains(names), "{body}: {status} {cause}");
     }
     assert_eq!(written(), before + 1, "what is no order leaves nothing");
-    // A thousand at once, on as many connections as there may be.
+    // A thousand at once, each on a connection of its own.
+    let all_are_there = Barrier::new(1_000);
     std::thread::scope(|scope| {
-        for handler in 0..100 {
-            scope.spawn(move || {
-                for n in 0..10 {
-                    let order = format!(r#"{{"id": {}, "customer": {handler}, "cents": 100}}"#, handler * 100 + n);
-                    assert_eq!(post(&order).unwrap().0, 200);
-                }
+        for id in 0..1_000 {
+            let all_are_there = &all_are_there;
+            let handler = std::thread::Builder::new().stack_size(128 << 10).spawn_scoped(scope, move || {
+                let order = format!(r#"{{"id": {id}, "customer": {}, "cents": 100}}"#, id % 100);
+                all_are_there.wait();
+                assert_eq!(post(&order).unwrap().0, 200);
             });
+            handler.unwrap();
         }
     });
     assert_eq!(written(), before + 1_001);
     let (status, report) = request(&address, "GET", "/report", "").unwrap();
     assert!(status == 200 && report.contains("\"acknowledged\":1001"), "{report}");
+    let (status, metrics) = request(&address, "GET", "/metrics", "").unwrap();
+    assert!(status == 200 && metrics.contains("millstream_running{job=\"invoices\"} 1"), "{metrics}");
     broker.crash(0);
     let asked = Instant::now();
     assert_eq!(post(r#"{"id": 2, "customer": 7, "cents": 1}"#).unwrap().0, 503, "nobody can know");

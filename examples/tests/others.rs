@@ -2,6 +2,9 @@
 
 #![allow(clippy::duplicate_mod, reason = "each example has its own copy of what they share")]
 
+#[path = "../compare_triggers.rs"]
+#[allow(dead_code, reason = "its own main is not called here")]
+mod compare_triggers;
 #[path = "../etl.rs"]
 #[allow(dead_code, reason = "its own main is not called here")]
 mod etl;
@@ -15,6 +18,38 @@ mod lookup;
 use std::io::Write;
 use std::net::TcpListener;
 use std::thread;
+
+#[test]
+fn compare_triggers_writes_what_it_found() {
+    let folder = std::env::temp_dir().join(format!("millstream-compare-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let (page, plot, json) = (file("page.html"), file("plot.svg"), file("found.json"));
+    let arguments = [
+        "compare_triggers",
+        "--for",
+        "1s",
+        "--triggers",
+        "continuous,50ms",
+        "--page",
+        &page,
+        "--plot",
+        &plot,
+        "--json",
+        &json,
+    ];
+    compare_triggers::run(clap::Parser::parse_from(arguments)).unwrap();
+    let read = |path: &str| std::fs::read_to_string(path).unwrap();
+    let found: serde_json::Value = serde_json::from_str(&read(&json)).unwrap();
+    assert_eq!(found["results"], "Equal", "{found}");
+    // Nine orders in ten are kept, and a second of them is measured.
+    assert_eq!(found["runs"][1]["records_out"], 1800, "{found}");
+    assert_eq!(found["runs"][0]["latency"]["count"], 900, "{found}");
+    let (page, plot) = (read(&page), read(&plot));
+    assert!(plot.starts_with("<svg") && plot.matches("<polyline").count() >= 2, "{plot}");
+    assert!(page.contains(&plot) && page.contains("all runs wrote the same"), "{page}");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
 
 #[test]
 fn etl_cleans_what_is_there_and_ends() {

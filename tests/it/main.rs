@@ -7,12 +7,15 @@ use support::PATIENCE;
 
 mod bounds;
 mod calls;
+mod compare;
 mod ends;
 mod epochs;
 mod faults;
+mod files;
 mod hand_over;
 mod kafka;
 mod mistakes;
+mod observe;
 mod results;
 mod sockets;
 mod testing;

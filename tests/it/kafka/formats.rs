@@ -1,7 +1,7 @@
 //! What goes through a topic and comes out of it: formats, metadata, tombstones, partitions by key.
 
 use millstream::{Job, Malformed, Trigger, collect, rows};
-use millstream_connectors::{Compression, Kafka, Message, Profile};
+use millstream_connectors::{Compression, Csv, Kafka, Message, Profile};
 use rdkafka::producer::BaseRecord;
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +52,46 @@ fn json_text_and_bytes_come_back_as_they_went() {
     assert_eq!(came, points);
     assert_eq!((read_text.len(), read_bytes.len()), (200, 200));
     assert_eq!(read_bytes.values()[7], [0xff, 7], "one partition keeps the order");
+}
+
+#[test]
+fn csv_is_a_row_a_message_and_what_is_none_is_malformed() {
+    let broker = shared();
+    let (comma, tabs) = (broker.topic("csv", 1), broker.topic("csv-tabs", 2));
+    let points: Vec<Point> =
+        (0..50).map(|x| Point { x, y: (x % 3 == 0).then(|| format!("ü \"{x}\",\tof\nlines")) }).collect();
+    let (kafka, written) = (kafka(broker), points.clone());
+    let (to, of_comma, of_tabs) = (kafka.clone(), comma.clone(), tabs.clone());
+    Job::new("write", move |flow| {
+        let points = flow.source(rows(written.clone()).partitions(1))?;
+        points.clone().sink_by(|point| point.x.to_string(), to.topic(&of_comma).csv())?;
+        points.sink(to.topic(&of_tabs).format(Csv::new().delimiter(b'\t')))
+    })
+    .run()
+    .unwrap();
+    assert_eq!(broker.read(&comma)[0][1].value.as_deref(), Some("1,"), "no header, and no end of the line");
+    broker
+        .write(&comma, [(None, "", Some("1,a\n2,b")), (None, "", Some("")), (None, "", None), (None, "", Some("x,"))]);
+    let (good, bad, of_tabs) = (collect(), collect::<Malformed>(), collect());
+    let sinks = (good.clone(), bad.clone(), of_tabs.clone());
+    Job::new("read", move |flow| {
+        let (good, bad) = flow.source(kafka.topic(&comma).csv::<Point>())?.partition_results();
+        good.sink(&sinks.0)?;
+        bad.sink(&sinks.1)?;
+        let tabs = kafka.topic(&tabs).format(Csv::<Point>::new().delimiter(b'\t')).with_metadata();
+        flow.source(tabs)?.or_stop().map(|message| message.value().clone()).sink(&sinks.2)
+    })
+    .trigger(Trigger::AvailableNow)
+    .run()
+    .unwrap();
+    let mut from_tabs = of_tabs.values();
+    from_tabs.sort_by_key(|point: &Point| point.x);
+    assert_eq!((good.values(), from_tabs), (points.clone(), points));
+    let causes: Vec<String> = bad.values().into_iter().map(|bad| bad.cause).collect();
+    for (cause, says) in causes.iter().zip(["more than one row", "no row", "tombstone", "invalid digit"]) {
+        assert!(cause.contains(says), "{cause} does not say {says}");
+    }
+    assert_eq!(causes.len(), 4);
 }
 
 #[test]

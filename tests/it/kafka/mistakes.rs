@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use millstream::{ErrorKind, Flow, Job, Result, discard, rows};
 use millstream_connectors::{Compression, End, Kafka, Profile, StartAt};
+#[cfg(not(feature = "tls"))]
+use millstream_connectors::{Sasl, Tls};
 use rdkafka::consumer::Consumer;
 
 use super::kafka;
@@ -114,6 +116,28 @@ fn a_property_that_the_engine_owns_or_nobody_knows_is_named() {
         }
     }
     assert!(!format!("{:?}", kafka(shared()).set("sasl.password", "S3CR3T")).contains("S3CR3T"));
+}
+
+#[cfg(not(feature = "tls"))]
+#[test]
+fn security_that_was_not_built_names_the_feature_that_is_missing() {
+    let here = || kafka(shared());
+    for wrong in [
+        here().tls(Tls::new()),
+        here().tls(Tls::new()).sasl(Sasl::plain("alice", "S3CR3T")),
+        here().sasl(Sasl::scram_sha_256("alice", "S3CR3T")),
+        here().sasl(Sasl::oauth_bearer(|| Err("it is never called"))),
+        here().set("security.protocol", "ssl"),
+        here().set("ssl.key.password", "S3CR3T"),
+        here()
+            .set("security.protocol", "sasl_plaintext")
+            .set("sasl.mechanism", "SCRAM-SHA-512")
+            .set("sasl.username", "a"),
+    ] {
+        check(ErrorKind::Option, &["feature `tls`"], move |flow| {
+            flow.source(wrong.topic("orders").text())?.or_stop().sink(discard())
+        });
+    }
 }
 
 #[test]

@@ -8,12 +8,17 @@ mod outages;
 mod positions;
 mod receipts;
 mod refused;
+#[cfg(feature = "registry")]
+mod registry;
+mod runs;
+#[cfg(feature = "tls")]
+mod security;
 mod transactions;
 
 use millstream_connectors::Kafka;
 
 use crate::support::broker::Broker;
 
-fn kafka(broker: &Broker) -> Kafka {
+pub fn kafka(broker: &Broker) -> Kafka {
     Kafka::new(&broker.address)
 }

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use millstream::{ErrorKind, Job, Report, Restart, Result, rows};
-use millstream_connectors::{Message, OnRefused};
+use millstream::{Error, ErrorKind, Job, Report, Restart, Result, rows};
+use millstream_connectors::format::{Cause, Payload};
+use millstream_connectors::{Encode, Message, OnRefused};
 use serde::{Serialize, Serializer};
 
 use super::kafka;
@@ -99,4 +100,24 @@ fn and_a_dead_letter_topic_that_does_not_exist_is_named_at_start() {
         run(&topic, OnRefused::DeadLetters("no-such-topic".to_owned()), |message| message).expect_err("no topic");
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error:#}");
     assert!(error.to_string().contains("no-such-topic"), "{error:#}");
+}
+
+/// Cannot ask somebody whom it needs.
+#[derive(Clone)]
+struct Lonely;
+
+impl Encode<u64> for Lonely {
+    fn encode(&self, _: &u64, _: &mut Vec<u8>) -> Result<Payload, Cause> {
+        Err(Error::new(ErrorKind::Unreachable, "cannot ask somebody").into())
+    }
+}
+
+#[test]
+fn but_never_because_its_format_has_failed() {
+    let (kafka, topic) = (kafka(shared()), shared().topic("lonely", 1));
+    let job = Job::new("lonely", move |flow| {
+        flow.source(rows(0..3u64))?.sink(kafka.topic(&topic).on_refused(OnRefused::Skip).format(Lonely))
+    });
+    let error = job.run().expect_err("nothing is skipped for it");
+    assert_eq!((error.kind(), error.to_string().contains("cannot ask somebody")), (ErrorKind::Unreachable, true));
 }

@@ -39,7 +39,7 @@ fn runtime() -> &'static Runtime {
 pub fn shared() -> &'static Broker {
     static SHARED: OnceLock<Broker> = OnceLock::new();
     SHARED.get_or_init(|| match std::env::var("MILLSTREAM_KAFKA") {
-        Ok(address) => Broker { address, embedded: None },
+        Ok(address) => Broker::at(&address),
         Err(_) => Broker::embedded(),
     })
 }
@@ -60,6 +60,17 @@ impl Broker {
     fn embedded() -> Broker {
         let broker = runtime().block_on(FakeBroker::start()).expect("the embedded broker starts");
         Broker { address: broker.bootstrap_servers(), embedded: Some(broker) }
+    }
+
+    /// A real broker.
+    pub fn at(address: &str) -> Broker {
+        Broker { address: address.to_owned(), embedded: None }
+    }
+
+    /// The end of a partition's log.
+    pub fn end(&self, topic: &str, partition: i32) -> i64 {
+        let consumer: BaseConsumer = self.client().create().unwrap();
+        consumer.fetch_watermarks(topic, partition, crate::PATIENCE).unwrap().1
     }
 
     pub fn client(&self) -> ClientConfig {
@@ -266,6 +277,9 @@ pub fn headers(pairs: &[(&str, Option<&str>)]) -> OwnedHeaders {
     pairs.iter().fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: *value }))
 }
 
+/// What starts and ends real brokers.
+pub const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kafka/broker");
+
 /// A broker of a test's own, that it may stop and start.
 pub struct OwnBroker {
     pub broker: Broker,
@@ -275,11 +289,11 @@ pub struct OwnBroker {
     properties: String,
 }
 
-/// A port of which the next two are free as well.
+/// A port of which the next seven are free as well.
 fn free_port() -> u16 {
     let is_free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
-    std::iter::repeat_with(|| 20_000 + fastrand::u16(..10_000) / 4 * 4)
-        .find(|port| (0..3).all(|next| is_free(port + next)))
+    std::iter::repeat_with(|| 20_000 + fastrand::u16(..10_000) / 8 * 8)
+        .find(|port| (0..8).all(|next| is_free(port + next)))
         .expect("there is always another")
 }
 
@@ -301,9 +315,14 @@ impl OwnBroker {
 
     /// A real broker with settings of its own.
     pub fn with(properties: &str) -> OwnBroker {
+        OwnBroker::with_ports(|_| properties.to_owned())
+    }
+
+    /// A real broker with settings of its own, of its port: from the second one behind that on, six are free for it.
+    pub fn with_ports(properties: impl FnOnce(u16) -> String) -> OwnBroker {
         let port = free_port();
         let broker = Broker { address: format!("127.0.0.1:{port}"), embedded: None };
-        let own = OwnBroker { broker, port: Some(port), advertised: port, properties: properties.to_owned() };
+        let own = OwnBroker { broker, port: Some(port), advertised: port, properties: properties(port) };
         own.script(&["up"]);
         own
     }
@@ -322,8 +341,7 @@ impl OwnBroker {
 
     fn script(&self, command: &[&str]) -> String {
         let Some(port) = self.port else { return String::new() };
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/kafka/broker");
-        let mut child = Command::new(script);
+        let mut child = Command::new(SCRIPT);
         child.args(command).env("MILLSTREAM_KAFKA_PORT", port.to_string()).env("MILLSTREAM_KAFKA_MINUTES", "10");
         child.env("MILLSTREAM_KAFKA_ADVERTISED", self.advertised.to_string());
         child.env("MILLSTREAM_KAFKA_PROPERTIES", &self.properties);

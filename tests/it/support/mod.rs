@@ -2,6 +2,9 @@
 //! a clock that is moved until a job has ended.
 
 pub mod broker;
+pub mod events;
+#[cfg(feature = "registry")]
+pub mod registry;
 pub mod script;
 pub mod valve;
 

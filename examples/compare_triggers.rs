@@ -1,0 +1,130 @@
+//! The same pipeline on the same orders, record by record and in batches of 10, 100 and 1000 ms: what does a batch cost?
+//!
+//! ```text
+//! cargo run --release --example compare_triggers -- --page compare.html
+//! cargo run --release --example compare_triggers -- --brokers localhost:9092 --input orders --output scratch --fill
+//! ```
+//!
+//! Without `--brokers` the orders are made in this process and the invoices stay in its memory: the engine alone. With
+//! them it goes from Kafka to Kafka; each run writes its invoices to the output topic, and nothing of the input is
+//! committed.
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use millstream::{Collected, Error, ErrorKind, Flow, For, Job, Result, Trigger, collect, generate};
+use millstream_connectors::{Kafka, report};
+use serde::Serialize;
+use support::embedded::{Order, order};
+
+#[derive(Clone, Debug, Parser)]
+pub(crate) struct Options {
+    /// Bootstrap servers
+    #[arg(long)]
+    brokers: Option<String>,
+    /// The topic to read, from its beginning
+    #[arg(long, default_value = "orders")]
+    input: String,
+    /// The topic to write; it gets the invoices of every run
+    #[arg(long, default_value = "invoices")]
+    output: String,
+    /// Writes orders to the input topic first, as many as are needed
+    #[arg(long, requires = "brokers")]
+    fill: bool,
+    /// What to compare: continuous, or intervals of micro-batches
+    #[arg(long, value_delimiter = ',', default_value = "continuous,10ms,100ms,1s", value_parser = support::trigger)]
+    triggers: Vec<Trigger>,
+    /// How long each trigger is measured, after a second of warm-up
+    #[arg(long = "for", default_value = "20s", value_parser = humantime::parse_duration)]
+    time: Duration,
+    /// Orders that are due each second
+    #[arg(long, default_value_t = 1_000.0)]
+    rate: f64,
+    /// Threads that process records
+    #[arg(long, default_value_t = 1)]
+    workers: usize,
+    /// A file that gets the page, with plot and table
+    #[arg(long)]
+    page: Option<PathBuf>,
+    /// A file that gets the plot alone, as SVG
+    #[arg(long)]
+    plot: Option<PathBuf>,
+    /// A file that gets everything, as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+const WARM_UP: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Hash, Serialize)]
+struct Invoice {
+    id: u64,
+    customer: u64,
+    cents: i64,
+}
+
+impl From<Order> for Invoice {
+    fn from(order: Order) -> Invoice {
+        Invoice { id: order.id, customer: order.customer, cents: order.cents }
+    }
+}
+
+/// From Kafka to Kafka.
+fn topics(flow: &Flow<'_>, kafka: &Kafka, options: &Options) -> Result<()> {
+    flow.source(kafka.topic(&options.input).json::<Order>().with_metadata())?
+        .or_stop()
+        .filter(|order| order.value().cents > 0)
+        .map(|order| order.map(Invoice::from))
+        .sink(kafka.topic(&options.output).json().with_metadata())
+}
+
+/// Within this process.
+fn memory(flow: &Flow<'_>, invoices: &Collected<Invoice>) -> Result<()> {
+    flow.source(generate(|id| order(id, 0)))?.filter(|order| order.cents > 0).map(Invoice::from).sink(invoices)
+}
+
+fn fill(kafka: &Kafka, options: &Options) -> Result<()> {
+    let count = ((options.time + WARM_UP).as_secs_f64() * options.rate).ceil() as u64;
+    let topic = kafka.topic(&options.input).json();
+    let job = Job::new("fill", move |flow| {
+        flow.source(generate(|id| order(id, 0)).count(count))?.sink_by(|order| order.customer.to_string(), &topic)
+    });
+    job.run().map(drop)
+}
+
+pub(crate) fn run(options: Options) -> Result<()> {
+    let job = match &options.brokers {
+        Some(brokers) => {
+            let kafka = Kafka::new(brokers);
+            if options.fill {
+                fill(&kafka, &options)?;
+            }
+            let options = options.clone();
+            Job::new("Kafka to Kafka", move |flow| topics(flow, &kafka, &options))
+        }
+        None => {
+            let invoices = collect().by_hash();
+            Job::new("in memory", move |flow| memory(flow, &invoices))
+        }
+    };
+    let job = job.workers(options.workers).live();
+    let comparison = job.compare(options.triggers, For::time(options.time).rate(options.rate).warm_up(WARM_UP))?;
+    println!("{comparison}");
+    write(options.page, || report::page(&comparison))?;
+    write(options.plot, || report::plot(&comparison))?;
+    write(options.json, || report::json(&comparison))
+}
+
+fn write(path: Option<PathBuf>, text: impl FnOnce() -> String) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    fs::write(&path, text())
+        .map_err(|cause| Error::new(ErrorKind::Sink, format!("cannot write `{}`", path.display())).caused_by(cause))
+}
+
+fn main() -> Result<()> {
+    run(Options::parse())
+}

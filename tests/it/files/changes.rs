@@ -1,0 +1,186 @@
+//! What is done to files while they are read: torn lines, deleted, replaced, cut shorter. The clock stands still but for what
+//! a test moves it.
+
+use std::fs;
+
+use millstream::Bytes;
+
+use super::{Directory, Paced, SETTLED_AFTER, paced, told_by};
+use crate::support::eventually;
+
+#[test]
+fn a_torn_line_waits_until_it_is_whole() {
+    let directory = Directory::new();
+    directory.write("a", "one\ntw");
+    let paced = paced(&directory);
+    paced.look_until(1);
+    paced.look_around(&directory);
+    assert_eq!(paced.told(), ["a@0 one"]);
+    directory.append("a", "o, and th");
+    paced.look_around(&directory);
+    assert_eq!(paced.told(), ["a@0 one"]);
+    directory.append("a", "ree\n");
+    paced.look_around(&directory);
+    assert_eq!(paced.told(), ["a@0 one", "a@4 two, and three"]);
+}
+
+#[test]
+fn a_torn_line_is_taken_when_its_file_has_settled() {
+    let directory = Directory::new();
+    directory.write("a", "one\ntwo");
+    let paced = paced(&directory);
+    paced.look_until(1);
+    paced.look_around(&directory);
+    paced.settle();
+    paced.look_around(&directory);
+    assert_eq!(paced.told(), ["a@0 one", "a@4 two"]);
+    // What comes then is a record of its own.
+    directory.append("a", " and a half\nthree\n");
+    paced.look_around(&directory);
+    assert_eq!(paced.told()[2..], ["a@7  and a half", "a@19 three"]);
+}
+
+#[test]
+fn a_run_that_ends_takes_the_last_line_as_it_stands() {
+    let directory = Directory::new();
+    directory.write("a", "one\ntwo");
+    directory.write("b", "");
+    assert_eq!(told_by(directory.source()), ["a@0 one", "a@4 two"]);
+}
+
+#[test]
+fn what_is_deleted_while_it_is_read_is_read_to_its_end() {
+    let directory = Directory::new();
+    directory.write("a", "one\ntwo");
+    let paced = paced(&directory);
+    paced.look_until(1);
+    paced.look_around(&directory);
+    fs::remove_file(directory.at("a")).unwrap();
+    paced.look_around(&directory);
+    assert_eq!(paced.told(), ["a@0 one", "a@4 two"]);
+    directory.move_in("a", "three\n");
+    paced.look_around(&directory);
+    assert_eq!(paced.told()[2..], ["a@0 three"], "a file of the same name is another one");
+}
+
+#[test]
+fn what_replaces_a_file_that_is_not_done_is_read_whole_and_it_is_said() {
+    let directory = Directory::new();
+    directory.write("a", "one\ntwo");
+    let paced = paced(&directory);
+    paced.look_until(1);
+    paced.look_around(&directory);
+    directory.move_in("a", "three\nfour\n");
+    paced.look_around(&directory);
+    let (said, mut told): (Vec<_>, Vec<_>) = paced.told().into_iter().partition(|told| told.contains('!'));
+    told.sort_unstable();
+    assert_eq!(told, ["a@0 one", "a@0 three", "a@4 two", "a@6 four"], "all of both");
+    assert_eq!(said, ["a@4! the file was replaced after 4 bytes of it were read; it is read again from its beginning"]);
+}
+
+#[test]
+fn what_replaces_a_file_that_is_done_is_a_new_file() {
+    let directory = Directory::new();
+    directory.write("a", "one\ntwo\n");
+    let paced = paced(&directory);
+    paced.look_until(2);
+    paced.settle();
+    paced.look_around(&directory);
+    directory.move_in("a", "three\n");
+    paced.look_around(&directory);
+    assert_eq!(paced.told(), ["a@0 one", "a@4 two", "a@0 three"]);
+    // Written anew in its place, and shorter.
+    paced.settle();
+    paced.look_around(&directory);
+    directory.write("a", "4\n");
+    paced.look_until_told(4);
+    paced.look_around(&directory);
+    assert_eq!(paced.told()[3..], ["a@0 4"]);
+}
+
+#[test]
+fn what_is_cut_shorter_is_said_once_and_read_again() {
+    let directory = Directory::new();
+    directory.write("a", "one\ntwo\nthree\n");
+    let paced = paced(&directory);
+    paced.look_until(3);
+    paced.look_around(&directory);
+    fs::File::options().write(true).open(directory.at("a")).unwrap().set_len(4).unwrap();
+    paced.look_until_told(5);
+    paced.look_around(&directory);
+    let mut told = paced.told().split_off(3);
+    told.sort_unstable();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert_eq!(told[0], "a@0 one");
+    assert!(told[1].starts_with("a@14! the file was cut shorter"), "{told:?}");
+    directory.append("a", "again\n");
+    paced.look_around(&directory);
+    assert_eq!(paced.told().last().unwrap(), "a@4 again");
+}
+
+#[test]
+fn a_record_that_is_too_long_and_still_grows_is_said_once_and_left_out() {
+    let directory = Directory::new();
+    let source = directory.source().settled_after(SETTLED_AFTER).record_max(Bytes(10));
+    directory.write("a", "one\nmuch too long");
+    let paced = Paced::start(source);
+    paced.look_until_told(2);
+    for _ in 0..3 {
+        directory.append("a", ", and longer".repeat(20_000));
+        paced.look_around(&directory);
+    }
+    directory.append("a", "\ntwo\nagain too long");
+    paced.look_until_told(4);
+    paced.settle();
+    paced.look_around(&directory);
+    eventually("all of it is done", || {
+        paced.look();
+        paced.running.report().sources[0].lag.is_empty()
+    });
+    // It has settled, so that what follows is another record.
+    directory.append("a", "three\n");
+    paced.look_until_told(5);
+    let (two, again) = (4 + 13 + 3 * 240_000 + 1, 4 + 13 + 3 * 240_000 + 5);
+    let flaw = |at: usize| format!("a@{at}! the record is longer than 10 bytes");
+    let expected = ["a@0 one".to_owned(), flaw(4), format!("a@{two} two"), flaw(again)];
+    assert_eq!(paced.told()[..4], expected);
+    assert_eq!(paced.told()[4..], [format!("a@{} three", again + 14)]);
+}
+
+#[test]
+fn what_is_moved_away_and_back_is_read_on_where_it_was() {
+    let directory = Directory::new();
+    directory.write("a", "one\n");
+    let paced = paced(&directory);
+    paced.look_until(1);
+    paced.look_around(&directory);
+    fs::rename(directory.at("a"), directory.at(".away")).unwrap();
+    paced.look_around(&directory);
+    super::append(&directory.at(".away"), "two\n");
+    fs::rename(directory.at(".away"), directory.at("a")).unwrap();
+    paced.look_around(&directory);
+    assert_eq!(paced.told(), ["a@0 one", "a@4 two"]);
+}
+
+#[test]
+fn a_directory_that_disappears_is_waited_for() {
+    let directory = Directory::new();
+    let within = directory.at("within");
+    fs::create_dir(&within).unwrap();
+    super::append(&within.join("a"), "one\n");
+    let source = millstream_connectors::files(&within).look_every(std::time::Duration::from_millis(5));
+    let paced = Paced::start(source);
+    paced.look_until(1);
+    fs::rename(&within, directory.at("elsewhere")).unwrap();
+    (0..1_000).for_each(|_| paced.look());
+    fs::rename(directory.at("elsewhere"), &within).unwrap();
+    super::append(&within.join("a"), "two\n");
+    assert_eq!(paced.look_until(2), ["a@0 one", "a@4 two"]);
+    // And another in its place: its files are others.
+    fs::remove_dir_all(&within).unwrap();
+    (0..1_000).for_each(|_| paced.look());
+    fs::create_dir(&within).unwrap();
+    super::append(&within.join("b"), "three\n");
+    assert_eq!(paced.look_until(3)[2], "b@0 three");
+    paced.running.stop();
+}

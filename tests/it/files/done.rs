@@ -1,0 +1,119 @@
+//! What becomes of files that are done, and when they are.
+
+use std::fs;
+use std::time::Duration;
+
+use millstream::{Job, Trigger};
+use millstream_connectors::WhenDone;
+
+use super::{Directory, Paced, SETTLED_AFTER, telling, told_by, wait_for};
+use crate::support::eventually;
+use crate::support::valve::Valve;
+
+#[test]
+fn a_new_process_reads_nothing_twice_that_was_deleted_or_moved() {
+    for move_to in [false, true] {
+        let (directory, elsewhere) = (Directory::new(), Directory::new());
+        directory.write("a", "1\n2\n");
+        directory.write("b", "3");
+        directory.write("c", "");
+        let target = elsewhere.at("made");
+        let when_done = if move_to { WhenDone::MoveTo(target.clone()) } else { WhenDone::Delete };
+        let source = directory.source().when_done(when_done);
+        let mut told = told_by(source.clone());
+        told.sort_unstable();
+        assert_eq!(told, ["a@0 1", "a@2 2", "b@0 3"]);
+        assert!(directory.names().is_empty(), "all of it is done when the run has ended");
+        assert!(told_by(source.clone()).is_empty());
+        if move_to {
+            assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "1\n2\n");
+            // One of the same name is put beside it.
+            directory.write("a", "4\n");
+            assert_eq!(told_by(source), ["a@0 4"]);
+            assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "1\n2\n");
+            assert_eq!(fs::read_to_string(target.join("a.1")).unwrap(), "4\n");
+        }
+    }
+}
+
+/// The sink has all records and has acknowledged none: what is unread by its readers stays.
+#[test]
+fn nothing_is_deleted_before_it_is_acknowledged() {
+    for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::from_millis(5))] {
+        let (directory, valve) = (Directory::new(), Valve::shut());
+        (0..10).for_each(|file| directory.write(&file.to_string(), "1\n2\n"));
+        let (source, sink) = (directory.source(), valve.clone());
+        let source = source.when_done(WhenDone::Delete).settled_after(Duration::from_millis(1));
+        let job = Job::new("done", move |flow| flow.source(source.clone().json::<u64>())?.or_stop().sink(&sink));
+        let running = job.trigger(trigger).workers(2).checkpoint_every(Duration::from_millis(1)).start().unwrap();
+        eventually("all are read", || valve.taken().len() == 20);
+        // All of them settle while files that come later are seen. Those of a micro-batch wait for the one before it.
+        for later in ["later", "latest"] {
+            directory.move_in(later, "3\n");
+            let is_seen = || running.report().sources[0].lag.iter().any(|lag| lag.partition.ends_with(later));
+            eventually("it is seen", is_seen);
+        }
+        assert_eq!(directory.names().len(), 12);
+        valve.open();
+        eventually("all are deleted", || directory.names().is_empty());
+        running.stop();
+        running.wait().unwrap();
+    }
+}
+
+/// A run that fails before a file is acknowledged leaves it, and those before it are gone.
+#[test]
+fn what_a_failed_run_has_not_finished_stays() {
+    let directory = Directory::new();
+    directory.write("a", "1\n");
+    directory.write("b", "2\nx\n");
+    let source = directory.source().when_done(WhenDone::Delete).settled_after(Duration::from_millis(1));
+    let job = Job::new("failed", move |flow| {
+        let numbers = flow.source(source.clone().json::<u64>())?.or_stop();
+        numbers.sink(millstream::discard())
+    });
+    job.run().expect_err("a record is malformed");
+    assert!(directory.names().contains(&"b".to_owned()));
+}
+
+#[test]
+fn a_file_that_may_still_grow_stays_until_it_has_settled() {
+    let directory = Directory::new();
+    directory.write("a", "one\n");
+    let paced = Paced::start(directory.source().settled_after(SETTLED_AFTER).when_done(WhenDone::Delete));
+    paced.look_until(1);
+    paced.look_around(&directory);
+    assert!(directory.names().contains(&"a".to_owned()));
+    directory.append("a", "two\n");
+    paced.look_until_told(2);
+    paced.look_around(&directory);
+    assert!(directory.names().contains(&"a".to_owned()), "it may grow again");
+    assert_eq!(paced.told(), ["a@0 one", "a@4 two"]);
+    paced.settle();
+    eventually("it is deleted", || {
+        paced.look();
+        !directory.names().contains(&"a".to_owned())
+    });
+}
+
+#[test]
+fn what_cannot_be_moved_stays_and_the_job_goes_on() {
+    let (directory, elsewhere) = (Directory::new(), Directory::new());
+    let target = elsewhere.at("target");
+    directory.write("a", "one\n");
+    let source = directory.source().when_done(WhenDone::MoveTo(target.clone())).settled_after(Duration::from_millis(1));
+    let (job, results) = telling(source);
+    let running = job.start().unwrap();
+    // A file where the directory was: nothing can be moved there, also not by root.
+    wait_for(&results, 1);
+    eventually("the first is moved", || directory.names().is_empty());
+    fs::remove_dir_all(&target).unwrap();
+    fs::write(&target, "in the way").unwrap();
+    directory.move_in("b", "two\n");
+    wait_for(&results, 2);
+    directory.move_in("c", "three\n");
+    wait_for(&results, 3);
+    running.stop();
+    running.wait().unwrap();
+    assert_eq!(directory.names(), ["b", "c"]);
+}

@@ -1,0 +1,172 @@
+//! Files of a directory: each record once, whatever is done to the files meanwhile.
+
+mod changes;
+mod done;
+mod follow;
+mod formats;
+mod mistakes;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use millstream::{Clock, Collected, Job, Malformed, Origin, Running, Trigger, collect};
+use millstream_connectors::{Files, files};
+
+use crate::support::{PATIENCE, eventually};
+
+/// A directory that is gone after the test, by the path that records are said to come from.
+pub struct Directory {
+    path: PathBuf,
+    _kept: tempfile::TempDir,
+}
+
+impl Directory {
+    fn new() -> Directory {
+        let kept = tempfile::tempdir().unwrap();
+        Directory { path: kept.path().canonicalize().unwrap(), _kept: kept }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+        fs::write(self.at(name), text).unwrap();
+    }
+
+    fn append(&self, name: &str, text: impl AsRef<[u8]>) {
+        append(&self.at(name), text);
+    }
+
+    /// Makes a file appear whole.
+    fn move_in(&self, name: &str, text: impl AsRef<[u8]>) {
+        self.write(".unfinished", text);
+        fs::rename(self.at(".unfinished"), self.at(name)).unwrap();
+    }
+
+    fn source(&self) -> Files {
+        files(&self.path).look_every(Duration::from_millis(5))
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(&self.path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort_unstable();
+        names
+    }
+}
+
+fn append(path: &Path, text: impl AsRef<[u8]>) {
+    fs::OpenOptions::new().append(true).create(true).open(path).unwrap().write_all(text.as_ref()).unwrap();
+}
+
+/// A line as tests compare it: `name@offset line`, or `name@offset! cause`.
+fn told(line: Result<(String, Origin), Malformed>) -> String {
+    let place = |origin: &Origin| {
+        let name = Path::new(origin.partition.name()).file_name().unwrap().to_str().unwrap().to_owned();
+        format!("{name}@{}", origin.offset)
+    };
+    match line {
+        Ok((line, origin)) => format!("{} {line}", place(&origin)),
+        Err(malformed) => format!("{}! {}", place(malformed.origin.as_ref().unwrap()), malformed.cause),
+    }
+}
+
+/// A job that tells the lines of a directory, and what it told.
+fn telling(source: Files) -> (Job, Collected<String>) {
+    let results = collect();
+    let sink = results.clone();
+    let job = Job::new("files", move |flow| flow.source(source.clone().lines().with_origin())?.map(told).sink(&sink));
+    (job.checkpoint_every(Duration::from_millis(5)), results)
+}
+
+/// What a run that ends tells.
+fn told_by(source: Files) -> Vec<String> {
+    let (job, results) = telling(source);
+    job.trigger(Trigger::AvailableNow).run().unwrap();
+    results.values()
+}
+
+/// A job on a clock that stands still until a test moves it.
+struct Paced {
+    results: Collected<String>,
+    clock: Clock,
+    running: Running,
+}
+
+impl Paced {
+    fn start(source: Files) -> Paced {
+        let (job, results) = telling(source);
+        let clock = Clock::simulated();
+        let running = job.clock(clock.clone()).start().unwrap();
+        Paced { results, clock, running }
+    }
+
+    /// Looks at the directory, without any file settling by it, until so many lines were told.
+    #[track_caller]
+    fn look_until(&self, count: usize) -> Vec<String> {
+        eventually(&format!("{count} lines come, of {:?}", self.results.values()), || {
+            self.look();
+            self.results.len() >= count
+        });
+        self.results.values()
+    }
+
+    /// As `look_until`, but for the files that `look_around` made.
+    #[track_caller]
+    fn look_until_told(&self, count: usize) {
+        eventually(&format!("{count} lines come, of {:?}", self.told()), || {
+            self.look();
+            self.told().len() >= count
+        });
+    }
+
+    /// Several looks see what is there, and what comes of them comes.
+    #[track_caller]
+    fn look_around(&self, directory: &Directory) {
+        let name = format!("look-{}", fastrand::u64(..));
+        directory.move_in(&name, "\n");
+        let comes = |name: &str| self.results.values().iter().any(|told| told.starts_with(name));
+        eventually("a new file is read", || {
+            self.look();
+            comes(&name)
+        });
+        // Whatever a look before that found was read before it.
+        let next = format!("{name}-again");
+        directory.move_in(&next, "\n");
+        eventually("another new file is read", || {
+            self.look();
+            comes(&next)
+        });
+    }
+
+    fn look(&self) {
+        // So little that a test may look often and nothing settles within its 1 000 s.
+        self.clock.advance(Duration::from_millis(5));
+        std::thread::yield_now();
+    }
+
+    /// All files settle that do not change any more.
+    fn settle(&self) {
+        self.clock.advance(SETTLED_AFTER);
+    }
+
+    /// What was told, but for the files that `look_around` made.
+    fn told(&self) -> Vec<String> {
+        self.results.values().into_iter().filter(|told| !told.starts_with("look-")).collect()
+    }
+}
+
+const SETTLED_AFTER: Duration = Duration::from_secs(1_000_000);
+
+/// With a pause that no test reaches unless it says so.
+fn paced(directory: &Directory) -> Paced {
+    Paced::start(directory.source().settled_after(SETTLED_AFTER))
+}
+
+#[track_caller]
+fn wait_for<T: Clone>(results: &Collected<T>, count: usize) -> Vec<T> {
+    results.wait_for(count, PATIENCE).unwrap_or_else(|| panic!("{} of {count} have come", results.len()))
+}

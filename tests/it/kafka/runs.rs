@@ -1,0 +1,190 @@
+//! Runs that assign their partitions themselves, and so are no members of their group, know of each other all the same.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use millstream::{Error, ErrorKind, Job, Running, Trigger, discard};
+use millstream_connectors::Topic;
+
+use super::kafka;
+use crate::support::broker::{Broker, real, shared};
+use crate::support::eventually;
+
+fn job(broker: &Broker, topic: &str, options: impl Fn(Topic) -> Topic + Send + Sync + 'static) -> Job {
+    let (kafka, topic, group) = (kafka(broker), topic.to_owned(), format!("group-{topic}"));
+    Job::new("runs", move |flow| {
+        flow.source(options(kafka.topic(&topic).group(&group)).json::<u64>())?.or_stop().sink(discard())
+    })
+    .checkpoint_every(Duration::from_millis(50))
+}
+
+fn write(broker: &Broker, topic: &str, count: u64) {
+    let numbers: Vec<String> = (0..count).map(|n| n.to_string()).collect();
+    broker.write(topic, numbers.iter().map(|n| (Some(0), "", Some(n.as_str()))));
+}
+
+/// What another process does.
+#[derive(Clone, Copy, Debug)]
+enum Does {
+    /// Reads partition 0 until it is killed.
+    Reads,
+    /// The same, and takes it over from whoever has it.
+    TakesOver,
+    /// Ends in good order after so many records.
+    Ends(u64),
+}
+
+/// Another process: this binary, in the test below.
+struct Other(Child);
+
+impl Other {
+    fn start(broker: &Broker, topic: &str, does: Does) -> Other {
+        let mut other = Command::new(std::env::current_exe().unwrap());
+        other.args(["--exact", "kafka::runs::the_other_process", "--ignored", "--nocapture"]);
+        other.env("OTHER_BROKER", &broker.address).env("OTHER_TOPIC", topic);
+        match does {
+            Does::Reads => {}
+            Does::TakesOver => drop(other.env("OTHER_TAKES_OVER", "yes")),
+            Does::Ends(records) => drop(other.env("OTHER_ENDS_AFTER", records.to_string())),
+        }
+        Other(other.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    fn ended(mut self) {
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[test]
+#[ignore = "the body of other tests' second process"]
+fn the_other_process() {
+    let Ok(address) = std::env::var("OTHER_BROKER") else { return };
+    let broker = Broker::at(&address);
+    let takes_over = std::env::var_os("OTHER_TAKES_OVER").is_some();
+    let options =
+        move |topic: Topic| if takes_over { topic.partitions([0]).take_over() } else { topic.partitions([0]) };
+    let mut running = job(&broker, &std::env::var("OTHER_TOPIC").unwrap(), options).start().unwrap();
+    if let Ok(records) = std::env::var("OTHER_ENDS_AFTER") {
+        let records: u64 = records.parse().unwrap();
+        eventually("it has them", || running.report().records_out() >= records);
+        running.stop();
+        running.wait().unwrap();
+    } else {
+        running.wait_for(Duration::from_secs(120));
+    }
+}
+
+/// Fails when the run has ended, and with what.
+fn failure(running: &mut Running) -> Option<Error> {
+    running.wait_for(Duration::ZERO).map(|outcome| outcome.expect_err("nobody stopped it"))
+}
+
+#[test]
+fn in_a_row_do_not_wait_for_each_other() {
+    let broker = shared();
+    let topic = broker.topic("in-a-row", 1);
+    let begun = Instant::now();
+    for _ in 0..5 {
+        write(broker, &topic, 10);
+        let report = job(broker, &topic, |topic| topic).trigger(Trigger::AvailableNow).run().unwrap();
+        assert_eq!(report.records_in(), 10);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn one_that_ended_in_good_order_is_not_waited_for() {
+    let Some(broker) = real("the embedded broker keeps no metadata of commits") else { return };
+    let topic = broker.topic("ended", 1);
+    write(broker, &topic, 10);
+    Other::start(broker, &topic, Does::Ends(10)).ended();
+    write(broker, &topic, 5);
+    let begun = Instant::now();
+    let report = job(broker, &topic, |topic| topic).trigger(Trigger::AvailableNow).run().unwrap();
+    assert_eq!(report.records_in(), 5);
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn what_another_did_while_it_was_waited_for_is_not_done_again() {
+    let Some(broker) = real("the embedded broker keeps no metadata of commits") else { return };
+    let topic = broker.topic("waited-for", 1);
+    write(broker, &topic, 10);
+    let other = Other::start(broker, &topic, Does::Ends(20));
+    let group = format!("group-{topic}");
+    eventually("the other has committed", || broker.committed(&group, &topic, 1) == [Some(10)]);
+    let waits = job(broker, &topic, |topic| topic).trigger(Trigger::AvailableNow);
+    let waiting = std::thread::spawn(move || waits.run());
+    // It has found the other's signature and watches it by now, or finds the next one.
+    std::thread::sleep(Duration::from_millis(700));
+    write(broker, &topic, 10);
+    other.ended();
+    match waiting.join().unwrap() {
+        Ok(report) => assert_eq!(report.records_in(), 0, "it begins where the other ended"),
+        // The other had shown twice that it lived.
+        Err(error) => assert_eq!(error.kind(), ErrorKind::Refused, "{error:#}"),
+    }
+    assert_eq!(broker.committed(&group, &topic, 1), [Some(20)]);
+}
+
+#[test]
+fn a_second_one_is_refused_with_the_first_ones_name() {
+    let Some(broker) = real("the embedded broker keeps no metadata of commits") else { return };
+    let topic = broker.topic("second", 1);
+    write(broker, &topic, 10);
+    let other = Other::start(broker, &topic, Does::Reads);
+    let group = format!("group-{topic}");
+    eventually("the other has committed", || broker.committed(&group, &topic, 1) == [Some(10)]);
+    // Also when nothing moves any more: a signature is renewed.
+    let error = job(broker, &topic, |topic| topic.partitions([0])).start().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error:#}");
+    let said = format!("{error:#}");
+    assert!(said.contains(&group) && said.contains(&format!("process {}", other.0.id())), "{said}");
+}
+
+#[test]
+fn one_that_died_is_followed_when_it_has_shown_no_life_for_ten_seconds() {
+    let Some(broker) = real("the embedded broker keeps no metadata of commits") else { return };
+    let topic = broker.topic("died", 1);
+    write(broker, &topic, 10);
+    let other = Other::start(broker, &topic, Does::Reads);
+    let group = format!("group-{topic}");
+    eventually("the other has committed", || broker.committed(&group, &topic, 1) == [Some(10)]);
+    drop(other);
+    let begun = Instant::now();
+    write(broker, &topic, 5);
+    let report = job(broker, &topic, |topic| topic).trigger(Trigger::AvailableNow).run().unwrap();
+    assert_eq!(report.records_in(), 5);
+    assert!((Duration::from_secs(6)..Duration::from_secs(15)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn one_that_is_taken_over_from_ends_and_says_by_whom() {
+    let Some(broker) = real("the embedded broker keeps no metadata of commits") else { return };
+    let topic = broker.topic("taken-over", 1);
+    write(broker, &topic, 10);
+    let mut first = job(broker, &topic, |topic| topic.partitions([0])).start().unwrap();
+    let group = format!("group-{topic}");
+    eventually("the first has committed", || broker.committed(&group, &topic, 1) == [Some(10)]);
+    let other = Other::start(broker, &topic, Does::TakesOver);
+    let mut ended = None;
+    eventually("the first gives way", || {
+        write(broker, &topic, 1);
+        ended = ended.take().or_else(|| failure(&mut first));
+        ended.is_some()
+    });
+    let error = ended.unwrap();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error:#}");
+    assert!(error.to_string().contains(&format!("process {}", other.0.id())), "{error:#}");
+    // Its end has not put back what the other has done since.
+    write(broker, &topic, 20);
+    let written = broker.end(&topic, 0);
+    eventually("the other goes on to the end", || broker.committed(&group, &topic, 1) == [Some(written)]);
+}

@@ -1,0 +1,169 @@
+//! A real broker that wants to know who we are: one listener for each way to say it, with certificates of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use millstream_connectors::{Kafka, Sasl, Tls};
+
+use crate::support::broker::{Broker, OwnBroker, SCRIPT};
+
+/// Part of everything here that is secret; `events` looks out for it.
+pub const CANARY: &str = "C4N4RY";
+
+pub const USER: &str = "alice";
+
+/// A secret that no other has.
+pub fn secret(name: &str) -> String {
+    format!("{name}-{CANARY}-s3cr3t")
+}
+
+/// Of the user that all tests share.
+pub fn password() -> String {
+    secret("password")
+}
+
+/// A broker with all listeners. What is open to all is at its own address.
+pub struct Cluster {
+    pub own: OwnBroker,
+    folder: PathBuf,
+    port: u16,
+}
+
+/// The one that tests share. It ends with the tests' process.
+pub fn shared() -> &'static Cluster {
+    static SHARED: OnceLock<Cluster> = OnceLock::new();
+    SHARED.get_or_init(|| {
+        let cluster = Cluster::start();
+        // Nothing static is dropped: somebody else waits for the end of this process.
+        let wait = "(while kill -0 $0; do sleep 0.2; done; \"$1\" down; rm -rf \"$2\") >/dev/null 2>&1 </dev/null &";
+        let waits = Command::new("setsid")
+            .args(["sh", "-c", wait, &std::process::id().to_string()])
+            .args([Path::new(SCRIPT), &cluster.folder])
+            .env("MILLSTREAM_KAFKA_PORT", cluster.port.to_string())
+            .status();
+        assert!(waits.unwrap().success());
+        cluster
+    })
+}
+
+impl Cluster {
+    pub fn start() -> Cluster {
+        let folder = std::env::temp_dir().join(format!("millstream-security-{}", fastrand::u64(..)));
+        fs::create_dir(&folder).unwrap();
+        certificates(&folder);
+        let own = OwnBroker::with_ports(|port| properties(port, &folder));
+        let port = own.broker.address.rsplit_once(':').unwrap().1.parse().unwrap();
+        let cluster = Cluster { own, folder, port };
+        cluster.set_scram_password(USER, &password());
+        cluster
+    }
+
+    pub fn broker(&self) -> &Broker {
+        &self.own.broker
+    }
+
+    pub fn set_scram_password(&self, user: &str, password: &str) {
+        // Not in one request: that is refused as one credential altered twice.
+        for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-512"] {
+            let config = format!("{mechanism}=[iterations=4096,password={password}]");
+            let of = ["--alter", "--entity-type", "users", "--entity-name", user, "--add-config", &config];
+            self.own.tool("kafka.admin.ConfigCommand", &of);
+        }
+    }
+
+    /// A file of those that [`certificates`] makes.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// TLS, of a client that need not show a certificate.
+    pub fn tls(&self) -> String {
+        self.listener(2)
+    }
+
+    /// TLS, of a client that must.
+    pub fn mutual(&self) -> String {
+        self.listener(3)
+    }
+
+    /// SASL by each mechanism over TLS.
+    pub fn sasl(&self) -> String {
+        self.listener(4)
+    }
+
+    /// SASL PLAIN for all to read.
+    pub fn open(&self) -> String {
+        self.listener(5)
+    }
+
+    fn listener(&self, at: u16) -> String {
+        format!("127.0.0.1:{}", self.port + at)
+    }
+
+    /// Trusts this cluster.
+    pub fn trust(&self) -> Tls {
+        Tls::new().ca_file(self.file("ca.pem"))
+    }
+
+    pub fn with(&self, sasl: Sasl) -> Kafka {
+        Kafka::new(self.sasl()).tls(self.trust()).sasl(sasl)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        drop(fs::remove_dir_all(&self.folder));
+    }
+}
+
+/// What brokers of a cluster are told.
+fn properties(port: u16, folder: &Path) -> String {
+    let at = |next: u16| format!("127.0.0.1:{}", port + next);
+    let ours = format!("PLAINTEXT://{},TLS://{},MUTUAL://{},SASL://{},OPEN://{}", at(0), at(2), at(3), at(4), at(5));
+    let login = "org.apache.kafka.common.security";
+    let (controller, password, folder) = (at(1), password(), folder.display());
+    format!(
+        r#"
+listeners={ours},CONTROLLER://{controller}
+advertised.listeners={ours}
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,TLS:SSL,MUTUAL:SSL,SASL:SASL_SSL,OPEN:SASL_PLAINTEXT
+ssl.keystore.type=PEM
+ssl.keystore.location={folder}/broker.pem
+ssl.truststore.type=PEM
+ssl.truststore.location={folder}/ca.pem
+listener.name.mutual.ssl.client.auth=required
+listener.name.sasl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER
+listener.name.sasl.plain.sasl.jaas.config={login}.plain.PlainLoginModule required user_{USER}="{password}";
+listener.name.sasl.scram-sha-256.sasl.jaas.config={login}.scram.ScramLoginModule required;
+listener.name.sasl.scram-sha-256.connections.max.reauth.ms=2000
+listener.name.sasl.scram-sha-512.sasl.jaas.config={login}.scram.ScramLoginModule required;
+listener.name.sasl.oauthbearer.sasl.jaas.config={login}.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="broker";
+listener.name.sasl.oauthbearer.connections.max.reauth.ms=3600000
+listener.name.open.sasl.enabled.mechanisms=PLAIN
+listener.name.open.plain.sasl.jaas.config={login}.plain.PlainLoginModule required user_{USER}="{password}";
+"#
+    )
+}
+
+/// Two authorities, of which brokers trust the first; its certificates for the broker's address and for a client, and the
+/// client's key once in clear and once encrypted with a password.
+fn certificates(folder: &Path) {
+    let openssl = |arguments: &str, password: &str| {
+        let arguments = arguments.split_whitespace().map(|word| word.replace("PASSWORD", password));
+        let made = Command::new("openssl").args(arguments).current_dir(folder).output().expect("openssl runs");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    };
+    let new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30";
+    for authority in ["ca", "foreign"] {
+        openssl(&format!("{new} -subj /CN={authority} -keyout {authority}.key -out {authority}.pem"), "");
+    }
+    let signed = "-CA ca.pem -CAkey ca.key -addext basicConstraints=CA:FALSE";
+    let address = "-addext subjectAltName=IP:127.0.0.1";
+    openssl(&format!("{new} {signed} {address} -subj /CN=broker -keyout broker.key -out broker.crt"), "");
+    openssl(&format!("{new} {signed} -subj /CN=client -keyout client.key -out client.pem"), "");
+    openssl("pkcs8 -topk8 -in client.key -out client.encrypted -passout pass:PASSWORD", &secret("key"));
+    let store = ["broker.key", "broker.crt"].map(|name| fs::read_to_string(folder.join(name)).unwrap()).concat();
+    fs::write(folder.join("broker.pem"), store).unwrap();
+}

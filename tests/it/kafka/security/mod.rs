@@ -1,0 +1,63 @@
+//! TLS and SASL against a real broker: each way in, each way to be wrong, what becomes of a run whose credentials end, and
+//! that no secret is ever printed.
+
+mod canary;
+mod changes;
+mod cluster;
+mod mistakes;
+mod ways;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use millstream::Job;
+use millstream_connectors::{Kafka, Token};
+
+use cluster::Cluster;
+
+use crate::support::broker::real;
+use crate::support::events;
+
+/// The cluster that tests share, where there is a real broker.
+fn shared() -> Option<&'static Cluster> {
+    events::begin();
+    events::watch_for(cluster::CANARY);
+    real("the embedded broker asks nobody who he is").map(|_| cluster::shared())
+}
+
+/// Copies a topic as a member of a group.
+fn copy(kafka: &Kafka, group: &str, input: &str, output: &str) -> Job {
+    let (kafka, group, input, output) = (kafka.clone(), group.to_owned(), input.to_owned(), output.to_owned());
+    Job::new("copy", move |flow| {
+        let lines = flow.source(kafka.topic(&input).group(&group).text())?.or_stop();
+        lines.sink(kafka.topic(&output).text())
+    })
+    .checkpoint_every(Duration::from_millis(200))
+}
+
+/// A token as the broker's validator for tests takes it.
+fn token(expires_at: SystemTime, principal: &str) -> Token {
+    Token::new(claims(expires_at, principal), expires_at).principal(principal)
+}
+
+/// Claims that nobody has signed, made a while ago; no others are like them.
+fn claims(expires_at: SystemTime, principal: &str) -> String {
+    let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    let made = seconds(SystemTime::now()).min(seconds(expires_at)) - 60.0;
+    let claims = serde_json::json!({
+        "sub": principal, "iat": made, "exp": seconds(expires_at), "jti": fastrand::u64(..).to_string(),
+    });
+    let token = format!("{}.{}.", base64(br#"{"alg":"none"}"#), base64(claims.to_string().as_bytes()));
+    events::watch_for(&token);
+    token
+}
+
+/// Base64 for addresses, without padding.
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let digits = bytes.chunks(3).flat_map(|chunk| {
+        let three = [chunk[0], chunk.get(1).copied().unwrap_or(0), chunk.get(2).copied().unwrap_or(0)];
+        let number = u32::from_be_bytes([0, three[0], three[1], three[2]]);
+        (0..=chunk.len()).map(move |at| DIGITS[(number >> (18 - 6 * at)) as usize & 63] as char)
+    });
+    digits.collect()
+}

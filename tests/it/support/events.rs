@@ -1,0 +1,146 @@
+//! Everything that anybody logs in this process, by `tracing` or by `log`, at every level: kept for those who ask, and
+//! looked through for words that must not be in it.
+
+use std::cell::RefCell;
+use std::fmt::{self, Write};
+use std::sync::{Mutex, Once};
+
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
+use tracing_core::span::Current;
+
+/// What must not be found, and where it was.
+struct Watched {
+    words: Vec<String>,
+    found: Vec<String>,
+    /// Of our own log, each behind the spans in which it was logged.
+    lines: Vec<String>,
+}
+
+static WATCHED: Mutex<Watched> = Mutex::new(Watched { words: Vec::new(), found: Vec::new(), lines: Vec::new() });
+static SPANS: Mutex<Vec<(String, &'static Metadata<'static>)>> = Mutex::new(Vec::new());
+
+thread_local! {
+    static ENTERED: RefCell<Vec<Id>> = const { RefCell::new(Vec::new()) };
+}
+
+/// From now on.
+pub fn begin() {
+    static BEGUN: Once = Once::new();
+    BEGUN.call_once(|| {
+        tracing::subscriber::set_global_default(Traced).unwrap();
+        log::set_logger(&Logged).unwrap();
+        log::set_max_level(log::LevelFilter::Trace);
+    });
+}
+
+/// Looks out for this as well.
+#[cfg_attr(not(feature = "tls"), allow(dead_code, reason = "it is secrets that are looked for"))]
+pub fn watch_for(word: &str) {
+    WATCHED.lock().unwrap().words.push(word.to_owned());
+}
+
+/// Looks at a text that is no line of a log.
+pub fn look(text: &str) {
+    WATCHED.lock().unwrap().look(text, false);
+}
+
+/// Lines with something that must not be in them, of those that hold `part`.
+#[cfg_attr(not(feature = "tls"), allow(dead_code, reason = "it is secrets that are looked for"))]
+pub fn found(part: &str) -> Vec<String> {
+    WATCHED.lock().unwrap().found.iter().filter(|line| line.contains(part)).cloned().collect()
+}
+
+/// Whether a line of ours was logged with all of these.
+pub fn was_logged(parts: &[&str]) -> bool {
+    WATCHED.lock().unwrap().lines.iter().any(|line| parts.iter().all(|part| line.contains(part)))
+}
+
+impl Watched {
+    fn look(&mut self, line: &str, is_ours: bool) {
+        if self.words.iter().any(|word| line.contains(word.as_str())) {
+            self.found.push(line.to_owned());
+        }
+        if is_ours {
+            self.lines.push(line.to_owned());
+        }
+    }
+}
+
+struct Traced;
+
+/// The fields of an event or a span, in one line.
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        write!(self.0, " {field}={value:?}").unwrap();
+    }
+}
+
+impl Subscriber for Traced {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, span: &Attributes<'_>) -> Id {
+        let mut line = Line(span.metadata().name().to_owned());
+        span.record(&mut line);
+        look(&line.0);
+        let mut spans = SPANS.lock().unwrap();
+        spans.push((line.0, span.metadata()));
+        Id::from_u64(spans.len() as u64)
+    }
+
+    fn record(&self, _: &Id, values: &Record<'_>) {
+        let mut line = Line(String::new());
+        values.record(&mut line);
+        look(&line.0);
+    }
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let spans = SPANS.lock().unwrap();
+        let within: String = ENTERED.with_borrow(|entered| {
+            entered.iter().map(|id| spans[id.into_u64() as usize - 1].0.clone() + ": ").collect()
+        });
+        drop(spans);
+        let mut line = Line(format!("{within}{} {}", event.metadata().level(), event.metadata().target()));
+        event.record(&mut line);
+        WATCHED.lock().unwrap().look(&line.0, event.metadata().target().starts_with("millstream"));
+    }
+
+    fn current_span(&self) -> Current {
+        ENTERED.with_borrow(|entered| match entered.last() {
+            Some(id) => Current::new(id.clone(), SPANS.lock().unwrap()[id.into_u64() as usize - 1].1),
+            None => Current::none(),
+        })
+    }
+
+    fn enter(&self, id: &Id) {
+        ENTERED.with_borrow_mut(|entered| entered.push(id.clone()));
+    }
+
+    fn exit(&self, id: &Id) {
+        ENTERED.with_borrow_mut(|entered| {
+            let at = entered.iter().rposition(|one| one == id).expect("it was entered");
+            entered.remove(at);
+        });
+    }
+}
+
+struct Logged;
+
+impl log::Log for Logged {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        look(&format!("{} {} {}", record.level(), record.target(), record.args()));
+    }
+
+    fn flush(&self) {}
+}
