@@ -1,0 +1,368 @@
+//! Members of a group that come, go and die: how long does nothing come out, and of which partitions?
+//!
+//! Question: while two processes of the example `transform` share 8 partitions at a fixed rate, and a third comes, goes, is
+//! killed or is paused: the longest silence of a partition that keeps its owner, of one that moves, and from the start of a
+//! process to the end of that silence in the first partition that it gets; and the latency from due over a rolling deploy, in which every process is ended and
+//! replaced in turn. Method: orders carry the partition they were written to, an observer reads the invoices and notes when
+//! each partition's came; who owns which partition is read from the processes' own reports before and after. A silence is
+//! measured beside the 1000 / rate × partitions milliseconds that lie between two records of a partition anyway.
+//!
+//! Not shown: groups of many members, brokers over a network, and what a container's start adds.
+//!
+//! ```text
+//! tests/kafka/broker up
+//! cargo build --release --example transform
+//! cargo bench --bench groups -- --brokers 127.0.0.1:19092
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use hdrhistogram::Histogram;
+use millstream_benches::machine::monotonic_nanos;
+use millstream_benches::topics::{client, create};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{Message, Offset, TopicPartitionList};
+use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Parser)]
+struct Options {
+    /// Bootstrap servers of a real broker
+    #[arg(long, env = "MILLSTREAM_KAFKA", default_value = "127.0.0.1:19092")]
+    brokers: String,
+    /// Orders a second
+    #[arg(long, default_value_t = 2_000)]
+    rate: u64,
+    /// How often each event happens
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Everything once, briefly: only to see that it runs
+    #[arg(long)]
+    smoke: bool,
+    /// Passed by `cargo bench`
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+const PARTITIONS: i32 = 8;
+
+/// 300 bytes of JSON; where it was written stands in `cents`, which the example hands on as an amount.
+#[derive(Debug, Serialize)]
+struct Order<'p> {
+    id: u64,
+    due: u64,
+    customer: u64,
+    cents: i64,
+    pad: &'p str,
+}
+
+#[derive(Debug, Deserialize)]
+struct Seen {
+    due: u64,
+    amount: f64,
+}
+
+/// What the observer has seen, with the times of all arrivals.
+#[derive(Default)]
+struct Arrivals {
+    /// By partition: when it came and when it was due.
+    of: BTreeMap<i32, Vec<(u64, u64)>>,
+}
+
+impl Arrivals {
+    /// The longest time without a record of the partition that ends after `from` and begins before `until`, also when it
+    /// has not ended by then.
+    fn silence(&self, partition: i32, from: u64, until: u64) -> (Duration, u64) {
+        let arrivals = &self.of[&partition];
+        let open = arrivals.last().map(|last| (last.0, until.max(last.0)));
+        let gaps = arrivals.windows(2).map(|two| (two[0].0, two[1].0)).chain(open);
+        let within = gaps.filter(|(begin, end)| *end > from && *begin < until);
+        within.map(|(begin, end)| (Duration::from_nanos(end - begin), end)).max().unwrap_or_default()
+    }
+
+    /// From due to here, of what was due in that time.
+    fn latency(&self, from: u64, until: u64) -> Histogram<u64> {
+        let mut latency = Histogram::new(3).expect("three digits are allowed");
+        let all = self.of.values().flatten().filter(|(_, due)| (from..until).contains(due));
+        all.for_each(|(came, due)| latency += came.saturating_sub(*due).max(1));
+        latency
+    }
+}
+
+fn main() {
+    let mut options = Options::parse();
+    if options.smoke {
+        options.rounds = 1;
+    }
+    let (input, output) = (format!("bench-in-{}", fastrand::u32(..)), format!("bench-out-{}", fastrand::u32(..)));
+    create(&options.brokers, &[&input, &output], PARTITIONS);
+    let (done, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+    let arrivals = Mutex::<Arrivals>::default();
+    thread::scope(|scope| {
+        scope.spawn(|| write(&options, &input, &done, &sent));
+        let observer = scope.spawn(|| observe(&options.brokers, &output, &done, &sent, &arrivals));
+        let bench = Bench { options: &options, input: &input, output: &output, arrivals: &arrivals };
+        let members = bench.run();
+        // The members outlive the last order.
+        done.store(true, SeqCst);
+        observer.join().expect("it only reads");
+        members.into_iter().for_each(Member::stop);
+    });
+    let arrivals = arrivals.into_inner().expect("nobody panics under it");
+    let seen: usize = arrivals.of.values().map(Vec::len).sum();
+    let due: BTreeSet<u64> = arrivals.of.values().flatten().map(|(_, due)| *due).collect();
+    println!("{} orders, {seen} invoices, {} of them for the first time", sent.load(SeqCst), due.len());
+    assert_eq!(due.len() as u64, sent.load(SeqCst), "records were lost");
+}
+
+/// Keeps to the rate, whatever happens.
+fn write(options: &Options, input: &str, done: &AtomicBool, sent: &AtomicU64) {
+    let mut config = client(&options.brokers);
+    config.set("linger.ms", "0").set("acks", "all").set("enable.idempotence", "true");
+    let producer: BaseProducer = config.create().expect("the settings are constants");
+    let (begin, pad) = (monotonic_nanos(), "x".repeat(200));
+    let mut id = 0;
+    while !done.load(SeqCst) {
+        let due = begin + id * 1_000_000_000 / options.rate;
+        thread::sleep(Duration::from_nanos(due.saturating_sub(monotonic_nanos())));
+        let partition = (id % PARTITIONS as u64) as i32;
+        let order = Order { id, due, customer: id % 1_000, cents: 100 * i64::from(partition + 1), pad: &pad };
+        let (key, payload) = (order.customer.to_string(), serde_json::to_vec(&order).expect("an order is JSON"));
+        let mut record = BaseRecord::to(input).partition(partition).key(&key).payload(&payload);
+        while let Err((_, back)) = producer.send(record) {
+            producer.poll(Duration::ZERO);
+            record = back;
+        }
+        producer.poll(Duration::ZERO);
+        id += 1;
+        sent.store(id, SeqCst);
+    }
+    producer.flush(Duration::from_secs(20)).expect("the broker is there");
+}
+
+fn observe(brokers: &str, output: &str, done: &AtomicBool, sent: &AtomicU64, arrivals: &Mutex<Arrivals>) {
+    let mut config = client(brokers);
+    config.set("group.id", "observer").set("enable.auto.commit", "false").set("fetch.wait.max.ms", "100");
+    let consumer: BaseConsumer = config.set("fetch.queue.backoff.ms", "5").create().expect("constants");
+    let mut all = TopicPartitionList::new();
+    for partition in 0..PARTITIONS {
+        all.add_partition_offset(output, partition, Offset::Beginning).expect("the beginning is an offset");
+    }
+    consumer.assign(&all).expect("the topic exists");
+    let (mut seen, mut quiet) = (BTreeSet::new(), Instant::now());
+    while !done.load(SeqCst) || ((seen.len() as u64) < sent.load(SeqCst) && quiet.elapsed() < Duration::from_secs(20)) {
+        let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) else { continue };
+        let now = monotonic_nanos();
+        let invoice: Seen = serde_json::from_slice(message.payload().unwrap_or_default()).expect("an invoice is JSON");
+        let partition = invoice.amount as i32 - 1;
+        arrivals.lock().expect("nobody panics under it").of.entry(partition).or_default().push((now, invoice.due));
+        seen.insert(invoice.due);
+        quiet = Instant::now();
+    }
+}
+
+/// A process of the group.
+struct Member {
+    child: Child,
+    report: PathBuf,
+    started: u64,
+}
+
+impl Member {
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id() as i32).expect("a process has an id");
+        kill_process(pid, signal).expect("it lives");
+    }
+
+    /// Ends in good order.
+    fn stop(mut self) {
+        self.signal(Signal::TERM);
+        assert!(self.child.wait().expect("it ends").success(), "it drains and commits");
+    }
+
+    /// The partitions in its newest report.
+    fn owned(&self) -> BTreeSet<i32> {
+        let report = fs::read_to_string(&self.report).unwrap_or_default();
+        let Some(line) = report.lines().rfind(|line| line.ends_with('}')) else { return BTreeSet::new() };
+        let report: serde_json::Value = serde_json::from_str(line).expect("a line is JSON");
+        let lags = report["sources"][0]["lag"].as_array().cloned().unwrap_or_default();
+        let number = |lag: &serde_json::Value| lag["partition"].as_str()?.rsplit('/').next()?.parse().ok();
+        lags.iter().filter_map(number).collect()
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+        drop(fs::remove_file(&self.report));
+    }
+}
+
+struct Bench<'b> {
+    options: &'b Options,
+    input: &'b str,
+    output: &'b str,
+    arrivals: &'b Mutex<Arrivals>,
+}
+
+/// Silences of one event, in milliseconds.
+#[derive(Default)]
+struct Silences {
+    kept: Vec<f64>,
+    moved: Vec<f64>,
+    first: Vec<f64>,
+}
+
+impl Bench<'_> {
+    fn member(&self) -> Member {
+        let own = std::env::current_exe().expect("a process knows its program");
+        let folder = own.parent().and_then(|deps| deps.parent()).expect("it lies in target/release/deps");
+        let report = std::env::temp_dir().join(format!("bench-member-{}.jsonl", fastrand::u64(..)));
+        let started = monotonic_nanos();
+        let child = Command::new(folder.join("examples/transform"))
+            .args(["--brokers", &self.options.brokers, "--input", self.input, "--output", self.output])
+            .args(["--group", &format!("group-{}", self.input)])
+            .arg("--report")
+            .arg(&report)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the example is built: cargo build --release --example transform");
+        Member { child, report, started }
+    }
+
+    /// Long enough for the group to come to rest, and for reports to say so.
+    fn settle(&self) {
+        thread::sleep(Duration::from_secs(if self.options.smoke { 4 } else { 6 }));
+    }
+
+    /// Silences since `from`, of partitions that had the same owner before and after, and of the others.
+    fn silences(
+        &self,
+        from: u64,
+        before: &[BTreeSet<i32>],
+        after: &[BTreeSet<i32>],
+        new: Option<&Member>,
+        to: &mut Silences,
+    ) {
+        let arrivals = self.arrivals.lock().expect("nobody panics under it");
+        let now = monotonic_nanos();
+        let milliseconds = |silence: Duration| silence.as_secs_f64() * 1e3;
+        let mut first = Vec::new();
+        for partition in 0..PARTITIONS {
+            let is_kept = before.iter().zip(after).any(|(b, a)| b.contains(&partition) && a.contains(&partition));
+            let (silence, ended) = arrivals.silence(partition, from, now);
+            if is_kept {
+                to.kept.push(milliseconds(silence));
+            } else {
+                to.moved.push(milliseconds(silence));
+                if let Some(new) = new.filter(|new| new.owned().contains(&partition)) {
+                    first.push(milliseconds(Duration::from_nanos(ended.saturating_sub(new.started))));
+                }
+            }
+        }
+        to.first.extend(first.into_iter().min_by(f64::total_cmp));
+    }
+
+    fn run(&self) -> Vec<Member> {
+        let (rate, rounds) = (self.options.rate, self.options.rounds);
+        let between = 1e3 * f64::from(PARTITIONS) / rate as f64;
+        println!(
+            "{rate} orders a second over {PARTITIONS} partitions, a record each {between:.0} ms; {rounds} rounds; ms"
+        );
+        println!("{:28} {:>22} {:>22} {:>22}", "", "kept, median max", "moved, median max", "start to records again");
+        let mut members = vec![self.member(), self.member()];
+        self.settle();
+        self.settle();
+        let [mut joins, mut leaves, mut kills, mut pauses]: [Silences; 4] = Default::default();
+        for _ in 0..rounds {
+            let before: Vec<_> = members.iter().map(Member::owned).collect();
+            let from = monotonic_nanos();
+            let third = self.member();
+            self.settle();
+            let after: Vec<_> = members.iter().map(Member::owned).collect();
+            self.silences(from, &before, &after, Some(&third), &mut joins);
+            let from = monotonic_nanos();
+            third.stop();
+            self.settle();
+            let again: Vec<_> = members.iter().map(Member::owned).collect();
+            self.silences(from, &after, &again, None, &mut leaves);
+        }
+        print("a member joins", &joins);
+        print("a member leaves", &leaves);
+        for round in 0..rounds.min(3) {
+            for (signal, silences) in [(Signal::KILL, &mut kills), (Signal::STOP, &mut pauses)] {
+                let before = [members[0].owned()];
+                let from = monotonic_nanos();
+                members[1].signal(signal);
+                thread::sleep(Duration::from_secs(15));
+                let after = [members[0].owned()];
+                self.silences(from, &before, &after, None, silences);
+                if signal == Signal::STOP {
+                    members[1].signal(Signal::CONT);
+                } else {
+                    members[1] = self.member();
+                }
+                self.settle();
+                self.settle();
+            }
+            if self.options.smoke && round == 0 {
+                break;
+            }
+        }
+        print("kill -9 (session 10 s)", &kills);
+        print("SIGSTOP for 15 s", &pauses);
+        self.roll(&mut members);
+        members
+    }
+
+    /// Every process is ended and replaced, in turn, under load.
+    fn roll(&self, members: &mut Vec<Member>) {
+        let from = monotonic_nanos();
+        for _ in 0..self.options.rounds {
+            for index in 0..members.len() {
+                members.push(self.member());
+                members.swap_remove(index).stop();
+                thread::sleep(Duration::from_secs(3));
+            }
+        }
+        let until = monotonic_nanos();
+        self.settle();
+        let latency = self.arrivals.lock().expect("nobody panics under it").latency(from, until);
+        let at = |quantile| latency.value_at_quantile(quantile) as f64 / 1e6;
+        println!(
+            "rolling deploy, {} restarts in {:.0} s: p50 {:.1} p90 {:.1} p99 {:.1} max {:.1} ms from due (to reach: p99 3000)",
+            2 * self.options.rounds,
+            Duration::from_nanos(until - from).as_secs_f64(),
+            at(0.5),
+            at(0.9),
+            at(0.99),
+            latency.max() as f64 / 1e6
+        );
+    }
+}
+
+fn print(event: &str, silences: &Silences) {
+    let figures = |figures: &[f64]| match figures {
+        [] => "-".to_owned(),
+        some => {
+            let max = some.iter().copied().fold(0.0, f64::max);
+            format!("{:.0}, {max:.0}", millstream_benches::statistics::median(some))
+        }
+    };
+    println!(
+        "{event:28} {:>22} {:>22} {:>22}",
+        figures(&silences.kept),
+        figures(&silences.moved),
+        figures(&silences.first)
+    );
+}
