@@ -103,7 +103,8 @@ impl Heard {
 }
 
 /// The connection broke while we said who we are, as it does when a broker stops, or we said it twice within a second, as
-/// the client does when a token is about to expire. It calls both a failed authentication, or an error of TLS.
+/// the client does when a token is about to expire, or it heard of a token after the time that we had told it for asking
+/// again. It calls all of these a failed authentication, or an error of TLS.
 fn is_passing(reason: &str) -> bool {
     [
         "handshake failed: Local:",
@@ -111,6 +112,7 @@ fn is_passing(reason: &str) -> bool {
         "unexpected eof",
         "Disconnected",
         "SSL transport error",
+        "Must supply an unexpired token",
     ]
     .iter()
     .any(|part| reason.contains(part))
@@ -152,6 +154,7 @@ mod tests {
             "sasl_ssl://localhost:1/1: SASL OAUTHBEARER mechanism handshake failed: Broker: Request not valid in current SASL \
              state: broker's supported mechanisms: ",
             "ssl://localhost:1/1: SSL handshake failed: error:0A000126:SSL routines::unexpected eof while reading",
+            "Failed to acquire SASL OAUTHBEARER token: Must supply an unexpired token: now=1767225602000ms, exp=1767225601000ms",
         ] {
             assert!(is_passing(reason), "{reason}");
         }

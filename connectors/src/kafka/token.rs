@@ -128,6 +128,8 @@ impl Given {
 
 /// The callback is not called again sooner.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// It is called again within this, while the token that there is has a longer life left.
+const AGAIN_AT_LAST: Duration = Duration::from_secs(10);
 /// How long a client waits for a new token before it goes on with the one that it has.
 const WAIT_RUNNING: Duration = Duration::from_millis(50);
 /// The client asks for a new token when it has used so much of the life it was told of.
@@ -180,12 +182,16 @@ impl Tokens {
         }
         let given = state.newest.as_ref()?;
         let now = SystemTime::now();
-        // The client looks once a second whether it is time to ask.
         let told = match given.stale_at().duration_since(now) {
-            Ok(left) => left.div_f64(CLIENT_ASKS_AT),
-            Err(_) => AGAIN_AFTER,
+            Ok(left) => left.div_f64(CLIENT_ASKS_AT).max(AGAIN_AFTER),
+            // The client looks once a second whether it is time to ask. More is better where there is time for it: what the
+            // client was told must not be over when it hears it, for which this process may have to wait for a processor.
+            Err(_) => {
+                let left = given.token.expires_at.duration_since(now).unwrap_or_default();
+                (left / 2).clamp(AGAIN_AFTER, AGAIN_AT_LAST)
+            }
         };
-        Some(given.token.for_client(now + told.max(AGAIN_AFTER)))
+        Some(given.token.for_client(now + told))
     }
 
     /// Why the token that clients have is too old, when it is.
@@ -224,6 +230,7 @@ impl Tokens {
             // The panic's own message is the hook's to print: it may hold anything.
             Err(_) => Err(Failure { kind: ErrorKind::Panic, reason: "the callback panicked".to_owned() }),
         };
+        let failure = answer.as_ref().err().map(|failure| failure.reason.clone());
         let mut state = lock(&self.state);
         state.is_asking = false;
         match answer {
@@ -231,16 +238,16 @@ impl Tokens {
                 state.newest = Some(Given { token, at: SystemTime::now() });
                 state.failure = None;
             }
-            Err(failure) => {
-                let expires_in =
-                    state.newest.as_ref().map(|given| given.token.expires_at.duration_since(SystemTime::now()));
-                let expires_in = expires_in.and_then(std::result::Result::ok);
-                tracing::warn!(reason = failure.reason, ?expires_in, "no new token for Kafka, asking again");
-                state.failure = Some(failure);
-            }
+            Err(failure) => state.failure = Some(failure),
         }
+        let expires_at = state.newest.as_ref().map(|given| given.token.expires_at);
         drop(state);
         self.answered.notify_all();
+        // Clients must not wait for a log that is slow.
+        if let Some(reason) = failure {
+            let expires_in = expires_at.and_then(|at| at.duration_since(SystemTime::now()).ok());
+            tracing::warn!(reason, ?expires_in, "no new token for Kafka, asking again");
+        }
     }
 }
 
