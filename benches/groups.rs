@@ -26,13 +26,13 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use hdrhistogram::Histogram;
-use millstream_benches::machine::monotonic_nanos;
+use millstream_benches::driver::{Order, consumer};
+use millstream_benches::machine::{monotonic_nanos, program};
 use millstream_benches::topics::{client, create};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use rdkafka::{Message, Offset, TopicPartitionList};
 use rustix::process::{Pid, Signal, kill_process};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 #[derive(Debug, Parser)]
 struct Options {
@@ -54,16 +54,6 @@ struct Options {
 }
 
 const PARTITIONS: i32 = 8;
-
-/// 300 bytes of JSON; where it was written stands in `cents`, which the example hands on as an amount.
-#[derive(Debug, Serialize)]
-struct Order<'p> {
-    id: u64,
-    due: u64,
-    customer: u64,
-    cents: i64,
-    pad: &'p str,
-}
 
 #[derive(Debug, Deserialize)]
 struct Seen {
@@ -135,6 +125,7 @@ fn write(options: &Options, input: &str, done: &AtomicBool, sent: &AtomicU64) {
         let due = begin + id * 1_000_000_000 / options.rate;
         thread::sleep(Duration::from_nanos(due.saturating_sub(monotonic_nanos())));
         let partition = (id % PARTITIONS as u64) as i32;
+        // Where it was written stands in `cents`, which the example hands on as an amount.
         let order = Order { id, due, customer: id % 1_000, cents: 100 * i64::from(partition + 1), pad: &pad };
         let (key, payload) = (order.customer.to_string(), serde_json::to_vec(&order).expect("an order is JSON"));
         let mut record = BaseRecord::to(input).partition(partition).key(&key).payload(&payload);
@@ -150,14 +141,7 @@ fn write(options: &Options, input: &str, done: &AtomicBool, sent: &AtomicU64) {
 }
 
 fn observe(brokers: &str, output: &str, done: &AtomicBool, sent: &AtomicU64, arrivals: &Mutex<Arrivals>) {
-    let mut config = client(brokers);
-    config.set("group.id", "observer").set("enable.auto.commit", "false").set("fetch.wait.max.ms", "100");
-    let consumer: BaseConsumer = config.set("fetch.queue.backoff.ms", "5").create().expect("constants");
-    let mut all = TopicPartitionList::new();
-    for partition in 0..PARTITIONS {
-        all.add_partition_offset(output, partition, Offset::Beginning).expect("the beginning is an offset");
-    }
-    consumer.assign(&all).expect("the topic exists");
+    let consumer = consumer(brokers, output, PARTITIONS);
     let (mut seen, mut quiet) = (BTreeSet::new(), Instant::now());
     while !done.load(SeqCst) || ((seen.len() as u64) < sent.load(SeqCst) && quiet.elapsed() < Duration::from_secs(20)) {
         let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) else { continue };
@@ -225,18 +209,17 @@ struct Silences {
 
 impl Bench<'_> {
     fn member(&self) -> Member {
-        let own = std::env::current_exe().expect("a process knows its program");
-        let folder = own.parent().and_then(|deps| deps.parent()).expect("it lies in target/release/deps");
         let report = std::env::temp_dir().join(format!("bench-member-{}.jsonl", fastrand::u64(..)));
         let started = monotonic_nanos();
-        let child = Command::new(folder.join("examples/transform"))
+        let transform = program("examples/transform", "cargo build --release --example transform");
+        let child = Command::new(transform)
             .args(["--brokers", &self.options.brokers, "--input", self.input, "--output", self.output])
             .args(["--group", &format!("group-{}", self.input)])
             .arg("--report")
             .arg(&report)
             .stdout(Stdio::null())
             .spawn()
-            .expect("the example is built: cargo build --release --example transform");
+            .expect("it is there");
         Member { child, report, started }
     }
 

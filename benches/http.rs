@@ -14,7 +14,6 @@
 //! ```
 
 use std::net::TcpListener;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -22,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use hdrhistogram::Histogram;
-use millstream_benches::machine::cpu;
+use millstream_benches::machine::{cpu, program};
 use millstream_benches::statistics::{estimate, median};
 use millstream_benches::topics::create;
 
@@ -98,19 +97,12 @@ impl Drop for Service {
     }
 }
 
-fn program(name: &str) -> PathBuf {
-    let own = std::env::current_exe().expect("a process knows its program");
-    let path = own.parent().and_then(|deps| deps.parent()).expect("it lies in target/release/deps").join(name);
-    assert!(path.exists(), "{name} is not built: cargo build --release --example embed --bin handler");
-    path
-}
-
 fn measure(name: &str, options: &Options) -> Run {
     let output = format!("bench-http-{}", fastrand::u32(..));
     create(&options.brokers, &[&output], 4);
     // Free a moment ago; nobody else here opens ports.
     let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
-    let child = Command::new(program(name))
+    let child = Command::new(program(name, "cargo build --release --example embed --bin handler"))
         .args(["--listen", &address.to_string(), "--brokers", &options.brokers, "--output", &output])
         .stdout(Stdio::null())
         .spawn()

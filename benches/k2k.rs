@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use millstream_benches::driver::{self, PARTITIONS, Run};
-use millstream_benches::machine::{Hiccups, cpu, memory};
+use millstream_benches::machine::{self, Hiccups, cpu, memory};
 use millstream_benches::statistics::{estimate, median};
 use millstream_benches::topics::{create, create_with};
 use rdkafka::Message;
@@ -105,11 +105,7 @@ fn main() {
 
 /// A program beside this one, in the folder of release builds.
 fn program(name: &str) -> PathBuf {
-    let own = std::env::current_exe().expect("a process knows its program");
-    let folder = own.parent().and_then(|deps| deps.parent()).expect("it lies in target/release/deps");
-    let path = folder.join(name);
-    assert!(path.exists(), "{name} is not built: cargo build --release --example transform --bin floor");
-    path
+    machine::program(name, "cargo build --release --example transform --bin floor")
 }
 
 /// A process under test on topics of its own.
@@ -275,7 +271,7 @@ fn wait_for_end(options: &Options, topic: &str, records: u64) {
 
 /// When the broker appended the first and the last record, in milliseconds.
 fn append_times(options: &Options, topic: &str, records: u64) -> (i64, i64) {
-    let consumer = driver::consumer(&options.brokers, topic);
+    let consumer = driver::consumer(&options.brokers, topic, PARTITIONS);
     let (mut first, mut last, mut seen) = (i64::MAX, i64::MIN, 0);
     while seen < records {
         let Some(Ok(message)) = consumer.poll(Duration::from_secs(10)) else { panic!("{topic} ends early") };
@@ -356,7 +352,7 @@ fn footprint(options: &Options) {
     for who in [Who::Floor, Who::Engine] {
         let topics = Subject::topics(options);
         driver::preload(&options.brokers, &topics.0, 1);
-        let consumer = driver::consumer(&options.brokers, &topics.1);
+        let consumer = driver::consumer(&options.brokers, &topics.1, PARTITIONS);
         // The consumer's own start is over before the clock runs.
         drop(consumer.poll(Duration::from_millis(700)));
         let begin = Instant::now();

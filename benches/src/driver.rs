@@ -17,14 +17,19 @@ use crate::topics::client;
 /// Partitions of every topic here.
 pub const PARTITIONS: i32 = 4;
 
-/// What goes in: 1.2 kB of JSON.
+/// What goes in, as JSON: 1.2 kB here.
 #[derive(Debug, Serialize)]
-struct Order<'p> {
-    id: u64,
-    due: u64,
-    customer: u64,
-    cents: i64,
-    pad: &'p str,
+pub struct Order<'p> {
+    /// Its number.
+    pub id: u64,
+    /// When it was due, in nanoseconds of the monotonic clock.
+    pub due: u64,
+    /// Who pays.
+    pub customer: u64,
+    /// How much.
+    pub cents: i64,
+    /// What makes it long.
+    pub pad: &'p str,
 }
 
 /// What is looked at of what comes out.
@@ -119,7 +124,7 @@ fn observe(
     sent_all: &AtomicBool,
     received: &AtomicU64,
 ) -> (Histogram<u64>, [Histogram<u64>; 2]) {
-    let consumer = consumer(brokers, topic);
+    let consumer = consumer(brokers, topic, PARTITIONS);
     let histogram = || Histogram::new(3).expect("three digits are allowed");
     let (mut latency, mut quarters) = (histogram(), [histogram(), histogram()]);
     let mut seen_at = Instant::now();
@@ -148,7 +153,7 @@ fn observe(
 }
 
 /// A consumer of a whole topic from its beginning.
-pub fn consumer(brokers: &str, topic: &str) -> BaseConsumer {
+pub fn consumer(brokers: &str, topic: &str, partitions: i32) -> BaseConsumer {
     let consumer: BaseConsumer = client(brokers)
         .set("group.id", "observer")
         .set("enable.auto.commit", "false")
@@ -158,7 +163,7 @@ pub fn consumer(brokers: &str, topic: &str) -> BaseConsumer {
         .expect("the settings are constants");
     consumer.fetch_metadata(Some(topic), Duration::from_secs(10)).expect("the broker answers");
     let mut all = TopicPartitionList::new();
-    for partition in 0..PARTITIONS {
+    for partition in 0..partitions {
         all.add_partition_offset(topic, partition, Offset::Beginning).expect("the beginning is an offset");
     }
     consumer.assign(&all).expect("the topic exists");

@@ -1,7 +1,9 @@
 //! The machine under a measurement: a clock that all processes share, what a process has used, and how often the
 //! machine itself stood still.
 
+use std::env;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
@@ -14,6 +16,14 @@ use rustix::time::{ClockId, clock_gettime};
 pub fn monotonic_nanos() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// A program that was built beside this bench; `command` builds it.
+pub fn program(name: &str, command: &str) -> PathBuf {
+    let own = env::current_exe().expect("a process knows its program");
+    let path = own.parent().and_then(Path::parent).expect("it lies in target/release/deps").join(name);
+    assert!(path.exists(), "{name} is not built: {command}");
+    path
 }
 
 /// CPU time, user and system, that the living threads of a process have used; in nanoseconds, where `/proc/<pid>/stat`
