@@ -9,6 +9,8 @@ mod ways;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use millstream::Job;
 use millstream_connectors::{Kafka, Token};
 
@@ -46,18 +48,11 @@ fn claims(expires_at: SystemTime, principal: &str) -> String {
     let claims = serde_json::json!({
         "sub": principal, "iat": made, "exp": seconds(expires_at), "jti": fastrand::u64(..).to_string(),
     });
-    let token = format!("{}.{}.", base64(br#"{"alg":"none"}"#), base64(claims.to_string().as_bytes()));
+    let token = format!(
+        "{}.{}.",
+        BASE64_URL_SAFE_NO_PAD.encode(r#"{"alg":"none"}"#),
+        BASE64_URL_SAFE_NO_PAD.encode(claims.to_string())
+    );
     events::watch_for(&token);
     token
-}
-
-/// Base64 for addresses, without padding.
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let digits = bytes.chunks(3).flat_map(|chunk| {
-        let three = [chunk[0], chunk.get(1).copied().unwrap_or(0), chunk.get(2).copied().unwrap_or(0)];
-        let number = u32::from_be_bytes([0, three[0], three[1], three[2]]);
-        (0..=chunk.len()).map(move |at| DIGITS[(number >> (18 - 6 * at)) as usize & 63] as char)
-    });
-    digits.collect()
 }
