@@ -16,7 +16,7 @@ use millstream::{Flow, Job, Result, Trigger};
 use millstream_connectors::Kafka;
 use serde::Serialize;
 use support::Options;
-use support::embedded::{Embedded, Order, brokers, print};
+use support::embedded::{Embedded, Order, print};
 use support::replay::{Filter, replay};
 
 #[derive(Debug, Parser)]
@@ -80,7 +80,7 @@ pub(crate) fn run(etl: Etl) -> Result<()> {
             Some(embedded)
         }
     };
-    let kafka = Kafka::new(brokers(embedded.as_ref(), options.brokers.as_ref()));
+    let kafka = options.kafka(embedded.as_ref());
     if etl.replay {
         println!("{}", replay(&kafka, dead_letters, format!("{}.replay", options.group), etl.filter)?);
         return Ok(());

@@ -19,7 +19,7 @@ use millstream::{Flow, Job, Result, Trigger};
 use millstream_connectors::Kafka;
 use serde::Serialize;
 use support::Options;
-use support::embedded::{Embedded, Order, brokers, print};
+use support::embedded::{Embedded, Order, print};
 
 #[derive(Debug, Serialize)]
 struct Invoice {
@@ -56,7 +56,7 @@ pub(crate) fn run(mut options: Options) -> Result<()> {
         }
     };
     let line = ProgressBar::no_length().with_style(ProgressStyle::with_template("{msg}").expect("it is a constant"));
-    let kafka = Kafka::new(brokers(embedded.as_ref(), options.brokers.as_ref()));
+    let kafka = options.kafka(embedded.as_ref());
     let of_job = options.clone();
     let job = Job::new("transform", move |flow| invoices(flow, &kafka, &of_job));
     let report = support::run(job, &options, |report| {

@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use millstream::{Error, ErrorKind, Job, Report, Result, Stopper, Trigger};
-use millstream_connectors::{StartAt, report};
+use millstream_connectors::{Kafka, StartAt, report};
+
+use embedded::{Embedded, brokers};
 
 /// The flags of every Kafka example.
 #[derive(Clone, Debug, Parser)]
@@ -24,6 +26,9 @@ pub struct Options {
     /// Bootstrap servers; without them a broker, a generator and an observer run in this process
     #[arg(long)]
     pub brokers: Option<String>,
+    /// A property of librdkafka, such as session.timeout.ms=6000; can be repeated
+    #[arg(long, value_name = "PROPERTY=VALUE", value_parser = property)]
+    pub set: Vec<(String, String)>,
     /// The topic to read
     #[arg(long, default_value = "orders")]
     pub input: String,
@@ -48,6 +53,19 @@ pub struct Options {
     /// Stop after this time, such as 30s [default: 60s without --brokers, else never]
     #[arg(long = "for", value_parser = humantime::parse_duration)]
     pub duration: Option<Duration>,
+}
+
+impl Options {
+    /// The named cluster, or the embedded broker.
+    pub fn kafka(&self, embedded: Option<&Embedded>) -> Kafka {
+        let kafka = Kafka::new(brokers(embedded, self.brokers.as_ref()));
+        self.set.iter().fold(kafka, |kafka, (property, value)| kafka.set(property, value))
+    }
+}
+
+fn property(text: &str) -> Result<(String, String), &'static str> {
+    let (property, value) = text.split_once('=').ok_or("there is no `=` in it")?;
+    Ok((property.to_owned(), value.to_owned()))
 }
 
 fn start(text: &str) -> Result<StartAt, String> {

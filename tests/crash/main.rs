@@ -39,7 +39,7 @@ fn nothing_is_lost_over_fifty_kills() {
     let (input, output) = (broker.topic("kills-in", 4), broker.topic("kills-out", 4));
     let mut random = fastrand::Rng::with_seed(seed());
     let done = AtomicBool::new(false);
-    let start = |trigger| target(&["copy", &broker.address, &input, &output, &input, trigger, "the only one"]);
+    let start = |trigger| target(&["copy", &broker.address, &input, &output, &input, trigger]);
     let mut last = std::thread::scope(|scope| {
         scope.spawn(|| {
             let (producer, begin) = (broker.producer(), Instant::now());
@@ -86,7 +86,7 @@ fn nothing_is_lost_over_fifty_kills() {
 fn a_kill_in_the_middle_of_a_micro_batchs_queue_loses_nothing() {
     let broker = broker::shared();
     let (input, output) = (broker.topic("queue-in", 2), broker.topic("queue-out", 2));
-    let start = |trigger: &str| target(&["copy", &broker.address, &input, &output, &input, trigger, "the only one"]);
+    let start = |trigger: &str| target(&["copy", &broker.address, &input, &output, &input, trigger]);
     let write = |range: std::ops::Range<i32>| {
         let numbers: Vec<String> = range.map(|n| n.to_string()).collect();
         broker.write(&input, numbers.iter().map(|n| (None, n.as_str(), Some(n.as_str()))));

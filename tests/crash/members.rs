@@ -1,16 +1,18 @@
-//! Two and three processes of one group that start, are rolled, are killed, and stand still for longer than a session.
+//! Two and three processes of the example `transform` in one group that start, are rolled, are killed, and stand still for
+//! longer than a session.
 
-use std::process::Child;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use millstream_tests::compare;
+use millstream_tests::{Record, compare};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::BaseRecord;
 use rdkafka::{Offset, TopicPartitionList};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
 
-use crate::{PATIENCE, broker, seed, target};
+use crate::{PATIENCE, broker, seed};
 
 const PARTITIONS: i32 = 6;
 const RATE: u64 = 2_000;
@@ -63,6 +65,32 @@ impl Watch {
     }
 }
 
+fn transform(broker: &broker::Broker, input: &str, output: &str) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_transform"));
+    command.args(["--brokers", &broker.address, "--input", input, "--output", output, "--group", input]);
+    // The shortest session that a broker allows by default.
+    command.args(["--workers", "2", "--set", "session.timeout.ms=6000"]);
+    command.stdout(Stdio::null()).spawn().expect("the example starts")
+}
+
+/// One in ten costs nothing, and no invoice is written for it.
+fn order(n: u64) -> String {
+    json!({ "id": n, "due": 0, "customer": n % 100, "cents": n % 10, "pad": "" }).to_string()
+}
+
+/// Orders that cost something, or invoices: a list for each partition.
+fn records(broker: &broker::Broker, topic: &str) -> Vec<Vec<Record>> {
+    let record = |read: &broker::Read| {
+        let value: Value = serde_json::from_str(read.value.as_ref().expect("no tombstone is written")).expect("JSON");
+        let record = || Record {
+            id: value["id"].as_u64().expect("a number"),
+            key: read.key.clone().unwrap_or_default().into_bytes(),
+        };
+        (value["cents"] != 0).then(record)
+    };
+    broker.read(topic).iter().map(|partition| partition.iter().filter_map(record).collect()).collect()
+}
+
 fn signal(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).expect("it runs");
 }
@@ -72,7 +100,7 @@ fn of_a_group_come_and_go_and_nothing_is_lost() {
     let Some(broker) = broker::real("the embedded broker does not share partitions out") else { return };
     let (input, output) = (broker.topic("members-in", PARTITIONS), broker.topic("members-out", PARTITIONS));
     let mut random = fastrand::Rng::with_seed(seed());
-    let start = || target(&["copy", &broker.address, &input, &output, &input, "continuous"]);
+    let start = || transform(broker, &input, &output);
     let (done, sent, watch) = (AtomicBool::new(false), AtomicU64::new(0), Watch::new(broker, &input));
     let mut members = vec![start(), start()];
     std::thread::scope(|scope| {
@@ -84,7 +112,7 @@ fn of_a_group_come_and_go_and_nothing_is_lost() {
                 }
                 let due = begin + Duration::from_micros(n * 1_000_000 / RATE);
                 std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                let (key, value) = ((n % 100).to_string(), n.to_string());
+                let (key, value) = ((n % 100).to_string(), order(n));
                 broker::send(&producer, BaseRecord::to(&input).key(key.as_str()).payload(value.as_str()));
                 sent.store(n + 1, SeqCst);
             }
@@ -140,7 +168,7 @@ fn of_a_group_come_and_go_and_nothing_is_lost() {
         child.kill().expect("it runs");
         child.wait().expect("it was killed");
     }
-    let findings = compare(&broker.records(&input), &broker.records(&output));
+    let findings = compare(&records(broker, &input), &records(broker, &output));
     println!("{EVENTS} events: {findings}");
     assert!(findings.at_least_once(), "{findings}");
     assert!(findings.looked_at > EVENTS * 1_000, "too little went through: {findings}");
