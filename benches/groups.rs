@@ -42,6 +42,9 @@ struct Options {
     /// Orders a second
     #[arg(long, default_value_t = 2_000)]
     rate: u64,
+    /// How members agree: classic, or the broker's own, consumer
+    #[arg(long, default_value = "classic")]
+    protocol: String,
     /// How often each event happens
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -214,7 +217,7 @@ impl Bench<'_> {
         let transform = program("examples/transform", "cargo build --release --example transform");
         let child = Command::new(transform)
             .args(["--brokers", &self.options.brokers, "--input", self.input, "--output", self.output])
-            .args(["--group", &format!("group-{}", self.input)])
+            .args(["--group", &format!("group-{}", self.input), "--group-protocol", &self.options.protocol])
             .arg("--report")
             .arg(&report)
             .stdout(Stdio::null())
@@ -225,7 +228,13 @@ impl Bench<'_> {
 
     /// Long enough for the group to come to rest, and for reports to say so.
     fn settle(&self) {
-        thread::sleep(Duration::from_secs(if self.options.smoke { 4 } else { 6 }));
+        let seconds = match (self.options.smoke, self.options.protocol == "classic") {
+            (true, _) => 4,
+            (false, true) => 6,
+            // Members hear of changes in heart-beats, each 5 s, and a partition takes several to move.
+            (false, false) => 20,
+        };
+        thread::sleep(Duration::from_secs(seconds));
     }
 
     /// Silences since `from`, of partitions that had the same owner before and after, and of the others.
@@ -266,8 +275,19 @@ impl Bench<'_> {
         let mut members = vec![self.member(), self.member()];
         self.settle();
         self.settle();
-        let [mut joins, mut leaves, mut kills, mut pauses]: [Silences; 4] = Default::default();
-        for _ in 0..rounds {
+        self.come_and_go(&members);
+        // When the broker decides, only its own settings say when a member is missed: after 45 s.
+        if self.options.protocol == "classic" {
+            self.fall_silent(&mut members);
+        }
+        self.roll(&mut members);
+        members
+    }
+
+    /// A third process joins and leaves.
+    fn come_and_go(&self, members: &[Member]) {
+        let [mut joins, mut leaves]: [Silences; 2] = Default::default();
+        for _ in 0..self.options.rounds {
             let before: Vec<_> = members.iter().map(Member::owned).collect();
             let from = monotonic_nanos();
             let third = self.member();
@@ -282,7 +302,12 @@ impl Bench<'_> {
         }
         print("a member joins", &joins);
         print("a member leaves", &leaves);
-        for round in 0..rounds.min(3) {
+    }
+
+    /// One of two processes is killed, or stands still.
+    fn fall_silent(&self, members: &mut [Member]) {
+        let [mut kills, mut pauses]: [Silences; 2] = Default::default();
+        for _ in 0..self.options.rounds.min(3) {
             for (signal, silences) in [(Signal::KILL, &mut kills), (Signal::STOP, &mut pauses)] {
                 let before = [members[0].owned()];
                 let from = monotonic_nanos();
@@ -298,14 +323,9 @@ impl Bench<'_> {
                 self.settle();
                 self.settle();
             }
-            if self.options.smoke && round == 0 {
-                break;
-            }
         }
         print("kill -9 (session 10 s)", &kills);
         print("SIGSTOP for 15 s", &pauses);
-        self.roll(&mut members);
-        members
     }
 
     /// Every process is ended and replaced, in turn, under load.

@@ -57,8 +57,7 @@ impl From<Order> for Clean {
 }
 
 fn pipeline(flow: &Flow<'_>, kafka: &Kafka, options: &Options, dead_letters: &str) -> Result<()> {
-    let topic = kafka.topic(&options.input).group(&options.group).start_at(options.start.clone());
-    let (orders, malformed) = flow.source(topic.json::<Order>().with_metadata())?.partition_results();
+    let (orders, malformed) = flow.source(options.topic(kafka).json::<Order>().with_metadata())?.partition_results();
     orders
         .filter(|order| order.value().cents > 0)
         .map(|order| order.map(Clean::from))

@@ -38,8 +38,7 @@ impl From<Order> for Invoice {
 }
 
 fn invoices(flow: &Flow<'_>, kafka: &Kafka, options: &Options) -> Result<()> {
-    let orders = kafka.topic(&options.input).group(&options.group).start_at(options.start.clone());
-    flow.source(orders.json::<Order>().with_metadata())?
+    flow.source(options.topic(kafka).json::<Order>().with_metadata())?
         .or_stop()
         .filter(|order| order.value().cents > 0)
         .map(|order| order.map(Invoice::from))

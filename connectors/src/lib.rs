@@ -33,7 +33,7 @@
 //! |---|---|
 //! | `avro` | `Avro`, behind the ids of a schema registry or bare |
 //! | `protobuf` | `Protobuf`, likewise |
-//! | `tls` | TLS, and SASL by SCRAM and OAUTHBEARER, to brokers, https to a registry; builds OpenSSL from source, which wants perl and takes minutes |
+//! | `tls` | TLS, and SASL by SCRAM and OAUTHBEARER, to brokers, https to a registry (`Registry::tls`); builds OpenSSL from source, which wants perl and takes minutes |
 
 pub mod console;
 pub mod file;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use millstream::{Error, ErrorKind, Job, Report, Result, Stopper, Trigger};
-use millstream_connectors::{Kafka, StartAt, report};
+use millstream_connectors::{GroupProtocol, Kafka, StartAt, Topic, report};
 
 use embedded::{Embedded, brokers};
 
@@ -38,6 +38,9 @@ pub struct Options {
     /// The consumer group that remembers how far the input is done
     #[arg(long, default_value = "transform")]
     pub group: String,
+    /// How members agree on who reads what: classic, or the broker's own, consumer
+    #[arg(long, default_value = "classic", value_parser = group_protocol)]
+    pub group_protocol: GroupProtocol,
     /// Where to begin when the group has no offsets: earliest or latest
     #[arg(long, default_value = "earliest", value_parser = start)]
     pub start: StartAt,
@@ -60,6 +63,20 @@ impl Options {
     pub fn kafka(&self, embedded: Option<&Embedded>) -> Kafka {
         let kafka = Kafka::new(brokers(embedded, self.brokers.as_ref()));
         self.set.iter().fold(kafka, |kafka, (property, value)| kafka.set(property, value))
+    }
+
+    /// The topic to read, as a member of the group.
+    pub fn topic(&self, kafka: &Kafka) -> Topic {
+        let topic = kafka.topic(&self.input).group(&self.group).group_protocol(self.group_protocol);
+        topic.start_at(self.start.clone())
+    }
+}
+
+fn group_protocol(text: &str) -> Result<GroupProtocol, &'static str> {
+    match text {
+        "classic" => Ok(GroupProtocol::Classic),
+        "consumer" => Ok(GroupProtocol::Consumer),
+        _ => Err("neither `classic` nor `consumer`"),
     }
 }
 

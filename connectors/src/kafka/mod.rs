@@ -28,7 +28,7 @@ mod partition;
 mod producer;
 mod reader;
 mod secret;
-mod security;
+pub(crate) mod security;
 mod signature;
 mod sink;
 mod source;

@@ -18,7 +18,7 @@ pub(super) const NOT_SHOWN: &str = "[not shown]";
 const FOUND_FROM: usize = 4;
 
 impl Secret {
-    pub(super) fn expose(&self) -> &str {
+    pub(crate) fn expose(&self) -> &str {
         &self.0
     }
 

@@ -13,7 +13,7 @@ use millstream::{Error, ErrorKind, Result};
 use super::secret::Secret;
 use super::token::{Token, Tokens};
 
-/// Encryption, and whom to trust. Needs the feature `tls`.
+/// Encryption, and whom to trust: a broker, or a schema registry. Needs the feature `tls`.
 ///
 /// ```no_run
 /// use millstream_connectors::Kafka;
@@ -25,22 +25,23 @@ use super::token::{Token, Tokens};
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct Tls {
-    authorities: Option<Pem>,
-    identity: Option<(Pem, Pem)>,
-    key_password: Option<Secret>,
-    host_names: HostNames,
+    pub(crate) authorities: Option<Pem>,
+    /// A certificate and its key.
+    pub(crate) identity: Option<(Pem, Pem)>,
+    pub(crate) key_password: Option<Secret>,
+    pub(crate) host_names: HostNames,
 }
 
 /// Whether a certificate must be the host's that was called.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum HostNames {
+pub(crate) enum HostNames {
     #[default]
     Checked,
     Any,
 }
 
 impl Tls {
-    /// Trusts the authorities that the system trusts, and a broker whose certificate is for the host that was called.
+    /// Trusts the authorities that the system trusts, and a server whose certificate is for the host that was called.
     pub fn new() -> Tls {
         Tls::default()
     }
@@ -55,12 +56,12 @@ impl Tls {
         Tls { authorities: Some(Pem::Text(Secret::from(text.into()))), ..self }
     }
 
-    /// Shows the broker the certificate of this PEM file, with its chain, and proves it with the key of that one.
+    /// Shows the server the certificate of this PEM file, with its chain, and proves it with the key of that one.
     pub fn identity_files(self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Tls {
         Tls { identity: Some((Pem::File(certificate.into()), Pem::File(key.into()))), ..self }
     }
 
-    /// Shows the broker this certificate, with its chain, and proves it with this key; both in PEM.
+    /// Shows the server this certificate, with its chain, and proves it with this key; both in PEM.
     pub fn identity_pem(self, certificate: impl Into<String>, key: impl Into<Secret>) -> Tls {
         Tls { identity: Some((Pem::Text(Secret::from(certificate.into())), Pem::Text(key.into()))), ..self }
     }
@@ -70,7 +71,7 @@ impl Tls {
         Tls { key_password: Some(password.into()), ..self }
     }
 
-    /// Trusts a certificate of the authorities' whatever host it is for: anybody who has one can be the broker.
+    /// Trusts a certificate of the authorities' whatever host it is for: anybody who has one can be the server.
     pub fn any_host_name(self) -> Tls {
         Tls { host_names: HostNames::Any, ..self }
     }
@@ -113,13 +114,13 @@ impl Tls {
 
 /// Text in PEM, or where it is.
 #[derive(Clone, Debug)]
-enum Pem {
+pub(crate) enum Pem {
     File(PathBuf),
     Text(Secret),
 }
 
 impl Pem {
-    fn read(&self, what: &str) -> Result<Secret> {
+    pub(crate) fn read(&self, what: &str) -> Result<Secret> {
         match self {
             Pem::Text(text) => Ok(text.clone()),
             Pem::File(path) => fs::read_to_string(path).map(Secret::from).map_err(|cause| {
@@ -324,4 +325,4 @@ impl Security {
 }
 
 /// Of what the client was built without.
-pub(super) const NEEDS_TLS: &str = "needs the feature `tls` of millstream-connectors";
+pub(crate) const NEEDS_TLS: &str = "needs the feature `tls` of millstream-connectors";

@@ -1,12 +1,16 @@
 //! What is wrong is said: at start when it can be known, and as data when it shows later.
 
-use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use millstream::{Bytes, ErrorKind};
 use millstream_connectors::{Files, WhenDone, files};
+use rustix::process::{Uid, geteuid};
+use rustix::thread::set_thread_uid;
 
 use super::{Directory, paced, telling, told_by};
 
@@ -51,6 +55,35 @@ fn a_file_that_cannot_be_read_is_said_once_and_tried_again() {
     directory.write(".later", "came later\n");
     paced.look_around(&directory);
     assert_eq!(paced.told()[3..], ["link@0 came later"]);
+}
+
+/// Root may read everything, so the job is somebody else's: threads belong to whom their thread's thread did.
+#[test]
+fn a_file_without_permission_is_read_when_it_is_given() {
+    let directory = Directory::new();
+    let allow = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    allow(&directory.path, 0o755);
+    directory.write(".closed", "was closed\n");
+    allow(&directory.at(".closed"), 0o000);
+    fs::rename(directory.at(".closed"), directory.at("closed")).unwrap();
+    directory.write("good", "good\n");
+    let somebody = Uid::from_raw(65_534);
+    let start = || {
+        if geteuid().is_root() {
+            set_thread_uid(somebody).unwrap();
+        }
+        paced(&directory)
+    };
+    let paced = thread::scope(|scope| scope.spawn(start).join().unwrap());
+    paced.look_until(2);
+    paced.look_around(&directory);
+    let mut told = paced.told();
+    told.sort_unstable();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].starts_with("closed@0! cannot read the file: Permission denied"), "{told:?}");
+    allow(&directory.at("closed"), 0o644);
+    paced.look_around(&directory);
+    assert_eq!(paced.told()[2..], ["closed@0 was closed"]);
 }
 
 #[test]

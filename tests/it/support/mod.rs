@@ -2,6 +2,8 @@
 //! a clock that is moved until a job has ended.
 
 pub mod broker;
+#[cfg(feature = "tls")]
+pub mod certificates;
 pub mod events;
 #[cfg(feature = "registry")]
 pub mod registry;

@@ -1,6 +1,6 @@
 //! A schema registry on loopback, that tests may break: it takes schemas, tells them by id, and answers as Confluent's does.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Result, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -41,15 +41,32 @@ struct State {
 
 impl TestRegistry {
     pub fn start() -> TestRegistry {
+        TestRegistry::start_with("http", Ok)
+    }
+
+    /// Behind TLS as this says.
+    #[cfg(feature = "tls")]
+    pub fn start_tls(config: rustls::ServerConfig) -> TestRegistry {
+        let config = Arc::new(config);
+        TestRegistry::start_with("https", move |stream| {
+            let connection = rustls::ServerConnection::new(Arc::clone(&config)).expect("the settings are good");
+            Ok(rustls::StreamOwned::new(connection, stream))
+        })
+    }
+
+    fn start_with<S: Read + Write>(
+        scheme: &str,
+        dressed: impl Fn(TcpStream) -> Result<S> + Clone + Send + 'static,
+    ) -> TestRegistry {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-        let address = format!("http://{}", listener.local_addr().expect("it is bound"));
+        let address = format!("{scheme}://{}", listener.local_addr().expect("it is bound"));
         let registry = TestRegistry { address, state: Arc::default() };
         let served = registry.clone();
         // It ends with the test's process.
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                let served = served.clone();
-                thread::spawn(move || drop(served.serve(stream)));
+                let (served, dressed) = (served.clone(), dressed.clone());
+                thread::spawn(move || dressed(stream).and_then(|stream| served.serve(stream)));
             }
         });
         registry
@@ -105,8 +122,8 @@ impl TestRegistry {
         self.state.lock().unwrap().requests.iter().filter(|request| request.contains(part)).count()
     }
 
-    fn serve(&self, stream: TcpStream) -> std::io::Result<()> {
-        let mut reader = BufReader::new(stream.try_clone()?);
+    fn serve(&self, stream: impl Read + Write) -> Result<()> {
+        let mut reader = BufReader::new(stream);
         loop {
             let mut first = String::new();
             if reader.read_line(&mut first)? == 0 {
@@ -145,7 +162,8 @@ impl TestRegistry {
                 return Ok(());
             };
             let head = format!("HTTP/1.1 {status} -\r\nContent-Length: {}\r\n\r\n", text.len());
-            (&stream).write_all((head + &text).as_bytes())?;
+            reader.get_mut().write_all((head + &text).as_bytes())?;
+            reader.get_mut().flush()?;
         }
     }
 }

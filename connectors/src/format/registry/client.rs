@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,10 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use ureq::{Agent, RequestBuilder};
+
+use crate::kafka::Tls;
+#[cfg(not(feature = "tls"))]
+use crate::kafka::security::NEEDS_TLS;
 
 /// Pauses between two attempts.
 const AGAIN_FIRST: Duration = Duration::from_millis(50);
@@ -34,7 +38,9 @@ pub(super) struct Client {
     addresses: Vec<String>,
     pub(super) secret: Option<Secret>,
     pub(super) within: Duration,
-    agent: Agent,
+    tls: Option<Tls>,
+    /// Made for the first question; reads the files that `tls` names.
+    agent: Arc<OnceLock<Agent>>,
     /// Which address was the last to answer.
     turn: Arc<AtomicUsize>,
 }
@@ -94,24 +100,18 @@ enum Failure {
 impl Client {
     pub(super) fn new(addresses: &str) -> Client {
         let addresses = addresses.split(',').map(|address| address.trim().trim_end_matches('/').to_owned());
-        let config = Agent::config_builder();
-        #[cfg(feature = "tls")]
-        let config = config
-            .tls_config(ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::PlatformVerifier).build());
-        let config = config
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .proxy(None)
-            .user_agent("millstream")
-            .build();
         Client {
             addresses: addresses.filter(|address| !address.is_empty()).collect(),
             secret: None,
             within: Duration::from_secs(10),
-            agent: config.into(),
+            tls: None,
+            agent: Arc::default(),
             turn: Arc::default(),
         }
+    }
+
+    pub(super) fn tls_is(&mut self, tls: Tls) {
+        (self.tls, self.agent) = (Some(tls), Arc::default());
     }
 
     /// Whether it can be asked at all.
@@ -135,8 +135,10 @@ impl Client {
             }
             match scheme {
                 "http" => {}
-                "https" if cfg!(feature = "tls") => {}
-                "https" => return wrong(format!("the schema registry at {address} needs the feature `tls`")),
+                #[cfg(feature = "tls")]
+                "https" => {}
+                #[cfg(not(feature = "tls"))]
+                "https" => return wrong(format!("the schema registry at {address} {NEEDS_TLS}")),
                 _ => return wrong(format!("the schema registry at {address} is reached by http or https only")),
             }
             if ureq::http::Uri::try_from(address).is_err() {
@@ -144,6 +146,22 @@ impl Client {
             }
         }
         Ok(())
+    }
+
+    fn agent(&self) -> Result<&Agent> {
+        if let Some(agent) = self.agent.get() {
+            return Ok(agent);
+        }
+        let config = Agent::config_builder();
+        #[cfg(feature = "tls")]
+        let config = config.tls_config(super::tls::config(&self.tls.clone().unwrap_or_default())?);
+        #[cfg(not(feature = "tls"))]
+        if self.tls.is_some() {
+            return Err(Error::new(ErrorKind::Option, format!("`Registry::tls` {NEEDS_TLS}")));
+        }
+        let config = config.http_status_as_error(false).max_redirects(0).max_redirects_will_error(false);
+        let config = config.proxy(None).user_agent("millstream").build();
+        Ok(self.agent.get_or_init(|| config.into()))
     }
 
     /// The answer to a question: of the kind that was asked for, or the registry's own complaint.
@@ -168,6 +186,7 @@ impl Client {
 
     fn ask<T: DeserializeOwned>(&self, path: &str, body: Option<&str>, doing: &str) -> Result<Result<T, Complaint>> {
         self.check()?;
+        let agent = self.agent()?;
         let (asked, mut pause) = (Instant::now(), AGAIN_FIRST);
         loop {
             let left = self.within.saturating_sub(asked.elapsed());
@@ -177,7 +196,7 @@ impl Client {
                     if kind == ErrorKind::Unreachable { format!(" within {:?}", self.within) } else { String::new() };
                 Err(Error::new(kind, format!("cannot {doing} at the schema registry {self}{limit}")).caused_by(why))
             };
-            let why = match self.attempt(&self.addresses[turn], path, body, left.min(self.within / ATTEMPTS)) {
+            let why = match self.attempt(agent, &self.addresses[turn], path, body, left.min(self.within / ATTEMPTS)) {
                 Ok(answer) => return Ok(answer),
                 Err(Failure::Final(kind, why)) => return cannot(kind, why),
                 Err(Failure::Passing(why)) => why,
@@ -195,6 +214,7 @@ impl Client {
 
     fn attempt<T: DeserializeOwned>(
         &self,
+        agent: &Agent,
         address: &str,
         path: &str,
         body: Option<&str>,
@@ -206,11 +226,15 @@ impl Client {
             ureq::Error::Http(_) | ureq::Error::BadUri(_) => {
                 Failure::Final(ErrorKind::Option, "address or secret cannot be put into a request".to_owned())
             }
+            // Its certificate is none that we trust, or ours is none that it trusts, and the next one will not be either.
+            cause if cause.to_string().to_lowercase().contains("certificate") => {
+                Failure::Final(ErrorKind::Refused, format!("{address}: {cause}"))
+            }
             cause => Failure::Passing(format!("{address}: {cause}")),
         };
         let answer = match body {
-            None => self.dressed(self.agent.get(url), limit).call(),
-            Some(body) => self.dressed(self.agent.post(url), limit).content_type(JSON).send(body),
+            None => self.dressed(agent.get(url), limit).call(),
+            Some(body) => self.dressed(agent.post(url), limit).content_type(JSON).send(body),
         };
         let mut answer = answer.map_err(failure)?;
         let status = answer.status().as_u16();

@@ -16,6 +16,8 @@ mod path;
 #[cfg(feature = "avro")]
 mod references;
 mod subject;
+#[cfg(feature = "tls")]
+mod tls;
 mod wire;
 
 use std::collections::HashMap;
@@ -34,13 +36,14 @@ pub(super) use path::{Path, path_of, put_path};
 pub(super) use subject::Subject;
 pub(super) use wire::{put_header, split};
 
+use crate::kafka::Tls;
 use crate::lock;
 
 use super::Cause;
 
 /// A schema registry and how to reach it. Cheap to clone; all clones share what it has answered.
 ///
-/// It is asked over HTTP, and over HTTPS with the feature `tls`, which trusts whom the system trusts. No proxy is used, and no
+/// It is asked over HTTP, and over HTTPS with the feature `tls`. No proxy is used, and no
 /// redirect followed. An answer that may pass (none, 408, 429, 5xx, or a 404 that is none of a registry's) is asked for
 /// again, for [`within`](Registry::within); then the run ends with
 /// [`ErrorKind::Unreachable`], which a restart may heal, and no record is called malformed for it. 401 and 403 end it at
@@ -143,6 +146,13 @@ impl Registry {
     #[must_use]
     pub fn bearer(self, token: impl AsRef<str>) -> Registry {
         self.with(|client| client.secret = Some(Secret::bearer(token.as_ref())))
+    }
+
+    /// Whom to trust over https, and who we are; without it, whom the system trusts. A key with a password and
+    /// [`Tls::any_host_name`] are for brokers only. Files are read when the job starts. Needs the feature `tls`.
+    #[must_use]
+    pub fn tls(self, tls: Tls) -> Registry {
+        self.with(|client| client.tls_is(tls))
     }
 
     /// How long one question is asked before the run ends; 10 s by default. A worker that asks does nothing else

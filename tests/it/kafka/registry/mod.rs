@@ -5,6 +5,8 @@ mod outages;
 mod protobuf;
 mod start;
 mod through_kafka;
+#[cfg(feature = "tls")]
+mod tls;
 
 use millstream::Error;
 use millstream_connectors::{Decode, Encode, Registry};

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use millstream_connectors::{Kafka, Sasl, Tls};
 
 use crate::support::broker::{Broker, OwnBroker, SCRIPT};
+use crate::support::certificates::certificates;
 
 /// Part of everything here that is secret; `events` looks out for it.
 pub const CANARY: &str = "C4N4RY";
@@ -52,7 +53,7 @@ impl Cluster {
     pub fn start() -> Cluster {
         let folder = std::env::temp_dir().join(format!("millstream-security-{}", fastrand::u64(..)));
         fs::create_dir(&folder).unwrap();
-        certificates(&folder);
+        certificates(&folder, &secret("key"));
         let own = OwnBroker::with_ports(|port| properties(port, &folder));
         let port = own.broker.address.rsplit_once(':').unwrap().1.parse().unwrap();
         let cluster = Cluster { own, folder, port };
@@ -145,25 +146,4 @@ listener.name.open.sasl.enabled.mechanisms=PLAIN
 listener.name.open.plain.sasl.jaas.config={login}.plain.PlainLoginModule required user_{USER}="{password}";
 "#
     )
-}
-
-/// Two authorities, of which brokers trust the first; its certificates for the broker's address and for a client, and the
-/// client's key once in clear and once encrypted with a password.
-fn certificates(folder: &Path) {
-    let openssl = |arguments: &str, password: &str| {
-        let arguments = arguments.split_whitespace().map(|word| word.replace("PASSWORD", password));
-        let made = Command::new("openssl").args(arguments).current_dir(folder).output().expect("openssl runs");
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    };
-    let new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30";
-    for authority in ["ca", "foreign"] {
-        openssl(&format!("{new} -subj /CN={authority} -keyout {authority}.key -out {authority}.pem"), "");
-    }
-    let signed = "-CA ca.pem -CAkey ca.key -addext basicConstraints=CA:FALSE";
-    let address = "-addext subjectAltName=IP:127.0.0.1";
-    openssl(&format!("{new} {signed} {address} -subj /CN=broker -keyout broker.key -out broker.crt"), "");
-    openssl(&format!("{new} {signed} -subj /CN=client -keyout client.key -out client.pem"), "");
-    openssl("pkcs8 -topk8 -in client.key -out client.encrypted -passout pass:PASSWORD", &secret("key"));
-    let store = ["broker.key", "broker.crt"].map(|name| fs::read_to_string(folder.join(name)).unwrap()).concat();
-    fs::write(folder.join("broker.pem"), store).unwrap();
 }
