@@ -7,7 +7,7 @@ mod members;
 mod broker;
 
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use millstream_tests::compare;
@@ -16,9 +16,20 @@ use rdkafka::producer::BaseRecord;
 /// No test waits for longer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn target(arguments: &[&str]) -> Child {
+/// Killed with SIGKILL when it is dropped.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+fn target(arguments: &[&str]) -> Process {
     let mut command = Command::new(env!("CARGO_BIN_EXE_crash-target"));
-    command.args(arguments).stdout(Stdio::null()).spawn().expect("the target starts")
+    Process(command.args(arguments).stdout(Stdio::null()).spawn().expect("the target starts"))
 }
 
 /// A seed that is printed, so that a failure can be repeated with `MILLSTREAM_SEED`.
@@ -34,36 +45,19 @@ fn seed() -> u64 {
 #[test]
 fn nothing_is_lost_over_fifty_kills() {
     const KILLS: usize = 50;
-    const RATE: u64 = 2_000;
     let broker = broker::shared();
     let (input, output) = (broker.topic("kills-in", 4), broker.topic("kills-out", 4));
     let mut random = fastrand::Rng::with_seed(seed());
-    let done = AtomicBool::new(false);
     let start = |trigger| target(&["copy", &broker.address, &input, &output, &input, trigger]);
-    let mut last = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let (producer, begin) = (broker.producer(), Instant::now());
-            for n in 0.. {
-                if done.load(SeqCst) {
-                    break;
-                }
-                std::thread::sleep(
-                    (begin + Duration::from_micros(n * 1_000_000 / RATE)).saturating_duration_since(Instant::now()),
-                );
-                let (key, value) = ((n % 100).to_string(), n.to_string());
-                broker::send(&producer, BaseRecord::to(&input).key(key.as_str()).payload(value.as_str()));
-            }
-            broker::flush(&producer);
-        });
+    let during = |_: &AtomicU64| {
         for kill in 0..KILLS {
-            let mut child = start(if kill % 2 == 0 { "continuous" } else { "20" });
+            let mut process = start(if kill % 2 == 0 { "continuous" } else { "20" });
             std::thread::sleep(Duration::from_millis(random.u64(0..1_500)));
-            child.kill().expect("it runs");
-            child.wait().expect("it was killed");
+            assert!(process.0.try_wait().expect("it is ours").is_none(), "it ended by itself");
         }
-        done.store(true, SeqCst);
-        start("continuous")
-    });
+    };
+    broker.under_load(&input, |n| n.to_string(), during);
+    let last = start("continuous");
     let expected = broker.records(&input);
     let deadline = Instant::now() + PATIENCE;
     let findings = loop {
@@ -73,8 +67,7 @@ fn nothing_is_lost_over_fifty_kills() {
         }
         std::thread::sleep(Duration::from_millis(500));
     };
-    last.kill().expect("it runs");
-    last.wait().expect("it was killed");
+    drop(last);
     println!("{KILLS} kills: {findings}");
     assert!(findings.at_least_once(), "{findings}");
     assert!(findings.looked_at > KILLS * 500, "too little went through: {findings}");
@@ -100,22 +93,19 @@ fn a_kill_in_the_middle_of_a_micro_batchs_queue_loses_nothing() {
         }
     };
     write(0..500);
-    let mut first = start("20");
+    let first = start("20");
     wait_until("a batch is committed", &|| committed() == 500);
-    first.kill().expect("it runs");
-    first.wait().expect("it was killed");
-    let mut second = start("600000");
+    drop(first);
+    let second = start("600000");
     write(500..1_000);
     // It has had time to read them many times over, and its tick is minutes away.
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(committed(), 500, "what waits for its tick is not done");
     assert_eq!(broker.records(&output).iter().flatten().count(), 500);
-    second.kill().expect("it runs");
-    second.wait().expect("it was killed");
-    let mut third = start("continuous");
+    drop(second);
+    let third = start("continuous");
     wait_until("the rest is committed", &|| committed() == 1_000);
-    third.kill().expect("it runs");
-    third.wait().expect("it was killed");
+    drop(third);
     let findings = compare(&broker.records(&input), &broker.records(&output));
     assert!(findings.at_least_once() && findings.doubled.is_empty(), "{findings}");
 }
@@ -132,18 +122,17 @@ fn memory_stays_bounded_before_a_slow_sink() {
         broker::send(&producer, BaseRecord::to(&input).partition(n % 64).key("").payload(value.as_str()));
     }
     broker::flush(&producer);
-    let mut child = target(&["slow", &broker.address, &input, &MEMORY.to_string()]);
+    let child = target(&["slow", &broker.address, &input, &MEMORY.to_string()]);
     let begin = Instant::now();
     let mut most = 0;
     while begin.elapsed() < Duration::from_secs(12) {
         std::thread::sleep(Duration::from_millis(100));
-        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).expect("the target runs");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.0.id())).expect("the target runs");
         let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("its high-water mark is told");
         most = line.split_whitespace().nth(1).and_then(|kilobytes| kilobytes.parse::<u64>().ok()).expect("a number")
             * 1024;
     }
-    child.kill().expect("it runs");
-    child.wait().expect("it was killed");
+    drop(child);
     println!("most memory: {} MiB of {} MiB", most >> 20, MEMORY >> 20);
     assert!(most > MEMORY / 3, "only {} MiB: the backlog was not there", most >> 20);
     assert!(most < MEMORY * 115 / 100, "{} MiB of {} MiB and 15 %", most >> 20, MEMORY >> 20);

@@ -1,21 +1,19 @@
 //! Two and three processes of the example `transform` in one group that start, are rolled, are killed, and stand still for
 //! longer than a session.
 
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use millstream_tests::{Record, compare};
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::producer::BaseRecord;
 use rdkafka::{Offset, TopicPartitionList};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::{PATIENCE, broker, seed};
+use crate::{PATIENCE, Process, broker, seed};
 
 const PARTITIONS: i32 = 6;
-const RATE: u64 = 2_000;
 const EVENTS: usize = 30;
 
 /// What happens to a process.
@@ -65,12 +63,12 @@ impl Watch {
     }
 }
 
-fn transform(broker: &broker::Broker, input: &str, output: &str) -> Child {
+fn transform(broker: &broker::Broker, input: &str, output: &str) -> Process {
     let mut command = Command::new(env!("CARGO_BIN_EXE_transform"));
     command.args(["--brokers", &broker.address, "--input", input, "--output", output, "--group", input]);
     // The shortest session that a broker allows by default.
     command.args(["--workers", "2", "--set", "session.timeout.ms=6000"]);
-    command.stdout(Stdio::null()).spawn().expect("the example starts")
+    Process(command.stdout(Stdio::null()).spawn().expect("the example starts"))
 }
 
 /// One in ten costs nothing, and no invoice is written for it.
@@ -91,8 +89,8 @@ fn records(broker: &broker::Broker, topic: &str) -> Vec<Vec<Record>> {
     broker.read(topic).iter().map(|partition| partition.iter().filter_map(record).collect()).collect()
 }
 
-fn signal(child: &Child, signal: Signal) {
-    kill_process(Pid::from_child(child), signal).expect("it runs");
+fn signal(process: &Process, signal: Signal) {
+    kill_process(Pid::from_child(&process.0), signal).expect("it runs");
 }
 
 #[test]
@@ -101,77 +99,51 @@ fn of_a_group_come_and_go_and_nothing_is_lost() {
     let (input, output) = (broker.topic("members-in", PARTITIONS), broker.topic("members-out", PARTITIONS));
     let mut random = fastrand::Rng::with_seed(seed());
     let start = || transform(broker, &input, &output);
-    let (done, sent, watch) = (AtomicBool::new(false), AtomicU64::new(0), Watch::new(broker, &input));
+    let watch = Watch::new(broker, &input);
     let mut members = vec![start(), start()];
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let (producer, begin) = (broker.producer(), Instant::now());
-            for n in 0.. {
-                if done.load(SeqCst) {
-                    break;
+    let (count, members) = broker.under_load(&input, order, |sent| {
+        watch.wait_for(sent.load(SeqCst) as i64 + 1, "the start");
+        for number in 0..EVENTS {
+            let event = match members.len() {
+                2 => random.choice([Event::Start, Event::Roll, Event::Kill, Event::Pause]),
+                _ => random.choice([Event::Roll, Event::Kill, Event::Pause]),
+            };
+            let event = event.expect("there are some");
+            let chosen = random.usize(..members.len());
+            let begin = Instant::now();
+            match event {
+                Event::Start => members.push(start()),
+                Event::Roll => {
+                    members.push(start());
+                    let mut old = members.swap_remove(chosen);
+                    signal(&old, Signal::TERM);
+                    assert!(old.0.wait().expect("it was asked to end").success(), "it did not drain");
                 }
-                let due = begin + Duration::from_micros(n * 1_000_000 / RATE);
-                std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                let (key, value) = ((n % 100).to_string(), order(n));
-                broker::send(&producer, BaseRecord::to(&input).key(key.as_str()).payload(value.as_str()));
-                sent.store(n + 1, SeqCst);
-            }
-            broker::flush(&producer);
-        });
-        // The load ends also when this panics.
-        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            watch.wait_for(sent.load(SeqCst) as i64 + 1, "the start");
-            for number in 0..EVENTS {
-                let event = match members.len() {
-                    2 => random.choice([Event::Start, Event::Roll, Event::Kill, Event::Pause]),
-                    _ => random.choice([Event::Roll, Event::Kill, Event::Pause]),
-                };
-                let event = event.expect("there are some");
-                let chosen = random.usize(..members.len());
-                let begin = Instant::now();
-                match event {
-                    Event::Start => members.push(start()),
-                    Event::Roll => {
+                Event::Kill => {
+                    drop(members.swap_remove(chosen));
+                    // Three are enough, and one is too few.
+                    if members.len() < 2 || random.bool() {
                         members.push(start());
-                        let mut old = members.swap_remove(chosen);
-                        signal(&old, Signal::TERM);
-                        assert!(old.wait().expect("it was asked to end").success(), "it did not drain");
-                    }
-                    Event::Kill => {
-                        let mut old = members.swap_remove(chosen);
-                        old.kill().expect("it runs");
-                        old.wait().expect("it was killed");
-                        // Three are enough, and one is too few.
-                        if members.len() < 2 || random.bool() {
-                            members.push(start());
-                        }
-                    }
-                    Event::Pause => {
-                        signal(&members[chosen], Signal::STOP);
-                        std::thread::sleep(Duration::from_secs(8));
-                        signal(&members[chosen], Signal::CONT);
                     }
                 }
-                watch.wait_for(sent.load(SeqCst) as i64, &format!("{event:?}"));
-                println!("{number}: {event:?} with {} members: done after {:?}", members.len(), begin.elapsed());
-                assert!(members.iter_mut().all(|child| child.try_wait().expect("it is ours").is_none()), "one ended");
+                Event::Pause => {
+                    signal(&members[chosen], Signal::STOP);
+                    std::thread::sleep(Duration::from_secs(8));
+                    signal(&members[chosen], Signal::CONT);
+                }
             }
-        }));
-        done.store(true, SeqCst);
-        if let Err(panic) = ended {
-            members.iter_mut().for_each(|child| drop(child.kill()));
-            std::panic::resume_unwind(panic);
+            watch.wait_for(sent.load(SeqCst) as i64, &format!("{event:?}"));
+            println!("{number}: {event:?} with {} members: done after {:?}", members.len(), begin.elapsed());
+            assert!(members.iter_mut().all(|child| child.0.try_wait().expect("it is ours").is_none()), "one ended");
         }
+        members
     });
-    watch.wait_for(sent.load(SeqCst) as i64, "the end");
-    for child in &mut members {
-        child.kill().expect("it runs");
-        child.wait().expect("it was killed");
-    }
+    watch.wait_for(count as i64, "the end");
+    drop(members);
     let findings = compare(&records(broker, &input), &records(broker, &output));
     println!("{EVENTS} events: {findings}");
     assert!(findings.at_least_once(), "{findings}");
     assert!(findings.looked_at > EVENTS * 1_000, "too little went through: {findings}");
     // What was written and not committed when a process died, or was put out: about a tenth of a second each.
-    assert!(findings.doubled.len() < EVENTS * RATE as usize, "{findings}");
+    assert!(findings.doubled.len() < EVENTS * 2_000, "{findings}");
 }

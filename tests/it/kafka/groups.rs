@@ -1,16 +1,14 @@
 //! Members of a consumer group: partitions move without a record lost, and doubled only what was in flight.
 
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use millstream::{Error, ErrorKind, Job, Running, Trigger, discard};
 use millstream_connectors::{GroupProtocol, Kafka, Message, StartAt};
 use millstream_tests::{Findings, compare};
-use rdkafka::producer::BaseRecord;
 
 use super::kafka;
 use crate::support::PATIENCE;
-use crate::support::broker::{Broker, OwnBroker, flush, real, send, shared};
+use crate::support::broker::{Broker, OwnBroker, real, shared};
 
 const PARTITIONS: i32 = 6;
 
@@ -63,53 +61,30 @@ fn share(running: &Running) -> usize {
     running.report().sources[0].lag.len()
 }
 
-/// A record each half millisecond while `during` runs; how many there were.
-fn under_load(broker: &Broker, input: &str, during: impl FnOnce()) -> u64 {
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let load = scope.spawn(|| {
-            let (producer, begin) = (broker.producer(), Instant::now());
-            let mut n = 0_u64;
-            while !done.load(SeqCst) {
-                let (key, value) = ((n % 100).to_string(), n.to_string());
-                send(&producer, BaseRecord::to(input).key(key.as_str()).payload(value.as_str()));
-                n += 1;
-                let due = begin + n as u32 * Duration::from_micros(500);
-                std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            }
-            flush(&producer);
-            n
-        });
-        // The load ends also when this panics.
-        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(during));
-        done.store(true, SeqCst);
-        let count = load.join().unwrap();
-        ended.map_or_else(|panic| std::panic::resume_unwind(panic), |()| count)
-    })
-}
-
 fn come_and_go(protocol: GroupProtocol, trigger: Trigger) {
     let Some(broker) = real("the embedded broker does not share partitions out") else { return };
     let copy = Copy::new(broker, protocol);
     let first = copy.start("first", trigger);
-    let mut rest = None;
-    let count = under_load(broker, &copy.input, || {
-        settled("the first has all", || share(&first) == PARTITIONS as usize);
-        let second = copy.start("second", trigger);
-        settled("each has half", || share(&first) == 3 && share(&second) == 3);
-        let third = copy.start("third", trigger);
-        settled("each has a third", || [&first, &second, &third].map(share) == [2, 2, 2]);
-        std::thread::sleep(Duration::from_millis(300));
-        second.stop();
-        second.wait().unwrap();
-        settled("two have half", || share(&first) == 3 && share(&third) == 3);
-        first.stop();
-        first.wait().unwrap();
-        settled("the last has all", || share(&third) == PARTITIONS as usize);
-        rest = Some(third);
-    });
+    let (count, rest) = broker.under_load(
+        &copy.input,
+        |n| n.to_string(),
+        |_| {
+            settled("the first has all", || share(&first) == PARTITIONS as usize);
+            let second = copy.start("second", trigger);
+            settled("each has half", || share(&first) == 3 && share(&second) == 3);
+            let third = copy.start("third", trigger);
+            settled("each has a third", || [&first, &second, &third].map(share) == [2, 2, 2]);
+            std::thread::sleep(Duration::from_millis(300));
+            second.stop();
+            second.wait().unwrap();
+            settled("two have half", || share(&first) == 3 && share(&third) == 3);
+            first.stop();
+            first.wait().unwrap();
+            settled("the last has all", || share(&third) == PARTITIONS as usize);
+            third
+        },
+    );
     settled("all of it is written", || copy.findings(broker).lost.is_empty());
-    let rest = rest.unwrap();
     rest.stop();
     rest.wait().unwrap();
     let findings = copy.findings(broker);

@@ -1,19 +1,17 @@
 //! A broker that goes and comes back, while a job runs.
 
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use millstream::{ErrorKind, Job};
 use millstream_connectors::Message;
 use millstream_tests::{Findings, compare};
-use rdkafka::producer::BaseRecord;
 
 use super::kafka;
 use crate::support::PATIENCE;
-use crate::support::broker::{Broker, OwnBroker, flush, send};
+use crate::support::broker::{Broker, OwnBroker};
 
 const PARTITIONS: i32 = 8;
-const KEYS: u64 = 1_000;
 
 /// As a member of its group, or with all partitions assigned by itself.
 fn copy(broker: &Broker, input: &str, output: &str, joins: bool) -> Job {
@@ -45,21 +43,7 @@ fn outages(joins: bool) -> Findings {
     let broker = &own.broker;
     let (input, output) = (broker.topic("outage-in", PARTITIONS), broker.topic("outage-out", PARTITIONS));
     let running = copy(broker, &input, &output, joins).start().unwrap();
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let producer = broker.producer();
-            let mut n = 0_u64;
-            while !done.load(SeqCst) {
-                let (key, value) = ((n % KEYS).to_string(), n.to_string());
-                send(&producer, BaseRecord::to(&input).key(key.as_str()).payload(value.as_str()));
-                n += 1;
-                if n.is_multiple_of(20) {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-            }
-            flush(&producer);
-        });
+    let during = |_: &AtomicU64| {
         for _ in 0..3 {
             std::thread::sleep(Duration::from_millis(700));
             own.kill();
@@ -67,8 +51,8 @@ fn outages(joins: bool) -> Findings {
             own.restart();
         }
         std::thread::sleep(Duration::from_millis(700));
-        done.store(true, SeqCst);
-    });
+    };
+    broker.under_load(&input, |n| n.to_string(), during);
     let expected = broker.records(&input);
     let count = expected.iter().flatten().count() as u64;
     // Not until as many outputs are there: some may have come twice, and a job that is stopped leaves the rest to the next.

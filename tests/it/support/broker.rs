@@ -5,8 +5,10 @@
 #[path = "proxy.rs"]
 pub mod proxy;
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use krafka::testing::FakeBroker;
@@ -139,6 +141,35 @@ impl Broker {
             .set("enable.idempotence", "true")
             .create()
             .unwrap()
+    }
+
+    /// 2 000 records a second, the next one late rather than never, while `during` runs, which hears how many there are by
+    /// now; how many there were, all of which the broker has, and what came of `during`.
+    pub fn under_load<T>(
+        &self,
+        topic: &str,
+        value: impl Fn(u64) -> String + Sync,
+        during: impl FnOnce(&AtomicU64) -> T,
+    ) -> (u64, T) {
+        let (done, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            let load = scope.spawn(|| {
+                let (producer, begin) = (self.producer(), Instant::now());
+                for n in (0..).take_while(|_| !done.load(SeqCst)) {
+                    let due = begin + Duration::from_micros(n * 500);
+                    std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                    let (key, value) = ((n % 100).to_string(), value(n));
+                    send(&producer, BaseRecord::to(topic).key(key.as_str()).payload(value.as_str()));
+                    sent.store(n + 1, SeqCst);
+                }
+                flush(&producer);
+            });
+            // The load ends also when this panics.
+            let ended = catch_unwind(AssertUnwindSafe(|| during(&sent)));
+            done.store(true, SeqCst);
+            load.join().expect("it only writes");
+            (sent.load(SeqCst), ended.unwrap_or_else(|panic| resume_unwind(panic)))
+        })
     }
 
     /// Writes records and waits until the broker has them.
