@@ -29,7 +29,7 @@
 //! |---|---|
 //! | results as soon as they can be had | [`Trigger::Continuous`], the default |
 //! | batches on a timer, as with Spark's `ProcessingTime` | [`Trigger::micro_batch`] |
-//! | to work off what is there, and end | [`Trigger::AvailableNow`] |
+//! | to process what is there, and end | [`Trigger::AvailableNow`] |
 //! | to feed a job from your own program, and know when a record is safe | [`channel()`] and its [`Receipt`] |
 //! | to test a pipeline, step by step | [`TestRun`] |
 //! | to see what continuous and micro-batch differ in | [`Job::compare`] |
@@ -51,6 +51,9 @@
 //! | `millstream_stage_records_in_total`, `millstream_stage_records_out_total` | counter | `job`, `stage` |
 //! | `millstream_sink_records_total`, `millstream_sink_bytes_total`, `millstream_sink_skipped_total` | counter | `job`, `sink` |
 //! | `millstream_sink_latency_seconds` | gauge, from arrival to acknowledgement, of the records of the last second that had any | `job`, `sink`, `quantile` |
+//!
+//! `Job::live` draws rate, latency and lag on a terminal. It is there with the feature `terminal`, which is on by default, and
+//! not without it.
 //!
 //! # What it is not
 //!
@@ -81,9 +84,9 @@ pub use api::{
     Trigger,
 };
 pub use io::{
-    Accepted, Acknowledges, AtStop, Change, ChannelSource, Collected, Delivery, Discard, Generate, KeyedSink, Lag,
-    Last, OpenSink, OpenSource, Polled, Progress, Reader, Receipt, Rows, SendError, Sender, SharedSink, SharedSource,
-    Sink, Source, Taken, Undelivered, Wake, Writer, channel, collect, discard, generate, rows,
+    Accepted, Acknowledges, AtStop, Change, ChannelSource, Collected, CollectedWithKeys, Delivery, Discard, Generate,
+    KeyedSink, Lag, Last, OpenSink, OpenSource, Polled, Progress, Reader, Receipt, Rows, SendError, Sender, SharedSink,
+    SharedSource, Sink, Source, Taken, Undelivered, Wake, Writer, channel, collect, discard, generate, rows,
 };
 pub use run::report::{Report, SinkReport, SourceReport, StageReport};
 pub use words::{

@@ -7,6 +7,7 @@ use crate::operator::calls::Manner;
 /// How many calls run at once on each worker, in which order their answers go on, and how long one may take; see
 /// [`Stream::map_async`](crate::Stream::map_async).
 #[derive(Clone, Copy, Debug)]
+#[must_use = "it says how `Stream::map_async` calls"]
 pub struct Calls(Manner);
 
 impl Calls {
@@ -30,7 +31,6 @@ impl Calls {
 
     /// How long a call may take, 10 s by default. One that takes longer is dropped, and its record goes on as
     /// [`TimedOut`](crate::TimedOut).
-    #[must_use]
     pub fn within(self, limit: Duration) -> Calls {
         Calls(Manner { within: limit, ..self.0 })
     }

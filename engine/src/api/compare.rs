@@ -73,7 +73,8 @@ impl For {
 
 impl Job {
     /// Runs the pipeline under each trigger in turn, on the same records, due at the same times, and shows what that does to
-    /// their latency. [`trigger`](Job::trigger) and [`restart`](Job::restart) of this job do not matter.
+    /// their latency. [`trigger`](Job::trigger), [`restart`](Job::restart) and [`clock`](Job::clock) of this job do not
+    /// matter. It blocks until the last run has ended: within async code call it in `tokio::task::spawn_blocking`.
     ///
     /// Each source gives its first records, from where it would begin to read if nobody had ever read it; they are
     /// prefetched as usual and admitted when they are due, so what it takes to *fetch* them is not in the figures. Nothing is
@@ -82,7 +83,7 @@ impl Job {
     /// what a process pays once, beyond its warm-up. Each run writes its outputs: give the pipeline a topic of its own for
     /// that. Sources that cannot be read again (a channel, a socket) are an error.
     ///
-    /// Results are held against each other by the [`Fingerprint`](crate::Fingerprint)s of the sinks: the same records in any
+    /// Results are compared by the [`Fingerprint`](crate::Fingerprint)s of the sinks: the same records in any
     /// order.
     ///
     /// ```
@@ -104,6 +105,14 @@ impl Job {
     /// and not when results leave ([`Trigger::AvailableNow`]).
     pub fn compare(self, triggers: impl IntoIterator<Item = Trigger>, input: For) -> Result<Comparison> {
         let course = input.course()?;
+        let triggers: Vec<Trigger> = triggers.into_iter().collect();
+        let wrong = |why: &str| Err(Error::new(ErrorKind::Option, format!("cannot compare: {why}")));
+        if triggers.is_empty() {
+            return wrong("there is no trigger");
+        }
+        if triggers.contains(&Trigger::AvailableNow) {
+            return wrong("`Trigger::AvailableNow` says when a run ends, and these all end alike");
+        }
         let mut comparison = Comparison {
             job: self.name().to_owned(),
             workers: self.worker_count(),
@@ -124,9 +133,6 @@ impl Job {
             let first = first.get_or_insert_with(|| written.clone());
             comparison.results = comparison.results.and(Results::of(trigger, first, &written));
         }
-        if comparison.runs.is_empty() {
-            return Err(Error::new(ErrorKind::Option, "cannot compare: there is no trigger"));
-        }
         Ok(comparison)
     }
 
@@ -137,10 +143,6 @@ impl Job {
         course: Course,
         before: Vec<TakenBy>,
     ) -> Result<(ComparedRun, Vec<Written>, Vec<TakenBy>)> {
-        if trigger == Trigger::AvailableNow {
-            let doing = "cannot compare `Trigger::AvailableNow`: it says when a run ends, and these all end alike";
-            return Err(Error::new(ErrorKind::Option, doing));
-        }
         let trial = Arc::new(Trial::new(course, before));
         let mut running = self.trigger(trigger).measured().start_as(Some(Arc::clone(&trial)))?;
         let (early, cpu) = (running.wait_for(course.warm_up), cpu_time());

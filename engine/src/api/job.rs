@@ -130,7 +130,8 @@ impl Job {
         Job { live: true, ..self }
     }
 
-    /// Runs the job to its end on this thread, and returns what it did.
+    /// Runs the job to its end, and returns what it did. It blocks until then: within async code call it in
+    /// `tokio::task::spawn_blocking`.
     ///
     /// # Errors
     /// What kept it from starting, or the first fault that ended it.
@@ -138,7 +139,8 @@ impl Job {
         self.start()?.wait()
     }
 
-    /// Starts the job and returns when every source has begun.
+    /// Starts the job and returns when every source has begun. It blocks until then, for as long as clients wait for their
+    /// brokers (10 s by default): within async code call it in `tokio::task::spawn_blocking`.
     ///
     /// # Errors
     /// What kept it from starting: a wrong option, a pipeline that is not whole, or a source or sink that cannot be

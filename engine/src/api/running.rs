@@ -62,7 +62,7 @@ impl Running {
         self.handle.wait(Some(deadline_after(limit)))
     }
 
-    /// What the job has done so far.
+    /// What the job's newest run has done so far.
     pub fn report(&self) -> Report {
         self.handle.report()
     }
@@ -81,9 +81,9 @@ impl Running {
         self.handle.has_ended()
     }
 
-    /// Whether nothing more happens before the clock moves, once so many records have been polled.
-    pub(crate) fn is_settled(&self, polled: u64) -> bool {
-        self.handle.is_settled(polled)
+    /// Whether nothing more happens before the clock moves, once channels have given so many records.
+    pub(crate) fn is_settled(&self, fed: u64) -> bool {
+        self.handle.is_settled(fed)
     }
 
     /// Lets the job run on without a handle.

@@ -170,8 +170,8 @@ impl<'a, T: 'static> Stream<'a, T> {
         })
     }
 
-    /// Calls another service for each record: `f` makes a future of it, many run at once, and what they answer goes on, or
-    /// that they did not in time. `calls` says how many, in which order, and how long.
+    /// Calls another service for each record: `f` makes a future of it, many run at once, and each answer goes on, or a
+    /// `TimedOut` in its place. `calls` says how many, in which order, and how long.
     ///
     /// Futures run on a tokio runtime of the job, so clients that need one work in them. A record whose call is under way
     /// counts as in flight: nothing behind it is committed, and a job that stops waits for it. After a crash calls are made
@@ -316,7 +316,8 @@ impl<'a, T: 'static, E: 'static> Stream<'a, Result<T, E>> {
         self.stage("or_skip", |batch| Ok(batch.split(|result| result).0))
     }
 
-    /// The values; the first error ends the run with what the error says, and a restart cannot help.
+    /// The values; the first error ends the run with what the error says. Whether a restart can help, its kind says
+    /// ([`ErrorKind::is_transient`](crate::ErrorKind::is_transient)): not for `Malformed`, but for `TimedOut`.
     pub fn or_stop(self) -> Stream<'a, T>
     where
         E: Into<Error>,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::io::{Collected, Sender};
+use crate::io::{Collected, SendError, Sender};
 use crate::run::report::Report;
 use crate::words::{Clock, Error, ErrorKind, Result};
 
@@ -14,7 +14,9 @@ use super::running::Running;
 /// returns. The same under any trigger and with any number of workers; what Kafka Streams' `TopologyTestDriver` is there,
 /// with real threads.
 ///
-/// Feed the pipeline through a [`channel`](crate::channel()), and let it end in [`collect`](crate::collect).
+/// Feed the pipeline through a [`channel`](crate::channel()), and let it end in [`collect`](crate::collect). Steps wait for
+/// what was fed: what a source makes by itself ([`rows`](crate::rows), [`generate`](crate::generate)) may come a moment after
+/// a step has returned.
 ///
 /// ```
 /// use millstream::{Flow, Job, Result, Sink, Source, TestRun, Trigger, channel, collect};
@@ -41,6 +43,7 @@ use super::running::Running;
 /// assert_eq!(report.records_in(), 4);
 /// # Ok::<(), millstream::Error>(())
 /// ```
+#[must_use = "dropping it aborts the job"]
 pub struct TestRun {
     clock: Clock,
     running: Running,
@@ -71,18 +74,25 @@ impl TestRun {
     /// micro-batches they wait for their tick.
     ///
     /// # Errors
-    /// The fault that ended the job, or that it hangs.
-    ///
-    /// # Panics
-    /// Within an async runtime.
+    /// The fault that ended the job, or that it hangs, or that nobody reads the channel.
     pub fn feed<T: Send + 'static>(&mut self, sender: &Sender<T>, records: impl IntoIterator<Item = T>) -> Result<()> {
         for record in records {
-            if sender.blocking_send(record).is_err() {
-                return Err(self.failed());
-            }
+            self.send(sender, record)?;
             self.fed += 1;
         }
         self.settle()
+    }
+
+    fn send<T: Send + 'static>(&mut self, sender: &Sender<T>, mut record: T) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(unsent) = sender.try_send(record).map(drop) {
+            if matches!(unsent, SendError::Ended(_)) || self.running.has_ended() || Instant::now() > deadline {
+                return Err(self.failed());
+            }
+            record = unsent.into_inner();
+            std::thread::yield_now();
+        }
+        Ok(())
     }
 
     /// Moves the clock, and returns when all that is due by then has happened.

@@ -51,8 +51,9 @@ pub enum Restart {
     #[default]
     Never,
     /// It begins again, with fresh clients, from what was committed. It ends all the same when another run cannot end
-    /// differently (a malformed record, lost data, a wrong option), and after three runs in a row that panicked
-    /// without a commit.
+    /// differently (a malformed record, lost data, a wrong option), and after three runs in a row that panicked or got stuck
+    /// without a commit. Only a job that has started is started again: what keeps its first run from starting is the error
+    /// of [`Job::start`](crate::Job::start).
     Backoff {
         /// Pause before the first restart; doubled for each that follows without a commit between.
         first: Duration,

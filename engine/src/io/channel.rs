@@ -18,7 +18,8 @@ use super::{AtStop, OpenSource, Polled, Reader, SharedSource, Source, Wake};
 ///
 /// All of it is read by one worker; [`rebalance`](crate::Stream::rebalance) spreads it. The job's input ends when every
 /// sender is dropped. What was sent before the job stopped is still processed; what a job that fails had not finished
-/// cannot be read again, and its receipts say so.
+/// cannot be read again, and its receipts say so. What is in flight is bounded by [`Job::memory`](crate::Job::memory), which
+/// counts what records point to when [`sized`](ChannelSource::sized) says how much that is.
 ///
 /// # Panics
 /// When `room` is 0.
@@ -39,7 +40,11 @@ use super::{AtStop, OpenSource, Polled, Reader, SharedSource, Source, Wake};
 pub fn channel<T: Send + 'static>(room: usize) -> (Sender<T>, ChannelSource<T>) {
     let (sender, receiver) = mpsc::channel(room);
     let bell = Arc::new(Bell::default());
-    let source = ChannelSource { receiver: Arc::new(Mutex::new(Some(receiver))), bell: Arc::clone(&bell) };
+    let source = ChannelSource {
+        queue: Arc::new(Mutex::new(Some(Queue { receiver, next: None }))),
+        bell: Arc::clone(&bell),
+        points_to: |_| Bytes(0),
+    };
     (Sender { sender, bell }, source)
 }
 
@@ -57,7 +62,14 @@ impl Bell {
 
 /// Where the receiving end lies while nobody reads. Only sources hold it: when the last one is gone with its job, the
 /// channel is closed and senders hear of it.
-type Slot<T> = Arc<Mutex<Option<mpsc::Receiver<Sent<T>>>>>;
+type Slot<T> = Arc<Mutex<Option<Queue<T>>>>;
+
+/// What was sent and not polled.
+struct Queue<T> {
+    receiver: mpsc::Receiver<Sent<T>>,
+    /// Received, and not to be in one batch with those before it.
+    next: Option<Sent<T>>,
+}
 
 struct Sent<T> {
     value: T,
@@ -242,13 +254,23 @@ impl std::error::Error for Undelivered {}
 
 /// The end of a channel that a job reads. One job at a time; a restarted run of it goes on reading.
 pub struct ChannelSource<T> {
-    receiver: Slot<T>,
+    queue: Slot<T>,
     bell: Arc<Bell>,
+    points_to: fn(&T) -> Bytes,
+}
+
+impl<T> ChannelSource<T> {
+    /// How much a record points to, such as the length of its strings, so that [`Job::memory`](crate::Job::memory) bounds that
+    /// too; nothing by default. It matters where outputs may stand still while nobody waits for receipts.
+    #[must_use]
+    pub fn sized(self, points_to: fn(&T) -> Bytes) -> ChannelSource<T> {
+        ChannelSource { points_to, ..self }
+    }
 }
 
 impl<T> Clone for ChannelSource<T> {
     fn clone(&self) -> Self {
-        ChannelSource { receiver: Arc::clone(&self.receiver), bell: Arc::clone(&self.bell) }
+        ChannelSource { queue: Arc::clone(&self.queue), bell: Arc::clone(&self.bell), points_to: self.points_to }
     }
 }
 
@@ -269,7 +291,7 @@ impl<T: Send + 'static> Source for ChannelSource<T> {
 
     fn connect(self, open: OpenSource) -> Result<ChannelShared<T>> {
         open.once("channel")?;
-        if lock(&self.receiver).is_none() {
+        if lock(&self.queue).is_none() {
             let doing = "cannot read a channel twice: another source or job already reads it";
             return Err(Error::new(ErrorKind::Option, doing));
         }
@@ -278,15 +300,15 @@ impl<T: Send + 'static> Source for ChannelSource<T> {
 
     fn reader(shared: &Arc<ChannelShared<T>>, worker: Worker, wake: Wake) -> Result<ChannelReader<T>> {
         let source = shared.source.clone();
-        let receiver = if worker.index == 0 { lock(&source.receiver).take() } else { None };
-        if receiver.is_some() {
+        let queue = if worker.index == 0 { lock(&source.queue).take() } else { None };
+        if queue.is_some() {
             *lock(&source.bell.0) = Some(wake);
         }
-        let left = match (&receiver, shared.bounded) {
-            (Some(receiver), true) => receiver.len(),
+        let left = match (&queue, shared.bounded) {
+            (Some(queue), true) => queue.receiver.len() + usize::from(queue.next.is_some()),
             _ => usize::MAX,
         };
-        Ok(ChannelReader { receiver, source, left })
+        Ok(ChannelReader { queue, source, left })
     }
 }
 
@@ -299,9 +321,12 @@ pub struct ChannelShared<T> {
 
 impl<T: Send + 'static> SharedSource for ChannelShared<T> {}
 
+/// What a record takes of the engine's memory beside itself.
+const RECORD_OVERHEAD: u64 = 128;
+
 /// Reads a channel, on worker 0.
 pub struct ChannelReader<T> {
-    receiver: Option<mpsc::Receiver<Sent<T>>>,
+    queue: Option<Queue<T>>,
     source: ChannelSource<T>,
     left: usize,
 }
@@ -310,23 +335,35 @@ impl<T: Send + 'static> Reader for ChannelReader<T> {
     type Item = T;
 
     fn poll(&mut self, batch: &mut Batch<T>, room: Room) -> Result<Polled> {
-        let Some(receiver) = &mut self.receiver else { return Ok(Polled::Ended) };
-        let size = Bytes(size_of::<Sent<T>>() as u64);
+        let Some(Queue { receiver, next }) = &mut self.queue else { return Ok(Polled::Ended) };
+        let points_to = self.source.points_to;
+        let size = |value: &T| Bytes(size_of::<Sent<T>>() as u64 + RECORD_OVERHEAD + points_to(value).0);
         while self.left > 0 {
             if batch.len() >= room.records || batch.bytes() >= room.bytes {
                 return Ok(Polled::More);
             }
-            match receiver.try_recv() {
-                Ok(Sent { value, done }) => {
-                    self.left -= 1;
-                    batch.push(value, size);
-                    // Nobody listens when the receipt was dropped, which is everybody's right.
-                    batch.push_receipt(Box::new(move |outcome| {
-                        let _ = done.send(outcome);
-                    }));
-                }
+            let sent = match next.take().map_or_else(|| receiver.try_recv(), Ok) {
+                Ok(sent) => sent,
                 Err(TryRecvError::Empty) => return Ok(Polled::Idle),
                 Err(TryRecvError::Disconnected) => return Ok(Polled::Ended),
+            };
+            // The receipts of a batch resolve together. So a record whose receipt somebody waits for has a batch to itself:
+            // it does not wait for its neighbours, and is not refused for one of them.
+            let is_awaited = !sent.done.is_closed();
+            if is_awaited && !Batch::is_empty(batch) {
+                *next = Some(sent);
+                return Ok(Polled::More);
+            }
+            self.left -= 1;
+            let Sent { value, done } = sent;
+            let held = size(&value);
+            batch.push(value, held);
+            // Nobody listens when the receipt was dropped, which is everybody's right.
+            batch.push_receipt(Box::new(move |outcome| {
+                let _ = done.send(outcome);
+            }));
+            if is_awaited {
+                return Ok(Polled::More);
             }
         }
         Ok(Polled::Ended)
@@ -334,8 +371,8 @@ impl<T: Send + 'static> Reader for ChannelReader<T> {
 
     /// Senders hear of it, and get their values back from now on.
     fn stop(&mut self) -> AtStop {
-        if let Some(receiver) = &mut self.receiver {
-            receiver.close();
+        if let Some(queue) = &mut self.queue {
+            queue.receiver.close();
         }
         AtStop::Drain
     }
@@ -344,9 +381,9 @@ impl<T: Send + 'static> Reader for ChannelReader<T> {
 impl<T> Drop for ChannelReader<T> {
     fn drop(&mut self) {
         // A restarted run, or a later job, reads on.
-        if let Some(receiver) = self.receiver.take() {
+        if let Some(queue) = self.queue.take() {
             *lock(&self.source.bell.0) = None;
-            *lock(&self.source.receiver) = Some(receiver);
+            *lock(&self.source.queue) = Some(queue);
         }
     }
 }

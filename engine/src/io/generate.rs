@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::words::{
     Batch, Bytes, CheckpointId, Clock, Error, ErrorKind, Moment, Offset, Offsets, Partition, Result, Room, Worker, lock,
@@ -11,9 +12,8 @@ use crate::words::{
 use super::schedule::{Schedule, Spacing, Timer, together};
 use super::{Lag, Last, OpenSource, Polled, Progress, Reader, SharedSource, Source, Wake};
 
-/// A source that makes its `n`th record, counted from 0, of `n`; as many as the job takes, until there is a
-/// [`rate`](Generate::rate), and without an end, until there is a [`count`](Generate::count). Workers make every
-/// `workers`th record each.
+/// A source that makes its `n`th record, counted from 0, of `n`. Without a [`rate`](Generate::rate) it makes records as fast
+/// as the job takes them; without a [`count`](Generate::count) it never ends. Workers make every `workers`th record each.
 ///
 /// A restarted run goes on where the one before had committed, on the schedule of the first.
 ///
@@ -138,12 +138,27 @@ pub struct GenerateShared<T> {
     committed: Mutex<Offsets>,
 }
 
+impl<T> GenerateShared<T> {
+    /// The first record that is not committed.
+    fn least_resumed(&self) -> u64 {
+        let next = |worker| {
+            let made = self.resume.get(&partition(worker)).map_or(0, |next| next.0);
+            made * self.workers as u64 + worker as u64
+        };
+        (0..self.workers).map(next).min().filter(|_| !self.resume.is_empty()).unwrap_or(0)
+    }
+}
+
 impl<T: 'static> SharedSource for GenerateShared<T> {
     fn begin(&self) -> Result<()> {
         let began = {
             let mut began = lock(&self.source.began);
-            // What nothing was committed of begins anew, with its schedule.
-            let first = began.filter(|_| !self.resume.is_empty()).unwrap_or_else(|| self.clock.now());
+            // What nothing was committed of begins anew, with its schedule. A run that goes on with a source made anew goes
+            // on where that schedule would be by now.
+            let first = began.filter(|_| !self.resume.is_empty()).unwrap_or_else(|| {
+                let done = self.source.schedule().map_or(Duration::ZERO, |schedule| schedule.due(self.least_resumed()));
+                Moment::default().after(self.clock.now() - Moment::default().after(done))
+            });
             *began.insert(first)
         };
         self.timer.wake_all();

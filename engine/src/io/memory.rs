@@ -40,6 +40,7 @@ pub struct Rows<T> {
 
 impl<T> Rows<T> {
     /// Gives each row an event time.
+    #[must_use]
     pub fn timed(self, time: impl Fn(&T) -> EventTime) -> Rows<T> {
         let times = Some(Arc::new(self.rows.iter().map(time).collect()));
         Rows { times, ..self }
@@ -49,6 +50,7 @@ impl<T> Rows<T> {
     ///
     /// # Panics
     /// When `partitions` is 0.
+    #[must_use]
     pub fn partitions(self, partitions: usize) -> Rows<T> {
         assert!(partitions > 0, "rows need at least one partition");
         Rows { partitions: Some(partitions), ..self }
@@ -180,10 +182,46 @@ pub struct Collected<T> {
 }
 
 impl<T: Hash> Collected<T> {
-    /// Lets [`Job::compare`](crate::Job::compare) hold against each other what its runs collect.
+    /// Lets [`Job::compare`](crate::Job::compare) compare what its runs collect. Without it only the numbers of records are
+    /// compared: when they are the same, the outcome is [`Results::EqualCounts`](crate::Results::EqualCounts) with the name
+    /// of this sink.
     #[must_use]
     pub fn by_hash(self) -> Collected<T> {
         Collected { hash: Some(Fingerprint::add), ..self }
+    }
+}
+
+impl<T> Collected<Keyed<T>> {
+    /// As a sink of values with keys, for [`Stream::sink_by`](crate::Stream::sink_by).
+    ///
+    /// ```
+    /// use millstream::{Job, Keyed, collect, rows};
+    ///
+    /// let results = collect();
+    /// let sink = results.with_keys();
+    /// let job = Job::new("keys", move |flow| flow.source(rows([7]))?.sink_by(|n: &i32| n.to_string(), sink.clone()));
+    /// job.run()?;
+    /// assert_eq!(results.values(), [Keyed { key: b"7".to_vec(), value: 7 }]);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
+    pub fn with_keys(&self) -> CollectedWithKeys<T> {
+        CollectedWithKeys(self.clone())
+    }
+}
+
+/// See [`Collected::with_keys`].
+#[derive(Debug)]
+pub struct CollectedWithKeys<T>(Collected<Keyed<T>>);
+
+impl<T> Clone for CollectedWithKeys<T> {
+    fn clone(&self) -> Self {
+        CollectedWithKeys(self.0.clone())
+    }
+}
+
+impl<T: Send + 'static> KeyedSink<T> for CollectedWithKeys<T> {
+    fn keyed(self) -> impl Sink<Keyed<T>> {
+        self.0
     }
 }
 
@@ -253,7 +291,7 @@ impl<T: Send + 'static> Sink<T> for Collected<T> {
 }
 
 impl<T: Send + 'static> KeyedSink<T> for Collected<T> {
-    /// The keys are dropped.
+    /// The keys are dropped; [`Collected::with_keys`] keeps them.
     fn keyed(self) -> impl Sink<Keyed<T>> {
         Unkeyed(self)
     }

@@ -18,7 +18,7 @@ pub use channel::{ChannelSource, Receipt, SendError, Sender, Undelivered, channe
 pub use delivery::Delivery;
 pub(crate) use delivery::Flight;
 pub use generate::{Generate, generate};
-pub use memory::{Collected, Discard, Rows, collect, discard, rows};
+pub use memory::{Collected, CollectedWithKeys, Discard, Rows, collect, discard, rows};
 pub(crate) use schedule::{Schedule, Spacing};
 pub use sink::{Accepted, Acknowledges, KeyedSink, OpenSink, SharedSink, Sink, Writer};
 pub use source::{AtStop, Change, Lag, Last, OpenSource, Polled, Progress, Reader, SharedSource, Source, Taken};

@@ -54,7 +54,7 @@ impl<T, S: Sink<T> + Clone> Sink<T> for &S {
 
 /// A sink that can take a key beside each record.
 #[diagnostic::on_unimplemented(message = "`{Self}` cannot take a key beside records of type `{T}`")]
-pub trait KeyedSink<T>: Sink<T> {
+pub trait KeyedSink<T>: Sized {
     /// The same sink for records with their keys.
     fn keyed(self) -> impl Sink<Keyed<T>>;
 }

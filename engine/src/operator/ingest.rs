@@ -155,6 +155,7 @@ pub(crate) fn build<'a, R: Reader + 'static>(
             released: HashMap::new(),
             capabilities,
             records_max: RECORDS_FIRST,
+            released_max: if setting.release == Release::AtTicks { RECORDS_FIRST } else { RECORDS_MOST },
             has_ended: false,
             at_stop: None,
             activator,
@@ -183,6 +184,8 @@ struct Ingest<R: Reader> {
     released: HashMap<Partition, Offset>,
     capabilities: Capabilities,
     records_max: usize,
+    /// How many records can be released within a step, as far as is known.
+    released_max: usize,
     has_ended: bool,
     /// What the reader said when the job was stopped.
     at_stop: Option<AtStop>,
@@ -256,10 +259,13 @@ impl<R: Reader> Ingest<R> {
             self.setting.pulse.note_starved();
             return Ok(false);
         };
+        // What came while records were released is about partitions as they were then: when one of them is given again, the
+        // recall must not meet what is read of it from here on.
+        self.answer_recalls();
         let reader = self.reader.as_mut().expect("a step begins with a reader");
         let mut batch = Batch::new();
         let arrival = self.setting.clock.now();
-        let polled = reader.poll(&mut batch, Room { records: self.records_max, bytes: room });
+        let polled = reader.poll(&mut batch, Room { records: self.records_max.min(self.released_max), bytes: room });
         let polled = polled.map_err(|error| error.in_operator(&self.setting.name))?;
         // Nobody adds to what is drained.
         self.has_ended = polled == Polled::Ended || (polled == Polled::Idle && self.at_stop == Some(AtStop::Drain));
@@ -268,6 +274,7 @@ impl<R: Reader> Ingest<R> {
             return Ok(polled == Polled::More);
         }
         let receipts = batch.take_receipts();
+        let fed = receipts.len() as u64;
         let arrived = batch.arrival().unwrap_or(arrival);
         batch.admit(Admission::new(arrived, batch.bytes(), &self.setting.budget, receipts));
         let records = batch.len();
@@ -281,6 +288,7 @@ impl<R: Reader> Ingest<R> {
                 self.setting.pulse.note_records();
             }
         }
+        self.setting.meter.fed.add(fed);
         self.setting.meter.polled.add(records as u64);
         self.adapt(records, arrival);
         Ok(polled == Polled::More)
@@ -292,12 +300,7 @@ impl<R: Reader> Ingest<R> {
         if records <= 1 && self.records_max > 1 {
             return;
         }
-        let took = self.setting.clock.now() - since;
-        if took > 2 * STEP {
-            self.records_max = (self.records_max / 2).max(1);
-        } else if took < STEP / 2 && records >= self.records_max {
-            self.records_max = (self.records_max * 2).min(RECORDS_MOST);
-        }
+        self.records_max = fitted(self.records_max, records, self.setting.clock.now() - since);
     }
 
     /// Releases what arrived until that moment, for at most a step's time. Says whether all of it is released.
@@ -312,8 +315,10 @@ impl<R: Reader> Ingest<R> {
                 return Ok(false);
             }
             let batch = self.queue.pop_front().expect("it has a front");
+            let (records, before) = (batch.len(), now);
             self.release(batch, now)?;
             now = self.setting.clock.now();
+            self.released_max = fitted(self.released_max, records, now - before);
         }
         if !self.queue.is_empty() {
             self.setting.pulse.note_records();
@@ -397,6 +402,17 @@ impl<R: Reader> Drop for Ingest<R> {
         if self.reader.is_some() {
             self.setting.pulse.source_ended();
         }
+    }
+}
+
+/// How many records are taken at once next time, when these took so long.
+fn fitted(most: usize, records: usize, took: Duration) -> usize {
+    if took > 2 * STEP {
+        (most / 2).max(1)
+    } else if took < STEP / 2 && records >= most {
+        (most * 2).min(RECORDS_MOST)
+    } else {
+        most
     }
 }
 

@@ -109,7 +109,7 @@ pub(crate) fn control(
         if commits > 0 {
             futile = 0;
             pause = spec.restart.map_or(pause, |(first, _)| first);
-        } else if error.kind() == ErrorKind::Panic {
+        } else if matches!(error.kind(), ErrorKind::Panic | ErrorKind::Stuck) {
             futile += 1;
         }
         if futile >= FUTILE_RUNS {

@@ -85,14 +85,14 @@ impl Handle {
         }
     }
 
-    /// Whether the sources have polled so many records and all that is due is done.
-    pub(crate) fn is_settled(&self, polled: u64) -> bool {
+    /// Whether channels have given so many records and all that is due is done.
+    pub(crate) fn is_settled(&self, fed: u64) -> bool {
         let Some(run) = lock(&self.state).run.clone() else { return false };
         let sources = run.plan.nodes.iter().filter_map(|node| match &node.meter {
-            Meter::Source(meter) => Some(meter.polled.get()),
+            Meter::Source(meter) => Some(meter.fed.get()),
             _ => None,
         });
-        sources.sum::<u64>() >= polled && run.ticker.is_settled()
+        sources.sum::<u64>() >= fed && run.ticker.is_settled()
     }
 
     pub(crate) fn has_ended(&self) -> bool {

@@ -11,13 +11,14 @@ use crate::words::{Bytes, LatencySnapshot, SinkMeter, SourceMeter, StageMeter};
 
 use super::plan::{Meter, Run};
 
-/// What a job has done since it was started. After a restart, records and latencies are those of the newest run.
+/// What a job's newest run has done: all begins anew with a restart but for `restarts`. The counters of the `metrics` facade
+/// go on.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Report {
     /// The job's name.
     pub job: String,
-    /// Seconds since the job was started.
+    /// Seconds since the newest run began.
     pub elapsed_seconds: f64,
     /// How often the job was restarted.
     pub restarts: u64,

@@ -1,5 +1,5 @@
 //! What a sink wrote, as a number: the same for the same records in any order, another one when a record is missing, twice
-//! there or different. Runs of a comparison are held against each other by it, without keeping what they wrote.
+//! there or different. Runs of a comparison are compared by it, without keeping what they wrote.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -27,6 +27,8 @@ impl Counter {
 /// What a source counts, over all workers.
 #[derive(Debug, Default)]
 pub(crate) struct SourceMeter {
+    /// Records polled that came through a channel; counted as those below.
+    pub fed: Counter,
     /// Records polled; counted when they are queued or released.
     pub polled: Counter,
     /// Records released into the job.

@@ -4,10 +4,12 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Error, ErrorKind, Offset, Partition};
 
 /// Where a record was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// The partition, with its topic or path.
     pub partition: Partition,
@@ -22,7 +24,7 @@ impl fmt::Display for Origin {
 }
 
 /// Headers of a record: in order, names may repeat, a value may be absent (as in Kafka).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Headers(Vec<(String, Option<Vec<u8>>)>);
 
 impl Headers {
@@ -58,7 +60,7 @@ impl Headers {
 }
 
 /// A value under a key; what [`Stream::sink_by`](crate::Stream::sink_by) hands to a sink.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Keyed<T> {
     /// The key's bytes.
     pub key: Vec<u8>,
@@ -71,7 +73,7 @@ pub struct Keyed<T> {
 /// Malformed records are data: a source yields `Result<T, Malformed>` and the pipeline says what becomes of them
 /// ([`or_stop`](crate::Stream::or_stop), [`or_skip`](crate::Stream::or_skip),
 /// [`partition_results`](crate::Stream::partition_results)).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Malformed {
     /// Where it was read, when it was read and not made.
     pub origin: Option<Origin>,
@@ -97,7 +99,7 @@ impl fmt::Display for Malformed {
 impl StdError for Malformed {}
 
 /// A call was not answered in time. [`or_stop`](crate::Stream::or_stop) makes it an error with which a restart can help.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct TimedOut {
     /// How long it might have taken.
