@@ -21,7 +21,8 @@ use crate::lock;
 /// UTF-8, or longer than [`line_max`](Lines::line_max), is malformed. When the other side closes, it is called again; a run
 /// with an end ends there.
 ///
-/// All of it is read by one worker.
+/// It is at most once: what a socket has delivered cannot be read again, so what was not finished when the process died, or
+/// when a run of it failed, is lost. All of it is read by one worker.
 ///
 /// ```no_run
 /// use millstream::Job;
@@ -34,7 +35,7 @@ pub fn lines(address: impl Into<String>) -> Lines {
     Lines { address: address.into(), line_max: Bytes(1 << 20), connect_within: Duration::from_secs(10) }
 }
 
-/// See [`lines`].
+/// See [`lines`]; at most once, because what a socket has delivered cannot be read again.
 #[derive(Clone, Debug)]
 pub struct Lines {
     address: String,
@@ -50,7 +51,8 @@ impl Lines {
         Lines { line_max: most, ..self }
     }
 
-    /// How long a job waits at start for the other side; 10 s by default.
+    /// How long one attempt to connect may take, at start and later; 10 s by default. At start there is one attempt for each
+    /// address of the host: where nobody listens the job does not start, so start the other side first.
     #[must_use]
     pub fn connect_within(self, limit: Duration) -> Lines {
         Lines { connect_within: limit, ..self }

@@ -12,8 +12,15 @@ use super::{Cause, Decode, Encode, Framing, Payload, tombstone};
 pub struct Json<T>(PhantomData<fn(T) -> T>);
 
 impl<T> Json<T> {
-    pub(crate) fn new() -> Json<T> {
+    /// JSON as serde reads and writes `T`.
+    pub fn new() -> Json<T> {
         Json(PhantomData)
+    }
+}
+
+impl<T> Default for Json<T> {
+    fn default() -> Self {
+        Json::new()
     }
 }
 

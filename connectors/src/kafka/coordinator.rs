@@ -27,6 +27,8 @@ use super::start::{End, Span, Starting, not_a_list};
 
 /// What did not pass is tried again after this, with the newest offsets.
 const AGAIN_AFTER: Duration = Duration::from_millis(250);
+/// Within this every broker has heard of a partition that a group has given.
+const HEARD_WITHIN: Duration = Duration::from_secs(10);
 /// The same while the group changes: partitions are waited for.
 const AGAIN_SOON: Duration = Duration::from_millis(20);
 /// How long the end of a run waits for a commit under way.
@@ -118,13 +120,21 @@ impl Orders {
     }
 }
 
+/// A question where partitions begin.
+struct Asked {
+    partitions: Vec<(String, i32)>,
+    /// When the group gave them.
+    given: Instant,
+    /// When it is asked, for the first time or again.
+    at: Instant,
+}
+
 /// The thread with what it still has to do.
 struct Work {
     coordinator: Coordinator,
     /// A commit that did not pass, and when it is sent again. One that is waiting is replaced by the newer one.
     commit: Option<(CheckpointId, Offsets, Instant)>,
-    /// The same of a question for starts.
-    start: Option<(Vec<(String, i32)>, Instant)>,
+    start: Option<Asked>,
     /// Since when the group says that we are no member.
     refused_since: Option<Instant>,
     /// What stands under our signature, and when it is renewed.
@@ -140,7 +150,8 @@ impl Work {
 
     fn run(mut self, orders: &Receiver<Order>) {
         loop {
-            let again = self.commit.as_ref().map(|(_, _, at)| *at).into_iter().chain(self.start.as_ref().map(|s| s.1));
+            let again =
+                self.commit.as_ref().map(|(_, _, at)| *at).into_iter().chain(self.start.as_ref().map(|asked| asked.at));
             let again = again.chain(self.signed.as_ref().map(|(_, renewed)| *renewed));
             let order = match again.min() {
                 None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -178,7 +189,7 @@ impl Work {
             Order::Start(partitions) => {
                 // The group has taken us in again.
                 self.refused_since = None;
-                self.start = Some((partitions, now));
+                self.start = Some(Asked { partitions, given: now, at: now });
             }
             Order::Nudge => self.coordinator.nudge(),
             Order::SignOff => self.signs_off = true,
@@ -191,11 +202,15 @@ impl Work {
     }
 
     fn find_starts(&mut self) {
-        let Some((partitions, _)) = self.start.take_if(|(_, at)| *at <= Instant::now()) else { return };
-        match self.coordinator.starts(&partitions) {
-            Err(error) if error.kind() == ErrorKind::Unreachable => {
+        let Some(asked) = self.start.take_if(|asked| asked.at <= Instant::now()) else { return };
+        match self.coordinator.starts(&asked.partitions) {
+            // What was given to us exists, also when the broker that answers has not heard of it.
+            Err(error)
+                if error.kind() == ErrorKind::Unreachable
+                    || error.kind() == ErrorKind::NotFound && asked.given.elapsed() < HEARD_WITHIN =>
+            {
                 tracing::warn!(group = self.coordinator.group, %error, "cannot find where to begin, asking again");
-                self.start = Some((partitions, Instant::now() + AGAIN_AFTER));
+                self.start = Some(Asked { at: Instant::now() + AGAIN_AFTER, ..asked });
             }
             answer => self.answer(answer.map(Answer::Started)),
         }
@@ -303,6 +318,7 @@ impl Coordinator {
             consumer: &self.consumer,
             settings: &self.settings,
             heard: &self.consumer.context().heard,
+            named: &topics,
             topics: &topics,
             options: &self.options,
             group: &self.group,
@@ -310,11 +326,11 @@ impl Coordinator {
             resume: None,
             compared: false,
         };
+        // The client asks nobody about partitions that it has not heard of, and a broker may not have heard of the newest yet.
+        let mut all = starting.existing().unwrap_or_default();
         if !self.options.start_is_passing() {
             return starting.spans_of(partitions, None);
         }
-        // A broker may not have heard of the newest partitions yet.
-        let mut all = starting.existing().unwrap_or_default();
         all.extend(partitions.iter().filter(|asked| !all.contains(asked)).cloned().collect::<Vec<_>>());
         let mut spans = starting.spans_of(&all, None)?;
         self.remember(&starting, &spans)?;
@@ -361,7 +377,7 @@ impl Coordinator {
             if let Some(done) = offsets.get(&partition.span.name) {
                 let done = i64::try_from(done.0).unwrap_or(i64::MAX);
                 // Of an earlier time that it was ours; others have read on since.
-                if done < partition.span.start {
+                if done < partition.span.start && !partition.went_back.load(SeqCst) {
                     continue;
                 }
                 let next = Offset::Offset(partition.beyond_control_records(done, &positions));

@@ -18,6 +18,7 @@ use super::topic::Topic;
 /// Headers of ours begin with this.
 const OURS: &str = "millstream.";
 const TOPIC: &str = "millstream.topic";
+const PATH: &str = "millstream.path";
 const PARTITION: &str = "millstream.partition";
 const OFFSET: &str = "millstream.offset";
 const REFUSED_BY: &str = "millstream.refused-by";
@@ -65,6 +66,7 @@ impl Write<Malformed> for Letters {
         let letter = Letter {
             headers: malformed.headers.clone(),
             origin: malformed.origin.as_ref().and_then(place),
+            path: malformed.origin.as_ref().filter(|origin| place(origin).is_none()).map(path),
             cause: malformed.cause.clone(),
             ..Letter::default()
         };
@@ -89,6 +91,10 @@ fn place(origin: &Origin) -> Option<Place> {
     Some((topic.to_owned(), partition.parse().ok()?, i64::try_from(origin.offset.0).ok()?))
 }
 
+fn path(origin: &Origin) -> (String, u64) {
+    (origin.partition.name().to_owned(), origin.offset.0)
+}
+
 /// A record on its way to the dead letters of a sink.
 #[derive(Debug, Default)]
 pub(super) struct Letter {
@@ -96,6 +102,8 @@ pub(super) struct Letter {
     pub(super) value: Option<Vec<u8>>,
     pub(super) headers: Headers,
     pub(super) origin: Option<Place>,
+    /// Where it was read when that was no topic, and its offset there.
+    pub(super) path: Option<(String, u64)>,
     /// The topic that it was meant for.
     pub(super) refused_by: Option<String>,
     pub(super) cause: String,
@@ -112,6 +120,7 @@ impl Letter {
             key: message.key().map(<[u8]>::to_vec),
             value: message.payload().map(<[u8]>::to_vec),
             origin: told.as_ref().and_then(|told| told.origin.clone()),
+            path: told.as_ref().and_then(|told| told.path.clone()),
             refused_by: told.as_ref().and_then(|told| told.refused_by.clone()),
             cause: told.map_or_else(String::new, |told| told.cause),
             stripped: headers
@@ -143,6 +152,10 @@ impl Letter {
             add(PARTITION, partition.to_string());
             add(OFFSET, offset.to_string());
         }
+        if let Some((path, offset)) = &self.path {
+            add(PATH, path.clone());
+            add(OFFSET, offset.to_string());
+        }
         if let Some(topic) = &self.refused_by {
             add(REFUSED_BY, topic.clone());
         }
@@ -160,8 +173,10 @@ impl Letter {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeadLetter {
-    /// Topic, partition and offset where it was read, when it was read and not made.
+    /// Topic, partition and offset where it was read, when it was read from a topic.
     pub origin: Option<(String, i32, i64)>,
+    /// Path and offset where it was read, when it was read from a file.
+    pub path: Option<(String, u64)>,
     /// The topic that it was meant for, when a sink refused it.
     pub refused_by: Option<String>,
     /// Why nobody could take it.
@@ -177,8 +192,10 @@ impl DeadLetter {
     fn read(headers: &Headers) -> Option<DeadLetter> {
         let text = |name| Some(String::from_utf8_lossy(headers.last(name)??).into_owned());
         let origin = || Some((text(TOPIC)?, text(PARTITION)?.parse().ok()?, text(OFFSET)?.parse().ok()?));
+        let path = || Some((text(PATH)?, text(OFFSET)?.parse().ok()?));
         Some(DeadLetter {
             origin: origin(),
+            path: path(),
             refused_by: text(REFUSED_BY),
             cause: text(CAUSE)?,
             time: text(TIME)?.parse().ok()?,
@@ -211,7 +228,24 @@ impl<T> Message<T> {
 
 #[cfg(test)]
 mod tests {
+    use millstream::{Offset, Partition};
+
     use super::*;
+
+    #[test]
+    fn a_letter_from_a_file_says_where() {
+        let origin = Origin { partition: Partition::new("/in/orders.csv"), offset: Offset(42) };
+        let malformed = Malformed {
+            origin: Some(origin),
+            key: None,
+            bytes: None,
+            headers: Headers::new(),
+            cause: "bad".to_owned(),
+        };
+        let headers = Letters.beside(&malformed).headers.expect("they say why").into_owned();
+        let told = Message { headers, ..Message::new(()) }.dead_letter().expect("it is one");
+        assert_eq!((told.path, told.origin), (Some(("/in/orders.csv".to_owned(), 42)), None));
+    }
 
     #[test]
     fn a_letter_comes_back_as_it_went() {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::dead::Place;
 use millstream::Headers;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use serde::{Deserialize, Serialize};
 
 /// The headers of a message of the client.
 pub(super) fn headers_of(message: &BorrowedMessage<'_>) -> Headers {
@@ -25,7 +26,7 @@ pub(super) fn headers_of(message: &BorrowedMessage<'_>) -> Headers {
 /// let doubled = message.map(|n| n * 2);
 /// assert_eq!((*doubled.value(), doubled.key_bytes()), (6, Some(&b"three"[..])));
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message<T> {
     pub(super) value: T,
     pub(super) key: Option<Vec<u8>>,
@@ -37,7 +38,7 @@ pub struct Message<T> {
 }
 
 /// Where and when a message was written that a source has read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct KafkaOrigin {
     /// The topic.
@@ -102,6 +103,19 @@ impl<T> Message<T> {
     #[must_use]
     pub fn timestamp(mut self, milliseconds: i64) -> Message<T> {
         self.timestamp = Some(milliseconds);
+        self
+    }
+
+    /// Makes it one that was read there, for tests of pipelines that look at [`origin`](Message::origin).
+    #[must_use]
+    pub fn read_at(
+        mut self,
+        topic: impl Into<Arc<str>>,
+        partition: i32,
+        offset: i64,
+        timestamp: Option<i64>,
+    ) -> Message<T> {
+        self.origin = Some(KafkaOrigin { topic: topic.into(), partition, offset, timestamp });
         self
     }
 

@@ -65,8 +65,9 @@ use security::Security;
 /// [`tls`](Kafka::tls) and [`sasl`](Kafka::sasl) say how it is reached where not everybody may. Secrets, and values of
 /// properties that may be secret, are never printed: not here, in no error, no log and no report.
 ///
-/// Credentials that are wrong are an error at start, of the kind [`Refused`](millstream::ErrorKind::Refused). So do
-/// credentials end a run that a broker takes no more; that it is away, or breaks a connection off, does not.
+/// Credentials that are wrong are an error at start, of the kind [`Refused`](millstream::ErrorKind::Refused).
+/// Credentials that a broker stops accepting end a running job with the same kind of error; a broker that is away, or breaks
+/// a connection off, does not.
 #[derive(Clone)]
 pub struct Kafka {
     settings: Arc<Settings>,
@@ -99,12 +100,14 @@ impl Kafka {
     }
 
     /// Sets a property of librdkafka for all clients of this cluster, such as `client.rack`.
+    #[must_use]
     pub fn set(mut self, property: impl Into<String>, value: impl Into<String>) -> Kafka {
         Arc::make_mut(&mut self.settings).properties.insert(property.into(), value.into());
         self
     }
 
     /// How long a job waits at start for a broker to answer; 10 s by default.
+    #[must_use]
     pub fn connect_within(mut self, limit: Duration) -> Kafka {
         Arc::make_mut(&mut self.settings).connect_within = limit;
         self

@@ -25,6 +25,10 @@ pub(super) struct Shared {
     position: AtomicI64,
     /// The end of the log, as last heard.
     high: AtomicI64,
+    /// How far the client had looked when it found no record more.
+    seen_end: AtomicI64,
+    /// The log was made anew, or cut, and begins before where we began.
+    pub(super) went_back: AtomicBool,
 }
 
 /// The partitions that are ours at the moment.
@@ -53,6 +57,8 @@ impl Shared {
             draining: AtomicBool::new(false),
             position: AtomicI64::new(span.start),
             high: AtomicI64::new(span.high),
+            seen_end: AtomicI64::new(-1),
+            went_back: AtomicBool::new(false),
             span,
         })
     }
@@ -65,6 +71,15 @@ impl Shared {
     pub(super) fn hear(&self, position: Option<i64>, end: Option<i64>) {
         self.position.fetch_max(position.unwrap_or(i64::MIN), SeqCst);
         self.high.fetch_max(end.unwrap_or(i64::MIN), SeqCst);
+    }
+
+    pub(super) fn hear_end(&self, seen: i64) {
+        self.seen_end.store(seen, SeqCst);
+    }
+
+    /// Whether the client has found no record more there, or behind it.
+    pub(super) fn has_seen_end(&self, end: i64) -> bool {
+        self.seen_end.load(SeqCst) >= end
     }
 
     pub(super) fn lag(&self) -> Lag {

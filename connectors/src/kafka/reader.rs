@@ -93,6 +93,8 @@ struct Held {
     ended: bool,
     /// The log was made anew and has begun before where we stood.
     went_back: bool,
+    /// The client has found no record more, before the end.
+    is_at_end: bool,
 }
 
 /// A partition's queue. It is kept for the life of the client, also while the partition is somebody else's.
@@ -192,6 +194,7 @@ impl<R: Read> KafkaReader<R> {
                 next: shared.span.start,
                 ended: shared.span.end.is_some_and(|end| shared.span.start >= end),
                 went_back: false,
+                is_at_end: false,
                 shared,
                 queue,
             });
@@ -283,6 +286,7 @@ impl Held {
             match self.queue.queue.poll(Duration::ZERO) {
                 None => break,
                 Some(Ok(message)) => {
+                    self.is_at_end = false;
                     let offset = message.offset();
                     if self.shared.span.end.is_some_and(|end| offset >= end) {
                         // There was a hole at the end; this one is the next run's.
@@ -298,6 +302,7 @@ impl Held {
                         }
                         tracing::warn!(partition = %self.shared.span.name, offset, next = self.next, "the log went back");
                         self.went_back = true;
+                        self.shared.went_back.store(true, SeqCst);
                     }
                     self.next = offset + 1;
                     let held = message.payload_len() + message.key().map_or(0, <[u8]>::len);
@@ -307,6 +312,9 @@ impl Held {
                 Some(Err(KafkaError::PartitionEOF(_))) => self.reach_end_of_log(shared),
                 Some(Err(cause)) => shared.consider(cause)?,
             }
+        }
+        if self.is_at_end {
+            self.reach_end_of_log(shared);
         }
         self.ended |= self.has_reached_its_end();
         if self.next != before {
@@ -321,16 +329,20 @@ impl Held {
         self.shared.span.end.is_some_and(|end| self.next >= end)
     }
 
-    /// The log has no record more now: a bounded run has its end, whatever the last offsets hold. Control records at
-    /// the end are passed, not read.
+    /// The log has no record more now: a bounded run has its end when that is as far as its own. Control records at the end
+    /// are passed, not read.
     fn reach_end_of_log<R: Read>(&mut self, shared: &KafkaShared<R>) {
         let Some(end) = self.shared.span.end else { return };
-        let was_there = end <= self.shared.span.high;
-        if was_there || Positions::of(&shared.consumer).get(&self.shared.span).is_some_and(|position| position >= end) {
+        let position = Positions::of(&shared.consumer).get(&self.shared.span);
+        // The replica that answered may not have all of it yet, and then the client tells an end once more. Behind a hole at
+        // the end, which compaction leaves, nothing comes any more: there the statistics tell how far it has looked.
+        if self.shared.has_seen_end(end) || position.is_some_and(|position| position >= end) {
             self.ended = true;
             if !self.went_back {
                 self.next = self.next.max(end);
             }
+        } else {
+            self.is_at_end = true;
         }
     }
 }

@@ -88,11 +88,13 @@ impl<R: Read> KafkaShared<R> {
             consumer: &consumer,
             settings: &topic.settings,
             heard: &consumer.context().heard,
+            named: &topic.names,
             topics: &topics,
             options: &topic.source,
             group: &group,
             end: &end,
-            resume: open.resume.as_ref(),
+            // For a member others may have read on.
+            resume: open.resume.as_ref().filter(|_| !joins),
             compared: open.compared,
         };
         let mut signature = (!joins && !open.compared).then(Signature::new);
@@ -250,6 +252,11 @@ impl<R: Read> KafkaShared<R> {
             _ if matches!(cause, KafkaError::MessageConsumptionFatal(_)) => {
                 Err(error(ErrorKind::Source, doing(), cause))
             }
+            // It would fetch the same bytes for ever, or pass over them.
+            Some(Code::BadMessage | Code::BadCompression | Code::NotImplemented | Code::InvalidMessageSize) => {
+                let doing = format!("{}: records there that cannot be read", doing());
+                Err(Error::new(ErrorKind::Malformed, doing).caused_by(cause))
+            }
             // The client goes on by itself: a broker that is away comes back.
             _ => Ok(()),
         }
@@ -298,6 +305,9 @@ impl<R: Read> KafkaShared<R> {
             // The last stable offset is the end for those who read committed records only.
             let end = told.map(|told| if told.ls_offset >= 0 { told.ls_offset } else { told.hi_offset });
             shared.hear(positions.get(span), end);
+            if let Some(told) = told {
+                shared.hear_end(told.eof_offset);
+            }
         }
     }
 }

@@ -110,6 +110,8 @@ pub(super) struct Starting<'s> {
     pub(super) consumer: &'s BaseConsumer<Context>,
     pub(super) settings: &'s Settings,
     pub(super) heard: &'s Heard,
+    /// As the pipeline names them, perhaps by a pattern.
+    pub(super) named: &'s [String],
     pub(super) topics: &'s [String],
     pub(super) options: &'s SourceOptions,
     pub(super) group: &'s str,
@@ -234,6 +236,10 @@ impl Starting<'_> {
                 let doing = format!("`{option}` names partition {partition} of topic `{topic}`, which is not read");
                 return Err(Error::new(ErrorKind::Option, doing));
             }
+        }
+        if self.topics.is_empty() {
+            let doing = format!("no topic matches `{}` at {}", self.named.join(", "), self.settings.brokers);
+            return Err(Error::new(ErrorKind::NotFound, doing));
         }
         if partitions.is_empty() {
             return Err(Error::new(ErrorKind::Option, "`partitions` names no partition to read"));

@@ -52,7 +52,8 @@ impl Topic {
         self
     }
 
-    /// How the members of the group agree on who reads what; [`GroupProtocol::Classic`] by default.
+    /// How the members of the group agree on who reads what; [`GroupProtocol::Classic`] by default. Without effect
+    /// in a job that assigns its partitions itself.
     #[must_use]
     pub fn group_protocol(mut self, protocol: GroupProtocol) -> Topic {
         self.source.protocol = Some(protocol);
@@ -61,6 +62,7 @@ impl Topic {
 
     /// The name of this process in its group, the same after a restart and no other's: a static member, whose partitions
     /// wait for it for the length of a session instead of moving twice. A second process of that name puts out the first.
+    /// Without effect in a job that assigns its partitions itself.
     #[must_use]
     pub fn group_instance(mut self, name: impl Into<String>) -> Topic {
         self.source.instance = Some(name.into());
@@ -193,7 +195,11 @@ impl Topic {
         ];
         self.check(&set, "a source")?;
         if self.names.is_empty() {
-            return Err(Error::new(ErrorKind::Option, "`kafka.messages()` is a sink: it has no topic to read"));
+            let doing = match self.by_message {
+                true => "`kafka.messages()` is a sink: it has no topic to read",
+                false => "`kafka.topics` names no topic to read",
+            };
+            return Err(Error::new(ErrorKind::Option, doing));
         }
         Ok(())
     }
