@@ -42,6 +42,8 @@ struct State {
     cuts: HashMap<String, u64>,
     /// How many files were deleted or moved.
     disposed: u64,
+    /// Of these nothing more is wanted.
+    refused: HashSet<Partition>,
 }
 
 #[derive(Default)]
@@ -55,6 +57,8 @@ struct Queue {
 #[derive(Clone, Debug)]
 struct Place {
     path: Partition,
+    /// Who reads it.
+    worker: usize,
     start: u64,
     committed: u64,
     end: u64,
@@ -115,6 +119,9 @@ impl Ahead {
 
     pub(super) fn push(&self, worker: usize, block: Block) {
         let mut state = self.lock();
+        if block.position.as_ref().is_some_and(|(partition, _)| state.refused.contains(partition)) {
+            return;
+        }
         let queue = &mut state.queues[worker];
         queue.bytes += block.size();
         queue.blocks.push_back(block);
@@ -148,6 +155,11 @@ impl Ahead {
         self.lock().is_over
     }
 
+    /// Whether all that is there was read.
+    pub(super) fn has_ended(&self) -> bool {
+        self.lock().has_ended
+    }
+
     /// The partition of what a file holds, by that of the file.
     pub(super) fn contents(&self, file: &str) -> Partition {
         match self.lock().cuts.get(file) {
@@ -161,22 +173,30 @@ impl Ahead {
         *self.lock().cuts.entry(file.to_owned()).or_default() += 1;
     }
 
-    /// A file has come; says where reading it begins, as this or an earlier run left it. `None` while the engine forgets
-    /// that it was there before: the next look finds it again.
-    pub(super) fn arrive(&self, partition: &Partition, path: &Partition, end: u64) -> Option<u64> {
+    /// A file has come, and this worker is to read it; says where reading begins, as this or an earlier run left it, and who
+    /// reads it: whoever did before, while not all of that is committed. `None` while the engine forgets that it was there
+    /// before: the next look finds it again.
+    pub(super) fn arrive(
+        &self,
+        partition: &Partition,
+        path: &Partition,
+        end: u64,
+        worker: usize,
+    ) -> Option<(u64, usize)> {
         let mut guard = self.lock();
         let state = &mut *guard;
         if state.recalled.contains(partition) {
             return None;
         }
-        let new = || Place { path: path.clone(), start: 0, committed: 0, end, left: None };
-        let place = state.places.entry(partition.clone()).or_insert_with(new);
+        let new = |worker| Place { path: path.clone(), worker, start: 0, committed: 0, end, left: None };
+        let place = state.places.entry(partition.clone()).or_insert_with(|| new(worker));
         let begin = place.left.unwrap_or(0);
         if place.left.is_some() {
-            *place = Place { start: begin, committed: place.committed.min(begin), ..new() };
+            let worker = if place.committed < begin { place.worker } else { worker };
+            *place = Place { start: begin, committed: place.committed.min(begin), ..new(worker) };
             state.departed.remove(partition);
         }
-        Some(begin)
+        Some((begin, place.worker))
     }
 
     /// A file has changed its length.
@@ -224,6 +244,17 @@ impl Ahead {
         Next::Block(Box::new(block))
     }
 
+    /// Nothing more of these is wanted, also of what is there.
+    pub(super) fn refuse(&self, worker: usize, partitions: &[Partition]) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        state.refused.extend(partitions.iter().cloned());
+        let queue = &mut state.queues[worker];
+        queue.blocks.retain(|block| !block.is_of(partitions));
+        queue.bytes = queue.blocks.iter().map(Block::size).sum();
+        self.call(state);
+    }
+
     // For the control thread.
 
     /// Takes over what an earlier run committed. Its files count as gone until they are seen.
@@ -231,7 +262,7 @@ impl Ahead {
         let mut state = self.lock();
         for (partition, Offset(committed)) in offsets.iter() {
             let path = partition.clone();
-            let place = Place { path, start: committed, committed, end: committed, left: Some(committed) };
+            let place = Place { path, worker: 0, start: committed, committed, end: committed, left: Some(committed) };
             state.places.insert(partition.clone(), place);
             state.departed.insert(partition.clone(), self.clock.now());
             let cut = partition.name().rsplit_once(CUT);
@@ -277,7 +308,12 @@ impl Ahead {
         let gone: Vec<Partition> = state.departed.extract_if(is_over).map(|(partition, _)| partition).collect();
         for partition in &gone {
             state.places.remove(partition);
-            state.cuts.remove(partition.name().rsplit_once(CUT).map_or(partition.name(), |(file, _)| file));
+            let file = partition.name().rsplit_once(CUT).map_or(partition.name(), |(file, _)| file);
+            // What a file held before it was cut may be gone for long, and the file not.
+            let newest = state.cuts.get(file).map(|cuts| Partition::new(format!("{file}{CUT}{cuts}")));
+            if newest.is_some_and(|newest| !state.places.contains_key(&newest)) {
+                state.cuts.remove(file);
+            }
         }
         state.recalled.extend(gone.iter().cloned());
         gone
@@ -367,11 +403,11 @@ mod tests {
     fn what_a_cut_file_holds_is_another_partition() {
         let (first, path) = (ahead(1, 0), Partition::new("a"));
         let before = first.contents("a#1");
-        assert_eq!(first.arrive(&before, &path, 9), Some(0));
+        assert_eq!(first.arrive(&before, &path, 9, 0), Some((0, 0)));
         first.cut("a#1");
         let after = first.contents("a#1");
         assert_ne!(before, after);
-        assert_eq!(first.arrive(&after, &path, 5), Some(0));
+        assert_eq!(first.arrive(&after, &path, 5, 0), Some((0, 0)));
         first.commit(&[(before.clone(), Offset(9)), (after.clone(), Offset(2))].into_iter().collect());
         first.depart(&before, 9);
         assert_eq!((first.committed(&before), first.committed(&after)), (9, 2));
@@ -379,7 +415,7 @@ mod tests {
         let second = ahead(1, 0);
         second.resume(&[(before, Offset(9)), (after.clone(), Offset(2))].into_iter().collect());
         assert_eq!(second.contents("a#1"), after);
-        assert_eq!(second.arrive(&after, &path, 7), Some(2), "one that was away is read on");
+        assert_eq!(second.arrive(&after, &path, 7, 0), Some((2, 0)), "one that was away is read on");
     }
 
     #[test]
@@ -387,14 +423,14 @@ mod tests {
         let ahead = ahead(1, 0);
         let partitions: Vec<Partition> = (0..DEPARTED_MOST).map(|file| Partition::new(file.to_string())).collect();
         for partition in &partitions {
-            ahead.arrive(partition, partition, 0);
+            ahead.arrive(partition, partition, 0, 0);
             ahead.depart(partition, 0);
         }
         assert!(ahead.forget_departed().is_empty(), "they may come back");
         ahead.clock.advance(AWAY_MOST);
         assert_eq!(ahead.forget_departed().len(), DEPARTED_MOST);
-        assert_eq!(ahead.arrive(&partitions[0], &partitions[0], 1), None);
+        assert_eq!(ahead.arrive(&partitions[0], &partitions[0], 1, 0), None);
         ahead.given_back(&partitions);
-        assert_eq!(ahead.arrive(&partitions[0], &partitions[0], 1), Some(0));
+        assert_eq!(ahead.arrive(&partitions[0], &partitions[0], 1, 0), Some((0, 0)));
     }
 }

@@ -54,6 +54,11 @@ impl Block {
         };
         (BLOCK_OVERHEAD + content) as u64
     }
+
+    /// Whether it is a piece of one of these partitions.
+    pub(super) fn is_of(&self, partitions: &[Partition]) -> bool {
+        self.position.as_ref().is_some_and(|(partition, _)| partitions.contains(partition))
+    }
 }
 
 /// Why a record is too long.

@@ -20,9 +20,9 @@ use super::reading::{Ending, Opened, Progress, Reading};
 use super::watch::{FileId, Known};
 use super::{Files, WhenDone};
 
-/// Files that have not settled and are held open, so that what is deleted or replaced can still be read to its end. Of
-/// one beyond these, what nobody has read by then is malformed.
-const HELD_MOST: usize = 128;
+/// Files that are held open, so that what is deleted or replaced can still be read to its end; half of these may be settled
+/// ones. Of one beyond these, what nobody has read by then is malformed.
+pub(super) const HELD_MOST: usize = 128;
 
 pub(super) struct Feed {
     pub(super) files: Files,
@@ -114,10 +114,15 @@ impl Feed {
             }
             self.ahead.rest((!self.is_bounded).then_some(self.look_at));
         }
-        // What was written a moment ago may be written still.
-        while self.dispose() == Left::Unsettled && self.is_bounded {
+        // What was written a moment ago may be written still. A run that was broken off does not wait for that.
+        while self.dispose() == Left::Unsettled && self.is_bounded && self.is_all_done() {
             thread::sleep(SETTLES_IN);
         }
+    }
+
+    fn is_all_done(&self) -> bool {
+        let is_done = |known: &Known| self.ahead.committed(&known.partition) >= known.progress.handed;
+        self.ahead.has_ended() && self.known.values().all(is_done)
     }
 
     /// Does a step for a worker, when it has room. Says whether there was one.
@@ -152,6 +157,11 @@ impl Feed {
         let Some(known) = self.known.get_mut(&file) else { return };
         self.held -= usize::from(known.held.is_some());
         let opened = known.held.take().map_or_else(|| open(&self.files.directory.join(&known.name), &known.seen), Ok);
+        let opened = opened.and_then(|mut opened| Ok((known.progress.is_of(&mut opened)?, opened)));
+        let opened = match opened {
+            Ok((false, _)) => return self.written_anew(file),
+            opened => opened.map(|(_, opened)| opened),
+        };
         // From the last position handed on, when it cannot be opened: what was being left out is found too long again.
         let handed = known.progress.handed;
         let progress = std::mem::replace(&mut known.progress, Progress::from(handed));
@@ -166,6 +176,19 @@ impl Feed {
                 self.end_task(file);
             }
         }
+    }
+
+    /// What was read of a file is not what stands there: the next look finds another file.
+    fn written_anew(&mut self, file: FileId) {
+        let Some(known) = self.known.get(&file) else { return };
+        let next = known.progress.next;
+        let flaw = format!(
+            "the file was written anew after {next} bytes of it were read; it is read again from its beginning"
+        );
+        let was_done = known.was_done;
+        self.ahead.cut(&known.file);
+        self.leave(file, (!was_done).then_some(flaw));
+        self.end_task(file);
     }
 
     /// A turn is over: what is known of the file by now is kept.
@@ -240,6 +263,7 @@ impl Feed {
             }
             match self.files.when_done.apply(&path) {
                 Ok(()) => {
+                    self.held -= usize::from(known.held.take().is_some());
                     self.ahead.dispose();
                     self.leave(file, None);
                 }

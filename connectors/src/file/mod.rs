@@ -85,16 +85,17 @@ use crate::format::{Csv, Decode, Json, Text};
 /// * A file that grows is read on, whole records at a time. A last line without its end waits until it is whole, or until
 ///   the file has not changed for [`settled_after`](Files::settled_after), or comes as it stands when the run ends with
 ///   what is there. What is appended to a line that was taken as it stood is a record of its own.
-/// * A file that was deleted before it was opened is left out. One that is deleted, or replaced by another of its name,
-///   while it is read is read to its end first.
+/// * A file that was deleted before it was opened is left out. One that is deleted, or replaced by another of its name, is
+///   read on until it has not changed for [`settled_after`](Files::settled_after): whoever writes a log that is rotated hears
+///   of it a moment later. That is for 128 files that are held open, of which half may be settled ones.
 /// * A file that was read to its end and has settled may be replaced or written anew: that is a new file. When it happens
 ///   before, a [`Malformed`](millstream::Malformed) says so, and what stands there then is read from its beginning.
 /// * A file is its name: one that is renamed within the directory is a new one. Let [`matching`](Files::matching) leave
 ///   out the names that rotated logs get. One that is moved away and back is read on where it was,
 ///   for ten minutes at least.
-/// * Files are told apart by inode and time of birth. Where a file system has no birth times (some network ones), a file that
-///   is replaced between two looks by a longer one of the same inode is taken for one that grew, and a restart reads
-///   all files again.
+/// * Files are told apart by inode and time of birth, and one that is written anew in place by the last 256 bytes that were
+///   read of it; over a restart, by its length alone. Where a file system has no birth times (some network ones) a restart
+///   reads all files again.
 /// * A file that cannot be read is a `Malformed` without bytes, once, and is tried again for as long as the run lasts.
 ///
 /// `Malformed::origin` is the path of the file, and where in it the record begins.

@@ -181,6 +181,14 @@ impl<S: Shape> Reader for FileReader<S> {
         }
         Ok(Polled::More)
     }
+
+    /// In a run that is compared with others. In all others what is forgotten is gone from the directory, and may come back.
+    fn forget(&mut self, partitions: &[Partition]) {
+        if self.shared.compared {
+            self.begun.take_if(|(block, _)| block.is_of(partitions));
+            self.shared.ahead.refuse(self.worker, partitions);
+        }
+    }
 }
 
 impl<S> fmt::Debug for FileReader<S> {

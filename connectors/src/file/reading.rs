@@ -32,12 +32,25 @@ pub(super) struct Progress {
     /// The rest of a record that is too long is being left out.
     skipping: Option<Cutter>,
     header: Option<Arc<Header>>,
+    /// What stood before `handed` when it was read.
+    tail: Vec<u8>,
 }
+
+/// By so much of what was read a file is known again: one that was written anew has something else there.
+const TAIL: usize = 256;
 
 impl Progress {
     /// As an earlier run committed it.
     pub(super) fn from(committed: u64) -> Progress {
         Progress { next: committed, handed: committed, ..Progress::default() }
+    }
+
+    /// Whether what was read last still stands there.
+    pub(super) fn is_of(&self, file: &mut File) -> io::Result<bool> {
+        let mut there = Vec::with_capacity(self.tail.len());
+        file.seek(SeekFrom::Start(self.handed - self.tail.len() as u64))?;
+        file.take(self.tail.len() as u64).read_to_end(&mut there)?;
+        Ok(there == self.tail)
     }
 }
 
@@ -55,6 +68,7 @@ pub(super) struct Reading {
     /// Where to go on once the header is read.
     resume_at: u64,
     handed: u64,
+    tail: Vec<u8>,
     /// Where the buffer begins in the file.
     offset: u64,
     buffer: Vec<u8>,
@@ -89,6 +103,7 @@ impl Reading {
             header: progress.header,
             resume_at: progress.next,
             handed: progress.handed,
+            tail: progress.tail,
             offset: 0,
             buffer: Vec::new(),
             scanned: 0,
@@ -145,7 +160,7 @@ impl Reading {
         let is_header_torn = self.is_header_due() && self.ending == Ending::Open;
         let next = if is_header_torn { self.resume_at } else { self.offset };
         let skipping = self.is_skipping.then_some(self.cutter);
-        (self.file, Progress { next, handed: self.handed, skipping, header: self.header })
+        (self.file, Progress { next, handed: self.handed, skipping, header: self.header, tail: self.tail })
     }
 
     fn fill(&mut self, chunk: usize) -> io::Result<()> {
@@ -212,6 +227,10 @@ impl Reading {
         let offset = self.offset;
         self.scanned -= len;
         self.offset += len as u64;
+        if len > 0 || self.handed != self.offset {
+            self.tail.clear();
+            self.tail.extend_from_slice(&bytes[len.saturating_sub(TAIL)..]);
+        }
         self.handed = self.offset;
         Block {
             path: self.path.clone(),

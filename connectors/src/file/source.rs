@@ -106,7 +106,8 @@ impl<S: Shape> Source for FileRecords<S> {
         ahead.resume(&started_at);
         let feed = Feed::connect(files, glob, framing, &open, Arc::clone(&ahead))?;
         let thread = Mutex::new(Thread::Ready(Box::new(feed)));
-        Ok(FilesShared { ahead, shape, framing, record_max, started_at, end_within, thread })
+        let compared = open.compared;
+        Ok(FilesShared { ahead, shape, framing, record_max, compared, started_at, end_within, thread })
     }
 
     fn reader(shared: &Arc<FilesShared<S>>, worker: Worker, wake: Wake) -> Result<FileReader<S>> {
@@ -121,6 +122,8 @@ pub struct FilesShared<S> {
     pub(super) shape: S,
     pub(super) framing: Framing,
     pub(super) record_max: usize,
+    /// Other runs read the same records.
+    pub(super) compared: bool,
     started_at: Offsets,
     /// How long the end of a run waits for the thread while nothing moves.
     end_within: Duration,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use millstream::{Moment, Partition};
 
-use super::feed::{Feed, Task, flawed};
+use super::feed::{Feed, HELD_MOST, Task, flawed};
 use super::look::{self, Found, Seen};
 use super::reading::{Ending, Progress};
 
@@ -27,6 +27,8 @@ pub(super) struct Known {
     pub(super) seen: Seen,
     /// Since when it has looked like that.
     pub(super) since: Moment,
+    /// It had been read and had settled before it changed last.
+    pub(super) was_done: bool,
     pub(super) looked: u64,
     pub(super) progress: Progress,
     pub(super) held: Option<File>,
@@ -108,6 +110,45 @@ impl Feed {
             let flaw = format!("the file is gone, and its last {missing} bytes were not read");
             self.leave(file, (missing > 0 && known.held.is_none()).then_some(flaw));
         }
+        let leaving = |known: &Known| known.has_left && known.tasks == 0;
+        let leaving: Vec<FileId> =
+            self.known.iter().filter(|(_, known)| leaving(known)).map(|(file, _)| *file).collect();
+        for file in leaving {
+            self.see_leaving(file);
+        }
+    }
+
+    /// Whoever writes a file need not have heard that its name is gone, as when logs are rotated: it is read on for as long as
+    /// it changes.
+    fn see_leaving(&mut self, file: FileId) {
+        let now = self.clock.now();
+        let Some(known) = self.known.get_mut(&file) else { return };
+        let len = known.held.as_ref().and_then(|held| held.metadata().ok()).map_or(0, |metadata| metadata.len());
+        let has_settled = known.has_settled(now, self.files.settled_after);
+        if len > known.seen.len {
+            (known.seen.len, known.since) = (len, now);
+        } else if !has_settled {
+            return;
+        }
+        if len > known.progress.next {
+            let ending = if has_settled { Ending::AsItStands } else { Ending::Open };
+            known.tasks += 1;
+            self.desks[known.worker].tasks.push_back(Task::Read { file, until: len, ending });
+        } else {
+            self.held -= usize::from(known.held.take().is_some());
+            self.forget_if_left(file);
+        }
+    }
+
+    /// A file that was leaving is back under its name.
+    fn see_back(&mut self, name: &str, partition: &Partition) {
+        let is_it = |known: &Known| known.has_left && known.tasks == 0 && known.partition == *partition;
+        let back = self.known.iter_mut().find(|(_, known)| is_it(known));
+        if let Some((file, known)) = back {
+            (known.has_left, known.looked, known.since) = (false, self.looks, self.clock.now());
+            self.leaving.remove(partition);
+            self.by_name.insert(name.to_owned(), *file);
+        }
     }
 
     /// Whether the file of a name is the one that it was; when not, the one that it was leaves.
@@ -132,18 +173,21 @@ impl Feed {
         false
     }
 
-    /// A file is no longer there under its name: what is held of it is read to its end, and then it is forgotten.
+    /// A file is no longer there under its name: what is held of it is read to its end, and when that has settled it is
+    /// forgotten.
     pub(super) fn leave(&mut self, file: FileId, flaw: Option<String>) {
         let Some(known) = self.known.get_mut(&file) else { return };
         known.has_left = true;
+        known.since = self.clock.now();
         self.leaving.insert(known.partition.clone());
         self.by_name.remove(&known.name);
         let tasks = &mut self.desks[known.worker].tasks;
         if let Some(until) = known.held.as_ref().and_then(|held| held.metadata().ok()).map(|metadata| metadata.len())
             && until > known.progress.next
         {
+            known.seen.len = until;
             known.tasks += 1;
-            tasks.push_back(Task::Read { file, until, ending: Ending::AsItStands });
+            tasks.push_back(Task::Read { file, until, ending: Ending::Open });
         }
         // Of what nobody has begun to read nothing is torn.
         if let Some(cause) = flaw.filter(|_| known.progress.next > 0) {
@@ -154,10 +198,9 @@ impl Feed {
     }
 
     pub(super) fn forget_if_left(&mut self, file: FileId) {
-        if self.known.get(&file).is_some_and(|known| known.has_left && known.tasks == 0)
+        if self.known.get(&file).is_some_and(|known| known.has_left && known.tasks == 0 && known.held.is_none())
             && let Some(known) = self.known.remove(&file)
         {
-            self.held -= usize::from(known.held.is_some());
             self.leaving.remove(&known.partition);
             self.ahead.depart(&known.partition, known.progress.handed);
         }
@@ -167,12 +210,13 @@ impl Feed {
         let path = self.path_of(&name);
         let of_file = format!("{path}#{}", seen.identity());
         let mut partition = self.ahead.contents(&of_file);
-        // It was away and is back, and what is held of it is read to its end first: the next look finds it again.
+        // It was away and is back. While what is held of it is read, the next look finds it again.
         if self.leaving.contains(&partition) {
+            self.see_back(&name, &partition);
             return;
         }
         let path = Partition::new(path);
-        let Some(begin) = self.ahead.arrive(&partition, &path, seen.len) else { return };
+        let Some((begin, worker)) = self.ahead.arrive(&partition, &path, seen.len, worker) else { return };
         let mut progress = Progress::from(begin);
         let file = FileId(self.next_id);
         self.next_id += 1;
@@ -187,7 +231,7 @@ impl Feed {
             self.ahead.depart(&partition, begin);
             self.ahead.cut(&of_file);
             partition = self.ahead.contents(&of_file);
-            let Some(begin) = self.ahead.arrive(&partition, &path, seen.len) else {
+            let Some((begin, _)) = self.ahead.arrive(&partition, &path, seen.len, worker) else {
                 unreachable!("nobody has seen this partition before")
             };
             progress = Progress::from(begin);
@@ -206,6 +250,7 @@ impl Feed {
             worker,
             seen,
             since: self.clock.now(),
+            was_done: false,
             looked: self.looks,
             progress,
             held: None,
@@ -227,13 +272,15 @@ impl Feed {
         }
         let has_changed = seen != known.seen;
         if has_changed {
+            known.was_done = known.is_read() && known.has_settled(now, self.files.settled_after);
             self.ahead.stretch(&known.partition, seen.len);
             known.seen = seen;
             known.since = now;
         }
         let has_settled = known.has_settled(now, self.files.settled_after);
-        if known.is_read() {
-            if has_settled {
+        // Of the same length it may be written anew.
+        if known.is_read() && !has_changed {
+            if has_settled && self.held >= HELD_MOST / 2 {
                 self.held -= usize::from(known.held.take().is_some());
             }
         } else if has_changed || known.is_unreadable || has_settled {
