@@ -21,16 +21,17 @@ use millstream_connectors::{Kafka, report};
 use serde::Serialize;
 use support::embedded::{Order, order};
 
+/// Compares triggers: the same pipeline on the same orders, record by record and in batches
 #[derive(Clone, Debug, Parser)]
 pub(crate) struct Options {
     /// Bootstrap servers
     #[arg(long)]
     brokers: Option<String>,
     /// The topic to read, from its beginning
-    #[arg(long, default_value = "orders")]
+    #[arg(long, default_value = "orders", requires = "brokers")]
     input: String,
     /// The topic to write; it gets the invoices of every run
-    #[arg(long, default_value = "invoices")]
+    #[arg(long, default_value = "invoices", requires = "brokers")]
     output: String,
     /// Writes orders to the input topic first, as many as are needed
     #[arg(long, requires = "brokers")]

@@ -32,6 +32,7 @@ use support::embedded::{Embedded, brokers};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+/// Answers an order that is posted when Kafka has its invoice
 #[derive(Debug, Parser)]
 pub(crate) struct Options {
     /// Where to listen
@@ -123,15 +124,13 @@ fn start_jobs(kafka: &Kafka, output: &str) -> Result<(Arc<Service>, [Running; 2]
     let (from, topic, shared) = (kafka.clone(), output.to_owned(), Arc::clone(&service));
     // A group of its own for each life: it only watches.
     let life = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    let sold = Job::new(format!("sold-{life}"), move |flow| {
+    let sold = Job::new("sold", move |flow| {
         let service = Arc::clone(&shared);
         let add = move |invoice: &Invoice| {
             service.sold.fetch_add((invoice.amount * 100.0).round() as u64, SeqCst);
         };
-        flow.source(from.topic(&topic).start_at(StartAt::Latest).json::<Invoice>())?
-            .or_skip()
-            .inspect(add)
-            .sink(discard())
+        let written = from.topic(&topic).group(format!("sold-{life}")).start_at(StartAt::Latest);
+        flow.source(written.json::<Invoice>())?.or_skip().inspect(add).sink(discard())
     });
     let jobs = [invoices, sold.restart(AGAIN).start()?];
     drop(service.reports.set(jobs.each_ref().map(Running::reporter)));

@@ -4,7 +4,7 @@
 //! ```text
 //! cargo run --release --example etl
 //! cargo run --release --example etl -- --brokers localhost:9092 --input orders --output clean-orders
-//! cargo run --release --example etl -- --brokers localhost:9092 --input orders --replay
+//! cargo run --release --example etl -- --brokers localhost:9092 --input orders --replay --cause "missing field"
 //! ```
 
 mod support;
@@ -12,26 +12,33 @@ mod support;
 use std::time::Duration;
 
 use clap::Parser;
-use millstream::{Flow, Job, Result, Trigger};
+use millstream::{Error, ErrorKind, Flow, Job, Result, Trigger};
 use millstream_connectors::Kafka;
 use serde::Serialize;
 use support::Options;
 use support::embedded::{Embedded, Order, print};
 use support::replay::{Filter, replay};
 
+/// Cleans orders, from topic to topic, and sets aside what is no order
 #[derive(Debug, Parser)]
 pub(crate) struct Etl {
     #[command(flatten)]
     common: Options,
+    /// The topic to write
+    #[arg(long, default_value = "clean-orders")]
+    output: String,
     /// The topic of what is no order [default: the input's name and `.dead`]
     #[arg(long)]
     dead_letters: Option<String>,
     /// Sends the dead letters back to where they were read, and ends
-    #[arg(long)]
+    #[arg(long, requires = "brokers")]
     replay: bool,
     #[command(flatten)]
     filter: Filter,
 }
+
+/// The job's name, and its group's when no other is named.
+const NAME: &str = "etl";
 
 /// An order as the rest of the company wants it.
 #[derive(Debug, Serialize)]
@@ -56,36 +63,40 @@ impl From<Order> for Clean {
     }
 }
 
-fn pipeline(flow: &Flow<'_>, kafka: &Kafka, options: &Options, dead_letters: &str) -> Result<()> {
+fn pipeline(flow: &Flow<'_>, kafka: &Kafka, options: &Options, output: &str, dead_letters: &str) -> Result<()> {
     let (orders, malformed) = flow.source(options.topic(kafka).json::<Order>().with_metadata())?.partition_results();
     orders
         .filter(|order| order.value().cents > 0)
         .map(|order| order.map(Clean::from))
-        .sink(kafka.topic(&options.output).json().with_metadata())?;
+        .sink(kafka.topic(output).json().with_metadata())?;
     malformed.sink(kafka.dead_letters(dead_letters))
 }
 
 pub(crate) fn run(etl: Etl) -> Result<()> {
-    let mut options = etl.common;
-    let dead_letters = etl.dead_letters.unwrap_or_else(|| format!("{}.dead", options.input));
+    let Etl { common: mut options, output, dead_letters, replay: is_replay, filter } = etl;
+    if !is_replay && (filter.origin.is_some() || filter.cause.is_some()) {
+        return Err(Error::new(ErrorKind::Option, "`--origin` and `--cause` go with `--replay`"));
+    }
+    let dead_letters = dead_letters.unwrap_or_else(|| format!("{}.dead", options.input));
     let embedded = match options.brokers {
         Some(_) => None,
         None => {
             options.duration.get_or_insert(Duration::from_secs(20));
             let preload = (options.trigger == Trigger::AvailableNow).then_some(20_000);
-            let embedded = Embedded::start(&options.input, &options.output, preload)?;
+            let embedded = Embedded::start(&options.input, &output, preload)?;
             embedded.create_topic(&dead_letters);
             embedded.write_malformed(&options.input)?;
             Some(embedded)
         }
     };
     let kafka = options.kafka(embedded.as_ref());
-    if etl.replay {
-        println!("{}", replay(&kafka, dead_letters, format!("{}.replay", options.group), etl.filter)?);
+    if is_replay {
+        let group = format!("{}.replay", options.group.as_deref().unwrap_or(NAME));
+        println!("{}", replay(&kafka, dead_letters, group, filter)?);
         return Ok(());
     }
     let of_job = options.clone();
-    let job = Job::new("etl", move |flow| pipeline(flow, &kafka, &of_job, &dead_letters));
+    let job = Job::new(NAME, move |flow| pipeline(flow, &kafka, &of_job, &output, &dead_letters));
     let report = support::run(job, &options, |_| {})?;
     print(embedded.as_ref(), &report);
     Ok(())

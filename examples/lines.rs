@@ -18,6 +18,7 @@ use millstream_connectors::{console, lines};
 use serde::Serialize;
 use support::{run_job, trigger};
 
+/// Shows the words of lines that come from a socket
 #[derive(Debug, Parser)]
 pub(crate) struct Options {
     /// Where lines come from

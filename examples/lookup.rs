@@ -10,6 +10,7 @@
 
 mod support;
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use axum::extract::Path;
@@ -23,6 +24,7 @@ use support::run_job;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
+/// Asks another service for the price of each order, many at once
 #[derive(Debug, Parser)]
 pub(crate) struct Options {
     /// A service that answers `GET /price/<product>` with `{"cents": 123}`; without it one runs in this process
@@ -35,8 +37,8 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 1_000)]
     orders: u64,
     /// Requests at once
-    #[arg(long, default_value_t = 32)]
-    at_once: usize,
+    #[arg(long, default_value = "32")]
+    at_once: NonZeroUsize,
     /// How long an answer may take
     #[arg(long, default_value = "100ms", value_parser = humantime::parse_duration)]
     within: Duration,
@@ -95,7 +97,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
             }
         };
         flow.source(generate(|order| order).rate(rate).count(orders))?
-            .map_async(Calls::ordered(at_once).within(within), ask)
+            .map_async(Calls::ordered(at_once.get()).within(within), ask)
             .map(|answer: Result<Answer, TimedOut>| answer.map_or_else(|late| late.to_string(), show))
             .sink(console().first(first))
     });

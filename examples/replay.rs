@@ -1,5 +1,6 @@
 //! Sends dead letters back to the topics where they were read, with the value, key and headers they had: all of them, or
-//! those of one origin or cause. Each goes once, because the group remembers which went.
+//! those of one origin or cause. The group remembers how far the letters were looked at, so each goes back once; those
+//! that were left out were looked at too. Another `--group` begins with the first letter.
 //!
 //! ```text
 //! cargo run --release --example replay -- --brokers localhost:9092 --letters orders.dead --cause "missing field"
@@ -12,6 +13,7 @@ use millstream::Result;
 use millstream_connectors::Kafka;
 use support::replay::{Filter, replay};
 
+/// Sends dead letters back to the topics where they were read
 #[derive(Debug, Parser)]
 pub(crate) struct Options {
     /// Bootstrap servers
@@ -20,7 +22,8 @@ pub(crate) struct Options {
     /// The topic of the dead letters
     #[arg(long)]
     letters: String,
-    /// The consumer group that remembers which were sent back
+    /// The consumer group that remembers how far the letters were looked at, also those that were left out; another one
+    /// begins with the first letter
     #[arg(long, default_value = "replay")]
     group: String,
     #[command(flatten)]

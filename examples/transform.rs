@@ -21,6 +21,16 @@ use serde::Serialize;
 use support::Options;
 use support::embedded::{Embedded, Order, print};
 
+/// Makes an invoice of each order that costs something, from topic to topic
+#[derive(Debug, Parser)]
+pub(crate) struct Transform {
+    #[command(flatten)]
+    common: Options,
+    /// The topic to write
+    #[arg(long, default_value = "invoices")]
+    output: String,
+}
+
 #[derive(Debug, Serialize)]
 struct Invoice {
     id: u64,
@@ -37,27 +47,28 @@ impl From<Order> for Invoice {
     }
 }
 
-fn invoices(flow: &Flow<'_>, kafka: &Kafka, options: &Options) -> Result<()> {
+fn invoices(flow: &Flow<'_>, kafka: &Kafka, options: &Options, output: &str) -> Result<()> {
     flow.source(options.topic(kafka).json::<Order>().with_metadata())?
         .or_stop()
         .filter(|order| order.value().cents > 0)
         .map(|order| order.map(Invoice::from))
-        .sink(kafka.topic(&options.output).json().with_metadata())
+        .sink(kafka.topic(output).json().with_metadata())
 }
 
-pub(crate) fn run(mut options: Options) -> Result<()> {
+pub(crate) fn run(transform: Transform) -> Result<()> {
+    let Transform { common: mut options, output } = transform;
     let embedded = match options.brokers {
         Some(_) => None,
         None => {
             options.duration.get_or_insert(Duration::from_secs(60));
             let preload = (options.trigger == Trigger::AvailableNow).then_some(20_000);
-            Some(Embedded::start(&options.input, &options.output, preload)?)
+            Some(Embedded::start(&options.input, &output, preload)?)
         }
     };
     let line = ProgressBar::no_length().with_style(ProgressStyle::with_template("{msg}").expect("it is a constant"));
     let kafka = options.kafka(embedded.as_ref());
     let of_job = options.clone();
-    let job = Job::new("transform", move |flow| invoices(flow, &kafka, &of_job));
+    let job = Job::new("transform", move |flow| invoices(flow, &kafka, &of_job, &output));
     let report = support::run(job, &options, |report| {
         if let Some(embedded) = &embedded {
             let read = report.fraction().filter(|_| options.trigger == Trigger::AvailableNow);
@@ -71,5 +82,5 @@ pub(crate) fn run(mut options: Options) -> Result<()> {
 }
 
 fn main() -> Result<()> {
-    run(Options::parse())
+    run(Transform::parse())
 }

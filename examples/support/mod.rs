@@ -20,7 +20,7 @@ use millstream_connectors::{GroupProtocol, Kafka, StartAt, Topic, report};
 
 use embedded::{Embedded, brokers};
 
-/// The flags of every Kafka example.
+// The flags of every Kafka example. A doc comment here would be the text of `--help` wherever an example has none.
 #[derive(Clone, Debug, Parser)]
 pub struct Options {
     /// Bootstrap servers; without them a broker, a generator and an observer run in this process
@@ -32,12 +32,9 @@ pub struct Options {
     /// The topic to read
     #[arg(long, default_value = "orders")]
     pub input: String,
-    /// The topic to write
-    #[arg(long, default_value = "invoices")]
-    pub output: String,
-    /// The consumer group that remembers how far the input is done
-    #[arg(long, default_value = "transform")]
-    pub group: String,
+    /// The consumer group that remembers how far the input is done [default: the example's name]
+    #[arg(long)]
+    pub group: Option<String>,
     /// How members agree on who reads what: classic, or the broker's own, consumer
     #[arg(long, default_value = "classic", value_parser = group_protocol)]
     pub group_protocol: GroupProtocol,
@@ -65,10 +62,13 @@ impl Options {
         self.set.iter().fold(kafka, |kafka, (property, value)| kafka.set(property, value))
     }
 
-    /// The topic to read, as a member of the group.
+    /// The topic to read, as a member of the group; of the job's own when none is named.
     pub fn topic(&self, kafka: &Kafka) -> Topic {
-        let topic = kafka.topic(&self.input).group(&self.group).group_protocol(self.group_protocol);
-        topic.start_at(self.start.clone())
+        let topic = kafka.topic(&self.input).group_protocol(self.group_protocol).start_at(self.start.clone());
+        match &self.group {
+            Some(group) => topic.group(group),
+            None => topic,
+        }
     }
 }
 

@@ -4,7 +4,8 @@ use clap::Args;
 use millstream::{Job, Report, Result, Trigger};
 use millstream_connectors::{DeadLetter, Kafka, Message};
 
-/// Which letters go back; all of them when nothing is said. The others count as done.
+// Which letters go back; all of them when nothing is said. The others count as done. A doc comment here would be the text
+// of `--help` wherever an example has none.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Filter {
     /// Only letters of records that were read from this topic
