@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use millstream::{ErrorKind, For, Job, Results, Trigger, channel, collect, discard, generate, rows};
-use millstream_connectors::{Kafka, report};
+use millstream_connectors::{Kafka, files, report};
 
 use crate::support::broker::shared;
 
@@ -39,6 +39,21 @@ fn every_run_gets_the_same_records_at_any_number_of_workers() {
             runs.iter_mut().for_each(|run| run.sort_unstable());
             assert!(runs.iter().all(|run| *run == runs[0]), "{workers} workers");
         }
+    }
+}
+
+#[test]
+fn files_give_the_same_records_too() {
+    let directory = tempfile::tempdir().unwrap();
+    for file in 0..7 {
+        let lines: String = (0..300).map(|line| format!("{file} {line}\n")).collect();
+        std::fs::write(directory.path().join(file.to_string()), lines).unwrap();
+    }
+    for workers in [1, 3] {
+        let (path, sink) = (directory.path().to_owned(), collect().by_hash());
+        let job = Job::new("files", move |flow| flow.source(files(&path).lines())?.or_stop().sink(&sink));
+        let comparison = job.workers(workers).compare(triggers(), fast(1_000)).unwrap();
+        assert_eq!((comparison.records, comparison.results), (1_000, Results::Equal), "{workers} workers");
     }
 }
 

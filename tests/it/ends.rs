@@ -177,3 +177,22 @@ fn stop_drains_a_channel_into_a_sink_that_frees_memory_at_commits_only() {
     running.wait_for(PATIENCE).expect("it does not hang").unwrap();
     assert_eq!(valve.taken(), (0..500).collect::<Vec<_>>());
 }
+
+/// Two are sent before anybody reads, and each has its own.
+#[test]
+fn a_receipt_does_not_wait_for_its_neighbours() {
+    let ((orders, source), valve) = (channel::<u64>(10), Valve::shut());
+    let sink = valve.clone();
+    let (first, second) = (orders.try_send(1).unwrap(), orders.try_send(2).unwrap());
+    let running = Job::new("own", move |flow| flow.source(&source)?.sink(&sink)).start().unwrap();
+    eventually("both are taken", || valve.taken().len() == 2);
+    valve.acknowledge(1);
+    first.wait().unwrap();
+    let mut second = std::pin::pin!(second);
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(second.as_mut().poll(&mut context).is_pending(), "it is not acknowledged");
+    valve.open();
+    eventually("it is by now", || second.as_mut().poll(&mut context) == std::task::Poll::Ready(Ok(())));
+    running.stop();
+    running.wait().unwrap();
+}

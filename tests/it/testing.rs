@@ -1,10 +1,12 @@
 //! What users test their pipelines with: a run that is moved step by step, and records on a schedule.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-use millstream::{Clock, ErrorKind, Job, TestRun, Trigger, channel, collect, discard, generate};
+use millstream::{Clock, ErrorKind, Job, Keyed, Restart, TestRun, Trigger, channel, collect, discard, generate, rows};
 
-use crate::support::run_to_end;
+use crate::support::{eventually, run_to_end};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -69,9 +71,9 @@ fn generated_records_come_on_their_schedule_and_on_no_other() {
         let sink = results.clone();
         let job = Job::new("schedule", move |flow| flow.source(generate(|n| n).rate(10.0).count(25))?.sink(&sink));
         let running = job.workers(workers).clock(clock.clone()).start().unwrap();
-        crate::support::eventually("the first is due at once", || results.len() == 1);
+        eventually("the first is due at once", || results.len() == 1);
         clock.advance(SECOND);
-        crate::support::eventually("eleven are due after a second", || results.len() == 11);
+        eventually("eleven are due after a second", || results.len() == 11);
         std::thread::sleep(Duration::from_millis(20));
         assert_eq!(results.len(), 11);
         let report = run_to_end(running, &clock, SECOND).unwrap();
@@ -88,4 +90,48 @@ fn generated_without_an_end_they_need_a_count_where_a_run_ends() {
     assert!(error.to_string().contains("`count`"), "{error}");
     let job = Job::new("never", |flow| flow.source(generate(|n| n).rate(0.0))?.sink(discard()));
     assert!(job.start().expect_err("nothing would come").to_string().contains("`rate`"));
+}
+
+#[test]
+fn generated_records_go_on_when_a_run_is_started_again() {
+    let (results, clock, has_failed) = (collect(), Clock::simulated(), Arc::new(AtomicBool::new(false)));
+    let sink = results.clone();
+    // Each run makes its source anew.
+    let job = Job::new("again", move |flow| {
+        let has_failed = Arc::clone(&has_failed);
+        let fail = move |n: &u64| assert!(*n != 100 || has_failed.swap(true, SeqCst), "once");
+        flow.source(generate(|n| n).rate(10.0))?.inspect(fail).sink(&sink)
+    });
+    let backoff = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(1) };
+    let running = job.checkpoint_every(SECOND / 10).restart(backoff).clock(clock.clone()).start().unwrap();
+    for due in 1..=100 {
+        eventually("what is due comes", || results.len() >= due);
+        clock.advance(SECOND / 10);
+    }
+    eventually("it is started again", || {
+        clock.advance(Duration::from_millis(1));
+        running.report().restarts == 1
+    });
+    clock.advance(SECOND);
+    eventually("records come soon", || results.len() >= 110);
+    running.abort();
+    assert!(running.wait().is_err());
+}
+
+#[test]
+fn a_channel_is_fed_beside_other_sources_and_keys_are_seen() {
+    for _ in 0..20 {
+        let ((numbers, source), results) = (channel::<u64>(10), collect());
+        let sink = results.with_keys();
+        let job = Job::new("both", move |flow| {
+            let both = flow.source(rows(0..50_u64))?.union(flow.source(&source)?);
+            both.sink_by(|n| n.to_string(), sink.clone())
+        });
+        let mut test = TestRun::start(job).unwrap();
+        test.feed(&numbers, 100..130).unwrap();
+        let fed: Vec<Keyed<u64>> =
+            test.drain(&results).unwrap().into_iter().filter(|keyed| keyed.value >= 100).collect();
+        let keyed = |value: u64| Keyed { key: value.to_string().into_bytes(), value };
+        assert_eq!(fed, (100..130).map(keyed).collect::<Vec<_>>());
+    }
 }

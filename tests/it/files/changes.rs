@@ -2,6 +2,7 @@
 //! a test moves it.
 
 use std::fs;
+use std::io::Write;
 
 use millstream::Bytes;
 
@@ -57,6 +58,9 @@ fn what_is_deleted_while_it_is_read_is_read_to_its_end() {
     paced.look_around(&directory);
     fs::remove_file(directory.at("a")).unwrap();
     paced.look_around(&directory);
+    assert_eq!(paced.told(), ["a@0 one"], "somebody may write it still");
+    paced.settle();
+    paced.look_around(&directory);
     assert_eq!(paced.told(), ["a@0 one", "a@4 two"]);
     directory.move_in("a", "three\n");
     paced.look_around(&directory);
@@ -71,6 +75,8 @@ fn what_replaces_a_file_that_is_not_done_is_read_whole_and_it_is_said() {
     paced.look_until(1);
     paced.look_around(&directory);
     directory.move_in("a", "three\nfour\n");
+    paced.look_around(&directory);
+    paced.settle();
     paced.look_around(&directory);
     let (said, mut told): (Vec<_>, Vec<_>) = paced.told().into_iter().partition(|told| told.contains('!'));
     told.sort_unstable();
@@ -183,4 +189,60 @@ fn a_directory_that_disappears_is_waited_for() {
     super::append(&within.join("b"), "three\n");
     assert_eq!(paced.look_until(3)[2], "b@0 three");
     paced.running.stop();
+}
+
+#[test]
+fn a_log_that_is_rotated_is_read_for_as_long_as_it_is_written() {
+    for settles_before in [false, true] {
+        let directory = Directory::new();
+        directory.write("a.log", "one\n");
+        let mut daemon = fs::OpenOptions::new().append(true).open(directory.at("a.log")).unwrap();
+        let paced = Paced::start(directory.source().matching("[al]*[gk-]*").settled_after(SETTLED_AFTER));
+        paced.look_until(1);
+        if settles_before {
+            paced.settle();
+            paced.look_around(&directory);
+        }
+        // It is told to open its log anew, and writes to the old one until it hears that.
+        daemon.write_all(b"rotating\nand then so").unwrap();
+        fs::rename(directory.at("a.log"), directory.at(".a.1")).unwrap();
+        paced.look_around(&directory);
+        daemon.write_all(b"me more\n").unwrap();
+        paced.look_around(&directory);
+        directory.write("a.log", "another\n");
+        paced.look_around(&directory);
+        let mut told = paced.told();
+        told.sort_unstable();
+        told.retain(|told| !told.contains('!'));
+        assert_eq!(told, ["a.log@0 another", "a.log@0 one", "a.log@13 and then some more", "a.log@4 rotating"]);
+    }
+}
+
+/// Its inode is the same, and it is no shorter.
+#[test]
+fn a_file_that_is_written_anew_in_place_is_read_again() {
+    for text in ["uno\ndos\n", "uno\ndos\ntres\n"] {
+        let directory = Directory::new();
+        let overwrite = |text: &str| {
+            let mut file = fs::OpenOptions::new().write(true).open(directory.at("a")).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        };
+        directory.write("a", "one\ntwo\n");
+        let paced = paced(&directory);
+        paced.look_until(2);
+        paced.settle();
+        paced.look_around(&directory);
+        // It was read, and had settled: nobody is to blame.
+        overwrite(text);
+        paced.look_around(&directory);
+        let told = paced.told();
+        assert_eq!(told[2..4], ["a@0 uno", "a@4 dos"], "{told:?}");
+        assert_eq!(told.len(), 2 + text.lines().count(), "{told:?}");
+        overwrite("1\n2\n3\n4\n5\n6\n7\n8\n");
+        paced.look_around(&directory);
+        let told = &paced.told()[2 + text.lines().count()..];
+        let (flaw, lines) = told.split_first().unwrap();
+        assert!(flaw.contains("! the file was written anew after"), "{told:?}");
+        assert_eq!((lines.len(), lines[0].as_str()), (8, "a@0 1"), "{told:?}");
+    }
 }
