@@ -185,9 +185,11 @@ impl Feed {
         let flaw = format!(
             "the file was written anew after {next} bytes of it were read; it is read again from its beginning"
         );
-        let was_done = known.was_done;
-        self.ahead.cut(&known.file);
-        self.leave(file, (!was_done).then_some(flaw));
+        if !known.has_left {
+            let was_done = known.was_done;
+            self.ahead.cut(&known.file);
+            self.leave(file, (!was_done).then_some(flaw));
+        }
         self.end_task(file);
     }
 
@@ -205,7 +207,7 @@ impl Feed {
                 let cause = format!("the file was cut shorter: it had {until} bytes, and ended at {read_to}");
                 self.ahead.push(known.worker, flawed(&known.path, read_to, cause));
             }
-            if !self.is_bounded && self.held < HELD_MOST {
+            if !self.is_bounded && (known.has_left || self.held < HELD_MOST) {
                 known.held = Some(held);
                 self.held += 1;
             }

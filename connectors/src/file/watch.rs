@@ -124,8 +124,9 @@ impl Feed {
         let now = self.clock.now();
         let Some(known) = self.known.get_mut(&file) else { return };
         let len = known.held.as_ref().and_then(|held| held.metadata().ok()).map_or(0, |metadata| metadata.len());
-        let has_settled = known.has_settled(now, self.files.settled_after);
-        if len > known.seen.len {
+        let has_grown = len > known.seen.len;
+        let has_settled = !has_grown && known.has_settled(now, self.files.settled_after);
+        if has_grown {
             (known.seen.len, known.since) = (len, now);
         } else if !has_settled {
             return;
@@ -180,7 +181,9 @@ impl Feed {
         known.has_left = true;
         known.since = self.clock.now();
         self.leaving.insert(known.partition.clone());
-        self.by_name.remove(&known.name);
+        if self.by_name.get(&known.name) == Some(&file) {
+            self.by_name.remove(&known.name);
+        }
         let tasks = &mut self.desks[known.worker].tasks;
         if let Some(until) = known.held.as_ref().and_then(|held| held.metadata().ok()).map(|metadata| metadata.len())
             && until > known.progress.next

@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use millstream::{Batch, Bytes, Malformed, Origin, Partition, Polled, Reader, Result, Room, Wake, Worker};
+use millstream::{
+    Batch, Bytes, Error, ErrorKind, Malformed, Origin, Partition, Polled, Reader, Result, Room, Wake, Worker,
+};
 use rdkafka::Timestamp;
 use rdkafka::consumer::base_consumer::PartitionQueue;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{BorrowedMessage, Message as _};
 
 use super::consumer::Context;
@@ -272,6 +274,9 @@ impl Held {
     fn drain<R: Read>(&mut self, shared: &KafkaShared<R>, batch: &mut Batch<R::Item>, room: Room) -> Result<()> {
         let before = self.next;
         let mut overshot = false;
+        // Before the look: what the client had found by then is in the queue. Behind a hole at the end, which compaction leaves,
+        // nothing comes any more, and only this tells how far it has looked.
+        let has_seen_end = self.shared.span.end.is_some_and(|end| self.shared.has_seen_end(end));
         self.shared.draining.store(true, SeqCst);
         // Before the look, so that what comes during it is seen.
         self.queue.filled.store(false, SeqCst);
@@ -284,6 +289,10 @@ impl Held {
                 break;
             }
             match self.queue.queue.poll(Duration::ZERO) {
+                None if self.is_at_end && has_seen_end => {
+                    self.end();
+                    break;
+                }
                 None => break,
                 Some(Ok(message)) => {
                     self.is_at_end = false;
@@ -310,11 +319,13 @@ impl Held {
                     batch.push(item, Bytes(held as u64 + MESSAGE_OVERHEAD));
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => self.reach_end_of_log(shared),
+                Some(Err(cause)) if is_unreadable(&cause) => {
+                    let doing =
+                        format!("cannot read what stands behind offset {} of {}", self.next, self.shared.span.name);
+                    return Err(Error::new(ErrorKind::Malformed, doing).caused_by(cause));
+                }
                 Some(Err(cause)) => shared.consider(cause)?,
             }
-        }
-        if self.is_at_end {
-            self.reach_end_of_log(shared);
         }
         self.ended |= self.has_reached_its_end();
         if self.next != before {
@@ -329,22 +340,33 @@ impl Held {
         self.shared.span.end.is_some_and(|end| self.next >= end)
     }
 
-    /// The log has no record more now: a bounded run has its end when that is as far as its own. Control records at the end
-    /// are passed, not read.
+    /// The log has no record more now: a bounded run has its end when that is as far as its own, or when the log is another
+    /// one by now. Control records at the end are passed, not read. The replica that answered may not have all of it yet: then
+    /// the client tells an end once more.
     fn reach_end_of_log<R: Read>(&mut self, shared: &KafkaShared<R>) {
         let Some(end) = self.shared.span.end else { return };
         let position = Positions::of(&shared.consumer).get(&self.shared.span);
-        // The replica that answered may not have all of it yet, and then the client tells an end once more. Behind a hole at
-        // the end, which compaction leaves, nothing comes any more: there the statistics tell how far it has looked.
-        if self.shared.has_seen_end(end) || position.is_some_and(|position| position >= end) {
-            self.ended = true;
-            if !self.went_back {
-                self.next = self.next.max(end);
-            }
+        if self.went_back || position.is_some_and(|position| position >= end) {
+            self.end();
         } else {
             self.is_at_end = true;
         }
     }
+
+    fn end(&mut self) {
+        self.ended = true;
+        if !self.went_back {
+            self.next = self.next.max(self.shared.span.end.unwrap_or(0));
+        }
+    }
+}
+
+/// A batch that cannot be unpacked: the client would fetch it for ever, or pass over it.
+fn is_unreadable(cause: &KafkaError) -> bool {
+    matches!(
+        cause.rdkafka_error_code(),
+        Some(Code::BadMessage | Code::BadCompression | Code::NotImplemented | Code::InvalidMessageSize)
+    )
 }
 
 impl<R> fmt::Debug for KafkaReader<R> {

@@ -252,11 +252,6 @@ impl<R: Read> KafkaShared<R> {
             _ if matches!(cause, KafkaError::MessageConsumptionFatal(_)) => {
                 Err(error(ErrorKind::Source, doing(), cause))
             }
-            // It would fetch the same bytes for ever, or pass over them.
-            Some(Code::BadMessage | Code::BadCompression | Code::NotImplemented | Code::InvalidMessageSize) => {
-                let doing = format!("{}: records there that cannot be read", doing());
-                Err(Error::new(ErrorKind::Malformed, doing).caused_by(cause))
-            }
             // The client goes on by itself: a broker that is away comes back.
             _ => Ok(()),
         }

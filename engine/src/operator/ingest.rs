@@ -300,7 +300,12 @@ impl<R: Reader> Ingest<R> {
         if records <= 1 && self.records_max > 1 {
             return;
         }
-        self.records_max = fitted(self.records_max, records, self.setting.clock.now() - since);
+        let took = self.setting.clock.now() - since;
+        if took > 2 * STEP {
+            self.records_max = (self.records_max / 2).max(1);
+        } else if took < STEP / 2 && records >= self.records_max {
+            self.records_max = (self.records_max * 2).min(RECORDS_MOST);
+        }
     }
 
     /// Releases what arrived until that moment, for at most a step's time. Says whether all of it is released.
@@ -318,7 +323,13 @@ impl<R: Reader> Ingest<R> {
             let (records, before) = (batch.len(), now);
             self.release(batch, now)?;
             now = self.setting.clock.now();
-            self.released_max = fitted(self.released_max, records, now - before);
+            let took = now - before;
+            // By what was measured: the batches of a tick are as large as they were when it began.
+            if took > 2 * STEP {
+                self.released_max = self.released_max.min((records / 2).max(1));
+            } else if took < STEP / 2 {
+                self.released_max = self.released_max.max(2 * records).min(RECORDS_MOST);
+            }
         }
         if !self.queue.is_empty() {
             self.setting.pulse.note_records();
@@ -402,17 +413,6 @@ impl<R: Reader> Drop for Ingest<R> {
         if self.reader.is_some() {
             self.setting.pulse.source_ended();
         }
-    }
-}
-
-/// How many records are taken at once next time, when these took so long.
-fn fitted(most: usize, records: usize, took: Duration) -> usize {
-    if took > 2 * STEP {
-        (most / 2).max(1)
-    } else if took < STEP / 2 && records >= most {
-        (most * 2).min(RECORDS_MOST)
-    } else {
-        most
     }
 }
 
