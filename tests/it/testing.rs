@@ -99,21 +99,23 @@ fn generated_records_go_on_when_a_run_is_started_again() {
     // Each run makes its source anew.
     let job = Job::new("again", move |flow| {
         let has_failed = Arc::clone(&has_failed);
-        let fail = move |n: &u64| assert!(*n != 100 || has_failed.swap(true, SeqCst), "once");
+        let fail = move |n: &u64| assert!(*n != 600 || has_failed.swap(true, SeqCst), "once");
         flow.source(generate(|n| n).rate(10.0))?.inspect(fail).sink(&sink)
     });
     let backoff = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(1) };
     let running = job.checkpoint_every(SECOND / 10).restart(backoff).clock(clock.clone()).start().unwrap();
-    for due in 1..=100 {
+    for due in 1..=600 {
         eventually("what is due comes", || results.len() >= due);
         clock.advance(SECOND / 10);
     }
-    eventually("it is started again", || {
+    let failed = clock.now();
+    eventually("it is started again, and records come", || {
         clock.advance(Duration::from_millis(1));
-        running.report().restarts == 1
+        results.len() >= 610
     });
-    clock.advance(SECOND);
-    eventually("records come soon", || results.len() >= 110);
+    // Its schedule begun anew would be silent for a minute.
+    assert!(clock.now() - failed < 30 * SECOND, "they came after {:?}", clock.now() - failed);
+    assert_eq!(running.report().restarts, 1);
     running.abort();
     assert!(running.wait().is_err());
 }
