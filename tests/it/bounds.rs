@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use millstream::{Bytes, Job, Trigger, discard};
+use millstream::{Bytes, Job, Trigger, channel, discard};
 
 use crate::support::eventually;
 use crate::support::script::{RECORD, Script};
@@ -29,6 +29,25 @@ fn a_stalled_sink_stops_the_reading() {
     valve.open();
     eventually("the rest follows", || valve.taken().len() == 10_000);
     drop(running);
+}
+
+/// By what records point to, when the source says how much that is.
+#[test]
+fn a_stalled_sink_stops_a_channel_of_large_records() {
+    let large: fn(&u64) -> Bytes = |_| Bytes::mebibytes(1);
+    for (points_to, at_least, at_most) in [(large, 8, 11), (|_| Bytes(0), 100, 100)] {
+        let ((numbers, source), valve) = (channel::<u64>(100), Valve::shut());
+        let (source, sink) = (source.sized(points_to), valve.clone());
+        (0..100).for_each(|n| drop(numbers.try_send(n).unwrap()));
+        let job = Job::new("sized", move |flow| flow.source(&source)?.sink(&sink)).memory(Bytes::mebibytes(20));
+        let running = job.start().unwrap();
+        eventually("the budget is used", || valve.taken().len() >= at_least);
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(valve.taken().len() <= at_most, "{} records are under way", valve.taken().len());
+        valve.open();
+        eventually("the rest follows", || valve.taken().len() == 100);
+        drop(running);
+    }
 }
 
 #[test]

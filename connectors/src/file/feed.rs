@@ -157,8 +157,7 @@ impl Feed {
         let Some(known) = self.known.get_mut(&file) else { return };
         self.held -= usize::from(known.held.is_some());
         let opened = known.held.take().map_or_else(|| open(&self.files.directory.join(&known.name), &known.seen), Ok);
-        let opened = opened.and_then(|mut opened| Ok((known.progress.is_of(&mut opened)?, opened)));
-        let opened = match opened {
+        let opened = match opened.and_then(|mut opened| Ok((known.progress.is_of(&mut opened)?, opened))) {
             Ok((false, _)) => return self.written_anew(file),
             opened => opened.map(|(_, opened)| opened),
         };
@@ -181,12 +180,11 @@ impl Feed {
     /// What was read of a file is not what stands there: the next look finds another file.
     fn written_anew(&mut self, file: FileId) {
         let Some(known) = self.known.get(&file) else { return };
-        let next = known.progress.next;
-        let flaw = format!(
-            "the file was written anew after {next} bytes of it were read; it is read again from its beginning"
-        );
         if !known.has_left {
-            let was_done = known.was_done;
+            let (next, was_done) = (known.progress.next, known.was_done);
+            let flaw = format!(
+                "the file was written anew after {next} bytes of it were read; it is read again from its beginning"
+            );
             self.ahead.cut(&known.file);
             self.leave(file, (!was_done).then_some(flaw));
         }

@@ -227,10 +227,7 @@ impl Reading {
         let offset = self.offset;
         self.scanned -= len;
         self.offset += len as u64;
-        if len > 0 || self.handed != self.offset {
-            self.tail.clear();
-            self.tail.extend_from_slice(&bytes[len.saturating_sub(TAIL)..]);
-        }
+        self.tail = bytes[len.saturating_sub(TAIL)..].to_vec();
         self.handed = self.offset;
         Block {
             path: self.path.clone(),

@@ -107,6 +107,13 @@ impl<T> Message<T> {
     }
 
     /// Makes it one that was read there, for tests of pipelines that look at [`origin`](Message::origin).
+    ///
+    /// ```
+    /// use millstream_connectors::Message;
+    ///
+    /// let message = Message::new("an order").read_at("orders", 3, 7, None);
+    /// assert_eq!(message.origin().map(|origin| origin.offset), Some(7));
+    /// ```
     #[must_use]
     pub fn read_at(
         mut self,

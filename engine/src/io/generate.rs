@@ -157,7 +157,7 @@ impl<T: 'static> SharedSource for GenerateShared<T> {
             // on where that schedule would be by now.
             let first = began.filter(|_| !self.resume.is_empty()).unwrap_or_else(|| {
                 let done = self.source.schedule().map_or(Duration::ZERO, |schedule| schedule.due(self.least_resumed()));
-                Moment::default().after(self.clock.now() - Moment::default().after(done))
+                self.clock.now().before(done)
             });
             *began.insert(first)
         };

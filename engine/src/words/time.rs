@@ -25,6 +25,12 @@ impl Moment {
         Moment(nanos)
     }
 
+    /// The moment `earlier` before this one, or the clock's origin.
+    #[must_use]
+    pub(crate) fn before(self, earlier: Duration) -> Moment {
+        Moment(self.0.saturating_sub(u64::try_from(earlier.as_nanos()).unwrap_or(u64::MAX)))
+    }
+
     /// The moment `later` after this one.
     #[must_use]
     pub fn after(self, later: Duration) -> Moment {

@@ -10,8 +10,17 @@ use super::kafka;
 use crate::support::broker::{Broker, real, shared};
 use crate::support::eventually;
 
+fn group_of(topic: &str) -> String {
+    format!("group-{topic}")
+}
+
+/// What has been committed of the only partition; -1 when nothing has.
+fn committed(broker: &Broker, topic: &str) -> i64 {
+    broker.committed(&group_of(topic), topic, 1)[0].unwrap_or(-1)
+}
+
 fn job(broker: &Broker, topic: &str, options: impl Fn(Topic) -> Topic + Send + Sync + 'static) -> Job {
-    let (kafka, topic, group) = (kafka(broker), topic.to_owned(), format!("group-{topic}"));
+    let (kafka, topic, group) = (kafka(broker), topic.to_owned(), group_of(topic));
     Job::new("runs", move |flow| {
         flow.source(options(kafka.topic(&topic).group(&group)).json::<u64>())?.or_stop().sink(discard())
     })
@@ -118,8 +127,7 @@ fn what_another_did_while_it_was_waited_for_is_not_done_again() {
     let topic = broker.topic("waited-for", 1);
     write(broker, &topic, 10);
     let other = Other::start(broker, &topic, Does::Ends(20));
-    let group = format!("group-{topic}");
-    eventually("the other has committed", || broker.committed(&group, &topic, 1) == [Some(10)]);
+    eventually("the other has committed", || committed(broker, &topic) == 10);
     let waits = job(broker, &topic, |topic| topic).trigger(Trigger::AvailableNow);
     let waiting = std::thread::spawn(move || waits.run());
     // It has found the other's signature and watches it by now, or finds the next one.
@@ -131,7 +139,7 @@ fn what_another_did_while_it_was_waited_for_is_not_done_again() {
         // The other had shown twice that it lived.
         Err(error) => assert_eq!(error.kind(), ErrorKind::Refused, "{error:#}"),
     }
-    assert_eq!(broker.committed(&group, &topic, 1), [Some(20)]);
+    assert_eq!(committed(broker, &topic), 20);
 }
 
 #[test]
@@ -140,13 +148,12 @@ fn a_second_one_is_refused_with_the_first_ones_name() {
     let topic = broker.topic("second", 1);
     write(broker, &topic, 10);
     let other = Other::start(broker, &topic, Does::Reads);
-    let group = format!("group-{topic}");
-    eventually("the other has committed", || broker.committed(&group, &topic, 1) == [Some(10)]);
+    eventually("the other has committed", || committed(broker, &topic) == 10);
     // Also when nothing moves any more: a signature is renewed.
     let error = job(broker, &topic, |topic| topic.partitions([0])).start().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused, "{error:#}");
     let said = format!("{error:#}");
-    assert!(said.contains(&group) && said.contains(&format!("process {}", other.0.id())), "{said}");
+    assert!(said.contains(&group_of(&topic)) && said.contains(&format!("process {}", other.0.id())), "{said}");
 }
 
 #[test]
@@ -155,8 +162,7 @@ fn one_that_died_is_followed_when_it_has_shown_no_life_for_ten_seconds() {
     let topic = broker.topic("died", 1);
     write(broker, &topic, 10);
     let other = Other::start(broker, &topic, Does::Reads);
-    let group = format!("group-{topic}");
-    eventually("the other has committed", || broker.committed(&group, &topic, 1) == [Some(10)]);
+    eventually("the other has committed", || committed(broker, &topic) == 10);
     drop(other);
     let begun = Instant::now();
     write(broker, &topic, 5);
@@ -171,8 +177,7 @@ fn one_that_is_taken_over_from_ends_and_says_by_whom() {
     let topic = broker.topic("taken-over", 1);
     write(broker, &topic, 10);
     let mut first = job(broker, &topic, |topic| topic.partitions([0])).start().unwrap();
-    let group = format!("group-{topic}");
-    eventually("the first has committed", || broker.committed(&group, &topic, 1) == [Some(10)]);
+    eventually("the first has committed", || committed(broker, &topic) == 10);
     let other = Other::start(broker, &topic, Does::TakesOver);
     let mut ended = None;
     eventually("the first gives way", || {
@@ -186,5 +191,5 @@ fn one_that_is_taken_over_from_ends_and_says_by_whom() {
     // Its end has not put back what the other has done since.
     write(broker, &topic, 20);
     let written = broker.end(&topic, 0);
-    eventually("the other goes on to the end", || broker.committed(&group, &topic, 1) == [Some(written)]);
+    eventually("the other goes on to the end", || committed(broker, &topic) == written);
 }
