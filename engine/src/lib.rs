@@ -80,11 +80,11 @@ mod run;
 mod api;
 
 pub use api::{
-    Calls, ComparedRun, Comparison, Flow, For, Job, Reporter, Restart, Results, Running, Stopper, Stream, TestRun,
+    Calls, ComparedRun, Comparison, Flow, For, Job, Reporter, Restart, Results, Running, SourceControl, Stopper, Stream, TestRun,
     Trigger,
 };
 pub use io::{
-    Accepted, Acknowledges, AtStop, Change, ChannelSource, Collected, CollectedWithKeys, Delivery, Discard, Generate,
+    Accepted, Acknowledges, AtStop, Change, ChannelSource, Claims, Collected, CollectedWithKeys, Delivery, Discard, Generate,
     KeyedSink, Lag, Last, OpenSink, OpenSource, Polled, Progress, Reader, Receipt, Rows, SendError, Sender, SharedSink,
     SharedSource, Sink, Source, Taken, Undelivered, Wake, Writer, channel, collect, discard, generate, rows,
 };
@@ -92,5 +92,5 @@ pub use run::report::{Report, SinkReport, SourceReport, StageReport};
 pub use words::{
     Batch, Bytes, CheckpointId, Clock, Epoch, Error, ErrorKind, EventTime, Fingerprint, Headers, Keyed,
     LatencySnapshot, Malformed, Moment, Offset, Offsets, Origin, Partition, Percentile, Result, Room, SinkMeter,
-    TimedOut, Worker, spawn,
+    TimedOut, Worker, spawn, spawn_watched,
 };

@@ -64,6 +64,9 @@ fn in_the_options_of_a_job() {
     check(Job::new("", good), ErrorKind::Option, "name");
     let backwards = Restart::Backoff { first: Duration::from_secs(2), most: Duration::from_secs(1) };
     check(job(good).restart(backwards), ErrorKind::Option, "`Restart::Backoff`");
+    // Zero doubled is zero: a source that fails at once would be started again without pause, for ever.
+    let busy = Restart::Backoff { first: Duration::ZERO, most: Duration::from_secs(1) };
+    check(job(good).restart(busy), ErrorKind::Option, "greater than zero");
 }
 
 #[test]

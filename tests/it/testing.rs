@@ -137,3 +137,32 @@ fn a_channel_is_fed_beside_other_sources_and_keys_are_seen() {
         assert_eq!(fed, (100..130).map(keyed).collect::<Vec<_>>());
     }
 }
+
+/// A run that was started again began to count anew, and the panic was called a hang.
+#[test]
+fn a_job_that_restarts_in_production_fails_in_a_test() {
+    let (numbers, source) = channel::<u64>(10);
+    let job = Job::new("falls", move |flow| flow.source(&source)?.inspect(|n| assert!(*n != 3)).sink(discard()));
+    let restart = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(1) };
+    let mut test = TestRun::start(job.restart(restart)).unwrap();
+    assert_eq!(test.feed(&numbers, [1, 2, 3]).unwrap_err().kind(), ErrorKind::Panic);
+}
+
+/// Whether the job had ended by then was a race, and when it had the results were lost.
+#[test]
+fn the_results_of_a_job_whose_input_has_ended_are_handed_out() {
+    let ((numbers, source), results) = (channel::<u64>(10), collect());
+    let sink = results.clone();
+    let job = Job::new("ends", move |flow| flow.source(&source)?.sink(&sink));
+    let mut test = TestRun::start(job).unwrap();
+    test.feed(&numbers, [1, 2, 3]).unwrap();
+    drop(numbers);
+    while test.report().commits == 0 && test.report().records_out() < 3 {
+        std::thread::yield_now();
+    }
+    // Long enough that it has ended, whatever the machine does.
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(test.drain(&results).unwrap(), [1, 2, 3]);
+    test.advance(Duration::from_secs(1)).unwrap();
+    assert_eq!(test.end().unwrap().records_in(), 3);
+}

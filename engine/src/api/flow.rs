@@ -9,10 +9,11 @@ use timely::dataflow::Scope;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use crate::epoch::gather;
-use crate::io::{OpenSink, OpenSource, Paced, SharedSource, Sink, Source, Wake};
+use crate::io::{Claims, OpenSink, OpenSource, Paced, SharedSource, Sink, Source, Wake};
 use crate::operator::egress::{self, Frontiers};
 use crate::operator::fault::Node;
 use crate::operator::ingest::{self, Piece, Recalls, SourceIndex};
+use crate::operator::intake::Limits;
 use crate::operator::stage::{Chain, Consume, Tail};
 use crate::run::control::Event;
 use crate::run::plan::{Meter, NodeInfo, Pipeline, Plan, PlannedSink, PlannedSource, Planning, Run, differs};
@@ -53,6 +54,9 @@ struct Draft<'a> {
     loose: Vec<Node>,
     /// Names that the pipeline gave.
     named: Vec<Node>,
+    claims: Claims,
+    /// An option of a source that stands behind something else.
+    misplaced: Option<(&'static str, Node)>,
 }
 
 /// A worker's dataflow that is being built.
@@ -182,6 +186,27 @@ impl<'a> Flow<'a> {
         }
     }
 
+    /// Records change workers somewhere.
+    pub(crate) fn exchanges(&self) {
+        if let Mode::Plan(draft) = &self.inner.mode {
+            draft.borrow_mut().plan.exchanges = true;
+        }
+    }
+
+    /// Limits the source of that node; `option` is what limits it.
+    pub(crate) fn limit(&self, node: Node, option: &'static str, limit: impl FnOnce(&mut Limits)) {
+        let Mode::Plan(draft) = &self.inner.mode else { return };
+        let mut draft = draft.borrow_mut();
+        match draft.plan.sources.iter().find(|source| source.node == node) {
+            Some(source) => {
+                let mut limits = source.intake.limits();
+                limit(&mut limits);
+                source.intake.set(limits);
+            }
+            None => drop(draft.misplaced.get_or_insert((option, node))),
+        }
+    }
+
     pub(crate) fn stage_meter(&self, node: Node) -> Arc<StageMeter> {
         match &self.inner.mode {
             Mode::Build(build) => match build.run.plan.nodes.get(node.0).map(|info| &info.meter) {
@@ -241,6 +266,7 @@ impl Draft<'_> {
             resume: before.or_else(|| planning.resume.get(index).cloned()).filter(|offsets| !offsets.is_empty()),
             clock: planning.clock.clone(),
             wake: planning.control.clone(),
+            claims: self.claims.of_source(index),
         }
     }
 
@@ -266,7 +292,8 @@ impl Draft<'_> {
     fn add_source<S: SharedSource>(&mut self, node: Node, shared: Arc<S>) {
         let recalls = (0..self.planning.workers).map(|_| Recalls::default()).collect();
         let turn = self.planning.trial.as_ref().map(|trial| trial.turn(shared.started_at()));
-        let planned = PlannedSource { node, shared: Arc::clone(&shared) as _, typed: shared, recalls, turn };
+        let intake = Arc::default();
+        let planned = PlannedSource { node, shared: Arc::clone(&shared) as _, typed: shared, recalls, intake, turn };
         self.plan.sources.push(planned);
     }
 
@@ -278,6 +305,20 @@ impl Draft<'_> {
         }
         if let Some(loose) = self.loose.first() {
             return wrong(format!("the stream after `{}` does not reach a sink", self.plan.name(*loose)));
+        }
+        if let Some((option, node)) = &self.misplaced {
+            let name = self.plan.name(*node);
+            return wrong(format!("`{option}` limits a source and must stand right behind it, not behind `{name}`"));
+        }
+        for source in &self.plan.sources {
+            let limits = source.intake.limits();
+            let name = self.plan.name(source.node);
+            if limits.rate.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
+                return wrong(format!("`{name}`: `rate_at_most` must be a finite number greater than zero"));
+            }
+            if limits.batch == Some(0) {
+                return wrong(format!("`{name}`: `batch_at_most` must be greater than zero"));
+            }
         }
         for node in &self.named {
             let name = self.plan.name(*node);
@@ -316,6 +357,7 @@ impl<'a> Build<'a> {
             clock: run.clock.clone(),
             fault: Arc::clone(&run.fault),
             meter: Arc::clone(meter),
+            intake: Arc::clone(&planned.intake),
             recalls: planned.recalls[worker.index].clone(),
             control: run.control.clone(),
         };
@@ -342,6 +384,7 @@ impl<'a> Build<'a> {
             pulse: Arc::clone(&run.pulse),
             clock: run.clock.clone(),
             meter: Arc::clone(meter),
+            stall: run.budgets[worker.index].stall().clone(),
         };
         let (end, frontiers) = egress::end(self.scope, builder, setting, |wake| S::writer(&shared, worker, wake))?;
         self.frontiers.borrow_mut().push(frontiers);
@@ -363,6 +406,8 @@ impl<F: Fn(&Flow<'_>) -> Result<()> + Send + Sync> Pipeline for Function<F> {
             sinks: counted.inner.sinks.get(),
             loose: Vec::new(),
             named: Vec::new(),
+            claims: Claims::default(),
+            misplaced: None,
         };
         let draft = Rc::new(RefCell::new(draft));
         (self.0)(&Flow::new(Mode::Plan(Rc::clone(&draft))))?;

@@ -204,10 +204,13 @@ impl Job {
         if self.stuck_after.is_zero() {
             return wrong("`stuck_after` must be more than nothing");
         }
-        if let Restart::Backoff { first, most } = self.restart
-            && first > most
-        {
-            return wrong("the first pause of `Restart::Backoff` must not be longer than its longest");
+        if let Restart::Backoff { first, most } = self.restart {
+            if first.is_zero() {
+                return wrong("the first pause of `Restart::Backoff` must be greater than zero");
+            }
+            if first > most {
+                return wrong("the first pause of `Restart::Backoff` must not be longer than its longest");
+            }
         }
         Ok(Spec {
             job: self.name.clone(),

@@ -72,6 +72,42 @@ impl Running {
         Reporter(Arc::clone(&self.handle))
     }
 
+    /// A source of the job by its name, as the report shows it, to pause it or to change its limits.
+    ///
+    /// ```
+    /// use millstream::{Job, discard, generate};
+    ///
+    /// let job = Job::new("steered", |flow| flow.source(generate(|n| n).rate(100.0))?.named("numbers").sink(discard()));
+    /// let running = job.start()?;
+    /// let numbers = running.source("numbers").expect("the pipeline names it so");
+    /// numbers.pause();
+    /// assert!(running.report().sources[0].paused);
+    /// numbers.resume();
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
+    pub fn source(&self, name: &str) -> Option<SourceControl> {
+        let names = self.handle.source_names();
+        let name = names.into_iter().find(|own| own == name)?;
+        Some(SourceControl { handle: Arc::clone(&self.handle), name })
+    }
+
+    /// All sources of the job, in the order of the pipeline.
+    pub fn sources(&self) -> Vec<SourceControl> {
+        let control = |name| SourceControl { handle: Arc::clone(&self.handle), name };
+        self.handle.source_names().into_iter().map(control).collect()
+    }
+
+    /// Reads nothing more until [`resume`](Running::resume): what was read is finished and committed, members of consumer
+    /// groups keep their partitions, and the job can be stopped as ever. Lasts over restarts.
+    pub fn pause(&self) {
+        self.sources().iter().for_each(SourceControl::pause);
+    }
+
+    /// Reads on.
+    pub fn resume(&self) {
+        self.sources().iter().for_each(SourceControl::resume);
+    }
+
     /// How much of a bounded run's input is read, from 0 to 1; `None` when nobody knows the end.
     pub fn progress(&self) -> Option<f64> {
         self.report().fraction()
@@ -89,6 +125,54 @@ impl Running {
     /// Lets the job run on without a handle.
     pub fn detach(mut self) {
         self.attached = false;
+    }
+}
+
+/// What is let in of a source of a running job; see [`Running::source`]. It may be kept beside the job, and does nothing once
+/// that has ended. What is said here lasts over restarts.
+#[derive(Clone, Debug)]
+pub struct SourceControl {
+    handle: Arc<Handle>,
+    name: String,
+}
+
+impl SourceControl {
+    /// The source's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Reads nothing more of it until [`resume`](SourceControl::resume).
+    pub fn pause(&self) {
+        self.handle.limit(&self.name, |limits| limits.is_paused = true);
+    }
+
+    /// Reads on.
+    pub fn resume(&self) {
+        self.handle.limit(&self.name, |limits| limits.is_paused = false);
+    }
+
+    /// From now on so many records each second at most; `None` for no limit. See
+    /// [`Stream::rate_at_most`](crate::Stream::rate_at_most).
+    ///
+    /// # Panics
+    /// When the rate is not a finite number greater than zero.
+    pub fn rate_at_most(&self, records_per_second: Option<f64>) {
+        assert!(
+            records_per_second.is_none_or(|rate| rate > 0.0 && rate.is_finite()),
+            "a rate must be a finite number greater than zero"
+        );
+        self.handle.limit(&self.name, |limits| limits.rate = records_per_second);
+    }
+
+    /// From now on so many records in a batch at most; `None` for no limit. See
+    /// [`Stream::batch_at_most`](crate::Stream::batch_at_most).
+    ///
+    /// # Panics
+    /// When `records` is 0.
+    pub fn batch_at_most(&self, records: Option<u64>) {
+        assert!(records != Some(0), "a batch must have room for a record");
+        self.handle.limit(&self.name, |limits| limits.batch = records);
     }
 }
 

@@ -262,6 +262,7 @@ impl<'a, T: 'static> Stream<'a, T> {
         T: Send + Serialize + DeserializeOwned,
     {
         let (flow, node) = (self.flow.share(), self.flow.stage_node::<T, T>("rebalance"));
+        flow.exchanges();
         if flow.building().is_none() {
             self.consumed();
             return Stream::planned(flow, node);
@@ -278,6 +279,31 @@ impl<'a, T: 'static> Stream<'a, T> {
             }
         });
         Stream::chain(flow, node, chain).through(node, Ok)
+    }
+
+    /// Lets in so many records each second at most, over all workers of this process. Stands right behind the source. The
+    /// records that are not let in stay where they are, so their lag grows; no limit holds back a cut, a commit or a stop, and
+    /// a member of a consumer group keeps its partitions. It can be changed while the job runs
+    /// ([`Running::source`](crate::Running::source)).
+    ///
+    /// ```
+    /// use millstream::{Job, discard, rows};
+    ///
+    /// let job = Job::new("gentle", |flow| flow.source(rows(0..5))?.rate_at_most(1_000.0).sink(discard()));
+    /// assert_eq!(job.run()?.records_in(), 5);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
+    pub fn rate_at_most(self, records_per_second: f64) -> Stream<'a, T> {
+        self.flow.limit(self.node, "rate_at_most", |limits| limits.rate = Some(records_per_second));
+        self
+    }
+
+    /// Lets so many records into a batch at most, over all workers of this process: into a micro-batch, as with Spark's
+    /// `maxOffsetsPerTrigger`, and under the other triggers into what lies between two checkpoints
+    /// ([`Job::checkpoint_every`](crate::Job::checkpoint_every)). Otherwise as [`rate_at_most`](Stream::rate_at_most).
+    pub fn batch_at_most(self, records: u64) -> Stream<'a, T> {
+        self.flow.limit(self.node, "batch_at_most", |limits| limits.batch = Some(records));
+        self
     }
 
     /// Names the operator that this stream comes from: in reports and errors, and for its state.
@@ -313,7 +339,11 @@ impl<'a, T: 'static, E: 'static> Stream<'a, Result<T, E>> {
 
     /// The values; errors are dropped, and the report's difference between the stage's records in and out counts them.
     pub fn or_skip(self) -> Stream<'a, T> {
-        self.stage("or_skip", |batch| Ok(batch.split(|result| result).0))
+        self.stage("or_skip", |batch| {
+            let (values, errors) = batch.split(|result| result);
+            errors.let_go();
+            Ok(values)
+        })
     }
 
     /// The values; the first error ends the run with what the error says. Whether a restart can help, its kind says

@@ -9,6 +9,7 @@ use crate::words::{Clock, Error, ErrorKind, Result};
 
 use super::job::Job;
 use super::running::Running;
+use super::trigger::Restart;
 
 /// Runs a job for a test: its clock stands still until it is moved, and what each step caused has happened when the step
 /// returns. The same under any trigger and with any number of workers; what Kafka Streams' `TopologyTestDriver` is there,
@@ -48,20 +49,22 @@ pub struct TestRun {
     clock: Clock,
     running: Running,
     fed: u64,
+    /// Of a job that has ended well.
+    ended: Option<Report>,
 }
 
 /// What takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl TestRun {
-    /// Starts the job on a simulated clock of its own.
+    /// Starts the job on a simulated clock of its own. It is not restarted: what made it fail is what a step returns.
     ///
     /// # Errors
     /// As [`Job::start`].
     pub fn start(job: Job) -> Result<TestRun> {
         let clock = Clock::simulated();
-        let running = job.clock(clock.clone()).start()?;
-        Ok(TestRun { clock, running, fed: 0 })
+        let running = job.clock(clock.clone()).restart(Restart::Never).start()?;
+        Ok(TestRun { clock, running, fed: 0, ended: None })
     }
 
     /// The clock; give it to what else needs the time.
@@ -104,7 +107,8 @@ impl TestRun {
         self.settle()
     }
 
-    /// What has reached a sink since it was drained before, in the order in which it came.
+    /// What has reached a sink since it was drained before, in the order in which it came; also of a job that has ended,
+    /// because its input has.
     ///
     /// # Errors
     /// The fault that ended the job, or that it hangs.
@@ -123,6 +127,9 @@ impl TestRun {
     /// # Errors
     /// The fault that ended the job.
     pub fn end(self) -> Result<Report> {
+        if let Some(report) = self.ended {
+            return Ok(report);
+        }
         self.running.stop();
         self.running.wait()
     }
@@ -130,12 +137,15 @@ impl TestRun {
     /// Waits until the job has nothing to do before the clock is moved again.
     fn settle(&mut self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        while !self.running.is_settled(self.fed) {
+        while self.ended.is_none() && !self.running.is_settled(self.fed) {
             if Instant::now() > deadline {
                 return Err(Error::new(ErrorKind::Stuck, format!("the job hangs:\n{}", self.report())));
             }
             if self.running.has_ended() {
-                return Err(self.failed());
+                match self.running.wait_for(PATIENCE) {
+                    Some(outcome) => self.ended = Some(outcome?),
+                    None => return Err(self.failed()),
+                }
             }
             std::thread::yield_now();
         }

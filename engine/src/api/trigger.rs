@@ -55,7 +55,7 @@ pub enum Restart {
     /// without a commit. Only a job that has started is started again: what keeps its first run from starting is the error
     /// of [`Job::start`](crate::Job::start).
     Backoff {
-        /// Pause before the first restart; doubled for each that follows without a commit between.
+        /// Pause before the first restart, greater than zero; doubled for each that follows without a commit between.
         first: Duration,
         /// The longest pause.
         most: Duration,

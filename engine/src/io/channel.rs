@@ -4,17 +4,20 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll};
 
 use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::sync::oneshot;
 
-use crate::words::{Batch, Bytes, Error, ErrorKind, Outcome, Result, Room, Worker, lock};
+use crate::words::{Batch, Bytes, Clock, Error, ErrorKind, Moment, Outcome, Result, Room, Worker, lock};
 
-use super::{AtStop, OpenSource, Polled, Reader, SharedSource, Source, Wake};
+use super::{AtStop, Last, OpenSource, Polled, Reader, SharedSource, Source, Wake};
 
 /// A channel into a job: room for so many records that nobody has read yet.
+///
+/// A record has arrived when it is sent, so the time that it waits for the job counts into its latency.
 ///
 /// All of it is read by one worker; [`rebalance`](crate::Stream::rebalance) spreads it. The job's input ends when every
 /// sender is dropped. What was sent before the job stopped is still processed; what a job that fails had not finished
@@ -38,41 +41,50 @@ use super::{AtStop, OpenSource, Polled, Reader, SharedSource, Source, Wake};
 /// # Ok::<(), millstream::Error>(())
 /// ```
 pub fn channel<T: Send + 'static>(room: usize) -> (Sender<T>, ChannelSource<T>) {
+    static CHANNELS: AtomicU64 = AtomicU64::new(1);
     let (sender, receiver) = mpsc::channel(room);
     let bell = Arc::new(Bell::default());
+    let queue = Queue { receiver, next: None, reader: 0, is_read: false };
     let source = ChannelSource {
-        queue: Arc::new(Mutex::new(Some(Queue { receiver, next: None }))),
+        id: CHANNELS.fetch_add(1, SeqCst),
+        queue: Arc::new(Mutex::new(queue)),
         bell: Arc::clone(&bell),
         points_to: |_| Bytes(0),
     };
     (Sender { sender, bell }, source)
 }
 
-/// Wakes the reader, when there is one.
+/// Wakes the reader, when there is one, and knows the clock of its job.
 #[derive(Default)]
-struct Bell(Mutex<Option<Wake>>);
+struct Bell(Mutex<Option<(Wake, Clock)>>);
 
 impl Bell {
     fn ring(&self) {
-        if let Some(wake) = &*lock(&self.0) {
+        if let Some((wake, _)) = &*lock(&self.0) {
             wake.wake();
         }
     }
+
+    fn now(&self) -> Moment {
+        lock(&self.0).as_ref().map_or_else(|| Clock::system().now(), |(_, clock)| clock.now())
+    }
 }
 
-/// Where the receiving end lies while nobody reads. Only sources hold it: when the last one is gone with its job, the
-/// channel is closed and senders hear of it.
-type Slot<T> = Arc<Mutex<Option<Queue<T>>>>;
-
-/// What was sent and not polled.
+/// What was sent and not polled. Only sources and the runs that read them hold it, readers do so for the length of a poll:
+/// when the last source is gone with its job the channel is closed and senders hear of it, also when a worker of that job
+/// is stuck.
 struct Queue<T> {
     receiver: mpsc::Receiver<Sent<T>>,
     /// Received, and not to be in one batch with those before it.
     next: Option<Sent<T>>,
+    /// The reader that has it, of all that there were. One of an earlier run, whose worker is stuck, has it no more.
+    reader: u64,
+    is_read: bool,
 }
 
 struct Sent<T> {
     value: T,
+    at: Moment,
     done: oneshot::Sender<Outcome>,
 }
 
@@ -90,7 +102,7 @@ impl<T: Send + 'static> Sender<T> {
     pub async fn send(&self, value: T) -> Result<Receipt, SendError<T>> {
         match self.sender.reserve().await {
             Ok(permit) => {
-                let (sent, receipt) = sent(value);
+                let (sent, receipt) = self.sent(value);
                 permit.send(sent);
                 self.bell.ring();
                 Ok(receipt)
@@ -104,7 +116,7 @@ impl<T: Send + 'static> Sender<T> {
     /// # Errors
     /// Gives the value back when there is no room, or no job reads this channel any more.
     pub fn try_send(&self, value: T) -> Result<Receipt, SendError<T>> {
-        let (sent, receipt) = sent(value);
+        let (sent, receipt) = self.sent(value);
         match self.sender.try_send(sent) {
             Ok(()) => {
                 self.bell.ring();
@@ -123,7 +135,7 @@ impl<T: Send + 'static> Sender<T> {
     /// # Panics
     /// When called within an async runtime.
     pub fn blocking_send(&self, value: T) -> Result<Receipt, SendError<T>> {
-        let (sent, receipt) = sent(value);
+        let (sent, receipt) = self.sent(value);
         match self.sender.blocking_send(sent) {
             Ok(()) => {
                 self.bell.ring();
@@ -132,11 +144,11 @@ impl<T: Send + 'static> Sender<T> {
             Err(mpsc::error::SendError(sent)) => Err(SendError::Ended(sent.value)),
         }
     }
-}
 
-fn sent<T>(value: T) -> (Sent<T>, Receipt) {
-    let (done, outcome) = oneshot::channel();
-    (Sent { value, done }, Receipt(outcome))
+    fn sent(&self, value: T) -> (Sent<T>, Receipt) {
+        let (done, outcome) = oneshot::channel();
+        (Sent { value, at: self.bell.now(), done }, Receipt(outcome))
+    }
 }
 
 impl<T> Clone for Sender<T> {
@@ -254,7 +266,8 @@ impl std::error::Error for Undelivered {}
 
 /// The end of a channel that a job reads. One job at a time; a restarted run of it goes on reading.
 pub struct ChannelSource<T> {
-    queue: Slot<T>,
+    id: u64,
+    queue: Arc<Mutex<Queue<T>>>,
     bell: Arc<Bell>,
     points_to: fn(&T) -> Bytes,
 }
@@ -270,7 +283,8 @@ impl<T> ChannelSource<T> {
 
 impl<T> Clone for ChannelSource<T> {
     fn clone(&self) -> Self {
-        ChannelSource { queue: Arc::clone(&self.queue), bell: Arc::clone(&self.bell), points_to: self.points_to }
+        let (queue, bell) = (Arc::clone(&self.queue), Arc::clone(&self.bell));
+        ChannelSource { id: self.id, queue, bell, points_to: self.points_to }
     }
 }
 
@@ -291,52 +305,77 @@ impl<T: Send + 'static> Source for ChannelSource<T> {
 
     fn connect(self, open: OpenSource) -> Result<ChannelShared<T>> {
         open.once("channel")?;
-        if lock(&self.queue).is_none() {
-            let doing = "cannot read a channel twice: another source or job already reads it";
+        open.claim([format!("channel {}", self.id)])?;
+        if lock(&self.queue).is_read {
+            let doing = "cannot read a channel twice: another job already reads it";
             return Err(Error::new(ErrorKind::Option, doing));
         }
-        Ok(ChannelShared { source: self, bounded: open.bounded })
+        Ok(ChannelShared { source: Mutex::new(Some(self)), bounded: open.bounded, clock: open.clock })
     }
 
     fn reader(shared: &Arc<ChannelShared<T>>, worker: Worker, wake: Wake) -> Result<ChannelReader<T>> {
-        let source = shared.source.clone();
-        let queue = if worker.index == 0 { lock(&source.queue).take() } else { None };
-        if queue.is_some() {
-            *lock(&source.bell.0) = Some(wake);
-        }
-        let left = match (&queue, shared.bounded) {
-            (Some(queue), true) => queue.receiver.len() + usize::from(queue.next.is_some()),
-            _ => usize::MAX,
-        };
-        Ok(ChannelReader { queue, source, left })
+        let none = ChannelReader { queue: Weak::new(), reader: 0, left: 0, clock: Clock::system(), points_to: |_| Bytes(0) };
+        let source = lock(&shared.source);
+        let Some(source) = source.as_ref().filter(|_| worker.index == 0) else { return Ok(none) };
+        *lock(&source.bell.0) = Some((wake, shared.clock.clone()));
+        let mut queue = lock(&source.queue);
+        queue.is_read = true;
+        queue.reader += 1;
+        let left = if shared.bounded { queue.receiver.len() + usize::from(queue.next.is_some()) } else { usize::MAX };
+        Ok(ChannelReader {
+            queue: Arc::downgrade(&source.queue),
+            reader: queue.reader,
+            left,
+            clock: shared.clock.clone(),
+            points_to: source.points_to,
+        })
     }
 }
 
 /// The half of a channel source that a process has once.
 #[derive(Debug)]
 pub struct ChannelShared<T> {
-    source: ChannelSource<T>,
+    /// Until the end of the run: a worker that is stuck keeps everything else of it.
+    source: Mutex<Option<ChannelSource<T>>>,
     bounded: bool,
+    clock: Clock,
 }
 
-impl<T: Send + 'static> SharedSource for ChannelShared<T> {}
+impl<T: Send + 'static> SharedSource for ChannelShared<T> {
+    /// A restarted run, or a later job, reads on.
+    fn close(&self, _: Last) {
+        let Some(source) = lock(&self.source).take() else { return };
+        *lock(&source.bell.0) = None;
+        let mut queue = lock(&source.queue);
+        queue.reader += 1;
+        queue.is_read = false;
+    }
+}
 
 /// What a record takes of the engine's memory beside itself.
 const RECORD_OVERHEAD: u64 = 128;
 
 /// Reads a channel, on worker 0.
 pub struct ChannelReader<T> {
-    queue: Option<Queue<T>>,
-    source: ChannelSource<T>,
+    queue: Weak<Mutex<Queue<T>>>,
+    /// Which of all the queue's readers this is.
+    reader: u64,
     left: usize,
+    clock: Clock,
+    points_to: fn(&T) -> Bytes,
 }
 
 impl<T: Send + 'static> Reader for ChannelReader<T> {
     type Item = T;
 
     fn poll(&mut self, batch: &mut Batch<T>, room: Room) -> Result<Polled> {
-        let Some(Queue { receiver, next }) = &mut self.queue else { return Ok(Polled::Ended) };
-        let points_to = self.source.points_to;
+        let Some(queue) = self.queue.upgrade() else { return Ok(Polled::Ended) };
+        let mut queue = lock(&queue);
+        if queue.reader != self.reader {
+            return Ok(Polled::Ended);
+        }
+        let Queue { receiver, next, .. } = &mut *queue;
+        let points_to = self.points_to;
         let size = |value: &T| Bytes(size_of::<Sent<T>>() as u64 + RECORD_OVERHEAD + points_to(value).0);
         while self.left > 0 {
             if batch.len() >= room.records || batch.bytes() >= room.bytes {
@@ -355,7 +394,11 @@ impl<T: Send + 'static> Reader for ChannelReader<T> {
                 return Ok(Polled::More);
             }
             self.left -= 1;
-            let Sent { value, done } = sent;
+            let Sent { value, at, done } = sent;
+            if Batch::is_empty(batch) {
+                // What was sent before the job began was stamped by another clock.
+                batch.arrived(at.min(self.clock.now()));
+            }
             let held = size(&value);
             batch.push(value, held);
             // Nobody listens when the receipt was dropped, which is everybody's right.
@@ -371,20 +414,13 @@ impl<T: Send + 'static> Reader for ChannelReader<T> {
 
     /// Senders hear of it, and get their values back from now on.
     fn stop(&mut self) -> AtStop {
-        if let Some(queue) = &mut self.queue {
-            queue.receiver.close();
+        if let Some(queue) = self.queue.upgrade() {
+            let mut queue = lock(&queue);
+            if queue.reader == self.reader {
+                queue.receiver.close();
+            }
         }
         AtStop::Drain
-    }
-}
-
-impl<T> Drop for ChannelReader<T> {
-    fn drop(&mut self) {
-        // A restarted run, or a later job, reads on.
-        if let Some(queue) = self.queue.take() {
-            *lock(&self.source.bell.0) = None;
-            *lock(&self.source.queue) = Some(queue);
-        }
     }
 }
 

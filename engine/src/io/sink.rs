@@ -98,6 +98,12 @@ pub trait SharedSink: Send + Sync + 'static {
         Ok(())
     }
 
+    /// What the sink waits for, when it cannot go on without it: a sentence that follows "waiting for", for the report and
+    /// for health checks. Called from whichever thread asks for a report.
+    fn waiting(&self) -> Option<String> {
+        None
+    }
+
     /// Every record of the checkpoint has been taken; what waits for that goes out now. Before any source commits.
     ///
     /// # Errors

@@ -1,10 +1,11 @@
 //! What a connector implements to be read: a description, the half that a process has once, and a reader per worker.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use crate::words::{
-    Batch, Bytes, CheckpointId, Clock, Error, ErrorKind, Offset, Offsets, Partition, Result, Room, Worker,
+    Batch, Bytes, CheckpointId, Clock, Error, ErrorKind, Offset, Offsets, Partition, Result, Room, Worker, lock,
 };
 
 use super::Wake;
@@ -79,9 +80,60 @@ pub struct OpenSource {
     pub clock: Clock,
     /// Wakes the control thread, which then calls [`SharedSource::serve`].
     pub wake: Wake,
+    /// What the sources of this run have claimed.
+    pub(crate) claims: Claims,
+}
+
+/// What the sources of a run read and no second one of them may read: it would take records away from the first. For a source
+/// that finds out later what it reads; clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Claims {
+    /// What is claimed, and by which source.
+    claimed: Arc<Mutex<BTreeMap<String, u64>>>,
+    /// Which source of the run this is for.
+    source: u64,
+}
+
+impl Claims {
+    /// For the next source of the same run.
+    pub(crate) fn of_source(&self, index: usize) -> Claims {
+        Claims { claimed: Arc::clone(&self.claimed), source: index as u64 }
+    }
+
+    /// Claims all of these, each described as in "two sources of this job read …". A source may claim the same again.
+    ///
+    /// # Errors
+    /// When another source of the run has claimed one of them.
+    pub fn claim(&self, wanted: impl IntoIterator<Item = String>) -> Result<()> {
+        let mut claimed = lock(&self.claimed);
+        for what in wanted {
+            let owner = *claimed.entry(what.clone()).or_insert(self.source);
+            if owner != self.source {
+                let doing = format!(
+                    "two sources of this job read {what}: each would get a part of the records. Fork one of them \
+                     (`stream.clone()`), or give each a group of its own"
+                );
+                return Err(Error::new(ErrorKind::Option, doing));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl OpenSource {
+    /// Claims what this source reads, see [`Claims::claim`].
+    ///
+    /// # Errors
+    /// When another source of the run has claimed it.
+    pub fn claim(&self, wanted: impl IntoIterator<Item = String>) -> Result<()> {
+        self.claims.claim(wanted)
+    }
+
+    /// For claims that are made later.
+    pub fn claims(&self) -> Claims {
+        self.claims.clone()
+    }
+
     /// For a source that cannot be read again, when it connects.
     ///
     /// # Errors
@@ -95,8 +147,8 @@ impl OpenSource {
     }
 }
 
-/// The half of a source that a process has once. All of it but [`lag`](SharedSource::lag) is called on the
-/// control thread only.
+/// The half of a source that a process has once. All of it but [`lag`](SharedSource::lag) and
+/// [`waiting`](SharedSource::waiting) is called on the control thread only.
 pub trait SharedSource: Send + Sync + 'static {
     /// After all workers have their readers: only now may anything be fetched.
     ///
@@ -145,6 +197,12 @@ pub trait SharedSource: Send + Sync + 'static {
     /// asks for a report.
     fn lag(&self) -> Vec<Lag> {
         Vec::new()
+    }
+
+    /// What the source waits for, when it cannot go on without it: a sentence that follows "waiting for", for the report and
+    /// for health checks. Not that there is nothing to read. Called from whichever thread asks for a report.
+    fn waiting(&self) -> Option<String> {
+        None
     }
 
     /// Once, at the end of a run, after all readers are gone: releases what is shared with other threads.

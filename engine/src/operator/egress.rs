@@ -15,7 +15,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::{Scope, Stream};
 
 use crate::io::{Accepted, Delivery, Flight, Wake, Writer};
-use crate::words::{Batch, Clock, Epoch, Result, SinkMeter};
+use crate::words::{Batch, Clock, Epoch, Result, SinkMeter, Stall};
 
 use super::fault::{self, Node};
 use super::pulse::Pulse;
@@ -28,6 +28,7 @@ pub(crate) struct Setting {
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) clock: Clock,
     pub(crate) meter: Arc<SinkMeter>,
+    pub(crate) stall: Stall,
 }
 
 /// The two frontiers that an egress shows.
@@ -52,8 +53,16 @@ pub(crate) fn end<'a, T: 'static, W: Writer<T> + 'static>(
     let writer = writer(wake.clone())?;
     setting.pulse.egress_opened(wake.clone());
     let silent = [OutputBuilder::from(acknowledged_port), OutputBuilder::from(through_port)];
-    let egress =
-        Egress { setting, writer, pending: VecDeque::new(), flights: VecDeque::new(), wake, port, _silent: silent };
+    let egress = Egress {
+        setting,
+        writer,
+        pending: VecDeque::new(),
+        is_stalled: false,
+        flights: VecDeque::new(),
+        wake,
+        port,
+        _silent: silent,
+    };
     Ok((Box::new(egress), Frontiers { acknowledged, through }))
 }
 
@@ -62,6 +71,8 @@ struct Egress<T, W> {
     writer: W,
     /// What the writer had no room for, in order.
     pending: VecDeque<(Batch<T>, Delivery)>,
+    /// Something is pending, and readers are not polled.
+    is_stalled: bool,
     /// What is open, by checkpoint; a capability for each.
     flights: VecDeque<(Arc<Flight>, Capability<u64>)>,
     wake: Wake,
@@ -120,6 +131,28 @@ impl<T, W: Writer<T>> Egress<T, W> {
                 Accepted::Full => break,
             }
         }
+        self.say_whether_stalled();
         Ok(())
+    }
+
+    fn say_whether_stalled(&mut self) {
+        let is_stalled = !self.pending.is_empty();
+        if is_stalled == self.is_stalled {
+            return;
+        }
+        self.is_stalled = is_stalled;
+        if is_stalled {
+            self.setting.stall.begin();
+        } else if self.setting.stall.end() {
+            self.setting.pulse.wake_ingests();
+        }
+    }
+}
+
+impl<T, W> Drop for Egress<T, W> {
+    fn drop(&mut self) {
+        if self.is_stalled && self.setting.stall.end() {
+            self.setting.pulse.wake_ingests();
+        }
     }
 }

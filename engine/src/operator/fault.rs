@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use crate::words::{Error, ErrorKind, lock};
+use crate::words::{Error, ErrorKind, lock, panic_message};
 
 /// Where a run's first error is kept, and how everybody hears of it.
 pub(crate) struct Fault {
@@ -69,7 +69,5 @@ pub(crate) fn here() -> Option<Node> {
 
 /// The error of a caught panic in the operator of that name.
 pub(crate) fn panicked(operator: &str, payload: &(dyn Any + Send)) -> Error {
-    let message = payload.downcast_ref::<String>().map(String::as_str);
-    let message = message.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
-    Error::new(ErrorKind::Panic, format!("operator `{operator}` panicked: {message}"))
+    Error::new(ErrorKind::Panic, format!("operator `{operator}` panicked: {}", panic_message(payload)))
 }

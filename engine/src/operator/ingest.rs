@@ -26,10 +26,11 @@ use timely::scheduling::Activator;
 use crate::io::{AtStop, Polled, Reader, Wake};
 use crate::words::{
     Admission, Batch, Budget, Bytes, CheckpointId, Clock, Epoch, Moment, Offset, Offsets, Partition, Result, Room,
-    SourceMeter, lock,
+    SourceMeter, Stall, lock,
 };
 
 use super::fault::{self, Fault, Node};
+use super::intake::{Counts, Grant, Intake};
 use super::pulse::Pulse;
 use super::stage::{Capabilities, Consume, Tail, give_up, wake_of};
 
@@ -115,6 +116,7 @@ pub(crate) struct Setting {
     pub(crate) release: Release,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) budget: Arc<Budget>,
+    pub(crate) intake: Arc<Intake>,
     pub(crate) clock: Clock,
     pub(crate) fault: Arc<Fault>,
     pub(crate) meter: Arc<SourceMeter>,
@@ -146,6 +148,14 @@ pub(crate) fn build<'a, R: Reader + 'static>(
     setting.pulse.source_opened(wake.clone());
     let freed = wake.clone();
     setting.budget.on_freed(move || freed.wake());
+    // A limit by time looks again when a simulated clock has moved.
+    let (moved, intake) = (wake.clone(), Arc::downgrade(&setting.intake));
+    setting.clock.on_advance(move || {
+        let Some(intake) = intake.upgrade() else { return false };
+        intake.look_again();
+        moved.wake();
+        true
+    });
     builder.build(move |capabilities| {
         let mut ingest = Ingest {
             reader: Some(reader),
@@ -168,6 +178,16 @@ pub(crate) fn build<'a, R: Reader + 'static>(
     Ok(pieces)
 }
 
+/// How far a micro-batch is released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Released {
+    All,
+    /// There is more.
+    Some,
+    /// There is more, and a writer has no room for it.
+    Stalled,
+}
+
 /// A poll returns what takes about a millisecond to process: nobody is deaf for longer.
 const STEP: Duration = Duration::from_millis(1);
 const RECORDS_FIRST: usize = 64;
@@ -179,7 +199,8 @@ struct Ingest<R: Reader> {
     reader: Option<R>,
     chain: Box<dyn Consume<R::Item>>,
     ledger: OutputBuilder<u64, CapacityContainerBuilder<Vec<Piece>>>,
-    queue: VecDeque<Batch<R::Item>>,
+    /// With the moment when each was polled, which says to which micro-batch it belongs.
+    queue: VecDeque<(Moment, Batch<R::Item>)>,
     /// Positions that moved in the open checkpoint.
     released: HashMap<Partition, Offset>,
     capabilities: Capabilities,
@@ -225,13 +246,13 @@ impl<R: Reader> Ingest<R> {
         let reader = self.reader.as_mut().expect("a step begins with a reader");
         let at_stop = *self.at_stop.get_or_insert_with(|| reader.stop());
         if at_stop == AtStop::ReadAgain {
-            self.queue.clear();
+            self.forget_queued(|_| true);
             self.has_ended = true;
             return Ok(false);
         }
         let more = self.close()? | self.read()?;
         let released = self.release_until(self.setting.clock.now())?;
-        Ok(more || !released)
+        Ok(more || released == Released::Some)
     }
 
     /// Follows the ticker to the open epoch: in a micro-batch once everything up to its moment is released. Says
@@ -241,8 +262,13 @@ impl<R: Reader> Ingest<R> {
         if open <= self.epoch() {
             return Ok(false);
         }
-        if self.setting.release == Release::AtTicks && !self.release_until(self.setting.pulse.until())? {
-            return Ok(true);
+        if self.setting.release == Release::AtTicks {
+            match self.release_until(self.setting.pulse.until())? {
+                Released::All => {}
+                Released::Some => return Ok(true),
+                // A writer that has room again wakes this.
+                Released::Stalled => return Ok(false),
+            }
         }
         if open.checkpoint() == self.epoch().checkpoint() || self.setting.pulse.may_close(self.epoch().checkpoint()) {
             self.move_to(open);
@@ -252,11 +278,25 @@ impl<R: Reader> Ingest<R> {
 
     /// Polls the reader once, when there is room and it has not ended. Says whether there is more to read now.
     fn read(&mut self) -> Result<bool> {
+        let source = self.setting.source.0 as u64;
         if self.has_ended {
             return Ok(false);
         }
-        let Some(room) = self.setting.budget.room() else {
-            self.setting.pulse.note_starved();
+        if self.setting.budget.stall().is_on() {
+            self.setting.budget.pass_on(source);
+            return Ok(false);
+        }
+        let wanted = self.records_max.min(self.released_max);
+        let Some(granted) = self.granted(wanted) else {
+            self.setting.budget.pass_on(source);
+            return Ok(false);
+        };
+        let Some(room) = self.setting.budget.room(source) else {
+            self.setting.intake.came(granted, 0, self.counts());
+            // What waits for a tick would be released by one.
+            if self.setting.release == Release::AtOnce || !self.queue.is_empty() {
+                self.setting.pulse.note_starved();
+            }
             return Ok(false);
         };
         // What came while records were released is about partitions as they were then: when one of them is given again, the
@@ -265,7 +305,9 @@ impl<R: Reader> Ingest<R> {
         let reader = self.reader.as_mut().expect("a step begins with a reader");
         let mut batch = Batch::new();
         let arrival = self.setting.clock.now();
-        let polled = reader.poll(&mut batch, Room { records: self.records_max.min(self.released_max), bytes: room });
+        let polled = reader.poll(&mut batch, Room { records: granted, bytes: room });
+        self.setting.intake.came(granted, batch.len(), self.counts());
+        self.setting.budget.pass_on(source);
         let polled = polled.map_err(|error| error.in_operator(&self.setting.name))?;
         // Nobody adds to what is drained.
         self.has_ended = polled == Polled::Ended || (polled == Polled::Idle && self.at_stop == Some(AtStop::Drain));
@@ -284,7 +326,7 @@ impl<R: Reader> Ingest<R> {
                 self.release(batch, now)?;
             }
             Release::AtTicks => {
-                self.queue.push_back(batch);
+                self.queue.push_back((arrival, batch));
                 self.setting.pulse.note_records();
             }
         }
@@ -292,6 +334,47 @@ impl<R: Reader> Ingest<R> {
         self.setting.meter.polled.add(records as u64);
         self.adapt(records, arrival);
         Ok(polled == Polled::More)
+    }
+
+    /// How many records may be polled now, of the wanted; `None` when there are none now.
+    fn granted(&mut self, wanted: usize) -> Option<usize> {
+        // Nobody can read again what is drained.
+        if self.at_stop == Some(AtStop::Drain) {
+            return Some(wanted);
+        }
+        match self.setting.intake.grant(wanted, self.counts(), self.setting.clock.now()) {
+            Grant::Records(granted) => Some(granted),
+            Grant::After(wait) => {
+                // A simulated clock wakes by itself.
+                if self.setting.clock.is_system() {
+                    self.activator.activate_after(wait);
+                }
+                None
+            }
+            Grant::Nothing => None,
+        }
+    }
+
+    /// What the limit of a batch counts.
+    fn counts(&self) -> Counts {
+        match self.setting.release {
+            Release::AtTicks => Counts::Queued,
+            Release::AtOnce => Counts::InCheckpoint(self.epoch().checkpoint()),
+        }
+    }
+
+    /// Drops what waits for a tick of which that holds.
+    fn forget_queued(&mut self, is_forgotten: impl Fn(&Batch<R::Item>) -> bool) {
+        let gone = self.queue.iter().filter(|(_, batch)| is_forgotten(batch)).map(|(_, batch)| batch.len()).sum();
+        self.queue.retain(|(_, batch)| !is_forgotten(batch));
+        self.leave(gone);
+    }
+
+    /// So many records wait for a tick no more.
+    fn leave(&self, records: usize) {
+        if self.setting.intake.leave(records) {
+            self.setting.pulse.wake_ingests();
+        }
     }
 
     /// Fits the next poll to the time this one took.
@@ -308,19 +391,23 @@ impl<R: Reader> Ingest<R> {
         }
     }
 
-    /// Releases what arrived until that moment, for at most a step's time. Says whether all of it is released.
-    fn release_until(&mut self, until: Moment) -> Result<bool> {
+    /// Releases what was polled until that moment, for at most a step's time.
+    fn release_until(&mut self, until: Moment) -> Result<Released> {
         let mut now = self.setting.clock.now();
         let deadline = now.after(STEP);
-        while let Some(batch) = self.queue.front() {
-            if batch.admission().is_some_and(|admission| admission.arrival() > until) {
+        while let Some((polled, _)) = self.queue.front() {
+            if *polled > until {
                 break;
             }
-            if now > deadline {
-                return Ok(false);
+            if self.setting.budget.stall().is_on() {
+                return Ok(Released::Stalled);
             }
-            let batch = self.queue.pop_front().expect("it has a front");
+            if now > deadline {
+                return Ok(Released::Some);
+            }
+            let (_, batch) = self.queue.pop_front().expect("it has a front");
             let (records, before) = (batch.len(), now);
+            self.leave(records);
             self.release(batch, now)?;
             now = self.setting.clock.now();
             let took = now - before;
@@ -334,7 +421,7 @@ impl<R: Reader> Ingest<R> {
         if !self.queue.is_empty() {
             self.setting.pulse.note_records();
         }
-        Ok(true)
+        Ok(Released::All)
     }
 
     /// Gives a batch its epoch and lets it go.
@@ -362,7 +449,7 @@ impl<R: Reader> Ingest<R> {
                 reader.forget(&recall.partitions);
             }
             let is_recalled = |partition: &Partition| recall.partitions.contains(partition);
-            self.queue.retain(|batch| !batch.partition().is_some_and(is_recalled));
+            self.forget_queued(|batch| batch.partition().is_some_and(is_recalled));
             if recall.lost {
                 self.released.retain(|partition, _| !is_recalled(partition));
             }
@@ -403,6 +490,7 @@ impl<R: Reader> Ingest<R> {
         self.setting.control.wake();
         self.capabilities.clear();
         self.reader = None;
+        self.setting.budget.leave(self.setting.source.0 as u64);
         self.setting.pulse.source_ended();
     }
 }
@@ -417,6 +505,6 @@ impl<R: Reader> Drop for Ingest<R> {
 }
 
 /// How much memory the records of a worker's sources may hold until they are acknowledged: its share of one half.
-pub(crate) fn budget(total: Bytes, workers: usize) -> Arc<Budget> {
-    Budget::new(Bytes(total.0 / 2 / workers as u64))
+pub(crate) fn budget(total: Bytes, workers: usize, stall: &Stall) -> Arc<Budget> {
+    Budget::new(Bytes(total.0 / 2 / workers as u64), stall)
 }

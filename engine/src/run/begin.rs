@@ -13,7 +13,7 @@ use crate::io::{Acknowledges, Trial, Wake};
 use crate::operator::fault::{Fault, panicked};
 use crate::operator::ingest::{self, Release};
 use crate::operator::pulse::Pulse;
-use crate::words::{Bytes, Clock, Error, ErrorKind, Result, spawn};
+use crate::words::{Budget, Bytes, Clock, Error, ErrorKind, Result, Stall, spawn};
 
 use super::control::{Event, Events};
 use super::handle::Handle;
@@ -84,12 +84,19 @@ pub(crate) fn new_run(spec: &Spec, plan: Plan, events: Events, control: Wake) ->
         ticker: Arc::new(Ticker::new(spec.pace, spec.clock.clone(), Arc::clone(&pulse), frees_at_commit)),
         pulse,
         fault: Arc::new(Fault::new()),
-        budgets: (0..spec.workers).map(|_| ingest::budget(spec.memory, spec.workers)).collect(),
+        budgets: budgets(spec, &plan),
         events,
         control,
         runtime: Mutex::default(),
         plan,
     }
+}
+
+/// What each worker may admit. Where records change workers a writer of one holds up the sources of all.
+fn budgets(spec: &Spec, plan: &Plan) -> Vec<Arc<Budget>> {
+    let shared = Stall::default();
+    let stall = || if plan.exchanges { shared.clone() } else { Stall::default() };
+    (0..spec.workers).map(|_| ingest::budget(spec.memory, spec.workers, &stall())).collect()
 }
 
 /// What joins the workers.

@@ -1,10 +1,12 @@
 //! What a job's control thread and the program that started it share: requests one way, reports and the end the other.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use crate::operator::intake::Limits;
 use crate::words::{Error, ErrorKind, Result, lock};
 
 use super::control::{Event, Events};
@@ -39,6 +41,8 @@ struct State {
     outcome: Option<Result<Report>>,
     ended: bool,
     waker: Option<Waker>,
+    /// What the program has said of sources, by their names.
+    limits: BTreeMap<String, Limits>,
 }
 
 impl fmt::Debug for State {
@@ -88,11 +92,13 @@ impl Handle {
     /// Whether channels have given so many records and all that is due is done.
     pub(crate) fn is_settled(&self, fed: u64) -> bool {
         let Some(run) = lock(&self.state).run.clone() else { return false };
+        // What a limit keeps out comes when the clock has moved, or the limit.
+        let holds_back = run.plan.sources.iter().any(|source| source.intake.holds_back());
         let sources = run.plan.nodes.iter().filter_map(|node| match &node.meter {
             Meter::Source(meter) => Some(meter.fed.get()),
             _ => None,
         });
-        sources.sum::<u64>() >= fed && run.ticker.is_settled()
+        (holds_back || sources.sum::<u64>() >= fed) && run.ticker.is_settled()
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -142,7 +148,29 @@ impl Handle {
     pub(crate) fn run_begins(&self, run: &Arc<Run>) {
         let mut state = lock(&self.state);
         state.started = Some(Instant::now());
+        for (name, limits) in &state.limits {
+            run.sources_named(name).for_each(|source| source.intake.set(*limits));
+        }
         state.run = Some(Arc::clone(run));
+    }
+
+    /// The names of the newest run's sources.
+    pub(crate) fn source_names(&self) -> Vec<String> {
+        let state = lock(&self.state);
+        let sources = state.run.iter().flat_map(|run| run.plan.sources.iter().map(|source| run.plan.name(source.node)));
+        sources.map(str::to_owned).collect()
+    }
+
+    /// Changes what is let in of a source, in this run and in those that follow it.
+    pub(crate) fn limit(&self, name: &str, change: impl FnOnce(&mut Limits)) {
+        let mut state = lock(&self.state);
+        let Some(run) = state.run.clone() else { return };
+        let Some(source) = run.sources_named(name).next() else { return };
+        let mut limits = source.intake.limits();
+        change(&mut limits);
+        source.intake.set(limits);
+        state.limits.insert(name.to_owned(), limits);
+        run.pulse.wake_ingests();
     }
 
     /// The run is over; its report stays.

@@ -13,6 +13,7 @@ use crate::epoch::ticker::Ticker;
 use crate::io::{SharedSink, SharedSource, Trial, Turn, Wake};
 use crate::operator::fault::{Fault, Node};
 use crate::operator::ingest::{Recalls, Release};
+use crate::operator::intake::Intake;
 use crate::operator::pulse::Pulse;
 use crate::words::{Budget, Bytes, Clock, Error, ErrorKind, Offsets, Result, SinkMeter, SourceMeter, StageMeter, lock};
 
@@ -41,6 +42,8 @@ pub(crate) struct PlannedSource {
     pub(crate) typed: Arc<dyn Any + Send + Sync>,
     /// Per worker.
     pub(crate) recalls: Vec<Recalls>,
+    /// How much of it is let in.
+    pub(crate) intake: Arc<Intake>,
     /// In a run that is compared with others.
     pub(crate) turn: Option<Arc<Turn>>,
 }
@@ -57,6 +60,8 @@ pub(crate) struct Plan {
     pub(crate) nodes: Vec<NodeInfo>,
     pub(crate) sources: Vec<PlannedSource>,
     pub(crate) sinks: Vec<PlannedSink>,
+    /// Whether records change workers.
+    pub(crate) exchanges: bool,
 }
 
 impl Plan {
@@ -134,6 +139,11 @@ impl Run {
         if let Some(runtime) = lock(&self.runtime).take() {
             runtime.shutdown_background();
         }
+    }
+
+    /// The sources of that name.
+    pub(crate) fn sources_named<'r>(&'r self, name: &'r str) -> impl Iterator<Item = &'r PlannedSource> {
+        self.plan.sources.iter().filter(move |source| self.plan.name(source.node) == name)
     }
 
     /// The half of the `index`th source that a process has once.

@@ -60,6 +60,10 @@ pub struct SourceReport {
     pub bytes_per_second: f64,
     /// How far each partition is behind its end, as far as the source knows.
     pub lag: Vec<Lag>,
+    /// Whether the program has paused it.
+    pub paused: bool,
+    /// What the source waits for and cannot go on without, such as a broker that does not answer.
+    pub waiting: Option<String>,
 }
 
 /// What went through a stage.
@@ -108,6 +112,8 @@ pub struct SinkReport {
     pub compute: LatencySnapshot,
     /// The part of it after the writer had the record.
     pub acknowledgement: LatencySnapshot,
+    /// What the sink waits for and cannot go on without.
+    pub waiting: Option<String>,
 }
 
 impl Report {
@@ -140,15 +146,24 @@ impl Report {
             frontier: run.ticker.frontiers(),
             ..Report::empty(job)
         };
-        let mut lags = run.plan.sources.iter().map(|source| source.shared.lag());
+        let mut sources = run.plan.sources.iter();
+        let mut sinks = run.plan.sinks.iter().map(|sink| &sink.shared);
         for node in &run.plan.nodes {
             match &node.meter {
                 Meter::Source(meter) => {
-                    let lag = lags.next().unwrap_or_default();
-                    report.sources.push(SourceReport::of(&node.name, meter, lag, seconds));
+                    let planned = sources.next();
+                    let shared = planned.map(|planned| &planned.shared);
+                    let lag = shared.map_or_else(Vec::new, |shared| shared.lag());
+                    let waiting = shared.and_then(|shared| shared.waiting());
+                    let source = SourceReport::of(&node.name, meter, lag, seconds);
+                    let paused = planned.is_some_and(|planned| planned.intake.limits().is_paused);
+                    report.sources.push(SourceReport { waiting, paused, ..source });
                 }
                 Meter::Stage(meter) => report.stages.push(StageReport::of(&node.name, meter, seconds)),
-                Meter::Sink(meter) => report.sinks.push(SinkReport::of(&node.name, meter, seconds)),
+                Meter::Sink(meter) => {
+                    let waiting = sinks.next().and_then(|shared| shared.waiting());
+                    report.sinks.push(SinkReport { waiting, ..SinkReport::of(&node.name, meter, seconds) });
+                }
             }
         }
         report
@@ -188,6 +203,8 @@ impl SourceReport {
             records_per_second: rate(meter.records.get(), seconds),
             bytes_per_second: rate(meter.bytes.get(), seconds),
             lag,
+            paused: false,
+            waiting: None,
         }
     }
 
@@ -229,6 +246,7 @@ impl SinkReport {
             queue: part(crate::words::Latencies::queue),
             compute: part(crate::words::Latencies::compute),
             acknowledgement: part(crate::words::Latencies::acknowledgement),
+            waiting: None,
         }
     }
 }
@@ -248,6 +266,10 @@ impl fmt::Display for Report {
             for lag in source.lag.iter().filter(|lag| lag.records() > 0) {
                 writeln!(f, "    {:27} {} behind {}", lag.partition, lag.records(), lag.end)?;
             }
+            if source.paused {
+                writeln!(f, "    paused")?;
+            }
+            waiting(f, source.waiting.as_deref())?;
         }
         for stage in &self.stages {
             let (name, count, rate) = (&stage.name, stage.records_out, stage.records_per_second);
@@ -272,9 +294,14 @@ impl fmt::Display for Report {
             for (part, latency) in parts {
                 writeln!(f, "    {part:27} {latency}")?;
             }
+            waiting(f, sink.waiting.as_deref())?;
         }
         Ok(())
     }
+}
+
+fn waiting(f: &mut fmt::Formatter<'_>, what: Option<&str>) -> fmt::Result {
+    what.map_or(Ok(()), |what| writeln!(f, "    waiting for {what}"))
 }
 
 impl fmt::Display for LatencySnapshot {

@@ -38,7 +38,7 @@ impl Started {
         let body = {
             let stepping = Arc::clone(&stepping);
             let span = tracing::info_span!("worker", index);
-            move || span.in_scope(|| work(allocator, &run, &*pipeline, &stepping))
+            move || span.in_scope(|| work(allocator, &run, pipeline, &stepping))
         };
         let thread = spawn(&index.to_string(), body)?;
         Ok(Started { thread, stepping })
@@ -64,13 +64,15 @@ impl Started {
     }
 }
 
-fn work(allocator: AllocatorBuilder, run: &Arc<Run>, pipeline: &dyn Pipeline, stepping: &AtomicU64) {
+fn work(allocator: AllocatorBuilder, run: &Arc<Run>, pipeline: Arc<dyn Pipeline>, stepping: &AtomicU64) {
     let this = thread::current();
     run.fault.on_record(move || this.unpark());
     let mut built = false;
     let worked = catch_unwind(AssertUnwindSafe(|| {
         let mut worker = Worker::new(config(), allocate(allocator), Some(Instant::now()));
         worker.dataflow(|scope| pipeline.build(scope, run))?;
+        // A worker that never comes back must not keep what the user's function holds: the end of a channel, for one.
+        drop(pipeline);
         built = true;
         run.events.send(Event::Built);
         // Real time, because it is the machine that gets stuck.

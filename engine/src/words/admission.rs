@@ -3,6 +3,7 @@
 //! and when the last clone of that is gone the room is free again. A fork clones it, a filter drops it, a sink keeps a
 //! clone until the delivery report.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{
     AtomicBool, AtomicU64,
@@ -18,32 +19,117 @@ pub(crate) struct Budget {
     used: AtomicU64,
     starved: AtomicBool,
     freed: Mutex<Vec<Box<dyn Fn() + Send>>>,
+    /// How many sources share it.
+    sources: AtomicU64,
+    /// Sources that found no room, in the order in which they asked: the first of them has the next room that there is.
+    turns: Mutex<VecDeque<u64>>,
+    stall: Stall,
+}
+
+/// How many ends of chains have outputs that their writer has no room for. What a stage makes of a record is not in the
+/// budget, so while there are any nothing is read: then outputs of one batch at most wait at each of them. Clones are the
+/// same; workers that exchange records share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stall(Arc<AtomicU64>);
+
+impl Stall {
+    /// Whether a writer has no room.
+    pub(crate) fn is_on(&self) -> bool {
+        self.0.load(SeqCst) > 0
+    }
+
+    /// A writer has no room.
+    pub(crate) fn begin(&self) {
+        self.0.fetch_add(1, SeqCst);
+    }
+
+    /// It has taken what waited. Says whether it was the last.
+    pub(crate) fn end(&self) -> bool {
+        self.0.fetch_sub(1, SeqCst) == 1
+    }
 }
 
 impl Budget {
     /// A budget of that size.
-    pub(crate) fn new(limit: Bytes) -> Arc<Budget> {
-        let freed = Mutex::default();
-        Arc::new(Budget { limit: limit.0.max(1), used: AtomicU64::new(0), starved: AtomicBool::new(false), freed })
+    pub(crate) fn new(limit: Bytes, stall: &Stall) -> Arc<Budget> {
+        Arc::new(Budget {
+            limit: limit.0.max(1),
+            used: AtomicU64::new(0),
+            starved: AtomicBool::new(false),
+            freed: Mutex::default(),
+            sources: AtomicU64::new(0),
+            turns: Mutex::default(),
+            stall: stall.clone(),
+        })
     }
 
-    /// What is left; `None` when nothing is, and then whoever asked is called when there is room again.
-    pub(crate) fn room(&self) -> Option<Bytes> {
-        if let Some(room) = self.left() {
+    /// Whether outputs wait for a writer.
+    pub(crate) fn stall(&self) -> &Stall {
+        &self.stall
+    }
+
+    /// What a source may read now: its share of what is left. `None` when nothing is, or another source has waited for
+    /// longer; then whoever asked is called when there is room again.
+    pub(crate) fn room(&self, source: u64) -> Option<Bytes> {
+        if let Some(room) = self.share(source) {
             return Some(room);
         }
         self.starved.store(true, SeqCst);
         // Looked at again, because the last clone may have gone between the look and the flag.
-        self.left()
+        self.share(source)
+    }
+
+    fn share(&self, source: u64) -> Option<Bytes> {
+        let left = self.left();
+        let sources = self.sources.load(SeqCst);
+        if sources <= 1 {
+            return left;
+        }
+        let mut turns = lock(&self.turns);
+        let is_first = turns.front().is_none_or(|first| *first == source);
+        let Some(left) = left.filter(|_| is_first) else {
+            if !turns.contains(&source) {
+                turns.push_back(source);
+            }
+            return None;
+        };
+        turns.pop_front();
+        Some(Bytes((left.0 / sources).max(1)))
+    }
+
+    /// A source has read what it wanted, or does not want any more: the next one has its turn.
+    pub(crate) fn pass_on(&self, source: u64) {
+        if self.sources.load(SeqCst) <= 1 {
+            return;
+        }
+        let is_waited_for = {
+            let mut turns = lock(&self.turns);
+            turns.retain(|waiting| *waiting != source);
+            !turns.is_empty()
+        };
+        if is_waited_for && self.left().is_some() {
+            self.wake();
+        }
     }
 
     fn left(&self) -> Option<Bytes> {
         self.limit.checked_sub(self.used.load(SeqCst)).filter(|left| *left > 0).map(Bytes)
     }
 
-    /// Calls `wake` whenever room appears after there was none.
+    /// A source reads under this budget. Calls `wake` whenever room appears after there was none.
     pub(crate) fn on_freed(&self, wake: impl Fn() + Send + 'static) {
+        self.sources.fetch_add(1, SeqCst);
         lock(&self.freed).push(Box::new(wake));
+    }
+
+    /// A source reads no more.
+    pub(crate) fn leave(&self, source: u64) {
+        self.pass_on(source);
+        self.sources.fetch_sub(1, SeqCst);
+    }
+
+    fn wake(&self) {
+        lock(&self.freed).iter().for_each(|wake| wake());
     }
 
     /// What is charged at this moment.
@@ -54,7 +140,7 @@ impl Budget {
     fn give_back(&self, bytes: u64) {
         let before = self.used.fetch_sub(bytes, SeqCst);
         if before - bytes < self.limit && self.starved.load(SeqCst) && self.starved.swap(false, SeqCst) {
-            lock(&self.freed).iter().for_each(|wake| wake());
+            self.wake();
         }
     }
 }

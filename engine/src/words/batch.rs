@@ -92,8 +92,9 @@ impl<T> Batch<T> {
         self.repeated += 1;
     }
 
-    /// Says when the records had arrived; without it, when they were polled.
-    pub(crate) fn arrived(&mut self, at: Moment) {
+    /// Says when the first of the records had arrived: when it could have been read. Without it they have arrived when they
+    /// are polled, and what they have waited before that is in no latency.
+    pub fn arrived(&mut self, at: Moment) {
         self.arrival = Some(at);
     }
 
@@ -267,6 +268,11 @@ impl<T> Batch<T> {
         (yes, no)
     }
 
+    /// Lets the values go: they are consumed.
+    pub(crate) fn let_go(mut self) {
+        self.values.clear();
+    }
+
     /// Looks at each value.
     pub(crate) fn for_each_ref(&self, mut f: impl FnMut(&T)) {
         self.values.iter().for_each(&mut f);
@@ -316,7 +322,10 @@ impl<T> Default for Batch<T> {
 
 impl<T: Clone> Clone for Batch<T> {
     fn clone(&self) -> Batch<T> {
-        self.like(self.values.clone(), self.times.clone())
+        let mut copy = self.like(self.values.clone(), self.times.clone());
+        // What is made of a batch in a user's hands is in their hands too.
+        copy.lent = self.lent;
+        copy
     }
 }
 

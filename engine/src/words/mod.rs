@@ -13,7 +13,7 @@ mod record;
 mod thread;
 mod time;
 
-pub(crate) use admission::{Admission, Budget, Outcome};
+pub(crate) use admission::{Admission, Budget, Outcome, Stall};
 pub use batch::Batch;
 pub use epoch::{CheckpointId, Epoch};
 pub use error::{Error, ErrorKind, Result};
@@ -24,6 +24,7 @@ pub use meter::{LatencySnapshot, Percentile, SinkMeter};
 pub use offsets::{Offset, Offsets, Partition};
 pub use quantity::{Bytes, Room, Worker};
 pub use record::{Headers, Keyed, Malformed, Origin, TimedOut};
-pub use thread::spawn;
+pub(crate) use thread::panic_message;
+pub use thread::{spawn, spawn_watched};
 pub(crate) use time::lock;
 pub use time::{Clock, EventTime, Moment};

@@ -86,6 +86,11 @@ impl Clock {
         Clock(Some(Arc::default()))
     }
 
+    /// Whether it moves by itself.
+    pub(crate) fn is_system(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// The moment it is now.
     pub fn now(&self) -> Moment {
         match &self.0 {

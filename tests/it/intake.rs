@@ -1,0 +1,207 @@
+//! How much is let in: a pause, a rate, a batch, and several sources under one budget. No limit holds back a cut, a commit or
+//! a stop.
+
+use std::time::Duration;
+
+use millstream::{Bytes, Clock, ErrorKind, Job, TestRun, Trigger, channel, collect, discard, rows};
+
+use crate::support::script::Script;
+use crate::support::valve::Valve;
+use crate::support::{PATIENCE, eventually};
+
+const TRIGGERS: [Trigger; 2] = [Trigger::Continuous, Trigger::MicroBatch { interval: Duration::from_millis(5) }];
+
+#[test]
+fn a_rate_holds_over_all_workers_and_records_come_when_the_clock_has_moved() {
+    for trigger in TRIGGERS {
+        let ((numbers, source), results) = (channel(2_000), collect());
+        let sink = results.clone();
+        let job = Job::new("rate", move |flow| flow.source(&source)?.rate_at_most(100.0).sink(&sink));
+        let mut test = TestRun::start(job.trigger(trigger).workers(2)).unwrap();
+        test.feed(&numbers, 0..1_000u64).unwrap();
+        test.advance(Duration::from_millis(10)).unwrap();
+        let mut drained = test.drain(&results).unwrap().len();
+        assert!(drained <= 11, "{trigger:?}: {drained} at once");
+        for _ in 0..100 {
+            test.advance(Duration::from_millis(10)).unwrap();
+            // A limited source is read a moment after the clock has moved.
+            drained += test.drain(&results).unwrap().len();
+        }
+        let ten_in_a_second = |drained: usize| (90..=112).contains(&drained);
+        eventually("the last of them come", || {
+            drained += results.take().len();
+            ten_in_a_second(drained)
+        });
+        test.advance(Duration::from_secs(3_600)).unwrap();
+        eventually("a pause is not made up for", || {
+            drained += results.take().len();
+            drained > 100
+        });
+        assert!(drained <= 123, "{trigger:?}: {drained}");
+        // What was sent and not let in is still processed: nobody can read it again.
+        let report = test.end().unwrap();
+        assert_eq!(report.records_in(), 1_000, "{trigger:?}");
+    }
+}
+
+#[test]
+fn a_rate_holds_on_the_machines_clock() {
+    let job = Job::new("rate", move |flow| flow.source(rows(0..300u64))?.rate_at_most(1_000.0).sink(discard()));
+    let report = job.workers(2).start().unwrap().wait_for(PATIENCE).expect("it ends").unwrap();
+    assert_eq!(report.records_in(), 300);
+    // A tenth of a second's come at once.
+    assert!(report.elapsed_seconds >= 0.19, "{report}");
+}
+
+#[test]
+fn a_batch_has_so_many_records_at_most() {
+    let (script, results) = (Script::numbers(1_000, 4, 3).batches_of(64), collect());
+    let (log, sink) = (script.log.clone(), results.clone());
+    let clock = Clock::simulated();
+    let job = Job::new("batch", move |flow| flow.source(&script)?.batch_at_most(50).sink(&sink));
+    let running = job
+        .trigger(Trigger::micro_batch(Duration::from_secs(1)))
+        .workers(2)
+        .clock(clock.clone())
+        .start()
+        .unwrap();
+    for batch in 1..=4usize {
+        eventually("the next batch waits", || running.report().sources[0].records <= 50 * batch as u64);
+        // Readers fill the batch a moment after the one before has left.
+        std::thread::sleep(Duration::from_millis(20));
+        clock.advance(Duration::from_secs(1));
+        eventually("the batch is there", || results.len() > 50 * (batch - 1));
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(results.len() <= 50 * batch, "{} records in {batch} batches", results.len());
+        eventually("and committed", || log.committed() as usize == results.len());
+    }
+    drop(running);
+}
+
+#[test]
+fn a_batch_of_a_continuous_job_lies_between_two_checkpoints() {
+    let (script, results) = (Script::numbers(1_000, 2, 3).batches_of(64), collect());
+    let (log, sink) = (script.log.clone(), results.clone());
+    let clock = Clock::simulated();
+    let job = Job::new("batch", move |flow| flow.source(&script)?.batch_at_most(50).sink(&sink));
+    let running = job.clock(clock.clone()).start().unwrap();
+    for batch in 1..=4u64 {
+        eventually("the batch is full", || results.len() as u64 == 50 * batch);
+        std::thread::sleep(Duration::from_millis(10));
+        assert_eq!(results.len() as u64, 50 * batch);
+        eventually("a cut comes all the same, and is committed", || {
+            clock.advance(Duration::from_secs(1));
+            log.committed() >= 50 * batch
+        });
+    }
+    drop(running);
+}
+
+#[test]
+fn a_pause_keeps_records_out_and_neither_commits_nor_a_stop_wait_for_its_end() {
+    for trigger in TRIGGERS {
+        let (script, results) = (Script::numbers(100_000, 2, 5).batches_of(8), collect());
+        let (log, sink) = (script.log.clone(), results.clone());
+        let job = Job::new("pause", move |flow| flow.source(&script)?.named("numbers").sink(&sink));
+        let job = job.trigger(trigger).checkpoint_every(Duration::from_millis(10));
+        let running = job.start().unwrap();
+        eventually("it runs", || !results.is_empty());
+        running.source("numbers").expect("it is named so").pause();
+        assert!(running.source("others").is_none());
+        assert!(running.report().to_string().contains("paused"), "{}", running.report());
+        eventually("what was read is committed", || {
+            let read = results.len();
+            std::thread::sleep(Duration::from_millis(30));
+            results.len() == read && log.committed() as usize == read
+        });
+        running.resume();
+        let read = results.len();
+        eventually("it reads on", || results.len() > read);
+        running.pause();
+        running.stop();
+        running.wait().unwrap();
+        assert_eq!(log.committed() as usize, results.len(), "{trigger:?}");
+    }
+}
+
+#[test]
+fn what_the_program_has_said_lasts_over_a_restart() {
+    let (script, results) = (Script::numbers(1_000, 1, 7).batches_of(8).failing_at(20), collect());
+    let (log, sink) = (script.log.clone(), results.clone());
+    let job = Job::new("again", move |flow| flow.source(&script)?.sink(&sink));
+    let restart = millstream::Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(1) };
+    let running = job.restart(restart).start().unwrap();
+    running.source("script").expect("its kind is its name").rate_at_most(Some(0.001));
+    running.source("script").expect("its kind is its name").rate_at_most(None);
+    running.source("script").expect("its kind is its name").batch_at_most(Some(1_000_000));
+    eventually("all of it is read", || results.len() >= 1_000);
+    eventually("in a second run", || log.connects.load(std::sync::atomic::Ordering::SeqCst) == 2);
+    running.pause();
+    assert!(running.report().sources[0].paused);
+    drop(running);
+}
+
+#[test]
+fn a_limit_that_means_nothing_is_named_at_start() {
+    #[track_caller]
+    fn check(job: Job, names: &str) {
+        let error = job.start().expect_err("it means nothing");
+        assert_eq!(error.kind(), ErrorKind::Pipeline, "{error:?}");
+        assert!(error.to_string().contains(names), "`{error}` does not name `{names}`");
+    }
+    let job = |rate: f64| Job::new("x", move |flow| flow.source(rows([1]))?.rate_at_most(rate).sink(discard()));
+    for rate in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        check(job(rate), "`rate_at_most`");
+    }
+    let job = Job::new("x", |flow| flow.source(rows([1]))?.batch_at_most(0).sink(discard()));
+    check(job, "`batch_at_most`");
+    let job = Job::new("x", |flow| flow.source(rows([1]))?.map(|n| n).rate_at_most(1.0).sink(discard()));
+    check(job, "right behind");
+}
+
+/// The first source took the room that there was, each time again, and the second had none.
+#[test]
+fn a_source_with_a_backlog_leaves_the_others_their_turn() {
+    let (many, one) = (rows(0..1_000_000u64).partitions(1), rows([u64::MAX]).partitions(1));
+    let valve = Valve::shut();
+    let sink = valve.clone();
+    let job = Job::new("turns", move |flow| {
+        flow.source(&many)?.sink(&sink)?;
+        flow.source(&one)?.sink(&sink)
+    });
+    // Ten records.
+    let running = job.memory(Bytes(160)).start().unwrap();
+    let mut acknowledged = 0;
+    eventually("the second source has its turn", || {
+        if valve.taken().len() as u64 >= acknowledged + 10 {
+            valve.acknowledge(10);
+            acknowledged += 10;
+        }
+        assert!(acknowledged < 500, "not in {acknowledged} records");
+        valve.taken().contains(&u64::MAX)
+    });
+    drop(running);
+}
+
+/// A reader that found no memory left a note, and the next record was released without a tick.
+#[test]
+fn a_batch_is_not_released_for_memory_that_is_free_again() {
+    let ((numbers, source), valve, clock) = (channel::<u64>(100), Valve::shut(), Clock::simulated());
+    let sink = valve.clone();
+    let job = Job::new("stale", move |flow| flow.source(&source)?.sink(&sink));
+    let size = 10 * (128 + 32) * 2;
+    let running =
+        job.trigger(Trigger::micro_batch(Duration::from_secs(1))).clock(clock.clone()).memory(Bytes(size)).start().unwrap();
+    (0..20).for_each(|n| drop(numbers.try_send(n).unwrap()));
+    eventually("a batch waits", || running.report().sources[0].records == 0);
+    std::thread::sleep(Duration::from_millis(20));
+    clock.advance(Duration::from_secs(1));
+    eventually("it is released", || !valve.taken().is_empty());
+    std::thread::sleep(Duration::from_millis(300));
+    let released = valve.taken().len();
+    valve.open();
+    eventually("memory is free", || running.report().records_out() as usize == released);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(valve.taken().len(), released, "no tick has come");
+    drop(running);
+}

@@ -1,0 +1,144 @@
+//! What a receipt says of its record: what was done with it on purpose is done, whichever stage did it.
+
+use std::time::Duration;
+
+use millstream::{ErrorKind, Flow, Job, Restart, Result, Stream, Trigger, Undelivered, channel, collect, discard};
+
+use crate::support::eventually;
+
+fn results<'a>(numbers: Stream<'a, u64>) -> Stream<'a, Result<u64, &'static str>> {
+    numbers.map(|n| if n == 3 { Err("no threes") } else { Ok(n) })
+}
+
+type Pipeline = for<'a> fn(Stream<'a, u64>) -> Result<()>;
+
+/// Each of them disposes of 3 on purpose.
+const PIPELINES: &[(&str, Pipeline)] = &[
+    ("filter", |numbers| numbers.filter(|n| *n != 3).sink(discard())),
+    ("or_skip", |numbers| results(numbers).or_skip().sink(discard())),
+    ("flat_map", |numbers| numbers.flat_map(|n| (n != 3).then_some(n)).sink(discard())),
+    ("partition_results", |numbers| {
+        let (yes, no) = results(numbers).partition_results();
+        yes.sink(discard())?;
+        no.sink(discard())
+    }),
+    ("branch", |numbers| {
+        let (yes, no) = numbers.branch(|n| *n != 3);
+        yes.sink(discard())?;
+        no.filter(|_| false).sink(discard())
+    }),
+    ("a fork", |numbers| {
+        let copy = numbers.clone();
+        results(copy).or_skip().sink(discard())?;
+        numbers.sink(discard())
+    }),
+    ("a clone of a batch", |numbers| {
+        let whole = numbers.map_batches(|batch| {
+            drop(batch.clone());
+            batch
+        });
+        whole.sink(discard())
+    }),
+    ("a part of a batch", |numbers| numbers.map_batches(|mut batch| batch.next().filter(|n| *n != 3).into_iter()).sink(discard())),
+    ("an exchange", |numbers| results(numbers.rebalance()).or_skip().sink(discard())),
+];
+
+/// `or_skip` said that the run had ended: who answers HTTP by receipts told his client to try again, for ever.
+#[test]
+fn what_a_stage_disposes_of_is_done() {
+    for (name, pipeline) in PIPELINES {
+        for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::from_millis(1))] {
+            let (numbers, source) = channel::<u64>(10);
+            let job = Job::new(*name, move |flow: &Flow<'_>| pipeline(flow.source(&source)?));
+            let running = job.trigger(trigger).workers(2).start().unwrap();
+            for n in [2, 3, 4] {
+                assert_eq!(numbers.try_send(n).unwrap().wait(), Ok(()), "{name}, {trigger:?}: {n}");
+            }
+            // Also when they share a batch.
+            let receipts: Vec<_> = (0..8).map(|n| numbers.try_send(n).unwrap()).collect();
+            receipts.into_iter().for_each(|receipt| assert_eq!(receipt.wait(), Ok(()), "{name}, {trigger:?}"));
+            drop(running);
+        }
+    }
+}
+
+#[test]
+fn what_a_fault_leaves_undone_is_not_done() {
+    let (numbers, source) = channel::<u64>(10);
+    let job = Job::new("stops", move |flow| {
+        flow.source(&source)?.map(|n| if n == 3 { Err(millstream::Error::new(ErrorKind::Malformed, "three")) } else { Ok(n) })
+            .or_stop()
+            .sink(discard())
+    });
+    let running = job.start().unwrap();
+    assert_eq!(numbers.try_send(2).unwrap().wait(), Ok(()));
+    assert_eq!(numbers.try_send(3).unwrap().wait(), Err(Undelivered::Ended));
+    drop(running.wait());
+}
+
+const AGAIN: Restart = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(1) };
+
+/// The next run could not have the channel, and the job ended with an error about a second reader that there was not.
+#[test]
+fn a_run_after_a_stuck_one_reads_its_channel() {
+    let ((numbers, source), results) = (channel::<u64>(10), collect());
+    let sink = results.clone();
+    let job = Job::new("stuck channel", move |flow| {
+        let hangs = |n: &u64| {
+            while *n == 1 {
+                std::thread::park();
+            }
+        };
+        flow.source(&source)?.inspect(hangs).sink(&sink)
+    });
+    let running = job.stuck_after(Duration::from_millis(100)).restart(AGAIN).start().unwrap();
+    drop(numbers.try_send(1).unwrap());
+    eventually("it is started again", || running.report().restarts >= 1);
+    assert_eq!(numbers.try_send(2).unwrap().wait(), Ok(()));
+    assert_eq!(results.values(), [2]);
+    drop(running);
+}
+
+#[test]
+fn a_job_whose_every_run_gets_stuck_says_so_and_lets_its_senders_go() {
+    let (numbers, source) = channel::<u64>(1);
+    let job = Job::new("stuck channel", move |flow| {
+        flow.source(&source)?.inspect(|_| loop { std::thread::park() }).sink(discard())
+    });
+    let running = job.stuck_after(Duration::from_millis(100)).restart(AGAIN).start().unwrap();
+    for n in 0..3 {
+        // Each run hangs at one of them.
+        drop(numbers.blocking_send(n).unwrap());
+    }
+    assert_eq!(running.wait().unwrap_err().kind(), ErrorKind::Stuck);
+    assert!(numbers.blocking_send(4).is_err(), "nobody reads it any more");
+}
+
+#[test]
+fn a_channel_that_a_job_reads_twice_is_refused() {
+    let (_numbers, source) = channel::<u64>(1);
+    let job = Job::new("twice", move |flow| {
+        flow.source(&source)?.sink(discard())?;
+        flow.source(&source)?.sink(discard())
+    });
+    let error = job.start().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Option);
+    assert!(error.to_string().contains("channel"), "{error}");
+}
+
+/// The time of sending was not kept: a queue in front of the job was in no latency, and only under one of the triggers.
+#[test]
+fn what_waits_to_be_read_waits() {
+    for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::ZERO)] {
+        let (numbers, source) = channel::<u64>(1_000);
+        (0..500).for_each(|n| drop(numbers.try_send(n).unwrap()));
+        let job = Job::new("behind", move |flow| {
+            flow.source(&source)?.inspect(|_| std::thread::sleep(Duration::from_millis(2))).sink(discard())
+        });
+        let running = job.trigger(trigger).start().unwrap();
+        drop(numbers);
+        let report = running.wait().unwrap();
+        // 500 records of 2 ms that were all there at the start: the median waits half a second.
+        assert!(report.sinks[0].latency.p50 > Duration::from_millis(300), "{trigger:?}: {report}");
+    }
+}
