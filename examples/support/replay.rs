@@ -30,6 +30,7 @@ pub fn replay(kafka: &Kafka, letters: String, group: String, filter: Filter) -> 
     let job = Job::new("replay", move |flow| {
         let filter = filter.clone();
         flow.source(kafka.topic(&letters).group(&group).raw())?
+            .or_stop()
             .filter(move |message| message.dead_letter().is_some_and(|letter| filter.lets_through(&letter)))
             .flat_map(Message::revived)
             .sink(kafka.messages().raw())

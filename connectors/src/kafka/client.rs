@@ -34,6 +34,7 @@ const OWNED: &[(&str, &str)] = &[
     ("compression.codec", "`compression` sets it"),
     ("compression.type", "`compression` sets it"),
     ("delivery.report.only.error", "every acknowledgement is needed"),
+    ("delivery.timeout.ms", "`deliver_within` sets it"),
     ("enable.auto.commit", "offsets are committed behind their acknowledgements"),
     ("enable.auto.offset.store", "offsets are committed behind their acknowledgements"),
     ("enable.idempotence", "retries without it lose the order"),
@@ -46,6 +47,7 @@ const OWNED: &[(&str, &str)] = &[
     ("log.queue", "the engine polls the queues"),
     ("max.in.flight", "more than five lose the order"),
     ("max.in.flight.requests.per.connection", "more than five lose the order"),
+    ("message.timeout.ms", "`deliver_within` sets it"),
     ("metadata.broker.list", "it is the argument of `Kafka::new`"),
     ("partition.assignment.strategy", "partitions move one by one: cooperative-sticky"),
     ("partitioner", "`partitioner` sets it"),
@@ -69,11 +71,13 @@ impl Settings {
         }
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.brokers);
-        // Short pauses, so that a broker's restart is over when it is over.
-        config.set("reconnect.backoff.ms", "20").set("reconnect.backoff.max.ms", "1000");
+        // Short pauses, so that a broker's restart is over when it is over. Each gives way to what the user says of the other.
+        let pause = self.number("reconnect.backoff.max.ms").map_or(20, |longest| longest.min(20));
+        let longest = self.number("reconnect.backoff.ms").map_or(1_000, |pause| pause.max(1_000));
+        config.set("reconnect.backoff.ms", pause.to_string()).set("reconnect.backoff.max.ms", longest.to_string());
         // Why a connection was closed is told at this level and nowhere else.
-        let is_debugged = self.properties.contains_key("debug");
-        config.set_log_level(if is_debugged { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info });
+        let level = if self.is_debugged() { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info };
+        config.set_log_level(level);
         // Static OpenSSL does not find the system's certificates by itself.
         #[cfg(feature = "tls")]
         config.set("ssl.ca.location", "probe");
@@ -107,6 +111,16 @@ impl Settings {
             tokens.await_first(self.connect_within)?;
         }
         Ok(config)
+    }
+
+    /// Whether the user wants to see what the client logs.
+    pub(super) fn is_debugged(&self) -> bool {
+        self.properties.contains_key("debug")
+    }
+
+    /// A property that the user has set to a number.
+    pub(super) fn number(&self, property: &str) -> Option<u64> {
+        self.properties.get(property)?.parse().ok()
     }
 
     /// The error of a client that could not be made, without its secrets.
@@ -151,7 +165,10 @@ impl Settings {
             let asked = ask(wait.min(left));
             listen();
             match asked {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    heard.goes_on();
+                    return Ok(answer);
+                }
                 Err(cause) if wait < left && heard.refusal().is_none() && error::is_silence(&cause) => wait *= 2,
                 Err(cause) => return Err(self.unreachable(doing, cause, heard)),
             }

@@ -1,5 +1,6 @@
 //! The consumer of a source: its settings, each with its reason, and what it tells.
 
+use std::collections::BTreeSet;
 use std::error::Error as StdError;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -13,6 +14,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Statistics, TopicPartitionList};
 
+use super::client::Settings;
 use super::group::Membership;
 use super::heard::Heard;
 use super::lock;
@@ -28,6 +30,9 @@ pub(super) struct Context {
     has_heard: AtomicBool,
     /// Errors that came while something else was waited for.
     passed_over: Mutex<Vec<KafkaError>>,
+    /// Topics that were deleted and made anew while they were read.
+    remade: Mutex<BTreeSet<String>>,
+    is_remade: AtomicBool,
 }
 
 impl Context {
@@ -39,6 +44,23 @@ impl Context {
     /// Whether anything was told since this was asked before: a poll that hands out nothing may have told something.
     pub(super) fn has_heard(&self) -> bool {
         self.has_heard.swap(false, SeqCst)
+    }
+
+    /// Whether a topic was made anew: what is read of it now stands at offsets of the old one.
+    pub(super) fn is_remade(&self, topic: &str) -> bool {
+        self.is_remade.load(SeqCst) && lock(&self.remade).contains(topic)
+    }
+
+    /// A topic that was made anew.
+    pub(super) fn first_remade(&self) -> Option<String> {
+        if self.is_remade.load(SeqCst) { lock(&self.remade).first().cloned() } else { None }
+    }
+
+    /// The topic is read from its beginning from now on.
+    pub(super) fn rewound(&self, topic: &str) {
+        let mut remade = lock(&self.remade);
+        remade.remove(topic);
+        self.is_remade.store(!remade.is_empty(), SeqCst);
     }
 
     /// The newest statistics, once.
@@ -57,6 +79,15 @@ impl ClientContext for Context {
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         self.has_heard.store(true, SeqCst);
+        if facility == METADATA {
+            if let Some(topic) = remade_topic(line) {
+                lock(&self.remade).insert(topic.to_owned());
+                self.is_remade.store(true, SeqCst);
+            }
+            if !self.heard.is_debugged() {
+                return;
+            }
+        }
         self.heard.log(level, facility, line);
     }
 
@@ -89,27 +120,36 @@ pub(super) fn create(
 ) -> Result<BaseConsumer<Context>> {
     let mut config = topic.settings.config()?;
     let prefetch = Prefetch::new(open.prefetch, partitions);
+    let settings = &topic.settings;
+    // It is a property of producers. The client refuses to fetch less than it, so it is as small as what is fetched.
+    let fetch_bytes = settings.number("receive.message.max.bytes").map_or(prefetch.fetch_bytes, |most| {
+        prefetch.fetch_bytes.min(most.saturating_sub(512))
+    });
+    let message_bytes = settings.number("fetch.max.bytes").unwrap_or(fetch_bytes).clamp(1_000, 1_000_000);
+    config.set("message.max.bytes", message_bytes.to_string());
+    // Only so does the client tell that a topic was made anew (`remade_topic`).
+    let debug = settings.properties.get("debug").map_or("metadata".to_owned(), |debug| format!("{debug},metadata"));
+    config.set("debug", debug).set_log_level(RDKafkaLogLevel::Debug);
     let on_data_loss = topic.source.on_data_loss.unwrap_or_default();
-    if topic.is_pattern {
-        // Kafka's own topics change with every commit.
-        config.set("topic.blacklist", "^__.*");
-    }
+    let protocol = topic.source.protocol.unwrap_or_default();
     if joins {
-        match topic.source.protocol.unwrap_or_default() {
-            GroupProtocol::Classic => {
-                config.set("partition.assignment.strategy", "cooperative-sticky");
-                let times = [("session.timeout.ms", SESSION_TIMEOUT), ("heartbeat.interval.ms", HEARTBEAT_EVERY)];
-                for (property, time) in times {
-                    if !topic.settings.properties.contains_key(property) {
-                        config.set(property, time.as_millis().to_string());
-                    }
-                }
-            }
+        match protocol {
+            GroupProtocol::Classic => drop(config.set("partition.assignment.strategy", "cooperative-sticky")),
+            GroupProtocol::Eager => drop(config.set("partition.assignment.strategy", "range,roundrobin")),
             // The broker sets its times.
             GroupProtocol::Consumer => drop(config.set("group.protocol", "consumer")),
         }
         if let Some(instance) = &topic.source.instance {
             config.set("group.instance.id", instance);
+        }
+    }
+    if !joins || protocol != GroupProtocol::Consumer {
+        let session = session_timeout(settings);
+        let times = [("session.timeout.ms", session), ("heartbeat.interval.ms", HEARTBEAT_EVERY.min(session / 3))];
+        for (property, time) in times {
+            if !settings.properties.contains_key(property) {
+                config.set(property, time.as_millis().to_string());
+            }
         }
     }
     config
@@ -130,12 +170,12 @@ pub(super) fn create(
         ("fetch.error.backoff.ms", "50".to_owned()),
         ("fetch.wait.max.ms", "100".to_owned()),
         ("fetch.min.bytes", "1".to_owned()),
-        ("fetch.max.bytes", prefetch.fetch_bytes.to_string()),
+        ("fetch.max.bytes", fetch_bytes.to_string()),
         ("fetch.message.max.bytes", prefetch.fetch_partition_bytes.to_string()),
         ("topic.metadata.refresh.interval.ms", "30000".to_owned()),
     ] {
         let aliases = ["max.partition.fetch.bytes"].iter().filter(|_| property == "fetch.message.max.bytes");
-        let set = aliases.copied().chain([property]).any(|name| topic.settings.properties.contains_key(name));
+        let set = aliases.copied().chain([property]).any(|name| settings.properties.contains_key(name));
         if !set {
             config.set(property, value);
         }
@@ -143,9 +183,11 @@ pub(super) fn create(
     let context = Context {
         heard: Heard::new(&topic.settings),
         statistics: Mutex::default(),
-        membership: Membership::default(),
+        membership: Membership::new(protocol),
         has_heard: AtomicBool::new(false),
         passed_over: Mutex::default(),
+        remade: Mutex::default(),
+        is_remade: AtomicBool::new(false),
     };
     let mut consumer: BaseConsumer<Context> =
         config.create_with_context(context).map_err(|cause| topic.settings.not_created(cause))?;
@@ -166,8 +208,29 @@ pub(super) fn listen(consumer: &BaseConsumer<Context>) {
     }
 }
 
+/// The facility under which the client logs what it learns of topics.
+const METADATA: &str = "METADATA";
+
+/// The topic of which a line of the client's log says that it is another one by now. The client has no event for that, goes
+/// on at the old offset, and no function of rdkafka tells a topic's id (librdkafka 2.12, `rdkafka_topic.c`).
+fn remade_topic(line: &str) -> Option<&str> {
+    // Of a topic that the client has just met.
+    const NO_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
+    let (_, said) = line.split_once("Topic ")?;
+    let (topic, ids) = said.split_once(" changed id from ")?;
+    let (before, _) = ids.split_once(" to ")?;
+    (!before.starts_with(NO_ID)).then_some(topic)
+}
+
 /// A member that is not heard of for so long is put out of its group.
-pub(super) const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
+const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The same, when the user has said how long a member may take between two polls, which must not be less.
+pub(super) fn session_timeout(settings: &Settings) -> Duration {
+    let most = settings.number("max.poll.interval.ms").map_or(SESSION_TIMEOUT, Duration::from_millis);
+    settings.number("session.timeout.ms").map_or(SESSION_TIMEOUT.min(most), Duration::from_millis)
+}
+
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 /// Sources with more partitions connect a second time, when their number is known.
 pub(super) const PARTITIONS_EXPECTED: usize = 8;
@@ -191,5 +254,19 @@ impl Prefetch {
             fetch_bytes: (memory.0 / 4).clamp(1 << 20, 50 << 20),
             fetch_partition_bytes: share.clamp(1 << 14, 1 << 20),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_that_was_made_anew_is_told_from_a_new_one() {
+        let line = "[thrd:main]: Topic orders changed id from q1Lx0tYDQfOBpFn5q0wPAA to bN2bYl0fQo6yqk3wqTn4VQ";
+        assert_eq!(remade_topic(line), Some("orders"));
+        let line = "[thrd:main]: Topic orders changed id from AAAAAAAAAAAAAAAAAAAAAA to bN2bYl0fQo6yqk3wqTn4VQ";
+        assert_eq!(remade_topic(line), None);
+        assert_eq!(remade_topic("[thrd:main]:   Topic orders with 2 partitions"), None);
     }
 }

@@ -3,14 +3,14 @@
 //! reaches the application through the client's event interface (librdkafka 2.12 posts it only for a callback that
 //! rdkafka 0.39 does not set).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use millstream::{CheckpointId, Error, ErrorKind, Last, Offsets, Result, Wake, spawn};
+use millstream::{CheckpointId, Error, ErrorKind, Last, Offsets, Partition, Result, Wake, spawn_watched};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::MetadataPartition;
@@ -23,7 +23,8 @@ use super::lock;
 use super::options::SourceOptions;
 use super::partition::{Held, Positions};
 use super::signature::{Life, RENEW_EVERY, Signature};
-use super::start::{End, Span, Starting, not_a_list};
+use super::pattern::Pattern;
+use super::start::{End, Span, Starting, next, not_a_list};
 
 /// What did not pass is tried again after this, with the newest offsets.
 const AGAIN_AFTER: Duration = Duration::from_millis(250);
@@ -33,6 +34,10 @@ const HEARD_WITHIN: Duration = Duration::from_secs(10);
 const AGAIN_SOON: Duration = Duration::from_millis(20);
 /// How long the end of a run waits for a commit under way.
 const CLOSE_WITHIN: Duration = Duration::from_millis(200);
+/// How long the client may take to stand at the beginning of a topic.
+const REWIND_WITHIN: Duration = Duration::from_secs(5);
+/// How often topics are looked for while there is none to read.
+const LOOK_FOR_FIRST_EVERY: Duration = Duration::from_secs(1);
 /// How long the group is asked who has committed.
 const LOOK_WITHIN: Duration = Duration::from_secs(1);
 
@@ -44,6 +49,10 @@ pub(super) enum Order {
     Start(Vec<(String, i32)>),
     /// Partitions were given back: the others are fetched again at once when their brokers are asked for something.
     Nudge,
+    /// Positions have passed what is no record: they are committed although nothing was read.
+    Settle,
+    /// The topic was made anew: it is read from its beginning.
+    Rewind(String),
     /// The job ends with this run.
     SignOff,
 }
@@ -54,6 +63,9 @@ pub(super) enum Answer {
     /// This commit, and those before it.
     Committed(CheckpointId),
     Started(Vec<Span>),
+    /// The topics that match the pattern now.
+    Topics(Vec<String>),
+    Rewound(String),
 }
 
 /// What the thread needs to know.
@@ -63,6 +75,10 @@ pub(super) struct Coordinator {
     pub(super) settings: Arc<Settings>,
     pub(super) options: SourceOptions,
     pub(super) group: String,
+    /// Ends of the log at the moment of start, for a start that is another one later.
+    pub(super) at_start: BTreeMap<(String, i32), i64>,
+    /// Which topics a member reads that names them by a pattern.
+    pub(super) pattern: Option<Pattern>,
     /// How long a member of the group may be unable to commit; `None` for those that are no member.
     pub(super) patience: Option<Duration>,
     /// Under what, because no group knows of this run, commits are signed.
@@ -85,7 +101,11 @@ impl Orders {
         let (orders, receiver) = mpsc::channel();
         let (answers, is_left) = (Arc::clone(&coordinator.answers), Arc::<AtomicBool>::default());
         let work = Work::new(coordinator, Arc::clone(&is_left));
-        let thread = spawn("group", move || work.run(&receiver))?;
+        let (failed, wake) = (Arc::clone(&answers), work.coordinator.wake.clone());
+        let thread = spawn_watched("group", move || work.run(&receiver), move |error| {
+            lock(&failed).push(Err(error));
+            wake.wake();
+        })?;
         Ok(Orders { orders: Mutex::new(Some(orders)), answers, thread: Mutex::new(Some(thread)), is_left })
     }
 
@@ -104,6 +124,7 @@ impl Orders {
 
     /// Ends the thread; one that waits for an absent broker is left to itself.
     pub(super) fn close(&self, last: Last) {
+        self.order(Order::Settle);
         if last == Last::Job {
             self.order(Order::SignOff);
         }
@@ -141,18 +162,32 @@ struct Work {
     signed: Option<(Offsets, Instant)>,
     signs_off: bool,
     is_left: Arc<AtomicBool>,
+    /// How far partitions are committed.
+    done: HashMap<Partition, i64>,
+    /// When topics are looked for that match the pattern.
+    look_at: Option<Instant>,
 }
 
 impl Work {
     fn new(coordinator: Coordinator, is_left: Arc<AtomicBool>) -> Work {
-        Work { coordinator, commit: None, start: None, refused_since: None, signed: None, signs_off: false, is_left }
+        Work {
+            look_at: coordinator.pattern.is_some().then(Instant::now),
+            coordinator,
+            commit: None,
+            start: None,
+            refused_since: None,
+            signed: None,
+            signs_off: false,
+            is_left,
+            done: HashMap::new(),
+        }
     }
 
     fn run(mut self, orders: &Receiver<Order>) {
         loop {
             let again =
                 self.commit.as_ref().map(|(_, _, at)| *at).into_iter().chain(self.start.as_ref().map(|asked| asked.at));
-            let again = again.chain(self.signed.as_ref().map(|(_, renewed)| *renewed));
+            let again = again.chain(self.signed.as_ref().map(|(_, renewed)| *renewed)).chain(self.look_at);
             let order = match again.min() {
                 None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(at) => orders.recv_timeout(at.saturating_duration_since(Instant::now())),
@@ -164,6 +199,7 @@ impl Work {
             }
             orders.try_iter().for_each(|order| self.take(order));
             self.find_starts();
+            self.look_for_topics();
             match self.look_for_others() {
                 Look::Alone => {}
                 Look::Unknown => {
@@ -192,6 +228,11 @@ impl Work {
                 self.start = Some(Asked { partitions, given: now, at: now });
             }
             Order::Nudge => self.coordinator.nudge(),
+            Order::Settle => self.settle(),
+            Order::Rewind(topic) => {
+                let rewound = self.coordinator.rewind(&topic);
+                self.answer(rewound.map(|()| Answer::Rewound(topic)));
+            }
             Order::SignOff => self.signs_off = true,
         }
     }
@@ -209,10 +250,49 @@ impl Work {
                 if error.kind() == ErrorKind::Unreachable
                     || error.kind() == ErrorKind::NotFound && asked.given.elapsed() < HEARD_WITHIN =>
             {
-                tracing::warn!(group = self.coordinator.group, %error, "cannot find where to begin, asking again");
+                self.coordinator.complain(&format!("cannot find where to begin: {error:#}"));
                 self.start = Some(Asked { at: Instant::now() + AGAIN_AFTER, ..asked });
             }
             answer => self.answer(answer.map(Answer::Started)),
+        }
+    }
+
+    /// A member reads the topics that match its pattern now.
+    fn look_for_topics(&mut self) {
+        if self.look_at.take_if(|at| *at <= Instant::now()).is_none() {
+            return;
+        }
+        let pattern = self.coordinator.pattern.as_mut().expect("only a pattern is looked for");
+        let mut pause = pattern.refresh;
+        match pattern.topics(&self.coordinator.consumer) {
+            Ok(topics) => {
+                if topics.is_empty() {
+                    pause = pause.min(LOOK_FOR_FIRST_EVERY);
+                }
+                if pattern.note(&topics) {
+                    self.answer(Ok(Answer::Topics(topics)));
+                }
+            }
+            Err(cause) => {
+                pause = pause.min(LOOK_FOR_FIRST_EVERY);
+                self.coordinator.complain(&format!("cannot look for topics: {cause}"));
+            }
+        }
+        self.look_at = Some(Instant::now() + pause);
+    }
+
+    /// Commits positions that have moved without records, behind what is done.
+    fn settle(&mut self) {
+        let positions = Positions::of(&self.coordinator.consumer);
+        let mut moved = Offsets::new();
+        for partition in self.coordinator.held.all() {
+            let done = self.done.get(&partition.span.name).copied().unwrap_or(partition.span.start);
+            if partition.beyond_control_records(done, &positions) > done {
+                moved.set(partition.span.name.clone(), next(done));
+            }
+        }
+        if !moved.is_empty() {
+            self.take(Order::Commit(CheckpointId::default(), moved));
         }
     }
 
@@ -228,7 +308,7 @@ impl Work {
                 None => Look::Alone,
             },
             Err(cause) => {
-                tracing::debug!(group = self.coordinator.group, %cause, "cannot look who commits, looking again");
+                self.coordinator.complain(&format!("cannot look who commits: {cause}"));
                 Look::Unknown
             }
         }
@@ -244,7 +324,7 @@ impl Work {
     fn renew(&mut self) {
         let Some((offsets, _)) = self.signed.take_if(|(_, renewed)| *renewed <= Instant::now()) else { return };
         if let Err(cause) = self.coordinator.commit(&offsets, Life::GoesOn) {
-            tracing::debug!(group = self.coordinator.group, %cause, "cannot renew the signature");
+            self.coordinator.complain(&format!("cannot renew the signature of this run: {cause}"));
         }
         self.signed = Some((offsets, Instant::now() + RENEW_EVERY));
     }
@@ -274,12 +354,15 @@ impl Work {
             self.signed = Some((signed, Instant::now() + RENEW_EVERY));
         }
         let answer = match committed {
-            Ok(()) | Err(KafkaError::ConsumerCommit(Code::NoOffset)) => {
+            Ok(committed) => {
+                self.done.extend(committed);
                 self.refused_since = None;
                 Ok(Answer::Committed(checkpoint))
             }
+            Err(KafkaError::ConsumerCommit(Code::NoOffset)) => Ok(Answer::Committed(checkpoint)),
             Err(KafkaError::ConsumerCommit(code)) if is_passing(code) => {
-                tracing::warn!(group, %code, "commit did not pass, sending it again");
+                // While a group changes this is so each time: it is told when it lasts.
+                self.coordinator.complain(&format!("cannot commit offsets of group `{group}`, retrying: {code}"));
                 let pause = if is_changing(code) { AGAIN_SOON } else { AGAIN_AFTER };
                 self.commit = Some((checkpoint, offsets, Instant::now() + pause));
                 return;
@@ -314,6 +397,7 @@ impl Coordinator {
     fn starts(&self, partitions: &[(String, i32)]) -> Result<Vec<Span>> {
         let topics: BTreeSet<String> = partitions.iter().map(|(topic, _)| topic.clone()).collect();
         let topics: Vec<String> = topics.into_iter().collect();
+        let at_start = self.options.start_is_passing().then_some(&self.at_start);
         let starting = Starting {
             consumer: &self.consumer,
             settings: &self.settings,
@@ -325,6 +409,7 @@ impl Coordinator {
             end: &End::Never,
             resume: None,
             compared: false,
+            at_start,
         };
         // The client asks nobody about partitions that it has not heard of, and a broker may not have heard of the newest yet.
         let mut all = starting.existing().unwrap_or_default();
@@ -333,46 +418,32 @@ impl Coordinator {
         }
         all.extend(partitions.iter().filter(|asked| !all.contains(asked)).cloned().collect::<Vec<_>>());
         let mut spans = starting.spans_of(&all, None)?;
-        self.remember(&starting, &spans)?;
+        starting.remember(&spans)?;
         spans.retain(|span| partitions.iter().any(|(topic, number)| *topic == span.topic && *number == span.partition));
         Ok(spans)
     }
 
-    /// Commits starts that nobody has committed.
-    fn remember(&self, starting: &Starting<'_>, spans: &[Span]) -> Result<()> {
-        let passing = || spans.iter().filter(|span| span.is_passing);
-        let keys: Vec<_> = passing().map(|span| (span.topic.clone(), span.partition)).collect();
-        if keys.is_empty() {
-            return Ok(());
-        }
-        // Looked at once more: another member that starts now may have come first.
-        let committed = starting.committed(&keys)?;
-        let mut list = TopicPartitionList::new();
-        for span in passing().filter(|span| !committed.contains_key(&(span.topic.clone(), span.partition))) {
-            list.add_partition_offset(&span.topic, span.partition, Offset::Offset(span.start))
-                .map_err(|cause| not_a_list(&span.topic, cause))?;
-        }
-        if list.count() == 0 {
-            return Ok(());
-        }
-        match self.consumer.commit(&list, CommitMode::Sync) {
-            Ok(()) => Ok(()),
-            Err(KafkaError::ConsumerCommit(code)) if is_passing(code) && !is_changing(code) => {
-                let doing = format!("cannot remember where group `{}` begins", self.group);
-                Err(Error::new(ErrorKind::Unreachable, doing).caused_by(code))
-            }
-            // The group may wait for this member's answer before it takes a commit again.
-            Err(cause) => {
-                tracing::warn!(group = self.group, %cause, "cannot remember where reading began");
-                Ok(())
-            }
-        }
+    fn complain(&self, reason: &str) {
+        self.consumer.context().heard.complain(reason.to_owned());
     }
 
-    /// Commits for those partitions that are ours at this moment.
-    fn commit(&self, offsets: &Offsets, life: Life) -> Result<(), KafkaError> {
+    /// Has the client read the partitions of a topic from their beginning.
+    fn rewind(&self, topic: &str) -> Result<()> {
+        let mut list = TopicPartitionList::new();
+        for shared in self.held.all().iter().filter(|shared| shared.span.topic == topic) {
+            list.add_partition_offset(topic, shared.span.partition, Offset::Beginning)
+                .map_err(|cause| not_a_list(topic, cause))?;
+        }
+        self.consumer.seek_partitions(list, REWIND_WITHIN).map(drop).map_err(|cause| {
+            error(ErrorKind::Source, format!("cannot read topic `{topic}`, which was made anew, from its beginning"), cause)
+        })
+    }
+
+    /// Commits for those partitions that are ours at this moment. Returns how far they are committed now.
+    fn commit(&self, offsets: &Offsets, life: Life) -> Result<Vec<(Partition, i64)>, KafkaError> {
         let positions = Positions::of(&self.consumer);
         let mut list = TopicPartitionList::new();
+        let mut committed = Vec::new();
         for partition in self.held.all() {
             if let Some(done) = offsets.get(&partition.span.name) {
                 let done = i64::try_from(done.0).unwrap_or(i64::MAX);
@@ -380,18 +451,19 @@ impl Coordinator {
                 if done < partition.span.start && !partition.went_back.load(SeqCst) {
                     continue;
                 }
-                let next = Offset::Offset(partition.beyond_control_records(done, &positions));
-                list.add_partition_offset(&partition.span.topic, partition.span.partition, next)?;
+                let next = partition.beyond_control_records(done, &positions);
+                committed.push((partition.span.name.clone(), next));
+                list.add_partition_offset(&partition.span.topic, partition.span.partition, Offset::Offset(next))?;
                 let element = list.find_partition(&partition.span.topic, partition.span.partition);
                 if let Some((signature, mut element)) = self.signature.as_ref().zip(element) {
                     element.set_metadata(signature.metadata(life));
                 }
             }
         }
-        if list.count() == 0 {
-            return Ok(());
+        if list.count() > 0 {
+            self.consumer.commit(&list, CommitMode::Sync)?;
         }
-        self.consumer.commit(&list, CommitMode::Sync)
+        Ok(committed)
     }
 
     /// Who has committed last.

@@ -114,7 +114,8 @@ pub(super) struct Letter {
 impl Letter {
     /// Of a message that was refused; when that was a letter already, what it said is said again.
     pub(super) fn of(message: &BorrowedMessage<'_>) -> Letter {
-        let headers = headers_of(message);
+        // A sink writes names that are text.
+        let (headers, _) = headers_of(message);
         let told = DeadLetter::read(&headers);
         Letter {
             key: message.key().map(<[u8]>::to_vec),

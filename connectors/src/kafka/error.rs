@@ -72,6 +72,21 @@ pub(super) fn is_of_record(code: Code) -> bool {
     )
 }
 
+/// A broker refused a batch, and this record may have been refused for another one's sake.
+pub(super) fn is_of_batch(code: Code) -> bool {
+    matches!(
+        code,
+        Code::MessageSizeTooLarge
+            | Code::MessageBatchTooLarge
+            | Code::InvalidMessageSize
+            | Code::InvalidMessage
+            | Code::InvalidRecord
+            | Code::InvalidDifferentRecord
+            | Code::InvalidTimestamp
+            | Code::PolicyViolation
+    )
+}
+
 /// The group is changing: the same is accepted a moment later, from those who are still members.
 pub(super) fn is_changing(code: Code) -> bool {
     matches!(code, Code::RebalanceInProgress | Code::IllegalGeneration | Code::StaleMemberEpoch)

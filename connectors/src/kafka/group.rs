@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::mem;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -14,6 +15,7 @@ use rdkafka::error::KafkaResult;
 use rdkafka::types::RDKafkaRespErr;
 
 use super::lock;
+use super::options::GroupProtocol;
 
 /// What the group asks for.
 #[derive(Debug)]
@@ -27,16 +29,55 @@ pub(super) enum Asked {
 }
 
 /// What the callback leaves for the control thread.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Membership {
+    protocol: GroupProtocol,
     asked: Mutex<VecDeque<Asked>>,
     /// The request that the client waits for an answer to.
     open: Mutex<Option<Asked>>,
     /// The run is over: every request is granted on the spot.
     closing: AtomicBool,
+    /// Since when the group owes an answer which partitions are ours.
+    waits_since: Mutex<Option<Instant>>,
 }
 
 impl Membership {
+    pub(super) fn new(protocol: GroupProtocol) -> Membership {
+        Membership {
+            protocol,
+            asked: Mutex::default(),
+            open: Mutex::default(),
+            closing: AtomicBool::new(false),
+            waits_since: Mutex::default(),
+        }
+    }
+
+    /// Takes these partitions. An eager group gives all of them anew.
+    pub(super) fn assign<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>, list: &TopicPartitionList) {
+        note(match self.protocol {
+            GroupProtocol::Classic | GroupProtocol::Consumer => consumer.incremental_assign(list),
+            GroupProtocol::Eager => consumer.assign(list),
+        });
+    }
+
+    /// Gives these partitions back. An eager group wants all of them.
+    pub(super) fn unassign<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>, list: &TopicPartitionList) {
+        note(match self.protocol {
+            GroupProtocol::Classic | GroupProtocol::Consumer => consumer.incremental_unassign(list),
+            GroupProtocol::Eager => consumer.unassign(),
+        });
+    }
+
+    /// The group is about to say which partitions are ours.
+    pub(super) fn waits(&self) {
+        lock(&self.waits_since).get_or_insert_with(Instant::now);
+    }
+
+    /// How long the group has owed its answer.
+    pub(super) fn waiting(&self) -> Option<Duration> {
+        lock(&self.waits_since).map(|since| since.elapsed())
+    }
+
     /// The body of the callback. The client waits for an answer, goes on with its heart-beats and pauses all partitions.
     pub(super) fn asked<C: ConsumerContext>(
         &self,
@@ -47,11 +88,17 @@ impl Membership {
         let take = what == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         if self.closing.load(SeqCst) {
             // What is assigned now would only be given back.
-            let answer = if take { TopicPartitionList::new() } else { list.clone() };
-            let answered =
-                if take { consumer.incremental_assign(&answer) } else { consumer.incremental_unassign(&answer) };
-            note(answered);
+            if take {
+                self.assign(consumer, &TopicPartitionList::new());
+            } else {
+                self.unassign(consumer, &list.clone());
+            }
             return;
+        }
+        if take {
+            *lock(&self.waits_since) = None;
+        } else {
+            self.waits();
         }
         // The list is the event's.
         let partitions = partitions_of(list);
@@ -91,16 +138,16 @@ impl Membership {
         let waiting = mem::take(&mut *lock(&self.asked));
         let open = lock(&self.open).take();
         for asked in open.into_iter().chain(waiting) {
-            note(match asked {
-                Asked::Take(_) => consumer.incremental_assign(&TopicPartitionList::new()),
-                Asked::Return { partitions, .. } => consumer.incremental_unassign(&list_of(&partitions)),
-            });
+            match asked {
+                Asked::Take(_) => self.assign(consumer, &TopicPartitionList::new()),
+                Asked::Return { partitions, .. } => self.unassign(consumer, &list_of(&partitions)),
+            }
         }
     }
 }
 
 /// An answer that comes too late is none; the client says so to itself and asks again.
-pub(super) fn note(answered: KafkaResult<()>) {
+fn note(answered: KafkaResult<()>) {
     if let Err(error) = answered {
         tracing::warn!(%error, "the group did not take an answer");
     }

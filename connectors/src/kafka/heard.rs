@@ -3,6 +3,7 @@
 
 use std::error::Error as StdError;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use millstream::{Error, ErrorKind};
 use rdkafka::client::OAuthToken;
@@ -19,7 +20,18 @@ use super::token::Tokens;
 pub(super) struct Heard {
     settings: Arc<Settings>,
     complaint: Mutex<Option<Complaint>>,
+    trouble: Mutex<Option<Trouble>>,
 }
+
+/// Something that the client mends by itself, as far as it can: most of it is over before anyone would want to hear of it.
+#[derive(Debug)]
+struct Trouble {
+    since: Instant,
+    is_told: bool,
+}
+
+/// A trouble that is not over by then is told, and stands in the report.
+const LASTS_AFTER: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 struct Complaint {
@@ -39,7 +51,7 @@ enum Weight {
 
 impl Heard {
     pub(super) fn new(settings: &Arc<Settings>) -> Heard {
-        Heard { settings: Arc::clone(settings), complaint: Mutex::default() }
+        Heard { settings: Arc::clone(settings), complaint: Mutex::default(), trouble: Mutex::default() }
     }
 
     /// The client tells an error.
@@ -51,9 +63,41 @@ impl Heard {
             code if is_refusal(code) && !is_passing(&reason) || is_of_certificate(&reason) => Weight::Refused,
             _ => Weight::Failed,
         };
-        // The client tells the same of a broker once in 30 s.
-        tracing::warn!(%code, reason, "kafka client");
+        if weight == Weight::Refused {
+            tracing::warn!(%code, reason, "kafka client");
+        } else {
+            tracing::debug!(%code, reason, "kafka client");
+        }
         self.keep(weight, explained(&reason));
+        lock(&self.trouble).get_or_insert(Trouble { since: Instant::now(), is_told: false });
+    }
+
+    /// The client has done something that it could not do in trouble.
+    pub(super) fn goes_on(&self) {
+        let Some(trouble) = lock(&self.trouble).take() else { return };
+        lock(&self.complaint).take_if(|complaint| complaint.weight != Weight::Refused);
+        if trouble.is_told {
+            tracing::info!(brokers = self.settings.brokers, after = ?trouble.since.elapsed(), "kafka client goes on");
+        }
+    }
+
+    /// What the client waits for, when it has waited for some time.
+    pub(super) fn waiting(&self) -> Option<String> {
+        let lasts = lock(&self.trouble).as_ref().is_some_and(|trouble| trouble.since.elapsed() >= LASTS_AFTER);
+        lasts.then(|| {
+            let complaint = lock(&self.complaint);
+            let reason = complaint.as_ref().map_or("no answer", |complaint| complaint.reason.as_str());
+            format!("Kafka at {}: {reason}", self.settings.brokers)
+        })
+    }
+
+    /// Logs a trouble that lasts, once.
+    pub(super) fn tell_what_lasts(&self) {
+        let Some(waiting) = self.waiting() else { return };
+        let is_new = lock(&self.trouble).as_mut().is_some_and(|trouble| !std::mem::replace(&mut trouble.is_told, true));
+        if is_new {
+            tracing::warn!("waiting for {waiting}");
+        }
     }
 
     /// The client logs a line.
@@ -65,6 +109,18 @@ impl Heard {
             let reason = line.split_once("]: ").map_or(line.as_str(), |(_, reason)| reason);
             self.keep(Weight::Logged, reason.to_owned());
         }
+    }
+
+    /// Whether the user wants to see what the client logs.
+    pub(super) fn is_debugged(&self) -> bool {
+        self.settings.is_debugged()
+    }
+
+    /// Something does not go on, and may by itself.
+    pub(super) fn complain(&self, reason: String) {
+        tracing::debug!(reason, "kafka client");
+        self.keep(Weight::Failed, reason);
+        lock(&self.trouble).get_or_insert(Trouble { since: Instant::now(), is_told: false });
     }
 
     /// The client wants a token.

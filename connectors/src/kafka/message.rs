@@ -1,5 +1,6 @@
 //! A value with what Kafka keeps beside it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::dead::Place;
@@ -7,13 +8,18 @@ use millstream::Headers;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use serde::{Deserialize, Serialize};
 
-/// The headers of a message of the client.
-pub(super) fn headers_of(message: &BorrowedMessage<'_>) -> Headers {
-    let mut headers = Headers::new();
-    if let Some(borrowed) = message.headers() {
-        borrowed.iter().for_each(|header| headers.push(header.key, header.value.map(<[u8]>::to_vec)));
+/// The headers of a message of the client, and how many more there are that cannot be read.
+pub(super) fn headers_of(message: &BorrowedMessage<'_>) -> (Headers, usize) {
+    let (mut headers, mut unreadable) = (Headers::new(), 0);
+    let Some(borrowed) = message.headers() else { return (headers, 0) };
+    for index in 0..borrowed.count() {
+        // rdkafka 0.39 panics at a name that is not UTF-8, and has no other way to a header.
+        match catch_unwind(AssertUnwindSafe(|| borrowed.get(index))) {
+            Ok(header) => headers.push(header.key, header.value.map(<[u8]>::to_vec)),
+            Err(_) => unreadable += 1,
+        }
     }
-    headers
+    (headers, unreadable)
 }
 
 /// A value with its key, headers, and where it was read. Where it was read never decides where it is written: topic,
@@ -99,7 +105,8 @@ impl<T> Message<T> {
         self
     }
 
-    /// Sets the timestamp it is written with, in milliseconds since 1970; the time of writing when unset.
+    /// Sets the timestamp it is written with, in milliseconds since 1970; the time of writing when unset. The sink refuses a
+    /// record with a timestamp of 0 or less: the Kafka client takes 0 for the time of writing.
     #[must_use]
     pub fn timestamp(mut self, milliseconds: i64) -> Message<T> {
         self.timestamp = Some(milliseconds);
@@ -144,6 +151,11 @@ impl<T> Message<T> {
     /// The headers.
     pub fn headers(&self) -> &Headers {
         &self.headers
+    }
+
+    /// The topic that it is written to, when it names one.
+    pub fn topic_name(&self) -> Option<&str> {
+        self.topic.as_deref()
     }
 
     /// Where it was read, when it was.

@@ -1,5 +1,7 @@
 //! A sink whose messages each name their topic.
 
+use std::time::Duration;
+
 use crate::format::{Bytes, Csv, Json, Text};
 
 use super::options::{Compression, OnRefused, Partitioner, Profile};
@@ -38,6 +40,12 @@ impl Messages {
     #[must_use]
     pub fn on_refused(self, policy: OnRefused) -> Messages {
         Messages { topic: self.topic.on_refused(policy) }
+    }
+
+    /// As [`Topic::deliver_within`].
+    #[must_use]
+    pub fn deliver_within(self, limit: Duration) -> Messages {
+        Messages { topic: self.topic.deliver_within(limit) }
     }
 
     /// Values as JSON.

@@ -14,6 +14,7 @@
 //! partitions, assigns them to itself; two such must not share a group: the second is an error at start, or the first is
 //! ended, with the other's name ([`take_over`](Topic::take_over)).
 
+mod again;
 mod client;
 mod consumer;
 mod coordinator;
@@ -21,10 +22,12 @@ mod dead;
 mod error;
 mod group;
 mod heard;
+mod limits;
 mod message;
 mod messages;
 mod options;
 mod partition;
+mod pattern;
 mod producer;
 mod reader;
 mod secret;
@@ -106,10 +109,12 @@ impl Kafka {
         self
     }
 
-    /// How long a job waits at start for a broker to answer; 10 s by default.
+    /// How long a job waits at start for a broker to answer; 10 s by default, 24 days at most.
     #[must_use]
     pub fn connect_within(mut self, limit: Duration) -> Kafka {
-        Arc::make_mut(&mut self.settings).connect_within = limit;
+        // The client counts milliseconds in 31 bits.
+        const MOST: Duration = Duration::from_secs(24 * 86_400);
+        Arc::make_mut(&mut self.settings).connect_within = limit.min(MOST);
         self
     }
 
@@ -123,11 +128,13 @@ impl Kafka {
         Topic::new(Arc::clone(&self.settings), names.into_iter().map(Into::into).collect())
     }
 
-    /// All topics whose whole name matches a regular expression, such as `orders-[a-z]+`, to read as one source; topics that
-    /// begin with `__` are Kafka's own and are left out. A job without an end also reads what is made later, from its
-    /// beginning, once the client has heard of it (`topic.metadata.refresh.interval.ms`, 30 s here).
+    /// All topics whose whole name matches a regular expression, such as `orders-\\d+`, to read as one source; topics that
+    /// begin with `__` are Kafka's own and are left out. The dialect is the one of the [`regex`](https://docs.rs/regex) crate,
+    /// whatever the trigger and the group protocol: this library matches the names, and neither the client nor the broker sees
+    /// the expression.
     ///
-    /// The expression is read by the client too, so it is one of both dialects: POSIX extended and Rust's.
+    /// A job without an end also reads topics that are made later, from their beginning. It looks for them each
+    /// `topic.metadata.refresh.interval.ms`, 30 s unless it is set, and each second while no topic matches.
     pub fn topics_matching(&self, pattern: impl Into<String>) -> Topic {
         Topic { is_pattern: true, ..self.topic(pattern) }
     }

@@ -1,5 +1,7 @@
 //! What topics may be told, as sources and as sinks.
 
+use std::time::Duration;
+
 use super::start::{DataLoss, End, Isolation, StartAt};
 
 /// What a source may be told.
@@ -31,6 +33,11 @@ pub enum GroupProtocol {
     /// that is gone without a word is missed after `session.timeout.ms`, 10 s unless it is set.
     #[default]
     Classic,
+    /// As `Classic`, with the assignors that hand-written consumers have by default, range and round-robin: at each change of
+    /// the group every member gives back all partitions, drained and committed, before any is given again. For a group that
+    /// still has such members, above all while it moves over to this library: all members of a group must have an assignor
+    /// in common. A group that is through with that changes to `Classic` when all its members have stopped once.
+    Eager,
     /// The broker decides (KIP-848, Kafka 4.0 and later). A partition moves within one of the broker's heart-beats, 5 s by
     /// its default, and only the broker sets when a member is missed, after 45 s by its default.
     Consumer,
@@ -43,6 +50,7 @@ pub(super) struct SinkOptions {
     pub(super) compression: Option<Compression>,
     pub(super) partitioner: Option<Partitioner>,
     pub(super) on_refused: Option<OnRefused>,
+    pub(super) deliver_within: Option<Duration>,
 }
 
 /// What a sink's producer aims at.

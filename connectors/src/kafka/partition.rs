@@ -22,7 +22,7 @@ pub(super) struct Shared {
     /// took a message that it did not keep.
     pub(super) draining: AtomicBool,
     /// Where the client says the partition stands; beyond control records too.
-    position: AtomicI64,
+    pub(super) position: AtomicI64,
     /// The end of the log, as last heard.
     high: AtomicI64,
     /// How far the client had looked when it found no record more.
@@ -69,8 +69,22 @@ impl Shared {
 
     /// What the client says of it.
     pub(super) fn hear(&self, position: Option<i64>, end: Option<i64>) {
-        self.position.fetch_max(position.unwrap_or(i64::MIN), SeqCst);
-        self.high.fetch_max(end.unwrap_or(i64::MIN), SeqCst);
+        for (known, told) in [(&self.position, position), (&self.high, end)] {
+            match told {
+                Some(told) if self.went_back.load(SeqCst) => known.store(told, SeqCst),
+                Some(told) => drop(known.fetch_max(told, SeqCst)),
+                None => {}
+            }
+        }
+    }
+
+    /// The log was made anew, or cut, and this offset of it comes before where we stood. What was known of its end is of the
+    /// old one.
+    pub(super) fn go_back(&self, offset: i64) {
+        self.went_back.store(true, SeqCst);
+        self.polled.store(offset, SeqCst);
+        self.position.store(offset, SeqCst);
+        self.high.store(offset, SeqCst);
     }
 
     pub(super) fn hear_end(&self, seen: i64) {
@@ -90,11 +104,11 @@ impl Shared {
     }
 
     /// Where a partition stands whose records before `done` are done: what the client's position has passed beyond it
-    /// are control records, which nobody polls. Only when nothing is being polled, and nothing was polled beyond `done`,
-    /// looked at *after* the client told its positions.
+    /// are control records, and records of aborted transactions, which nobody polls. Only when nothing is being polled, and
+    /// nothing was polled beyond `done`, looked at *after* the client told its positions.
     pub(super) fn beyond_control_records(&self, done: i64, positions: &Positions) -> i64 {
         let position = positions.get(&self.span).filter(|position| *position > done);
-        let at_rest = || !self.draining.load(SeqCst) && self.polled.load(SeqCst) == done;
+        let at_rest = || !self.draining.load(SeqCst) && self.polled.load(SeqCst) <= done;
         position.filter(|_| at_rest()).unwrap_or(done)
     }
 }

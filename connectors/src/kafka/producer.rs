@@ -2,7 +2,7 @@
 
 use std::error::Error as StdError;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use millstream::{Bytes, Delivery, Error, ErrorKind, OpenSink, Result, Wake};
@@ -15,26 +15,50 @@ use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext}
 
 use crate::format::Cause;
 
-use super::client::Settings;
+use super::again::Again;
 use super::dead::Letter;
-use super::error::{error, is_of_record};
+use super::error::{error, is_of_batch, is_of_record};
 use super::heard::Heard;
+use super::limits::{self, Limits};
 use super::lock;
 use super::options::{OnRefused, Profile};
 use super::start::partitions_of;
 use super::topic::Topic;
 
 /// What is told of a record that was sent: who waits for it.
+#[derive(Clone)]
 pub(super) struct Ticket {
     pub(super) delivery: Delivery,
+    pub(super) kind: Kind,
+    /// The timestamp that the record was given: the client does not tell it of a record that it could not deliver.
+    pub(super) timestamp: Option<i64>,
+    /// No other record is in its batch.
+    pub(super) is_alone: bool,
+}
+
+impl Ticket {
+    pub(super) fn new(delivery: &Delivery, kind: Kind) -> Ticket {
+        Ticket { delivery: delivery.clone(), kind, timestamp: None, is_alone: false }
+    }
+}
+
+/// What was sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Record,
     /// It stands for a record that was refused.
-    pub(super) is_letter: bool,
+    Letter,
 }
 
 /// What the delivery thread and the writers share.
 pub(super) struct Context {
-    heard: Heard,
+    pub(super) heard: Heard,
     pub(super) on_refused: OnRefused,
+    /// Known once the producer is connected.
+    limits: OnceLock<Limits>,
+    pub(super) again: Again,
+    /// How many records were reported when that was looked at before.
+    reported: Mutex<u64>,
     pub(super) closing: AtomicBool,
     /// A writer was told that there is no room.
     pub(super) full: AtomicBool,
@@ -49,7 +73,22 @@ impl Context {
         lock(&self.writers).iter().for_each(Wake::wake);
     }
 
-    fn fail(&self, error: Error) {
+    /// What the topics take.
+    pub(super) fn limits(&self) -> &Limits {
+        self.limits.get().expect("a sink is made of a producer that is connected")
+    }
+
+    /// Called several times a second: a producer that reports of records, or has none in flight, waits for nothing.
+    pub(super) fn look_at_progress(&self) {
+        let (open, now) = self.again.progress();
+        let before = std::mem::replace(&mut *lock(&self.reported), now);
+        if open == 0 || now != before {
+            self.heard.goes_on();
+        }
+        self.heard.tell_what_lasts();
+    }
+
+    pub(super) fn fail(&self, error: Error) {
         lock(&self.failed).get_or_insert(error);
         self.wake_writers();
     }
@@ -82,11 +121,12 @@ impl ProducerContext for Context {
 
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Arc<Ticket>) {
         match result {
-            Ok(_) if ticket.is_letter => ticket.delivery.dispose(1),
+            Ok(_) if ticket.kind == Kind::Letter => ticket.delivery.dispose(1),
             Ok(message) => ticket.delivery.acknowledge(1, Bytes(message.payload_len() as u64)),
             Err((cause, message)) => self.not_delivered(cause, message, &ticket),
         }
-        if self.full.load(SeqCst) && self.full.swap(false, SeqCst) {
+        let is_full = self.full.load(SeqCst) && self.full.swap(false, SeqCst);
+        if self.again.report() || is_full {
             self.wake_writers();
         }
     }
@@ -98,11 +138,22 @@ impl Context {
             return;
         }
         let topic = message.topic();
-        if !cause.rdkafka_error_code().is_some_and(is_of_record) {
-            self.fail(error(ErrorKind::Sink, format!("cannot deliver a record to topic `{topic}`"), cause.clone()));
+        if !ticket.is_alone && cause.rdkafka_error_code().is_some_and(is_of_batch) {
+            tracing::debug!(topic, %cause, "a batch was refused, sending its records again, one by one");
+            self.again.add(message, ticket);
             return;
         }
-        if ticket.is_letter {
+        if !cause.rdkafka_error_code().is_some_and(is_of_record) {
+            let doing = match cause.rdkafka_error_code() {
+                Some(Code::MessageTimedOut) => {
+                    format!("cannot deliver a record to topic `{topic}` in time (`deliver_within` sets the limit)")
+                }
+                _ => format!("cannot deliver a record to topic `{topic}`"),
+            };
+            self.fail(error(ErrorKind::Sink, doing, cause.clone()));
+            return;
+        }
+        if ticket.kind == Kind::Letter {
             let mut letter = Letter::of(message);
             if letter.is_stripped() {
                 let doing = format!("cannot write a dead letter to topic `{topic}`");
@@ -166,42 +217,73 @@ impl Context {
     }
 }
 
-/// The producer, not connected yet.
-pub(super) fn create(topic: &Topic, open: &OpenSink) -> Result<BaseProducer<Context>> {
+/// The size of the client's batches where nothing smaller is needed; librdkafka's default.
+const BATCH: u64 = 1_000_000;
+
+/// The producer of a topic that exists, with batches that the topic takes.
+pub(super) fn connect(topic: &Topic, open: &OpenSink) -> Result<BaseProducer<Context>> {
+    let dead = match &topic.sink.on_refused {
+        Some(OnRefused::DeadLetters(dead)) => Some(dead.as_str()),
+        _ => None,
+    };
+    let mut written: Vec<&str> = topic.names.iter().map(String::as_str).chain(dead).collect();
+    written.dedup();
+    let asked = limits::ask(&topic.settings, &written, topic.sink.compression.unwrap_or_default())?;
+    let mut producer = create(topic, open, BATCH)?;
+    check_topic(&producer, topic, dead)?;
+    let limits = asked.limits();
+    if let Some(max) = limits.batch_max().filter(|max| *max < BATCH) {
+        // The size of batches cannot be changed once a client is made.
+        producer = create(topic, open, max)?;
+        check_topic(&producer, topic, dead)?;
+    }
+    producer.context().limits.set(limits).expect("a producer is connected once");
+    Ok(producer)
+}
+
+fn create(topic: &Topic, open: &OpenSink, batch: u64) -> Result<BaseProducer<Context>> {
     let mut config = topic.settings.config()?;
     let options = &topic.sink;
+    let properties = &topic.settings.properties;
     let linger = match options.profile.unwrap_or_default() {
         Profile::Latency => "0",
         Profile::Throughput => "10",
     };
+    // Zero is no limit: a record waits for as long as its broker is away.
+    let deliver_within = options.deliver_within.map_or(0, |limit| limit.as_millis().clamp(1, MILLISECONDS_MAX));
+    let wanted: Option<u64> = properties.get("batch.size").and_then(|size| size.parse().ok());
     config
         .set("acks", "all")
         .set("enable.idempotence", "true")
         .set("partitioner", options.partitioner.unwrap_or_default().name())
         .set("compression.type", options.compression.unwrap_or_default().name())
+        .set("delivery.timeout.ms", deliver_within.to_string())
+        .set("batch.size", wanted.map_or(batch, |wanted| wanted.min(batch)).to_string())
         .set("queue.buffering.max.kbytes", (open.buffer.0 / 1024).clamp(1, 2_097_151).to_string())
         // A message in the queue takes some 300 bytes of the client's own beside its payload.
         .set("queue.buffering.max.messages", (open.buffer.0 / 300).clamp(1, 2_147_483_647).to_string());
+    let pause = topic.settings.number("retry.backoff.max.ms").map_or(20, |longest| longest.min(20)).to_string();
+    let longest = topic.settings.number("retry.backoff.ms").map_or(1_000, |pause| pause.max(1_000)).to_string();
     for (property, value) in [
         ("linger.ms", linger),
         ("sticky.partitioning.linger.ms", linger),
-        ("delivery.timeout.ms", "120000"),
         ("request.timeout.ms", "10000"),
-        ("retry.backoff.ms", "20"),
-        ("retry.backoff.max.ms", "1000"),
+        ("retry.backoff.ms", &pause),
+        ("retry.backoff.max.ms", &longest),
+        // The topic has its own limit, and the client's default is below the one that brokers have.
+        ("message.max.bytes", "1000000000"),
     ] {
-        let aliases: &[&str] = match property {
-            "linger.ms" => &["queue.buffering.max.ms"],
-            "delivery.timeout.ms" => &["message.timeout.ms"],
-            _ => &[],
-        };
-        if !aliases.iter().chain([&property]).any(|name| topic.settings.properties.contains_key(*name)) {
+        let aliases = ["queue.buffering.max.ms"].iter().filter(|_| property == "linger.ms");
+        if !aliases.copied().chain([property]).any(|name| properties.contains_key(name)) {
             config.set(property, value);
         }
     }
     let context = Context {
         heard: Heard::new(&topic.settings),
         on_refused: options.on_refused.clone().unwrap_or_default(),
+        limits: OnceLock::new(),
+        again: Again::default(),
+        reported: Mutex::default(),
         closing: AtomicBool::new(false),
         full: AtomicBool::new(false),
         failed: Mutex::default(),
@@ -211,15 +293,19 @@ pub(super) fn create(topic: &Topic, open: &OpenSink) -> Result<BaseProducer<Cont
     config.create_with_context(context).map_err(|cause| topic.settings.not_created(cause))
 }
 
+/// What librdkafka takes for a time.
+const MILLISECONDS_MAX: u128 = i32::MAX as u128;
+
 /// An absent broker and an unknown topic are errors at start, and metadata are there for the first record.
-pub(super) fn check_topic(producer: &BaseProducer<Context>, topic: &Topic, settings: &Settings) -> Result<()> {
+fn check_topic(producer: &BaseProducer<Context>, topic: &Topic, dead: Option<&str>) -> Result<()> {
+    let settings = &topic.settings;
     let metadata = |topic: Option<&str>| {
         let ask = |wait: Duration| producer.client().fetch_metadata(topic, wait);
         settings.ask("reach Kafka", &producer.context().heard, || listen(producer), ask)
     };
     // Of all topics first: to ask for one by its name would create it where brokers do that.
     let all = metadata(None)?;
-    if let Some(OnRefused::DeadLetters(dead)) = &topic.sink.on_refused {
+    if let Some(dead) = dead {
         partitions_of(&all, dead, &settings.brokers)?;
     }
     let Some(name) = topic.names.first() else { return Ok(()) };

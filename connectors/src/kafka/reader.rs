@@ -2,12 +2,13 @@
 //! while they are still in the client's buffer. Before it on a record's path is the broker, behind it `ingest`.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use millstream::{
-    Batch, Bytes, Error, ErrorKind, Malformed, Origin, Partition, Polled, Reader, Result, Room, Wake, Worker,
+    Batch, Bytes, Clock, Error, ErrorKind, Malformed, Moment, Origin, Partition, Polled, Reader, Result, Room, Wake,
+    Worker,
 };
 use rdkafka::Timestamp;
 use rdkafka::consumer::base_consumer::PartitionQueue;
@@ -52,10 +53,15 @@ impl Incoming<'_> {
         self.message.payload()
     }
 
-    pub(super) fn message<T>(&self, value: T) -> Message<T> {
+    /// The message with its metadata; malformed when they cannot be read.
+    pub(super) fn message<T>(&self, value: T) -> Result<Message<T>, Malformed> {
+        let (headers, unreadable) = headers_of(self.message);
+        if unreadable > 0 {
+            return Err(self.malformed("the name of a header is not valid UTF-8"));
+        }
         let mut message = Message::new(value);
         message.key = self.message.key().map(<[u8]>::to_vec);
-        message.headers = headers_of(self.message);
+        message.headers = headers;
         message.origin = Some(KafkaOrigin {
             topic: Arc::clone(&self.partition.topic),
             partition: self.message.partition(),
@@ -65,17 +71,22 @@ impl Incoming<'_> {
                 Timestamp::CreateTime(time) | Timestamp::LogAppendTime(time) => Some(time),
             },
         });
-        message
+        Ok(message)
     }
 
-    pub(super) fn malformed(&self, cause: &dyn std::error::Error) -> Malformed {
+    pub(super) fn malformed(&self, cause: &(impl fmt::Display + ?Sized)) -> Malformed {
         let offset = next(self.message.offset());
+        let (headers, unreadable) = headers_of(self.message);
+        let cause = match unreadable {
+            0 => cause.to_string(),
+            count => format!("{cause} ({count} of its headers are left out: their names are not valid UTF-8)"),
+        };
         Malformed {
             origin: Some(Origin { partition: self.partition.shared.span.name.clone(), offset }),
             key: self.message.key().map(<[u8]>::to_vec),
             bytes: self.message.payload().map(<[u8]>::to_vec),
-            headers: headers_of(self.message),
-            cause: cause.to_string(),
+            headers,
+            cause,
         }
     }
 }
@@ -104,18 +115,34 @@ struct Queue {
     queue: PartitionQueue<Context>,
     /// Set by the client when the queue is no longer empty.
     filled: Arc<AtomicBool>,
+    /// Since when it has not been empty, in nanoseconds of the clock; 0 while nobody knows.
+    filled_at: Arc<AtomicU64>,
 }
 
 impl Queue {
-    fn new(mut queue: PartitionQueue<Context>, wake: &Wake) -> Queue {
-        let filled = Arc::new(AtomicBool::new(true));
-        let (flag, wake) = (Arc::clone(&filled), wake.clone());
-        // Called with the queue's lock held: nothing but a flag and a wake.
+    fn new(mut queue: PartitionQueue<Context>, wake: &Wake, clock: &Clock) -> Queue {
+        let (filled, filled_at) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(clock.now().as_nanos())));
+        let (flag, at, wake, clock) = (Arc::clone(&filled), Arc::clone(&filled_at), wake.clone(), clock.clone());
+        // Called with the queue's lock held: nothing but a stamp, a flag and a wake.
         queue.set_nonempty_callback(move || {
+            at.store(clock.now().as_nanos(), SeqCst);
             flag.store(true, SeqCst);
             wake.wake();
         });
-        Queue { queue, filled }
+        Queue { queue, filled, filled_at }
+    }
+
+    /// When a record arrived that is taken from the queue now and was written at `written`, in milliseconds since 1970: when
+    /// it was written, but not before the queue was filled, and not in the future. So what waits in the client's queue
+    /// counts, and neither an old record nor a clock that is wrong can say more than that.
+    fn arrival(since: u64, written: Option<i64>, clock: &Clock) -> Moment {
+        let now = clock.now().as_nanos();
+        let since = if since == 0 { now } else { since.min(now) };
+        let Some(written) = written else { return Moment::from_nanos(since) };
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let age = wall.saturating_sub(u128::try_from(written).unwrap_or(0) * 1_000_000);
+        let at = now.saturating_sub(u64::try_from(age).unwrap_or(u64::MAX));
+        Moment::from_nanos(at.clamp(since, now))
     }
 }
 
@@ -128,12 +155,17 @@ pub(super) struct Door {
     /// Nothing more will be handed in.
     is_closed: AtomicBool,
     wake: OnceLock<Wake>,
+    clock: Clock,
 }
 
 impl Door {
+    pub(super) fn new(clock: &Clock) -> Door {
+        Door { clock: clock.clone(), ..Door::default() }
+    }
+
     pub(super) fn hand_in(&self, shared: Arc<Shared>, queue: Option<PartitionQueue<Context>>) {
         let wake = self.wake.get().expect("readers are made before anything is handed to them");
-        let queue = queue.map(|queue| Queue::new(queue, wake));
+        let queue = queue.map(|queue| Queue::new(queue, wake, &self.clock));
         lock(&self.waiting).push((shared, queue));
         self.is_waited.store(true, SeqCst);
         wake.wake();
@@ -185,6 +217,11 @@ impl<R: Read> KafkaReader<R> {
         }
         let arrived = std::mem::take(&mut *lock(&door.waiting));
         for (shared, queue) in arrived {
+            if shared.is_recalled.load(SeqCst) {
+                // It was wanted back before it came in, and the recall is answered: only the queue is kept.
+                self.away.extend(queue.map(|queue| (shared.span.name.clone(), queue)));
+                continue;
+            }
             let name = &shared.span.name;
             // It may come again before it was forgotten.
             self.put_away(|held| held.span.name == *name);
@@ -272,6 +309,11 @@ impl<R: Read> Reader for KafkaReader<R> {
 impl Held {
     /// Takes messages from the queue until it is empty, the room is used up, or the end is reached.
     fn drain<R: Read>(&mut self, shared: &KafkaShared<R>, batch: &mut Batch<R::Item>, room: Room) -> Result<()> {
+        if shared.is_remade(&self.topic)? {
+            // It is read again once the client stands at its beginning.
+            self.queue.filled.store(false, SeqCst);
+            return Ok(());
+        }
         let before = self.next;
         let mut overshot = false;
         // Before the look: what the client had found by then is in the queue. Behind a hole at the end, which compaction leaves,
@@ -280,9 +322,12 @@ impl Held {
         self.shared.draining.store(true, SeqCst);
         // Before the look, so that what comes during it is seen.
         self.queue.filled.store(false, SeqCst);
+        let since = self.queue.filled_at.swap(0, SeqCst);
         loop {
             if batch.len() >= room.records || batch.bytes() >= room.bytes {
                 self.queue.filled.store(true, SeqCst);
+                // It was filled all the time, unless it was filled anew.
+                let _ = self.queue.filled_at.compare_exchange(0, since, SeqCst, SeqCst);
                 break;
             }
             if self.has_reached_its_end() {
@@ -311,10 +356,13 @@ impl Held {
                         }
                         tracing::warn!(partition = %self.shared.span.name, offset, next = self.next, "the log went back");
                         self.went_back = true;
-                        self.shared.went_back.store(true, SeqCst);
+                        self.shared.go_back(offset);
                     }
                     self.next = offset + 1;
                     let held = message.payload_len() + message.key().map_or(0, <[u8]>::len);
+                    if batch.len() == 0 {
+                        batch.arrived(Queue::arrival(since, message.timestamp().to_millis(), &shared.clock));
+                    }
                     let item = shared.read.read(&Incoming { message: &message, partition: self })?;
                     batch.push(item, Bytes(held as u64 + MESSAGE_OVERHEAD));
                 }

@@ -10,10 +10,11 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use millstream::{
-    Accepted, Batch, Delivery, Error, ErrorKind, Headers, OpenSink, Result, SharedSink, SinkMeter, Wake, Writer, spawn,
+    Accepted, Batch, Delivery, Error, ErrorKind, Headers, OpenSink, Result, SharedSink, SinkMeter, Wake, Writer,
+    spawn_watched,
 };
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
-use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::message::{Header, Message as _, OwnedHeaders, OwnedMessage};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use crate::format::{Cause, Payload, of_record};
@@ -23,7 +24,7 @@ use super::error::{error, is_of_record};
 use super::lock;
 use super::message::Message;
 use super::options::OnRefused;
-use super::producer::{Context, Ticket, check_topic, create, listen};
+use super::producer::{Context, Kind, Ticket, connect, listen};
 use super::topic::Topic;
 
 /// What a format makes of a record.
@@ -107,9 +108,7 @@ impl<W> KafkaOutlet<W> {
     where
         W: Write<T>,
     {
-        let settings = &topic.settings;
-        let producer = create(topic, open)?;
-        check_topic(&producer, topic, settings)?;
+        let producer = connect(topic, open)?;
         // Behind the topic's check: what a format registers is not registered for a topic that does not exist.
         write.open(topic.names.first().map(String::as_str))?;
         let outlet = KafkaOutlet {
@@ -127,7 +126,9 @@ impl<W> KafkaOutlet<W> {
     fn start_delivery_thread(&self) -> Result<()> {
         let (producer, context, sending) =
             (Arc::clone(&self.producer), Arc::clone(&self.context), Arc::clone(&self.sending));
-        spawn("kafka", move || deliver(&producer, &context, &sending)).map(drop)
+        let failed = Arc::clone(&context);
+        let body = move || deliver(&producer, &context, &sending);
+        spawn_watched("kafka", body, move |error| failed.fail(error)).map(drop)
     }
 }
 
@@ -162,7 +163,12 @@ impl<W: Send + Sync + 'static> SharedSink for KafkaOutlet<W> {
         if self.context.full.swap(false, SeqCst) {
             self.context.wake_writers();
         }
+        self.context.look_at_progress();
         Ok(())
+    }
+
+    fn waiting(&self) -> Option<String> {
+        self.context.heard.waiting()
     }
 
     fn close(&self) {
@@ -234,7 +240,15 @@ impl<W> KafkaWriter<W> {
         let Some(topic) = outgoing.topic.or(self.shared.topic.as_deref()) else {
             return Ok(Sent::Refused("the message names no topic, and the sink has none".into()));
         };
-        let mut record = BaseRecord::with_opaque_to(topic, Arc::clone(ticket));
+        let len = (payload == Payload::Present).then_some(self.buffer.len());
+        if let Some(cause) = self.shared.context.limits().refusal(topic, &outgoing, len) {
+            return Ok(Sent::Refused(cause));
+        }
+        let ticket = match outgoing.timestamp {
+            None => Arc::clone(ticket),
+            timestamp => Arc::new(Ticket { timestamp, ..Ticket::clone(ticket) }),
+        };
+        let mut record = BaseRecord::with_opaque_to(topic, ticket);
         if payload == Payload::Present {
             record = record.payload(self.buffer.as_slice());
         }
@@ -245,7 +259,14 @@ impl<W> KafkaWriter<W> {
         let sent = self.shared.try_to_send(record)?;
         if let (Sent::Yes, Some(fingerprint)) = (&sent, self.shared.meter.fingerprint()) {
             let payload = (payload == Payload::Present).then_some(&self.buffer);
-            fingerprint.add(&(topic, outgoing.partition, outgoing.key, payload, outgoing.headers));
+            fingerprint.add(&(
+                topic,
+                outgoing.partition,
+                outgoing.timestamp,
+                outgoing.key,
+                payload,
+                outgoing.headers,
+            ));
         }
         Ok(sent)
     }
@@ -271,11 +292,28 @@ impl<W> KafkaWriter<W> {
         Ok(())
     }
 
+    /// Sends the next of the records that were refused in a batch, when nothing else is in flight.
+    fn send_again(&self) -> Result<()> {
+        let context = &self.shared.context;
+        let Some((message, ticket)) = context.again.next() else { return Ok(()) };
+        let sent = self.shared.producer.send(record_of(&message, Ticket { is_alone: true, ..ticket }));
+        if let Err((cause, _)) = sent {
+            context.again.not_sent();
+            let doing = format!("cannot send a record to topic `{}` again", message.topic());
+            return Err(error(ErrorKind::Sink, doing, cause));
+        }
+        self.shared.sending.wake();
+        Ok(())
+    }
+
     /// Sends the letters that wait, in order, as far as there is room.
     fn send_letters(&mut self) -> Result<()> {
         let OnRefused::DeadLetters(dead) = &self.shared.context.on_refused else { return Ok(()) };
+        if self.shared.context.again.is_needed() {
+            return Ok(());
+        }
         while let Some((letter, delivery)) = self.letters.front_mut() {
-            let ticket = Arc::new(Ticket { delivery: delivery.clone(), is_letter: true });
+            let ticket = Arc::new(Ticket::new(delivery, Kind::Letter));
             let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(dead, ticket);
             (record.key, record.payload) = (letter.key.as_deref(), letter.value.as_deref());
             record.headers = Some(owned(&letter.all_headers()));
@@ -299,13 +337,30 @@ impl<W> KafkaWriter<W> {
 impl<W> KafkaOutlet<W> {
     fn try_to_send(&self, record: BaseRecord<'_, [u8], [u8], Arc<Ticket>>) -> Result<Sent> {
         let topic = record.topic;
-        match self.producer.send(record) {
+        self.context.again.send();
+        let sent = self.producer.send(record);
+        if sent.is_err() {
+            self.context.again.not_sent();
+        }
+        match sent {
             Ok(()) => Ok(Sent::Yes),
             Err((KafkaError::MessageProduction(Code::QueueFull), _)) => Ok(Sent::NoRoom),
             Err((cause, _)) if cause.rdkafka_error_code().is_none_or(is_of_record) => Ok(Sent::Refused(cause.into())),
             Err((cause, _)) => Err(error(ErrorKind::Sink, format!("cannot write to topic `{topic}`"), cause)),
         }
     }
+}
+
+/// A record as it was sent before.
+fn record_of(message: &OwnedMessage, ticket: Ticket) -> BaseRecord<'_, [u8], [u8], Arc<Ticket>> {
+    let timestamp = ticket.timestamp;
+    let mut record = BaseRecord::with_opaque_to(message.topic(), Arc::new(ticket));
+    record.key = message.key();
+    record.payload = message.payload();
+    record.partition = Some(message.partition()).filter(|partition| *partition >= 0);
+    record.timestamp = timestamp;
+    record.headers = message.headers().cloned();
+    record
 }
 
 fn owned(headers: &Headers) -> OwnedHeaders {
@@ -315,7 +370,11 @@ fn owned(headers: &Headers) -> OwnedHeaders {
 
 impl<T, W: Write<T>> Writer<T> for KafkaWriter<W> {
     fn write(&mut self, batch: &mut Batch<T>, delivery: &Delivery) -> Result<Accepted> {
-        let ticket = Arc::new(Ticket { delivery: delivery.clone(), is_letter: false });
+        self.send_again()?;
+        if self.shared.context.again.is_needed() {
+            return Ok(Accepted::Full);
+        }
+        let ticket = Arc::new(Ticket::new(delivery, Kind::Record));
         let mut accepted = Accepted::All;
         let mut looked_again = false;
         while let Some(value) = batch.front() {
@@ -350,12 +409,24 @@ impl<T, W: Write<T>> Writer<T> for KafkaWriter<W> {
         if let Some(error) = lock(&self.shared.context.failed).take() {
             return Err(error);
         }
+        self.send_again()?;
         self.letters.extend(lock(&self.shared.context.letters).drain(..));
         if !self.letters.is_empty() {
             self.send_letters()?;
             self.shared.sending.wake();
         }
         Ok(())
+    }
+}
+
+impl<W> Drop for KafkaWriter<W> {
+    /// A writer whose operator has ended hands on the letters that it had no room for: another writer's records wait for
+    /// them.
+    fn drop(&mut self) {
+        if !self.letters.is_empty() {
+            lock(&self.shared.context.letters).extend(self.letters.drain(..));
+            self.shared.context.wake_writers();
+        }
     }
 }
 

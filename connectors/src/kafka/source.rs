@@ -7,29 +7,30 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use millstream::{
-    Change, CheckpointId, Error, ErrorKind, Lag, Last, Offsets, OpenSource, Partition, Progress, Result, SharedSource,
+    Change, CheckpointId, Claims, Clock, Error, ErrorKind, Lag, Last, Offsets, OpenSource, Partition, Progress, Result, SharedSource,
     Taken, Wake,
 };
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::Message as _;
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::{Offset, Statistics, TopicPartitionList};
 
 use super::client::Settings;
-use super::consumer::{Context, PARTITIONS_EXPECTED, SESSION_TIMEOUT, create, listen};
+use super::consumer::{Context, PARTITIONS_EXPECTED, create, listen, session_timeout};
 use super::coordinator::{Answer, Coordinator, Order, Orders};
 use super::error::error;
-use super::group::{Asked, list_of, note};
+use super::group::{Asked, list_of};
 use super::lock;
 use super::partition::{Claim, Held, Positions, Shared};
+use super::pattern::Pattern;
 use super::reader::{Door, Read, owner};
 use super::signature::Signature;
-use super::start::{DataLoss, End, Span, Starting, next, not_a_list, topics_of, whole};
+use super::start::{DataLoss, End, Span, Starting, next, not_a_list, other_assignor};
 use super::topic::Topic;
 
 /// The half of a Kafka source that a process has once.
@@ -39,6 +40,7 @@ pub struct KafkaShared<R> {
     pub(super) read: R,
     /// To each worker's reader.
     pub(super) doors: Vec<Door>,
+    pub(super) clock: Clock,
     /// Partitions whose queues were split off, for the life of the client.
     split: Mutex<BTreeSet<Partition>>,
     settings: Arc<Settings>,
@@ -52,6 +54,12 @@ pub struct KafkaShared<R> {
     out_of_range: AtomicBool,
     wake: Wake,
     looked: Mutex<Option<Instant>>,
+    /// The sum of what was polled when that was looked at.
+    polled: AtomicI64,
+    /// That the group does not share its partitions out was told.
+    has_told: AtomicBool,
+    /// Topics that the client is being set back in.
+    rewinding: Mutex<BTreeSet<String>>,
 }
 
 /// Who says which partitions are ours.
@@ -59,9 +67,20 @@ enum Mode {
     /// We do, once, at the start.
     Assigned { spans: Vec<Span>, claim: Mutex<Option<Claim>> },
     /// The group does, of these topics.
-    Member { topics: Vec<String> },
+    Member { topics: Mutex<Vec<String>>, pattern: Option<String>, claims: Claims },
 }
 
+/// What no two sources of a job may read: the group would give each of them a part.
+fn claim(settings: &Settings, group: &str, topic: &str) -> String {
+    format!("topic `{topic}` at {} as group `{group}`", settings.brokers)
+}
+
+/// How long a group may take to share partitions out before that is told: brokers wait 3 s for further members, and a member
+/// that is gone without a word is waited for.
+const SHARED_OUT_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long a member waits until its broker knows that it leaves.
+const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 /// How often positions are compared with ends for the report.
 const POSITIONS_EVERY: Duration = Duration::from_secs(1);
 
@@ -82,8 +101,16 @@ impl<R: Read> KafkaShared<R> {
             (_, false) => End::Never,
         };
         let joins = topic.source.partitions.is_none() && end == End::Never;
+        let mut pattern = Pattern::of(topic)?;
         let mut consumer = create(topic, &group, &end, joins, &open, PARTITIONS_EXPECTED)?;
-        let topics = topics_of(&consumer, topic)?;
+        let topics = match &mut pattern {
+            Some(pattern) => pattern.at_start(&topic.settings, &consumer)?,
+            None => topic.names.clone(),
+        };
+        // Of partitions that are named the `Claim` knows more.
+        if topic.source.partitions.is_none() {
+            open.claim(topics.iter().map(|name| claim(&topic.settings, &group, name)))?;
+        }
         let starting = Starting {
             consumer: &consumer,
             settings: &topic.settings,
@@ -96,13 +123,20 @@ impl<R: Read> KafkaShared<R> {
             // For a member others may have read on.
             resume: open.resume.as_ref().filter(|_| !joins),
             compared: open.compared,
+            at_start: None,
         };
         let mut signature = (!joins && !open.compared).then(Signature::new);
         // A member is told later which of them are its own; that they exist, and that the group can be asked, is known now.
         let spans = match joins {
             // Topics of a pattern may be made later.
             true if topics.is_empty() => Vec::new(),
-            true => starting.spans_of(&starting.partitions()?, None)?,
+            true => {
+                let spans = starting.spans_of(&starting.partitions()?, None)?;
+                starting.check_assignor()?;
+                // A group without members takes it from anybody, and a process that dies before it is one finds it again.
+                starting.remember(&spans)?;
+                spans
+            }
             false => starting.spans(signature.as_mut())?,
         };
         if spans.len() > PARTITIONS_EXPECTED {
@@ -114,9 +148,10 @@ impl<R: Read> KafkaShared<R> {
                 topic.settings.ask("reach Kafka", heard, || listen(&consumer), ask)?;
             }
         }
+        let at_start = spans.iter().map(|span| ((span.topic.clone(), span.partition), span.high)).collect();
         let mode = if joins {
-            let pattern = || vec![whole(&topic.names[0])];
-            Mode::Member { topics: if topic.is_pattern { pattern() } else { topics } }
+            let described = pattern.as_ref().map(|_| topic.names[0].clone());
+            Mode::Member { topics: Mutex::new(topics), pattern: described, claims: open.claims() }
         } else {
             Mode::Assigned { spans, claim: Mutex::default() }
         };
@@ -127,7 +162,9 @@ impl<R: Read> KafkaShared<R> {
             settings: Arc::clone(&topic.settings),
             options: topic.source.clone(),
             group: group.clone(),
-            patience: joins.then_some(2 * SESSION_TIMEOUT),
+            at_start,
+            pattern: pattern.filter(|_| joins),
+            patience: joins.then(|| 2 * session_timeout(&topic.settings)),
             signature,
             wake: open.wake.clone(),
             answers: Arc::default(),
@@ -136,7 +173,8 @@ impl<R: Read> KafkaShared<R> {
             consumer,
             held,
             read,
-            doors: (0..open.workers).map(|_| Door::default()).collect(),
+            doors: (0..open.workers).map(|_| Door::new(&open.clock)).collect(),
+            clock: open.clock.clone(),
             split: Mutex::default(),
             settings: Arc::clone(&topic.settings),
             group,
@@ -147,6 +185,9 @@ impl<R: Read> KafkaShared<R> {
             out_of_range: AtomicBool::new(false),
             wake: open.wake,
             looked: Mutex::default(),
+            polled: AtomicI64::new(0),
+            has_told: AtomicBool::new(false),
+            rewinding: Mutex::default(),
         })
     }
 
@@ -176,11 +217,11 @@ impl<R: Read> KafkaShared<R> {
         while let Some(asked) = membership.next() {
             match &asked {
                 Asked::Take(partitions) if partitions.is_empty() => {
-                    note(self.consumer.incremental_assign(&TopicPartitionList::new()));
+                    membership.assign(&self.consumer, &TopicPartitionList::new());
                     continue;
                 }
                 Asked::Return { partitions, .. } if partitions.is_empty() => {
-                    note(self.consumer.incremental_unassign(&TopicPartitionList::new()));
+                    membership.unassign(&self.consumer, &TopicPartitionList::new());
                     continue;
                 }
                 Asked::Take(partitions) => self.orders.order(Order::Start(partitions.clone())),
@@ -201,19 +242,92 @@ impl<R: Read> KafkaShared<R> {
 
     /// Where given partitions begin is known: now they are ours.
     fn take_over(&self, spans: Vec<Span>) -> Result<Vec<Partition>> {
-        if !self.consumer.context().membership.taken() {
+        let membership = &self.consumer.context().membership;
+        if !membership.taken() {
             return Ok(Vec::new());
         }
         let names = spans.iter().map(|span| span.name.clone()).collect();
-        note(self.consumer.incremental_assign(&self.hand_out(spans)?));
+        membership.assign(&self.consumer, &self.hand_out(spans)?);
         // Another request may wait for this answer.
         self.wake.wake();
         Ok(names)
     }
 
+    /// Leaves the group before the client is dropped: a worker that is stuck in user code keeps that, and a member that nobody
+    /// serves holds its partitions until `max.poll.interval.ms` has passed.
+    fn leave(&self) {
+        if self.consumer.close_queue().is_err() {
+            return;
+        }
+        let deadline = Instant::now() + LEAVE_WITHIN;
+        while !self.consumer.closed() && Instant::now() < deadline {
+            // What the group asks for meanwhile is granted in the callback.
+            drop(self.consumer.poll(Duration::from_millis(5)));
+        }
+    }
+
     /// Whether reading goes on where the log is, when it is not where it was.
     pub(super) fn skips_losses(&self) -> bool {
         self.on_data_loss == DataLoss::Skip
+    }
+
+    /// Whether a topic was made anew, and is not read until it is read from its beginning.
+    ///
+    /// # Errors
+    /// When that is the end.
+    pub(super) fn is_remade(&self, topic: &str) -> Result<bool> {
+        if !self.consumer.context().is_remade(topic) {
+            return Ok(false);
+        }
+        if self.skips_losses() {
+            return Ok(true);
+        }
+        let doing = format!(
+            "topic `{topic}` was deleted and made anew while it was read: what of the old one was not read is gone, and its \
+             offsets say nothing of the new one (`on_data_loss(DataLoss::Skip)` reads that from its beginning)"
+        );
+        Err(Error::new(ErrorKind::DataLoss, doing))
+    }
+
+    /// Of a topic that was made anew the job ends, or reads it from its beginning.
+    fn look_at_remade(&self) -> Result<()> {
+        let Some(topic) = self.consumer.context().first_remade() else { return Ok(()) };
+        let is_held = self.held.all().iter().any(|shared| shared.span.topic == topic);
+        if !is_held {
+            self.consumer.context().rewound(&topic);
+        } else if self.is_remade(&topic)? && lock(&self.rewinding).insert(topic.clone()) {
+            tracing::warn!(topic, "the topic was made anew, reading it from its beginning");
+            self.orders.order(Order::Rewind(topic));
+        }
+        Ok(())
+    }
+
+    /// Reads other topics from now on.
+    fn subscribe(&self, topics: &[String]) -> Result<()> {
+        let membership = &self.consumer.context().membership;
+        if topics.is_empty() {
+            // The client takes no list without a topic.
+            self.consumer.unsubscribe();
+            return Ok(());
+        }
+        membership.waits();
+        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+        self.consumer.subscribe(&names).map_err(|cause| self.cannot_read(cause))
+    }
+
+    fn cannot_read(&self, cause: KafkaError) -> Error {
+        let doing = format!("cannot read as group `{}` at {}", self.group, self.settings.brokers);
+        error(ErrorKind::Source, doing, cause)
+    }
+
+    /// Other topics match the pattern now.
+    fn follow(&self, now: Vec<String>) -> Result<()> {
+        let Mode::Member { topics, claims, .. } = &self.mode else { return Ok(()) };
+        tracing::info!(group = self.group, topics = ?now, "the topics that match the pattern have changed");
+        claims.claim(now.iter().map(|name| claim(&self.settings, &self.group, name)))?;
+        self.subscribe(&now)?;
+        *lock(topics) = now;
+        Ok(())
     }
 
     /// Errors that the client puts into its main queue.
@@ -246,15 +360,42 @@ impl<R: Read> KafkaShared<R> {
                 self.wake.wake();
                 Ok(())
             }
-            Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed | Code::UnknownTopicOrPartition) => {
-                Err(error(ErrorKind::Source, doing(), cause))
+            Some(Code::InconsistentGroupProtocol) => Err(other_assignor(&self.group, &self.settings, None)),
+            Some(Code::InvalidSessionTimeout) => {
+                let doing = format!(
+                    "cannot join group `{}` at {}: the broker does not take a `session.timeout.ms` of {} (its \
+                     `group.min.session.timeout.ms` and `group.max.session.timeout.ms` say what it takes)",
+                    self.group,
+                    self.settings.brokers,
+                    session_timeout(&self.settings).as_millis()
+                );
+                Err(Error::new(ErrorKind::Option, doing).caused_by(cause))
             }
+            // A topic of a pattern may go.
+            Some(Code::UnknownTopicOrPartition) if self.is_of_pattern() => Ok(()),
+            Some(
+                Code::TopicAuthorizationFailed
+                | Code::GroupAuthorizationFailed
+                | Code::InvalidGroupId
+                | Code::FencedInstanceId
+                | Code::UnsupportedVersion
+                | Code::UnsupportedFeature
+                | Code::UnsupportedAssignor
+                | Code::UnknownTopicOrPartition,
+            ) => Err(error(ErrorKind::Source, doing(), cause)),
             _ if matches!(cause, KafkaError::MessageConsumptionFatal(_)) => {
                 Err(error(ErrorKind::Source, doing(), cause))
             }
-            // The client goes on by itself: a broker that is away comes back.
-            _ => Ok(()),
+            // The client goes on by itself: a broker that is away comes back, a full group may have room again.
+            _ => {
+                self.consumer.context().heard.complain(cause.to_string());
+                Ok(())
+            }
         }
+    }
+
+    fn is_of_pattern(&self) -> bool {
+        matches!(&self.mode, Mode::Member { pattern: Some(_), .. })
     }
 
     /// The error of a reader that stands outside of its log, with the gap when the broker tells it soon.
@@ -292,7 +433,15 @@ impl<R: Read> KafkaShared<R> {
     fn look_at_ends(&self) {
         let positions = Positions::of(&self.consumer);
         let statistics = self.consumer.context().statistics();
-        for shared in self.held.all() {
+        let (held, membership) = (self.held.all(), &self.consumer.context().membership);
+        let polled: i64 = held.iter().map(|shared| shared.polled.load(SeqCst)).sum();
+        let has_read = self.polled.swap(polled, SeqCst) != polled;
+        let is_up = |statistics: &Statistics| statistics.brokers.values().any(|broker| broker.state == "UP");
+        if has_read || statistics.as_ref().is_some_and(is_up) && membership.waiting().is_none() {
+            self.consumer.context().heard.goes_on();
+        }
+        let mut has_passed = false;
+        for shared in held {
             let span = &shared.span;
             let told = statistics
                 .as_ref()
@@ -300,22 +449,38 @@ impl<R: Read> KafkaShared<R> {
             // The last stable offset is the end for those who read committed records only.
             let end = told.map(|told| if told.ls_offset >= 0 { told.ls_offset } else { told.hi_offset });
             shared.hear(positions.get(span), end);
+            has_passed |= positions.get(span).is_some_and(|position| position > shared.polled.load(SeqCst));
             if let Some(told) = told {
                 shared.hear_end(told.eof_offset);
             }
         }
+        if has_passed && !self.compared {
+            self.orders.order(Order::Settle);
+        }
+        self.consumer.context().heard.tell_what_lasts();
+        if let Some(lacks) = self.lacks_partitions()
+            && !self.has_told.swap(true, SeqCst)
+        {
+            tracing::warn!("waiting for {lacks}");
+        }
+        if membership.waiting().is_none() {
+            self.has_told.store(false, SeqCst);
+        }
+    }
+
+    /// Why a member has nothing to read.
+    fn lacks_partitions(&self) -> Option<String> {
+        let Mode::Member { topics, pattern, .. } = &self.mode else { return None };
+        if let Some(pattern) = pattern.as_ref().filter(|_| lock(topics).is_empty()) {
+            return Some(format!("a topic that matches `{pattern}` at {}", self.settings.brokers));
+        }
+        let waits = self.consumer.context().membership.waiting().filter(|waited| *waited >= SHARED_OUT_WITHIN)?;
+        Some(format!("group `{}` to share its partitions out, for {:.0} s by now", self.group, waits.as_secs_f64()))
     }
 }
 
 impl<R: Read> SharedSource for KafkaShared<R> {
     fn begin(&self) -> Result<()> {
-        let cannot = |cause| {
-            error(
-                ErrorKind::Source,
-                format!("cannot read as group `{}` at {}", self.group, self.settings.brokers),
-                cause,
-            )
-        };
         match &self.mode {
             Mode::Assigned { spans, claim } => {
                 *lock(claim) = Some(Claim::new(&self.settings.brokers, &self.group, spans)?);
@@ -328,11 +493,12 @@ impl<R: Read> SharedSource for KafkaShared<R> {
                 if !starts.is_empty() && !self.compared {
                     self.orders.order(Order::Commit(CheckpointId::default(), starts));
                 }
-                self.consumer.assign(&list).map_err(cannot)
+                self.consumer.assign(&list).map_err(|cause| self.cannot_read(cause))
             }
-            Mode::Member { topics } => {
-                let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
-                self.consumer.subscribe(&topics).map_err(cannot)
+            Mode::Member { topics, .. } => {
+                let topics = lock(topics);
+                // Of a pattern that nothing matches yet there is nothing to subscribe to.
+                if topics.is_empty() { Ok(()) } else { self.subscribe(&topics) }
             }
         }
     }
@@ -342,6 +508,7 @@ impl<R: Read> SharedSource for KafkaShared<R> {
         if self.out_of_range.load(SeqCst) {
             return Err(self.data_loss());
         }
+        self.look_at_remade()?;
         let mut looked = lock(&self.looked);
         if looked.is_none_or(|looked| looked.elapsed() >= POSITIONS_EVERY) {
             *looked = Some(Instant::now());
@@ -352,6 +519,11 @@ impl<R: Read> SharedSource for KafkaShared<R> {
             match answer? {
                 Answer::Committed(checkpoint) => changes.push(Change::Committed(checkpoint)),
                 Answer::Started(spans) => changes.push(Change::Given(self.take_over(spans)?)),
+                Answer::Topics(topics) => self.follow(topics)?,
+                Answer::Rewound(topic) => {
+                    lock(&self.rewinding).remove(&topic);
+                    self.consumer.context().rewound(&topic);
+                }
             }
         }
         self.answer_group(&mut changes);
@@ -365,8 +537,9 @@ impl<R: Read> SharedSource for KafkaShared<R> {
 
     fn give_back(&self, taken: Taken) -> Result<()> {
         self.held.remove(taken.partitions());
-        if let Some(partitions) = self.consumer.context().membership.returned() {
-            note(self.consumer.incremental_unassign(&list_of(&partitions)));
+        let membership = &self.consumer.context().membership;
+        if let Some(partitions) = membership.returned() {
+            membership.unassign(&self.consumer, &list_of(&partitions));
             self.orders.order(Order::Nudge);
             self.wake.wake();
         }
@@ -385,6 +558,10 @@ impl<R: Read> SharedSource for KafkaShared<R> {
         self.held.all().iter().map(|shared| shared.lag()).collect()
     }
 
+    fn waiting(&self) -> Option<String> {
+        self.consumer.context().heard.waiting().or_else(|| self.lacks_partitions())
+    }
+
     fn close(&self, last: Last) {
         if let Mode::Assigned { claim, .. } = &self.mode {
             // Also when a worker that is stuck never lets go of this source.
@@ -392,6 +569,9 @@ impl<R: Read> SharedSource for KafkaShared<R> {
         }
         self.orders.close(last);
         self.consumer.context().membership.close(&self.consumer);
+        if matches!(&self.mode, Mode::Member { .. }) {
+            self.leave();
+        }
     }
 }
 

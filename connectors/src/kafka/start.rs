@@ -10,21 +10,19 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use millstream::{Error, ErrorKind, Offset as Next, Offsets, Partition, Result};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
-use rdkafka::groups::GroupMemberInfo;
+use rdkafka::groups::{GroupInfo, GroupMemberInfo};
 use rdkafka::metadata::Metadata;
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
-use regex::Regex;
 
 use super::client::Settings;
 use super::consumer::{Context, listen};
-use super::error::{error, is_passing, is_refusal};
+use super::error::{error, is_changing, is_passing, is_refusal};
 use super::heard::Heard;
-use super::options::SourceOptions;
+use super::options::{GroupProtocol, SourceOptions};
 use super::signature::{Signature, await_death};
-use super::topic::Topic;
 
 /// Where reading begins in a partition for which nothing is committed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,7 +31,9 @@ pub enum StartAt {
     /// At the first record that is still there.
     #[default]
     Earliest,
-    /// Behind the last record at the moment of start.
+    /// Behind the last record at the moment of start: what is written after [`Job::start`](millstream::Job::start) has
+    /// returned is read, however long the group takes to share partitions out. Partitions and topics that are made later begin
+    /// at their earliest record.
     Latest,
     /// Nowhere: that a partition has no committed offset is an error.
     Committed,
@@ -119,6 +119,8 @@ pub(super) struct Starting<'s> {
     pub(super) resume: Option<&'s Offsets>,
     /// The group is not asked for anything.
     pub(super) compared: bool,
+    /// Ends of the log at the moment of start, for a start that is another one later. What is missing was made since.
+    pub(super) at_start: Option<&'s BTreeMap<(String, i32), i64>>,
 }
 
 impl Starting<'_> {
@@ -175,6 +177,38 @@ impl Starting<'_> {
         Ok(spans)
     }
 
+    /// Commits starts that nobody has committed.
+    pub(super) fn remember(&self, spans: &[Span]) -> Result<()> {
+        let passing = || spans.iter().filter(|span| span.is_passing);
+        let keys: Vec<_> = passing().map(|span| (span.topic.clone(), span.partition)).collect();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        // Looked at once more: another member that starts now may have come first.
+        let committed = self.committed(&keys)?;
+        let mut list = TopicPartitionList::new();
+        for span in passing().filter(|span| !committed.contains_key(&(span.topic.clone(), span.partition))) {
+            list.add_partition_offset(&span.topic, span.partition, Offset::Offset(span.start))
+                .map_err(|cause| not_a_list(&span.topic, cause))?;
+        }
+        if list.count() == 0 {
+            return Ok(());
+        }
+        match self.consumer.commit(&list, CommitMode::Sync) {
+            Ok(()) => Ok(()),
+            Err(KafkaError::ConsumerCommit(code)) if is_passing(code) && !is_changing(code) => {
+                let doing = format!("cannot remember where group `{}` begins", self.group);
+                Err(Error::new(ErrorKind::Unreachable, doing).caused_by(code))
+            }
+            // A group takes no commit of one who is not a member yet, and none while it waits for a member's answer. Then its
+            // members remember.
+            Err(cause) => {
+                tracing::debug!(group = self.group, %cause, "cannot remember where reading began");
+                Ok(())
+            }
+        }
+    }
+
     /// Where a partition begins that nobody has read before.
     fn first_start(
         &self,
@@ -183,7 +217,11 @@ impl Starting<'_> {
         high: i64,
         at_time: Option<&BTreeMap<(String, i32), i64>>,
     ) -> Result<i64> {
-        match self.options.start_at.as_ref().unwrap_or(&StartAt::Earliest) {
+        let start_at = self.options.start_at.as_ref().unwrap_or(&StartAt::Earliest);
+        if let (StartAt::Latest, Some(ends)) = (start_at, self.at_start) {
+            return Ok(ends.get(key).map_or(low, |end| (*end).clamp(low, high)));
+        }
+        match start_at {
             StartAt::Earliest => Ok(low),
             // As if nobody had ever read it.
             StartAt::Committed if self.compared => Ok(low),
@@ -324,6 +362,27 @@ impl Starting<'_> {
             .collect()
     }
 
+    /// A group whose members speak nothing that this one does takes it in never, and says so only to the client, again and
+    /// again.
+    ///
+    /// # Errors
+    /// When the group has such members, or may not be joined.
+    pub(super) fn check_assignor(&self) -> Result<()> {
+        let ours: &[&str] = match self.options.protocol.unwrap_or_default() {
+            GroupProtocol::Classic => &["cooperative-sticky"],
+            GroupProtocol::Eager => &["range", "roundrobin"],
+            // The broker lets members of both protocols into one group.
+            GroupProtocol::Consumer => return Ok(()),
+        };
+        // Not every broker can be asked; then joining tells.
+        let Ok(list) = self.consumer.fetch_group_list(Some(self.group), self.settings.connect_within) else { return Ok(()) };
+        let groups = list.groups().iter().filter(|group| group.protocol_type() == "consumer" && !group.members().is_empty());
+        match groups.map(GroupInfo::protocol).find(|protocol| !protocol.is_empty() && !ours.contains(protocol)) {
+            None => Ok(()),
+            Some(theirs) => Err(other_assignor(self.group, self.settings, Some(theirs))),
+        }
+    }
+
     /// A group that others share out among themselves takes no commits from somebody who is not one of them.
     fn check_group(&self) -> Result<()> {
         let cause = match self.consumer.fetch_group_list(Some(self.group), self.settings.connect_within) {
@@ -411,25 +470,16 @@ impl Starting<'_> {
     }
 }
 
-/// The topics that a source reads, as far as they exist now.
-pub(super) fn topics_of(consumer: &BaseConsumer<Context>, topic: &Topic) -> Result<Vec<String>> {
-    if !topic.is_pattern {
-        return Ok(topic.names.clone());
-    }
-    let pattern = whole(&topic.names[0]);
-    let matching = Regex::new(&pattern).map_err(|cause| {
-        let doing = format!("`{}` is no pattern of topics", topic.names[0]);
-        Error::new(ErrorKind::Option, doing).caused_by(cause)
-    })?;
-    let (heard, ask) = (&consumer.context().heard, |wait: Duration| consumer.fetch_metadata(None, wait));
-    let metadata = topic.settings.ask("reach Kafka", heard, || listen(consumer), ask)?;
-    let names = metadata.topics().iter().map(|known| known.name().to_owned());
-    Ok(names.filter(|name| !name.starts_with("__") && matching.is_match(name)).collect())
-}
-
-/// A pattern of a whole name. The client takes for a pattern what begins with `^`.
-pub(super) fn whole(pattern: &str) -> String {
-    format!("^({pattern})$")
+/// The error of a group whose members have no assignor in common with this one.
+pub(super) fn other_assignor(group: &str, settings: &Settings, theirs: Option<&str>) -> Error {
+    let theirs = theirs.map_or("another assignor".to_owned(), |theirs| format!("the assignor `{theirs}`"));
+    let doing = format!(
+        "cannot join group `{group}` at {}: its members use {theirs}, which this job does not have \
+         (`group_protocol(GroupProtocol::Eager)` has `range` and `roundrobin`, `Classic` has `cooperative-sticky`; otherwise \
+         stop the other members first)",
+        settings.brokers
+    );
+    Error::new(ErrorKind::Refused, doing)
 }
 
 /// The partitions of a topic, or why there are none.

@@ -2,6 +2,7 @@
 //! decides which options it may have; one that does not fit is an error at start.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use millstream::{
     Error, ErrorKind, Keyed, KeyedSink, Malformed, OpenSink, OpenSource, Result, Sink, Source, Wake, Worker,
@@ -146,6 +147,14 @@ impl Topic {
         self
     }
 
+    /// How long a record may be on its way before the run ends with an error; without a limit by default: a job waits for
+    /// its broker for as long as that is away, and nothing is lost.
+    #[must_use]
+    pub fn deliver_within(mut self, limit: Duration) -> Topic {
+        self.sink.deliver_within = Some(limit);
+        self
+    }
+
     // Formats.
 
     /// Values as JSON, typed by serde. As a source it yields `Result<T, Malformed>`.
@@ -175,7 +184,8 @@ impl Topic {
         Records { topic: self, format }
     }
 
-    /// Messages as they are: `Message<Option<Vec<u8>>>`, where `None` is a tombstone. Nothing can be malformed.
+    /// Messages as they are: `Message<Option<Vec<u8>>>`, where `None` is a tombstone. As a source it yields
+    /// `Result<Message<_>, Malformed>`, of which only messages with a header whose name is not valid UTF-8 are malformed.
     pub fn raw(self) -> RawRecords {
         RawRecords { topic: self }
     }
@@ -192,6 +202,7 @@ impl Topic {
             ("compression", options.compression.is_some()),
             ("partitioner", options.partitioner.is_some()),
             ("on_refused", options.on_refused.is_some()),
+            ("deliver_within", options.deliver_within.is_some()),
         ];
         self.check(&set, "a source")?;
         if self.names.is_empty() {
@@ -311,7 +322,7 @@ source!([F: Decode + Clone + Send + Sync] Records<F>, Result<F::Value, Malformed
     |records| (records.topic, Values(records.format)));
 source!([F: Decode + Clone + Send + Sync] RecordsWithMetadata<F>, Result<Message<F::Value>, Malformed>,
     WithMetadata<F>, |records| (records.topic, WithMetadata(records.format)));
-source!([] RawRecords, Message<Option<Vec<u8>>>, Raw, |records| (records.topic, Raw));
+source!([] RawRecords, Result<Message<Option<Vec<u8>>>, Malformed>, Raw, |records| (records.topic, Raw));
 
 macro_rules! sink {
     ([$($bounds:tt)*] $kind:ty, $item:ty, $write:ty, $make:expr) => {
@@ -387,7 +398,7 @@ impl<F: Decode + Clone + Send + Sync> Read for WithMetadata<F> {
     }
 
     fn read(&self, incoming: &Incoming<'_>) -> Result<Self::Item> {
-        Ok(decode(&self.0, incoming)?.map(|value| incoming.message(value)))
+        Ok(decode(&self.0, incoming)?.and_then(|value| incoming.message(value)))
     }
 }
 
@@ -400,7 +411,7 @@ fn decode<F: Decode>(format: &F, incoming: &Incoming<'_>) -> Result<Result<F::Va
 }
 
 impl Read for Raw {
-    type Item = Message<Option<Vec<u8>>>;
+    type Item = Result<Message<Option<Vec<u8>>>, Malformed>;
 
     fn read(&self, incoming: &Incoming<'_>) -> Result<Self::Item> {
         Ok(incoming.message(incoming.payload().map(<[u8]>::to_vec)))

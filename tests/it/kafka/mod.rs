@@ -2,6 +2,7 @@
 
 mod formats;
 mod groups;
+mod limits;
 mod mistakes;
 mod offsets;
 mod outages;
@@ -13,6 +14,7 @@ mod registry;
 mod runs;
 #[cfg(feature = "tls")]
 mod security;
+mod starts;
 mod transactions;
 
 use millstream_connectors::Kafka;

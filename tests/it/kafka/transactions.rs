@@ -13,7 +13,7 @@ use crate::support::eventually;
 
 const LONG: Duration = Duration::from_secs(20);
 
-fn transaction(broker: &Broker, topic: &str, values: std::ops::Range<u64>, commit: bool) {
+pub fn transaction(broker: &Broker, topic: &str, values: std::ops::Range<u64>, commit: bool) {
     let id = format!("tx-{}", fastrand::u64(..));
     let producer: ThreadedProducer<DefaultProducerContext> =
         broker.client().set("transactional.id", &id).create().unwrap();

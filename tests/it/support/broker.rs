@@ -110,7 +110,7 @@ impl Broker {
         }
     }
 
-    fn await_leaders(&self, topic: &str, partitions: i32) {
+    pub fn await_leaders(&self, topic: &str, partitions: i32) {
         let consumer: BaseConsumer = self.client().create().unwrap();
         let deadline = Instant::now() + crate::PATIENCE;
         loop {

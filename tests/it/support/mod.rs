@@ -9,6 +9,7 @@ pub mod events;
 pub mod registry;
 pub mod script;
 pub mod valve;
+pub mod wire;
 
 use std::time::{Duration, Instant};
 

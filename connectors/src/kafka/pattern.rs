@@ -1,0 +1,78 @@
+//! Topics by a pattern. This library matches the names, with one dialect for every trigger and group protocol: librdkafka reads
+//! POSIX expressions and a broker RE2, and each of them takes for a mistake, or for something else, what the others read.
+
+use std::time::Duration;
+
+use millstream::{Error, ErrorKind, Result};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::metadata::Metadata;
+use regex::Regex;
+
+use super::client::Settings;
+use super::consumer::{Context, listen};
+use super::topic::Topic;
+
+/// How long brokers are asked which topics there are.
+const ASK_WITHIN: Duration = Duration::from_secs(5);
+/// How often they are asked, unless the property of the client says otherwise.
+const REFRESH: Duration = Duration::from_secs(30);
+
+/// A pattern, and the topics that matched it last.
+#[derive(Debug)]
+pub(super) struct Pattern {
+    whole: Regex,
+    pub(super) refresh: Duration,
+    known: Vec<String>,
+}
+
+impl Pattern {
+    /// The pattern of a source that has one.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn of(topic: &Topic) -> Result<Option<Pattern>> {
+        if !topic.is_pattern {
+            return Ok(None);
+        }
+        let whole = Regex::new(&format!("^(?:{})$", topic.names[0])).map_err(|cause| {
+            let doing = format!("`{}` is not a pattern of topics (the dialect is the one of the regex crate)", topic.names[0]);
+            Error::new(ErrorKind::Option, doing).caused_by(cause)
+        })?;
+        let refresh = topic.settings.number("topic.metadata.refresh.interval.ms");
+        let refresh = refresh.filter(|pause| *pause > 0).map_or(REFRESH, Duration::from_millis);
+        Ok(Some(Pattern { whole, refresh, known: Vec::new() }))
+    }
+
+    /// The topics that match now, at the start of a job.
+    ///
+    /// # Errors
+    /// When no broker answers.
+    pub(super) fn at_start(&mut self, settings: &Settings, consumer: &BaseConsumer<Context>) -> Result<Vec<String>> {
+        let (heard, ask) = (&consumer.context().heard, |wait: Duration| consumer.fetch_metadata(None, wait));
+        let topics = self.matching(&settings.ask("reach Kafka", heard, || listen(consumer), ask)?);
+        self.note(&topics);
+        Ok(topics)
+    }
+
+    /// The topics that match now.
+    pub(super) fn topics(&self, consumer: &BaseConsumer<Context>) -> Result<Vec<String>, KafkaError> {
+        consumer.fetch_metadata(None, ASK_WITHIN).map(|metadata| self.matching(&metadata))
+    }
+
+    /// Says whether these are others than those before.
+    pub(super) fn note(&mut self, topics: &[String]) -> bool {
+        let is_new = self.known != topics;
+        if is_new {
+            self.known = topics.to_vec();
+        }
+        is_new
+    }
+
+    fn matching(&self, metadata: &Metadata) -> Vec<String> {
+        let names = metadata.topics().iter().map(|known| known.name().to_owned());
+        let mut topics: Vec<String> = names.filter(|name| !name.starts_with("__") && self.whole.is_match(name)).collect();
+        topics.sort_unstable();
+        topics
+    }
+}

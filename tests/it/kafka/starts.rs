@@ -1,0 +1,548 @@
+//! How a job begins to read, alone and in a group: what it finds, what it waits for, and what it cannot read with a reason.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use millstream::{Bytes, ErrorKind, Job, Restart, Result, Running, Trigger, collect, discard};
+use millstream_connectors::{DataLoss, GroupProtocol, Kafka, StartAt};
+use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::producer::BaseRecord;
+
+use super::kafka;
+use crate::support::broker::{Broker, OwnBroker, flush, real, send, shared};
+use crate::support::{PATIENCE, eventually, events, wire};
+
+/// Writes numbers into partition 0.
+fn write(broker: &Broker, topic: &str, numbers: std::ops::Range<u64>) {
+    let numbers: Vec<String> = numbers.map(|n| n.to_string()).collect();
+    broker.write(topic, numbers.iter().map(|n| (Some(0), n.as_str(), Some(n.as_str()))));
+}
+
+/// A consumer as people write it, which reads on a thread of its own until it is dropped.
+struct ByHand {
+    done: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<Vec<u64>>>,
+}
+
+impl ByHand {
+    fn start(broker: &Broker, group: &str, topic: &str, assignor: &str) -> ByHand {
+        let consumer: BaseConsumer = broker
+            .client()
+            .set("group.id", group)
+            .set("auto.offset.reset", "earliest")
+            .set("auto.commit.interval.ms", "100")
+            .set("session.timeout.ms", "6000")
+            .set("partition.assignment.strategy", assignor)
+            .create()
+            .unwrap();
+        consumer.subscribe(&[topic]).unwrap();
+        let done = Arc::new(AtomicBool::new(false));
+        let is_done = Arc::clone(&done);
+        let has_joined = Arc::new(AtomicBool::new(false));
+        let joined = Arc::clone(&has_joined);
+        let thread = std::thread::spawn(move || {
+            let mut read = Vec::new();
+            while !is_done.load(SeqCst) {
+                if let Some(Ok(message)) = consumer.poll(Duration::from_millis(20)) {
+                    let value = rdkafka::Message::payload(&message).map(String::from_utf8_lossy);
+                    read.push(value.expect("a value").parse().expect("a number"));
+                }
+                joined.fetch_or(consumer.assignment().is_ok_and(|list| list.count() > 0), SeqCst);
+            }
+            read
+        });
+        eventually("the consumer is a member", || has_joined.load(SeqCst));
+        ByHand { done, thread: Some(thread) }
+    }
+
+    /// What it has read.
+    fn stop(mut self) -> Vec<u64> {
+        self.done.store(true, SeqCst);
+        self.thread.take().expect("it is stopped once").join().unwrap()
+    }
+}
+
+impl Drop for ByHand {
+    fn drop(&mut self) {
+        self.done.store(true, SeqCst);
+    }
+}
+
+fn start(
+    kafka: &Kafka,
+    topic: &str,
+    group: &str,
+    protocol: GroupProtocol,
+) -> (Result<Running>, millstream::Collected<u64>) {
+    let (results, kafka, topic, group) = (collect(), kafka.clone(), topic.to_owned(), group.to_owned());
+    let sink = results.clone();
+    let job = Job::new("starts", move |flow| {
+        let source = kafka.topic(&topic).group(&group).group_protocol(protocol).json::<u64>();
+        flow.source(source)?.or_stop().sink(&sink)
+    });
+    (job.checkpoint_every(Duration::from_millis(100)).start(), results)
+}
+
+/// A default broker waits three seconds for further members before it shares partitions out. What was written meanwhile lay
+/// before the end that was asked for then.
+#[test]
+fn latest_is_the_moment_of_start() {
+    let broker = shared();
+    let topic = broker.topic("latest", 1);
+    let producer = broker.producer();
+    // Connected before the job is.
+    send(&producer, BaseRecord::to(&topic).key("").payload("0"));
+    flush(&producer);
+    let (kafka, name) = (kafka(broker), topic.clone());
+    let job = Job::new("latest", move |flow| {
+        let source = kafka.topic(&name).group(&name).start_at(StartAt::Latest).json::<u64>();
+        flow.source(source)?.or_stop().sink(discard())
+    });
+    let running = job.start().unwrap();
+    for n in 1..=100u64 {
+        send(&producer, BaseRecord::to(&topic).key("").payload(n.to_string().as_str()));
+    }
+    flush(&producer);
+    eventually("all that came after the start is read", || running.report().records_out() == 100);
+    drop(running);
+}
+
+/// The client tried to join again and again, the log named neither group nor remedy, and the job never ended.
+#[test]
+fn a_group_of_another_assignor_is_named_at_start_with_the_way_in() {
+    let Some(broker) = real("the embedded broker does not share partitions out") else { return };
+    let topic = broker.topic("assignor", 2);
+    let by_hand = ByHand::start(broker, &topic, &topic, "range");
+    let (started, _) = start(&kafka(broker), &topic, &topic, GroupProtocol::Classic);
+    let error = started.expect_err("they have nothing in common");
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+    for part in [topic.as_str(), "`range`", "GroupProtocol::Eager"] {
+        assert!(error.to_string().contains(part), "`{error}` does not name `{part}`");
+    }
+    by_hand.stop();
+}
+
+#[test]
+fn a_session_that_the_broker_does_not_take_ends_the_run_with_the_reason() {
+    let Some(broker) = real("the embedded broker takes any session") else { return };
+    let topic = broker.topic("session", 1);
+    let (started, _) = start(&kafka(broker).set("session.timeout.ms", "2000"), &topic, &topic, GroupProtocol::Classic);
+    let error = started.unwrap().wait_for(PATIENCE).expect("it ends").expect_err("a default broker wants 6 s");
+    assert_eq!(error.kind(), ErrorKind::Option, "{error:?}");
+    for part in [topic.as_str(), "`session.timeout.ms`", "2000", "group.min.session.timeout.ms"] {
+        assert!(error.to_string().contains(part), "`{error}` does not name `{part}`");
+    }
+}
+
+/// A rolling deploy: first the consumer that is there, then both, then this library alone.
+#[test]
+fn a_group_moves_over_from_consumers_written_by_hand() {
+    let Some(broker) = real("the embedded broker does not share partitions out") else { return };
+    for assignor in ["range", "roundrobin"] {
+        let topic = broker.topic("moves", 4);
+        let by_hand = ByHand::start(broker, &topic, &topic, assignor);
+        let write = |numbers: std::ops::Range<u64>| {
+            let numbers: Vec<String> = numbers.map(|n| n.to_string()).collect();
+            broker.write(&topic, numbers.iter().map(|n| (None, n.as_str(), Some(n.as_str()))));
+        };
+        write(0..200);
+        let (started, results) = start(&kafka(broker), &topic, &topic, GroupProtocol::Eager);
+        let running = started.unwrap();
+        eventually("both have partitions", || running.report().sources[0].lag.len() == 2);
+        write(200..400);
+        eventually("the job reads its part", || results.values().iter().any(|n| *n >= 200));
+        let read = by_hand.stop();
+        eventually("the job has all partitions", || running.report().sources[0].lag.len() == 4);
+        write(400..600);
+        let all = || {
+            let mut all = results.values();
+            all.extend(&read);
+            all.sort_unstable();
+            all.dedup();
+            all
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while all().len() < 600 {
+            let lost = || (0..600).filter(|n| !all().contains(n)).collect::<Vec<_>>();
+            assert!(Instant::now() < deadline, "{assignor}: {:?} are lost\n{}", lost(), running.report());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        running.stop();
+        running.wait().unwrap();
+    }
+}
+
+#[test]
+fn eager_members_share_partitions_out() {
+    let Some(broker) = real("the embedded broker does not share partitions out") else { return };
+    let topic = broker.topic("eager", 4);
+    let (first, results) = start(&kafka(broker), &topic, &topic, GroupProtocol::Eager);
+    let first = first.unwrap();
+    eventually("the first has all", || first.report().sources[0].lag.len() == 4);
+    write(broker, &topic, 0..100);
+    eventually("it reads", || results.len() == 100);
+    let (second, others) = start(&kafka(broker), &topic, &topic, GroupProtocol::Eager);
+    let second = second.unwrap();
+    let shares = || [&first, &second].map(|running| running.report().sources[0].lag.len());
+    eventually("each has half", || shares() == [2, 2]);
+    write(broker, &topic, 100..200);
+    eventually("all is read", || results.len() + others.len() == 200);
+    first.stop();
+    first.wait().unwrap();
+    eventually("the second has all", || second.report().sources[0].lag.len() == 4);
+    write(broker, &topic, 200..300);
+    eventually("all is read, and once", || results.len() + others.len() == 300);
+    drop(second);
+}
+
+const PROTOCOLS: [Option<GroupProtocol>; 3] = [None, Some(GroupProtocol::Classic), Some(GroupProtocol::Consumer)];
+
+/// Reads topics by a pattern: under available-now without a protocol, as a member with one.
+fn by_pattern(broker: &Broker, pattern: &str, protocol: Option<GroupProtocol>) -> (Running, millstream::Collected<u64>) {
+    let (results, kafka, pattern) = (collect(), kafka(broker), pattern.to_owned());
+    let (sink, group) = (results.clone(), format!("pattern-{}", fastrand::u64(..)));
+    let job = Job::new("pattern", move |flow| {
+        let topics = kafka.topics_matching(&pattern).group(&group).start_at(StartAt::Latest);
+        let topics = match protocol {
+            Some(protocol) => topics.group_protocol(protocol),
+            None => topics.start_at(StartAt::Earliest),
+        };
+        flow.source(topics.json::<u64>())?.or_stop().sink(&sink)
+    });
+    let job = if protocol.is_none() { job.trigger(Trigger::AvailableNow) } else { job };
+    (job.start().unwrap(), results)
+}
+
+/// The client read it as a POSIX expression, and ended the run with a topic of that name that does not exist.
+#[test]
+fn a_pattern_is_the_same_in_each_trigger_and_protocol() {
+    let Some(broker) = real("the embedded broker does not share partitions out") else { return };
+    let prefix = format!("dialect{}", fastrand::u32(..));
+    // Digits end their names.
+    let (one, other) = (broker.topic(&prefix, 1), broker.topic(&format!("{prefix}-x"), 1));
+    for protocol in PROTOCOLS {
+        if protocol.is_none() {
+            write(broker, &one, 0..10);
+            write(broker, &other, 10..20);
+        }
+        let (running, results) = by_pattern(broker, &format!(r"{prefix}-\d+"), protocol);
+        if protocol.is_some() {
+            write(broker, &one, 0..10);
+            write(broker, &other, 10..20);
+        }
+        eventually("what matches is read", || results.len() == 10);
+        assert!(results.values().iter().all(|n| *n < 10), "{protocol:?}");
+        drop(running);
+    }
+}
+
+/// The run ended a moment after its start, though topics that are made later were promised.
+#[test]
+fn a_pattern_that_matches_nothing_yet_waits_and_says_so() {
+    let Some(broker) = real("the embedded broker does not share partitions out") else { return };
+    for protocol in [GroupProtocol::Classic, GroupProtocol::Consumer] {
+        let prefix = format!("later{}", fastrand::u32(..));
+        let (running, results) = by_pattern(broker, &format!(r"{prefix}-\d+"), Some(protocol));
+        let waits = |part: &str| running.report().sources[0].waiting.as_ref().is_some_and(|waiting| waiting.contains(part));
+        eventually("the report says what it waits for", || waits(&prefix));
+        assert!(running.report().to_string().contains("waiting for a topic that matches"), "{}", running.report());
+        let topic = broker.topic(&prefix, 2);
+        write(broker, &topic, 0..10);
+        eventually("it is read from its beginning", || results.len() == 10);
+        eventually("it waits for nothing", || running.report().sources[0].waiting.is_none());
+        drop(running);
+    }
+}
+
+#[test]
+fn a_pattern_that_is_none_is_named_with_its_dialect() {
+    let kafka = kafka(shared());
+    let job = Job::new("pattern", move |flow| {
+        flow.source(kafka.topics_matching("orders-(").json::<u64>())?.or_stop().sink(discard())
+    });
+    let error = job.start().expect_err("a parenthesis is missing");
+    assert_eq!(error.kind(), ErrorKind::Option);
+    assert!(error.to_string().contains("`orders-(`") && error.to_string().contains("regex"), "{error}");
+}
+
+/// A group that shares partitions out gave each of the two a part, and under another trigger the same was an error.
+#[test]
+fn two_sources_of_a_topic_are_refused_under_each_trigger() {
+    let broker = shared();
+    let topic = broker.topic("twice", 2);
+    for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::from_millis(10)), Trigger::AvailableNow] {
+        let (kafka, name) = (kafka(broker), topic.clone());
+        let job = Job::new("twice", move |flow| {
+            flow.source(kafka.topic(&name).json::<u64>())?.or_stop().sink(discard())?;
+            flow.source(kafka.topics_matching(&name).json::<u64>())?.or_stop().sink(discard())
+        });
+        let error = job.trigger(trigger).start().expect_err("each would get a part");
+        assert_eq!(error.kind(), ErrorKind::Option, "{trigger:?}: {error:?}");
+        assert!(error.to_string().contains(&topic) && error.to_string().contains("two sources"), "{error}");
+    }
+}
+
+/// A member that stayed behind held the partitions until `max.poll.interval.ms` had passed, five minutes.
+#[test]
+fn a_run_after_a_stuck_one_has_its_partitions() {
+    let Some(broker) = real("the embedded broker does not share partitions out") else { return };
+    let topic = broker.topic("stuck", 1);
+    write(broker, &topic, 0..20);
+    let (kafka, name, results, hung) = (kafka(broker), topic.clone(), collect(), Arc::new(AtomicBool::new(false)));
+    let sink = results.clone();
+    let job = Job::new(format!("stuck-{topic}"), move |flow| {
+        let hung = Arc::clone(&hung);
+        let hangs_once = move |n: &u64| {
+            while *n == 5 && !hung.load(SeqCst) {
+                hung.store(true, SeqCst);
+                loop {
+                    std::thread::park();
+                }
+            }
+        };
+        flow.source(kafka.topic(&name).json::<u64>())?.or_stop().inspect(hangs_once).sink(&sink)
+    });
+    let restart = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(1) };
+    let running = job.stuck_after(Duration::from_secs(1)).restart(restart).start().unwrap();
+    eventually("the second run reads on", || results.values().contains(&19));
+    drop(running);
+}
+
+#[test]
+fn an_aborted_job_leaves_its_group_at_once() {
+    let Some(broker) = real("the embedded broker does not share partitions out") else { return };
+    let topic = broker.topic("aborted", 1);
+    write(broker, &topic, 0..20);
+    let (kafka, name, reached) = (kafka(broker), topic.clone(), Arc::new(AtomicBool::new(false)));
+    let is_reached = Arc::clone(&reached);
+    let job = Job::new(format!("aborted-{topic}"), move |flow| {
+        let reached = Arc::clone(&reached);
+        let hangs = move |_: &u64| {
+            reached.store(true, SeqCst);
+            loop {
+                std::thread::park();
+            }
+        };
+        flow.source(kafka.topic(&name).json::<u64>())?.or_stop().inspect(hangs).sink(discard())
+    });
+    let running = job.start().unwrap();
+    eventually("the worker is in user code", || is_reached.load(SeqCst));
+    running.abort();
+    drop(running.wait());
+    let (next, results) = start(&super::kafka(broker), &topic, &format!("aborted-{topic}"), GroupProtocol::Classic);
+    let next = next.unwrap();
+    eventually("the next job reads", || results.len() == 20);
+    drop(next);
+}
+
+#[test]
+fn to_wait_for_ever_is_no_panic() {
+    let kafka = Kafka::new("127.0.0.1:9").connect_within(Duration::MAX);
+    let job = Job::new("ever", move |flow| flow.source(kafka.topic("a").json::<u64>())?.or_stop().sink(discard()));
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = tell.send(job.start().map(drop).map_err(|error| error.kind()));
+    });
+    let ended = told.recv_timeout(Duration::from_secs(1));
+    assert_ne!(ended, Ok(Err(ErrorKind::Panic)), "it waits");
+}
+
+/// A name that stands for two addresses, of which the broker is at one: the client first complains that all brokers are down.
+#[test]
+fn a_complaint_that_is_over_at_once_is_no_warning() {
+    events::begin();
+    let broker = shared();
+    let (_, port) = broker.address.rsplit_once(':').unwrap();
+    let topic = broker.topic("localhost", 1);
+    write(broker, &topic, 0..10);
+    let (kafka, name) = (Kafka::new(format!("localhost:{port}")), topic.clone());
+    let job = Job::new(topic.clone(), move |flow| flow.source(kafka.topic(&name).json::<u64>())?.or_stop().sink(discard()));
+    job.trigger(Trigger::AvailableNow).run().unwrap();
+    let warned = |part: &str| events::was_logged(&[&format!("name={topic:?}"), "WARN", part]);
+    assert!(!warned("down") && !warned("refused"), "it was mended before anyone could care");
+}
+
+/// Behind transactions that were all aborted the group stayed where the last record was read; when the log was cut there,
+/// the next start failed over records that never were.
+#[test]
+fn a_position_that_moves_without_records_is_committed() {
+    let Some(broker) = real("the embedded broker serves no transactions of librdkafka") else { return };
+    for stops in [false, true] {
+        let topic = broker.topic("moved", 1);
+        write(broker, &topic, 0..6);
+        let (started, results) = start(&kafka(broker), &topic, &topic, GroupProtocol::Classic);
+        let running = started.unwrap();
+        eventually("what there is is read", || results.len() == 6);
+        eventually("and committed", || broker.committed(&topic, &topic, 1) == [Some(6)]);
+        super::transactions::transaction(broker, &topic, 6..11, false);
+        if stops {
+            eventually("the client has passed it", || running.report().sources[0].lag.iter().all(|lag| lag.next == 12));
+            running.stop();
+            running.wait().unwrap();
+            assert_eq!(broker.committed(&topic, &topic, 1), [Some(12)], "five records and a marker");
+        } else {
+            eventually("it is committed soon", || broker.committed(&topic, &topic, 1) == [Some(12)]);
+            drop(running);
+        }
+        broker.delete_before(&topic, 0, 12);
+        let (started, _) = start(&kafka(broker), &topic, &topic, GroupProtocol::Classic);
+        let running = started.expect("no record is gone");
+        write(broker, &topic, 20..21);
+        eventually("it reads on", || running.report().records_out() == 1);
+        drop(running);
+    }
+}
+
+/// The client goes on at the old offset in the new log.
+#[test]
+fn a_topic_made_anew_is_not_taken_for_the_old_one() {
+    let Some(broker) = real("the embedded broker has no ids of topics") else { return };
+    for policy in [DataLoss::Fail, DataLoss::Skip] {
+        for protocol in [None, Some(GroupProtocol::Classic)] {
+            let topic = broker.topic("remade", 1);
+            write(broker, &topic, 0..100);
+            let (kafka, name, results) = (kafka(broker), topic.clone(), collect());
+            let sink = results.clone();
+            let job = Job::new(format!("remade-{topic}"), move |flow| {
+                let source = kafka.topic(&name).on_data_loss(policy);
+                let source = if protocol.is_some() { source } else { source.partitions([0]) };
+                flow.source(source.json::<u64>())?.or_stop().sink(&sink)
+            });
+            let mut running = job.start().unwrap();
+            eventually("the old one is read", || results.len() == 100);
+            broker.remake(&topic, 1);
+            write(broker, &topic, 1_000..1_250);
+            if policy == DataLoss::Fail {
+                let error = running.wait_for(PATIENCE).expect("it ends").expect_err("the old one is gone");
+                assert_eq!(error.kind(), ErrorKind::DataLoss, "{error:?}");
+                // Before anything was written into the new one its offsets were out of range, which is as good.
+                assert!(error.to_string().contains(&topic), "{error}");
+                assert_eq!(results.len(), 100, "nothing of the new one is taken for more of the old one");
+            } else {
+                let new = || results.values().iter().filter(|n| **n >= 1_000).count();
+                eventually("all of the new one is read", || new() == 250);
+                drop(running);
+            }
+        }
+    }
+}
+
+/// A panic of the client's wrapper, at each restart again.
+#[test]
+fn a_header_whose_name_is_not_text_is_malformed_and_no_panic() {
+    let Some(broker) = real("the embedded broker is asked by a client only") else { return };
+    let topic = broker.topic("header", 1);
+    wire::write_with_header(&broker.address, &topic, "1", b"\xff\xfe");
+    wire::write_with_header(&broker.address, &topic, "2", b"name");
+    let malformed = |form: u8| -> (usize, usize, String) {
+        let (kafka, name) = (kafka(broker), topic.clone());
+        let (good, bad) = (collect(), collect());
+        let (good_sink, bad_sink) = (good.clone(), bad.clone());
+        let job = Job::new(format!("header-{form}-{topic}"), move |flow| {
+            let topic = kafka.topic(&name);
+            let (yes, no) = match form {
+                0 => flow.source(topic.json::<u64>())?.partition_results(),
+                1 => {
+                    let results = flow.source(topic.json::<u64>().with_metadata())?;
+                    results.map(|result| result.map(|message| *message.value())).partition_results()
+                }
+                2 => flow.source(topic.raw())?.map(|result| result.map(|_| 0)).partition_results(),
+                _ => flow.source(topic.bytes().with_metadata())?.map(|result| result.map(|_| 0)).partition_results(),
+            };
+            yes.sink(&good_sink)?;
+            no.sink(&bad_sink)
+        });
+        job.trigger(Trigger::AvailableNow).run().unwrap();
+        let cause = bad.values().first().map(|malformed: &millstream::Malformed| malformed.cause.clone());
+        (good.len(), bad.len(), cause.unwrap_or_default())
+    };
+    assert_eq!(malformed(0), (2, 0, String::new()), "a bare value has no headers");
+    for form in 1..4 {
+        let (good, bad, cause) = malformed(form);
+        assert_eq!((good, bad), (1, 1), "{form}");
+        assert!(cause.contains("header") && cause.contains("UTF-8"), "{cause}");
+    }
+}
+
+impl Broker {
+    /// Deletes a topic and makes it again.
+    pub fn remake(&self, topic: &str, partitions: i32) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let admin = self.admin();
+        let deleted = runtime.block_on(admin.delete_topics(&[topic], &AdminOptions::new())).unwrap();
+        deleted.into_iter().for_each(|topic| drop(topic.unwrap()));
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+            let made = runtime.block_on(admin.create_topics([&new], &AdminOptions::new())).unwrap();
+            if made.iter().all(std::result::Result::is_ok) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{topic} is not made again: {made:?}");
+        }
+        self.await_leaders(topic, partitions);
+    }
+}
+
+/// An absent broker does not end a running job, however long it is away. The client gave records in flight up after two
+/// minutes, and with them the run ended.
+#[test]
+fn an_outage_of_more_than_two_minutes_loses_nothing() {
+    if real("the embedded broker forgets").is_none() {
+        return;
+    }
+    let own = OwnBroker::with("");
+    let broker = &own.broker;
+    let (input, output) = (broker.topic("long-in", 1), broker.topic("long-out", 1));
+    let (kafka, from, to) = (kafka(broker), input.clone(), output.clone());
+    let job = Job::new("long", move |flow| {
+        // A little later than it is read, so that the broker is gone by then.
+        let slowly = |_: &String| std::thread::sleep(Duration::from_millis(5));
+        let topic = kafka.topic(&from).partitions([0]);
+        flow.source(topic.text())?.or_stop().inspect(slowly).sink(kafka.topic(&to).text())
+    });
+    let mut running = job.memory(Bytes::mebibytes(16)).start().unwrap();
+    write(broker, &input, 0..500);
+    eventually("it is under way", || running.report().records_out() > 20);
+    own.kill();
+    let waits = |sink: bool| {
+        let report = running.report();
+        if sink { report.sinks[0].waiting.is_some() } else { report.sources[0].waiting.is_some() }
+    };
+    eventually("the report says that the sink waits", || waits(true));
+    eventually("and the source", || waits(false));
+    assert!(running.wait_for(Duration::from_secs(125)).is_none(), "it waits for its broker");
+    own.restart();
+    let deadline = Instant::now() + 2 * PATIENCE;
+    while running.report().records_out() < 500 {
+        assert!(Instant::now() < deadline, "{}", running.report());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let written: Vec<u64> =
+        broker.read(&output).concat().iter().map(|read| read.value.as_ref().unwrap().parse().unwrap()).collect();
+    assert_eq!(written, (0..500).collect::<Vec<_>>(), "in order, and once");
+    running.stop();
+    running.wait().unwrap();
+}
+
+#[test]
+fn a_limit_for_deliveries_is_an_option() {
+    if real("the embedded broker forgets").is_none() {
+        return;
+    }
+    let own = OwnBroker::with("");
+    let output = own.broker.topic("limited", 1);
+    let (numbers, source) = millstream::channel::<String>(10);
+    let (kafka, to) = (kafka(&own.broker), output.clone());
+    let job = Job::new("limited", move |flow| {
+        flow.source(&source)?.sink(kafka.topic(&to).deliver_within(Duration::from_secs(2)).text())
+    });
+    let mut running = job.start().unwrap();
+    numbers.try_send("1".to_owned()).unwrap().wait().unwrap();
+    own.kill();
+    drop(numbers.try_send("2".to_owned()).unwrap());
+    let error = running.wait_for(PATIENCE).expect("it ends").expect_err("it was not delivered in time");
+    assert!(error.to_string().contains(&output) && error.to_string().contains("deliver_within"), "{error:#}");
+}
