@@ -290,7 +290,8 @@ pub trait Reader {
     type Item;
 
     /// Adds what is there to the batch: records of one partition, at most `room`, and where the partition stands after
-    /// them ([`Batch::read_to`]). Must not block. Called again at once after [`Polled::More`], after a wake, and at
+    /// them ([`Batch::read_to`]). When they waited for this poll, as in a queue that a thread fills, it also says since when
+    /// ([`Batch::arrived`]). Must not block. Called again at once after [`Polled::More`], after a wake, and at
     /// least every 200 ms.
     ///
     /// # Errors

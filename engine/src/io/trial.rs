@@ -153,7 +153,7 @@ impl Turn {
         let polled = reader.poll(batch, Room { records: reserved as usize, ..room });
         let exhausted = self.keep(reserved, batch)?;
         let polled = polled?;
-        batch.arrived(began.after(due));
+        batch.due(began.after(due));
         if let Some(partition) = exhausted {
             reader.forget(&[partition]);
         }

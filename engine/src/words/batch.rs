@@ -92,9 +92,15 @@ impl<T> Batch<T> {
         self.repeated += 1;
     }
 
-    /// Says when the first of the records had arrived: when it could have been read. Without it they have arrived when they
-    /// are polled, and what they have waited before that is in no latency.
+    /// Says when a record of this batch had arrived, by the job's clock: when the source had it, and a worker could have
+    /// read it. The time that it waits for the worker is part of its latency then. The batch has one arrival, which is the
+    /// earliest that was said. A reader that says nothing has its records arrive when they are polled.
     pub fn arrived(&mut self, at: Moment) {
+        self.arrival = Some(self.arrival.map_or(at, |earliest| earliest.min(at)));
+    }
+
+    /// Says when the records were due, whatever the reader says of their arrival.
+    pub(crate) fn due(&mut self, at: Moment) {
         self.arrival = Some(at);
     }
 
@@ -371,6 +377,17 @@ mod tests {
     fn an_output_takes_the_time_of_the_last_value_pulled() {
         let sums = timed().map_whole(|mut batch| std::iter::from_fn(move || Some(batch.next()? + batch.next()?)));
         assert_eq!((sums.values.iter().copied().collect::<Vec<_>>(), times(&sums)), (vec![3, 7], vec![20, 40]));
+    }
+
+    #[test]
+    fn a_batch_has_arrived_when_its_first_record_had() {
+        let mut batch = Batch::<u32>::new();
+        assert_eq!(batch.arrival(), None);
+        [20, 10, 30].into_iter().for_each(|nanos| batch.arrived(Moment::from_nanos(nanos)));
+        assert_eq!(batch.arrival(), Some(Moment::from_nanos(10)));
+        // A comparison measures from when records were due.
+        batch.due(Moment::from_nanos(40));
+        assert_eq!(batch.arrival(), Some(Moment::from_nanos(40)));
     }
 
     #[test]
