@@ -5,10 +5,11 @@ use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use millstream::{Bytes, ErrorKind, Job, Malformed, Trigger, collect};
-use millstream_connectors::lines;
+use millstream::{Bytes, Clock, Collected, ErrorKind, Job, Malformed, Trigger, collect, discard};
+use millstream_connectors::{files, lines, socket::Lines};
+use socket2::SockRef;
 
-use crate::support::PATIENCE;
+use crate::support::{PATIENCE, events, eventually};
 
 /// A listener, and its address.
 fn listen() -> (TcpListener, String) {
@@ -105,4 +106,192 @@ fn from_nobody_are_an_error_at_start() {
         flow.source(lines("127.0.0.1:9").line_max(Bytes(0)))?.or_stop().sink(millstream::discard())
     });
     assert_eq!(job.start().expect_err("no line would fit").kind(), ErrorKind::Option);
+    let (job, _) = telling(lines("127.0.0.1:9").idle_max(Duration::ZERO));
+    assert_eq!(job.start().expect_err("every connection would be idle").kind(), ErrorKind::Option);
+}
+
+/// A job that tells lines as they are, and malformed ones by their cause and bytes.
+fn telling(source: Lines) -> (Job, Collected<String>) {
+    let results = collect();
+    let sink = results.clone();
+    let told = |line: Result<String, Malformed>| {
+        line.unwrap_or_else(|bad| {
+            let bytes = String::from_utf8(bad.bytes.unwrap_or_default()).unwrap();
+            format!("! {}: {bytes}", bad.cause)
+        })
+    };
+    let job = Job::new("lines", move |flow| flow.source(source.clone())?.map(told).sink(&sink));
+    (job, results)
+}
+
+/// Closes with a reset, once what was written has arrived.
+fn reset(stream: TcpStream) {
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stream);
+}
+
+/// A connection that was reset in a run that ends was an end like any other, and the half line before it was in no record.
+#[test]
+fn of_a_connection_that_breaks_are_accounted_for_and_a_run_that_ends_fails() {
+    for half in ["", "and a ha"] {
+        let (listener, address) = listen();
+        let (job, results) = telling(lines(&address));
+        let running = job.trigger(Trigger::AvailableNow).start().unwrap();
+        let mut stream = listener.accept().unwrap().0;
+        stream.write_all(b"one\n").unwrap();
+        stream.write_all(half.as_bytes()).unwrap();
+        results.wait_for(1, PATIENCE).expect("the first line comes");
+        reset(stream);
+        let error = running.wait().expect_err("a connection that broke has not ended");
+        assert_eq!(error.kind(), ErrorKind::Source);
+        assert!(format!("{error:#}").contains(&format!("the connection to {address} broke")), "{error:#}");
+        let values = results.values();
+        assert_eq!(values[0], "one");
+        match half {
+            "" => assert_eq!(values.len(), 1, "{values:?}"),
+            half => assert_eq!(values[1..], [format!("! the connection broke within this line: {half}")]),
+        }
+    }
+}
+
+#[test]
+fn of_a_connection_that_breaks_are_followed_by_those_of_the_next_and_it_is_said() {
+    events::begin();
+    let (listener, address) = listen();
+    let (job, results) = telling(lines(&address));
+    let running = job.start().unwrap();
+    let mut stream = listener.accept().unwrap().0;
+    stream.write_all(b"one\nand a ha").unwrap();
+    results.wait_for(1, PATIENCE).expect("the first line comes");
+    reset(stream);
+    let mut stream = listener.accept().unwrap().0;
+    stream.write_all(b"two\n").unwrap();
+    results.wait_for(3, PATIENCE).expect("the next connection's line comes");
+    assert_eq!(results.values(), ["one", "! the connection broke within this line: and a ha", "two"]);
+    assert!(events::was_logged(&["the connection broke", &address]));
+    eventually("it is said", || events::was_logged(&["connected again", &address]));
+    running.stop();
+    running.wait().unwrap();
+}
+
+/// The peer is gone without a word, as behind a router that has forgotten the connection: it was waited for, for ever.
+#[test]
+fn from_a_silent_peer_are_waited_for_no_longer_than_is_asked_for() {
+    let (listener, address) = listen();
+    let (job, results) = telling(lines(&address).idle_max(Duration::from_secs(60)));
+    let clock = Clock::simulated();
+    let running = job.clock(clock.clone()).start().unwrap();
+    let mut silent = listener.accept().unwrap().0;
+    silent.write_all(b"one\nhal").unwrap();
+    results.wait_for(1, PATIENCE).expect("the first line comes");
+    listener.set_nonblocking(true).unwrap();
+    let mut next = None;
+    eventually("the connection is made again", || {
+        clock.advance(Duration::from_secs(1));
+        next = listener.accept().ok();
+        next.is_some()
+    });
+    next.unwrap().0.write_all(b"two\n").unwrap();
+    results.wait_for(3, PATIENCE).expect("the next line comes");
+    assert_eq!(results.values(), ["one", "! the connection broke within this line: hal", "two"]);
+    running.abort();
+    drop((running, silent));
+
+    let (listener, address) = listen();
+    let (job, results) = telling(lines(&address).idle_max(Duration::from_millis(100)));
+    let running = job.trigger(Trigger::AvailableNow).start().unwrap();
+    let silent = listener.accept().unwrap().0;
+    let error = running.wait().expect_err("silence is no end");
+    assert_eq!(error.kind(), ErrorKind::Source);
+    assert!(format!("{error:#}").contains("nothing came for 100ms"), "{error:#}");
+    assert!(results.is_empty());
+    drop(silent);
+}
+
+/// Without one a peer that has vanished is never missed. The kernel says which timer a connection has: `02` is keep-alive.
+#[test]
+#[cfg(target_os = "linux")]
+fn come_by_a_connection_that_is_kept_alive() {
+    let (listener, address) = listen();
+    let (job, _) = telling(lines(&address));
+    let running = job.start().unwrap();
+    let accepted = listener.accept().unwrap().0;
+    let remote = format!("0100007F:{:04X}", listener.local_addr().unwrap().port());
+    eventually("it is kept alive", || {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let timers: Vec<String> = table
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .filter(|fields| fields[2] == remote && fields[3] == "01")
+            .map(|fields| fields[5].to_owned())
+            .collect();
+        timers.iter().any(|timer| timer.starts_with("02:"))
+    });
+    running.abort();
+    drop((running, accepted));
+}
+
+/// What a line's bound counts is its bytes without its end, and without the mark that may stand before the first of a file:
+/// with `\r\n` a line of a socket had room for one byte less.
+#[test]
+fn may_be_as_long_in_a_socket_as_in_a_file_with_either_end() {
+    let long = |len: usize| "x".repeat(len);
+    for end in ["\n", "\r\n"] {
+        let text: String = (7..=12).chain([65_536, 10, 11]).map(|len| long(len) + end).collect::<String>() + &long(10);
+        for chunk in [1, 3, 1 << 20] {
+            let (listener, address) = listen();
+            let bytes = text.clone();
+            let other_side = thread::spawn(move || {
+                let mut stream = listener.accept().unwrap().0;
+                bytes.as_bytes().chunks(chunk).take(100).for_each(|chunk| stream.write_all(chunk).unwrap());
+                stream.write_all(&bytes.as_bytes()[(100 * chunk).min(bytes.len())..]).unwrap();
+            });
+            let (job, of_socket) = telling(lines(&address).line_max(Bytes(10)));
+            job.trigger(Trigger::AvailableNow).run().unwrap();
+            other_side.join().unwrap();
+            let directory = tempfile::tempdir().unwrap();
+            std::fs::write(directory.path().join("a"), &text).unwrap();
+            let of_file = collect();
+            let (source, sink) = (files(directory.path()).record_max(Bytes(10)).lines(), of_file.clone());
+            let told = |line: Result<String, Malformed>| {
+                line.unwrap_or_else(|bad| format!("! {} bytes", bad.bytes.unwrap().len()))
+            };
+            let job = Job::new("file", move |flow| flow.source(source.clone())?.map(told).sink(&sink));
+            job.trigger(Trigger::AvailableNow).run().unwrap();
+            let bad = || "! 10 bytes".to_owned();
+            let expected =
+                [long(7), long(8), long(9), long(10), bad(), bad(), bad(), long(10), bad(), long(10)].to_vec();
+            assert_eq!(of_file.values(), expected, "a file, {end:?}");
+            let of_socket: Vec<String> = of_socket
+                .values()
+                .into_iter()
+                .map(|line| {
+                    line.strip_prefix("! the line is longer than 10 bytes: ")
+                        .map_or(line.clone(), |bad| format!("! {} bytes", bad.len()))
+                })
+                .collect();
+            assert_eq!(of_socket, expected, "a socket, {end:?}, in chunks of {chunk}");
+        }
+    }
+}
+
+/// Lines are there all at once, and their stage is slow: the last has waited for all others, and the report said that it had
+/// waited for its own batch.
+#[test]
+fn that_wait_to_be_read_wait_under_every_trigger_alike() {
+    for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::ZERO)] {
+        let (listener, address) = listen();
+        let job = Job::new("behind", move |flow| {
+            let slow = |_: &String| thread::sleep(Duration::from_millis(2));
+            flow.source(lines(&address))?.or_stop().inspect(slow).sink(discard())
+        });
+        let running = job.trigger(trigger).start().unwrap();
+        let mut stream = listener.accept().unwrap().0;
+        stream.write_all("x\n".repeat(500).as_bytes()).unwrap();
+        eventually("all are through", || running.report().records_out() == 500);
+        running.stop();
+        let report = running.wait().unwrap();
+        // 500 records of 2 ms: the median waits for half a second.
+        assert!(report.sinks[0].latency.p50 > Duration::from_millis(300), "{trigger:?}: {report}");
+    }
 }
