@@ -118,6 +118,7 @@ impl Ahead {
     }
 
     pub(super) fn push(&self, worker: usize, block: Block) {
+        let block = Block { arrived: self.clock.now(), ..block };
         let mut state = self.lock();
         if block.position.as_ref().is_some_and(|(partition, _)| state.refused.contains(partition)) {
             return;
@@ -368,7 +369,8 @@ mod tests {
 
     fn block(size: usize) -> Block {
         let records = Records { bytes: vec![0; size], offset: 0, ranges: Vec::new(), header: None };
-        Block { path: Partition::new("path"), content: Content::Records(records), position: None }
+        let (path, content) = (Partition::new("path"), Content::Records(records));
+        Block { path, content, position: None, arrived: Moment::default() }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use millstream::{Offset, Partition};
+use millstream::{Moment, Offset, Partition};
 
 use crate::format::Header;
 
@@ -15,6 +15,8 @@ pub(super) struct Block {
     pub(super) content: Content,
     /// Where its partition stands after all of it, when that moved.
     pub(super) position: Option<(Partition, Offset)>,
+    /// When the thread had read it, and a worker could have.
+    pub(super) arrived: Moment,
 }
 
 #[derive(Debug)]
@@ -46,6 +48,11 @@ pub(super) struct Flaw {
 const BLOCK_OVERHEAD: usize = 256;
 
 impl Block {
+    /// A malformed record.
+    pub(super) fn flaw(path: &Partition, flaw: Flaw) -> Block {
+        Block { path: path.clone(), content: Content::Flaw(flaw), position: None, arrived: Moment::default() }
+    }
+
     /// The memory that it takes.
     pub(super) fn size(&self) -> u64 {
         let content = match &self.content {

@@ -1,6 +1,7 @@
 //! Finds where records end, in bytes that come in parts.
 
 use csv_core::{ReadRecordResult, Reader};
+use memchr::memchr;
 
 use crate::format::{self, Framing};
 
@@ -23,7 +24,7 @@ impl Cutter {
     /// them.
     pub(super) fn end_in(&mut self, bytes: &[u8]) -> Option<usize> {
         match self {
-            Cutter::Lines => bytes.iter().position(|byte| *byte == b'\n').map(|at| at + 1),
+            Cutter::Lines => memchr(b'\n', bytes).map(|at| at + 1),
             Cutter::Rows(parser) => {
                 // Only the end is wanted, so that fields are written into nowhere.
                 let (mut nowhere, mut ends, mut taken) = ([0; 1 << 10], [0; 1 << 6], 0);

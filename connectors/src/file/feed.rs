@@ -3,31 +3,31 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use globset::GlobMatcher;
 use millstream::{Clock, Error, ErrorKind, Moment, OpenSource, Partition, Result};
 
-use crate::format::Framing;
-
 use super::ahead::Ahead;
-use super::block::{Block, Content, Flaw};
-use super::look::Seen;
-use super::reading::{Ending, Opened, Progress, Reading};
+use super::block::{Block, Flaw};
+use super::look::{self, Links, Matching, Seen};
+use super::progress::Progress;
+use super::reading::{Ending, Failure, Manner, Opened, Reading};
 use super::watch::{FileId, Known};
 use super::{Files, WhenDone};
 
 /// Files that are held open, so that what is deleted or replaced can still be read to its end; half of these may be settled
-/// ones. Of one beyond these, what nobody has read by then is malformed.
+/// ones. Of one beyond these, what was not read by then is malformed.
 pub(super) const HELD_MOST: usize = 128;
 
 pub(super) struct Feed {
     pub(super) files: Files,
-    pub(super) glob: Option<GlobMatcher>,
-    pub(super) framing: Framing,
+    pub(super) matching: Matching,
+    /// Where files are moved to, which is not read.
+    pub(super) except: Vec<PathBuf>,
+    pub(super) manner: Manner,
     pub(super) clock: Clock,
     pub(super) ahead: Arc<Ahead>,
     /// The run ends with what was there when it began.
@@ -63,16 +63,16 @@ pub(super) enum Task {
 impl Feed {
     /// Looks for the first time.
     pub(super) fn connect(
-        files: Files,
-        glob: Option<GlobMatcher>,
-        framing: Framing,
+        (files, matching, except): (Files, Matching, Vec<PathBuf>),
+        manner: Manner,
         open: &OpenSource,
         ahead: Arc<Ahead>,
     ) -> Result<Feed> {
         let mut feed = Feed {
             files,
-            glob,
-            framing,
+            matching,
+            except,
+            manner,
             clock: open.clock.clone(),
             ahead,
             is_bounded: open.bounded,
@@ -153,10 +153,9 @@ impl Feed {
     }
 
     fn begin(&mut self, file: FileId, until: u64, ending: Ending) {
-        let record_max = usize::try_from(self.files.record_max.0).unwrap_or(usize::MAX);
         let Some(known) = self.known.get_mut(&file) else { return };
         self.held -= usize::from(known.held.is_some());
-        let opened = known.held.take().map_or_else(|| open(&self.files.directory.join(&known.name), &known.seen), Ok);
+        let opened = known.held.take().map_or_else(|| open(&self.files, &known.name, &known.seen), Ok);
         let opened = match opened.and_then(|mut opened| Ok((known.progress.is_of(&mut opened)?, opened))) {
             Ok((false, _)) => return self.written_anew(file),
             opened => opened.map(|(_, opened)| opened),
@@ -165,13 +164,13 @@ impl Feed {
         let handed = known.progress.handed;
         let progress = std::mem::replace(&mut known.progress, Progress::from(handed));
         let (path, partition) = (known.path.clone(), known.partition.clone());
-        let reading = opened.and_then(|file| {
-            Reading::new(Opened { file, path, partition, until, ending }, progress, self.framing, record_max)
+        let reading = opened.map_err(Failure::System).and_then(|file| {
+            Reading::new(Opened { file, path, partition, until, ending }, progress, self.manner.clone())
         });
         match reading {
             Ok(reading) => self.desks[known.worker].reading = Some((file, reading)),
-            Err(cause) => {
-                self.fail(file, &cause);
+            Err(failure) => {
+                self.fail(file, failure);
                 self.end_task(file);
             }
         }
@@ -179,6 +178,11 @@ impl Feed {
 
     /// What was read of a file is not what stands there: the next look finds another file.
     fn written_anew(&mut self, file: FileId) {
+        self.read_anew(file);
+        self.end_task(file);
+    }
+
+    fn read_anew(&mut self, file: FileId) {
         let Some(known) = self.known.get(&file) else { return };
         if !known.has_left {
             let (next, was_done) = (known.progress.next, known.was_done);
@@ -188,39 +192,64 @@ impl Feed {
             self.ahead.cut(&known.file);
             self.leave(file, (!was_done).then_some(flaw));
         }
-        self.end_task(file);
     }
 
     /// A turn is over: what is known of the file by now is kept.
-    fn put_back(&mut self, file: FileId, reading: Reading, failed: Option<io::Error>) {
-        let (read_to, until) = (reading.read_to(), reading.until);
+    fn put_back(&mut self, file: FileId, reading: Reading, failed: Option<Failure>) {
+        let (read_to, until, ending) = (reading.read_to(), reading.until, reading.ending);
+        let is_shorter = !reading.is_unpacking() && read_to < until;
         let (held, progress) = reading.into_progress();
         let Some(known) = self.known.get_mut(&file) else { return };
         known.progress = progress;
-        if let Some(cause) = failed {
-            self.fail(file, &cause);
-        } else {
-            known.is_unreadable = false;
-            if self.is_bounded && read_to < until {
-                let cause = format!("the file was cut shorter: it had {until} bytes, and ended at {read_to}");
-                self.ahead.push(known.worker, flawed(&known.path, read_to, cause));
+        match failed {
+            None => {
+                known.is_unreadable = false;
+                self.ahead.stretch(&known.partition, known.progress.end(known.seen.len));
+                if self.is_bounded && is_shorter {
+                    let cause = format!("the file was cut shorter: it had {until} bytes, and ended at {read_to}");
+                    self.ahead.push(known.worker, flawed(&known.path, read_to, cause));
+                }
+                self.hold(file, held);
             }
-            if !self.is_bounded && (known.has_left || self.held < HELD_MOST) {
-                known.held = Some(held);
-                self.held += 1;
-            }
+            // The rest of it may be on its way.
+            Some(Failure::Damaged(_)) if ending == Ending::Open => self.hold(file, held),
+            Some(failure) => self.fail(file, failure),
         }
         self.end_task(file);
     }
 
-    /// A file cannot be read, which is said once. What became of one that is gone the next look says, if there is one.
-    fn fail(&mut self, file: FileId, cause: &io::Error) {
+    fn hold(&mut self, file: FileId, held: File) {
         let Some(known) = self.known.get_mut(&file) else { return };
-        let is_left_out = cause.kind() == io::ErrorKind::NotFound && (!self.is_bounded || known.progress.next == 0);
-        if !is_left_out && !known.is_unreadable {
-            known.is_unreadable = true;
-            let flaw = flawed(&known.path, known.progress.next, format!("cannot read the file: {cause}"));
-            self.ahead.push(known.worker, flaw);
+        if !self.is_bounded && (known.has_left || self.held < HELD_MOST) {
+            known.held = Some(held);
+            self.held += 1;
+        }
+    }
+
+    /// A file cannot be read, which is said once. What became of one that is gone the next look says, if there is one.
+    fn fail(&mut self, file: FileId, failure: Failure) {
+        let Some(known) = self.known.get_mut(&file) else { return };
+        let at = known.progress.next;
+        let flaw = match failure {
+            Failure::System(cause) => {
+                if cause.kind() == io::ErrorKind::NotFound && (!self.is_bounded || at == 0) {
+                    return;
+                }
+                Flaw { at, bytes: None, cause: format!("cannot read the file: {cause}") }
+            }
+            Failure::Foreign(what) => {
+                known.is_refused = true;
+                Flaw { at, bytes: None, cause: format!("the file is not text: it {what}; it is not read") }
+            }
+            Failure::Damaged(flaw) => {
+                known.is_refused = true;
+                flaw
+            }
+            Failure::Open(held) => return self.hold(file, held),
+            Failure::Shorter => return self.read_anew(file),
+        };
+        if !std::mem::replace(&mut known.is_unreadable, true) {
+            self.ahead.push(known.worker, Block::flaw(&known.path, flaw));
         }
     }
 
@@ -233,13 +262,14 @@ impl Feed {
 
     /// Deletes or moves what is done. Says whether there is more that only has to settle.
     fn dispose(&mut self) -> Left {
-        if self.files.when_done == WhenDone::Keep {
+        if self.files.when_done == WhenDone::Keep && self.files.when_cut == WhenDone::Keep {
             return Left::Nothing;
         }
         let now = self.clock.now();
         let mut left = Left::Nothing;
         let mut is_done = |known: &Known| {
-            let is_through = !known.stays
+            let is_through = *becomes(&self.files, &self.manner, known) != WhenDone::Keep
+                && !known.stays
                 && known.tasks == 0
                 && !known.has_left
                 && known.is_read()
@@ -261,8 +291,9 @@ impl Feed {
             if !std::fs::metadata(&path).is_ok_and(|metadata| Seen::of(&metadata) == known.seen) {
                 continue;
             }
-            match self.files.when_done.apply(&path) {
+            match becomes(&self.files, &self.manner, known).apply(&path) {
                 Ok(()) => {
+                    self.manner.cut.forget(&known.partition);
                     self.held -= usize::from(known.held.take().is_some());
                     self.ahead.dispose();
                     self.leave(file, None);
@@ -294,14 +325,44 @@ enum Left {
 /// How often it is looked whether a file has settled.
 const SETTLES_IN: Duration = Duration::from_millis(50);
 
+/// What becomes of a file that is done.
+fn becomes<'a>(files: &'a Files, manner: &Manner, known: &Known) -> &'a WhenDone {
+    match manner.cut.contains(&known.partition) {
+        true => &files.when_cut,
+        false => &files.when_done,
+    }
+}
+
 /// Opens a file that was seen. Between the look and now another may have got its name: the next look finds that.
-fn open(path: &Path, seen: &Seen) -> io::Result<File> {
-    let file = File::open(path)?;
-    let is_same = Seen::of(&file.metadata()?).is_same_as(seen);
-    if is_same { Ok(file) } else { Err(io::ErrorKind::NotFound.into()) }
+fn open(files: &Files, name: &str, seen: &Seen) -> io::Result<File> {
+    let path = files.directory.join(name);
+    let file = open_at_once(&path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || !Seen::of(&metadata).is_same_as(seen) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    if files.reach.links == Links::Within && !look::leads_within(&path, &files.directory, Links::Within) {
+        return Err(io::Error::other(look::LEADS_OUT));
+    }
+    Ok(file)
+}
+
+/// Of a pipe the opening would wait for a writer.
+#[cfg(unix)]
+pub(super) fn open_at_once(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    let not_blocking = rustix::fs::OFlags::NONBLOCK.bits();
+    let flags = i32::try_from(not_blocking).map_err(io::Error::other)?;
+    File::options().read(true).custom_flags(flags).open(path)
+}
+
+#[cfg(not(unix))]
+pub(super) fn open_at_once(path: &Path) -> io::Result<File> {
+    File::open(path)
 }
 
 /// A malformed record that is none of the file's own.
 pub(super) fn flawed(path: &Partition, at: u64, cause: String) -> Block {
-    Block { path: path.clone(), content: Content::Flaw(Flaw { at, bytes: None, cause }), position: None }
+    Block::flaw(path, Flaw { at, bytes: None, cause })
 }

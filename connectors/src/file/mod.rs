@@ -13,14 +13,18 @@
 //! has read ahead is bounded; a worker that has enough holds up no other.
 //!
 //! A partition is a file: its path and its identity, so that a new file of an old name is another partition. A position
-//! is an offset in bytes, and always one between two records.
+//! is an offset in bytes, and always one between two records; of a compressed file, an offset in what it holds.
 
 mod ahead;
 mod block;
+mod content;
 mod cut;
 mod done;
 mod feed;
+mod gap;
+mod input;
 mod look;
+mod progress;
 mod reader;
 mod reading;
 mod source;
@@ -38,12 +42,16 @@ use millstream::Bytes;
 
 use crate::format::{Csv, Decode, Json, Text};
 
+use look::{Links, Reach, Temporary};
+use reading::Contents;
+
 /// The files of a directory, to be read as they come: what is there, what is moved in, and what is appended, for as long
 /// as the job runs. Choose a format to make them a source. Under
 /// [`Trigger::AvailableNow`](millstream::Trigger::AvailableNow) the run ends with what was there when it began.
 ///
-/// Directories within it are not entered, and files whose names begin with `.` or `_` are left out, so that a writer can
-/// finish a file under such a name and then rename it.
+/// Directories within it are entered when [`matching`](Files::matching) says so. Names that begin with `.` or `_`, and those
+/// that uploaders and editors give to files that are not whole, are left out, so that a writer can finish a file under such a
+/// name and then rename it; see [`include_temporary`](Files::include_temporary).
 ///
 /// ```
 /// use millstream::{Job, Trigger, collect};
@@ -74,6 +82,25 @@ use crate::format::{Csv, Decode, Json, Text};
 /// [`when_done`](Files::when_done): a file that was deleted or moved away, which happens when every output of its records
 /// is acknowledged, is not found again.
 ///
+/// # What a file is
+///
+/// A file is read by what it is, and not by its name:
+///
+/// * Files that are compressed by gzip or zstd are unpacked, also those of several members or frames. Offsets, such as that
+///   of [`Malformed::origin`](millstream::Malformed::origin), count what is unpacked. Unpacking takes memory beside that of the
+///   [job](millstream::Job::memory): for zstd the window of the file, up to 128 MiB for each worker. One that is still being written is read
+///   on when it has not changed for [`settled_after`](Files::settled_after). One that is cut short or damaged is a
+///   [`Malformed`](millstream::Malformed), once, behind the records before that; it is never deleted or moved, and is tried
+///   again when it has changed.
+/// * What is not text, such as an archive, an image, or text in UTF-16, is a `Malformed` without bytes, once. It is not read,
+///   and never deleted or moved.
+/// * A hole of zeros is left out, as a log has it that was copied and cut (`copytruncate`) under a writer that does not append.
+///   The record behind it is whole, and what stands before it within a record is one as it stands. Within a record 64 zeros
+///   are a hole, and fewer are part of it. An event says so.
+/// * A byte order mark of UTF-8 at the beginning of a file is no part of its first record.
+///
+/// [`raw`](Files::raw) takes all of these as they are, for formats that are not text.
+///
 /// # Order
 ///
 /// Each file belongs to one worker, which reads its records in their order. The files that one look at the directory finds
@@ -90,7 +117,7 @@ use crate::format::{Csv, Decode, Json, Text};
 ///   of it a moment later. That is for 128 files that are held open, of which half may be settled ones.
 /// * A file that was read to its end and has settled may be replaced or written anew: that is a new file. When it happens
 ///   before, a [`Malformed`](millstream::Malformed) says so, and what stands there then is read from its beginning.
-/// * A file is its name: one that is renamed within the directory is a new one. Let [`matching`](Files::matching) leave
+/// * A file is its name: one that is renamed within the directory is a new one, but for temporary names. Let [`matching`](Files::matching) leave
 ///   out the names that rotated logs get. One that is moved away and back is read on where it was,
 ///   for ten minutes at least.
 /// * Files are told apart by inode and time of birth, and one that is written anew in place by the last 256 bytes that were
@@ -106,6 +133,7 @@ use crate::format::{Csv, Decode, Json, Text};
 /// |---|---|
 /// | `textFileStream`, `format("text")`, `"json"`, `"csv"` | [`lines`](Files::lines), [`json`](Files::json), [`csv`](Files::csv) |
 /// | `pathGlobFilter` | [`matching`](Files::matching) |
+/// | `recursiveFileLookup` | a glob with `**` |
 /// | `latestFirst`, oldest first by default | [`order`](Files::order), oldest first by default; there is no latest first |
 /// | `cleanSource`, `sourceArchiveDir` | [`when_done`](Files::when_done), at the commit and not some batches later |
 /// | `maxFilesPerTrigger`, `maxBytesPerTrigger` | not needed: memory is bounded whatever a batch holds |
@@ -117,10 +145,13 @@ pub fn files(directory: impl Into<PathBuf>) -> Files {
         directory: directory.into(),
         matching: None,
         order: FileOrder::default(),
+        reach: Reach { temporary: Temporary::LeftOut, links: Links::Within },
+        contents: Contents::Text,
         record_max: Bytes::mebibytes(1),
         look_every: Duration::from_millis(200),
         settled_after: Duration::from_secs(1),
         when_done: WhenDone::default(),
+        when_cut: WhenDone::default(),
     }
 }
 
@@ -130,14 +161,20 @@ pub struct Files {
     directory: PathBuf,
     matching: Option<String>,
     order: FileOrder,
+    reach: Reach,
+    contents: Contents,
     record_max: Bytes,
     look_every: Duration,
     settled_after: Duration,
     when_done: WhenDone,
+    when_cut: WhenDone,
 }
 
 impl Files {
     /// Reads only files whose whole name matches a glob, such as `*.json` or `{2024,2025}-*.csv`.
+    ///
+    /// A glob with a `/` or a `**` is one of paths below the directory, and directories are entered: `**/*.json` reads JSON at
+    /// any depth, `2025/*/*.json` at one. Links to directories are not followed.
     #[must_use]
     pub fn matching(self, glob: impl Into<String>) -> Files {
         Files { matching: Some(glob.into()), ..self }
@@ -149,8 +186,36 @@ impl Files {
         Files { order, ..self }
     }
 
-    /// The longest record that is taken, 1 MiB by default. Of a longer one the beginning is kept as malformed, and the rest
-    /// is dropped as it is read. A quote of CSV that is never closed makes all that follows it one record.
+    /// Also reads files whose names begin with `.` or `_`, or end with `.part`, `.filepart`, `.tmp`, `._COPYING_`, `~` or
+    /// `.crdownload`, and enters directories with such names. They are left out by default, because who writes them renames
+    /// them when they are whole. A file that is renamed from such a name to what is left of it without that is read on and not
+    /// read again.
+    #[must_use]
+    pub fn include_temporary(self) -> Files {
+        Files { reach: Reach { temporary: Temporary::Read, ..self.reach }, ..self }
+    }
+
+    /// Follows links to files wherever they lead. By default one that leads out of the directory is a
+    /// [`Malformed`](millstream::Malformed) without bytes: who may write to the directory could otherwise have the job read
+    /// any file that the job may read.
+    #[must_use]
+    pub fn follow_links(self) -> Files {
+        Files { reach: Reach { links: Links::Anywhere, ..self.reach }, ..self }
+    }
+
+    /// Takes every file as the bytes that it has: nothing is unpacked, zeros are part of records, and no file is refused for
+    /// what it is. For formats that are not text.
+    #[must_use]
+    pub fn raw(self) -> Files {
+        Files { contents: Contents::Raw, ..self }
+    }
+
+    /// The longest record that is taken, 1 MiB by default. What counts is its bytes as they are in the file, without the end
+    /// of the line (`\n` or `\r\n`) and without a byte order mark before it; a row of CSV counts with its quotes.
+    ///
+    /// Of a longer one the beginning is kept as malformed, and the rest is left out as it is read: an event says how much that
+    /// is, and the file is not [done](Files::when_cut). A quote of CSV that is never closed makes all that follows it one
+    /// record.
     #[must_use]
     pub fn record_max(self, most: Bytes) -> Files {
         Files { record_max: most, ..self }
@@ -171,12 +236,21 @@ impl Files {
     }
 
     /// What becomes of a file that was read to its end, has settled, and every output of whose records is acknowledged, also
-    /// of the malformed ones; [`WhenDone::Keep`] by default. A run that ends with what is there waits at its end until what
-    /// changed a moment ago has settled; what changes then stays, and a later run reads it again. Writers must not append to it any more: of what is written
-    /// at that very moment nobody knows.
+    /// of the malformed ones; [`WhenDone::Keep`] by default. A file of which something was not read is not done; for one of
+    /// which a record was cut there is [`when_cut`](Files::when_cut). A run that ends with what is there waits at its end
+    /// until what changed a moment ago has settled; what changes then stays, and a later run reads it again. Writers must not
+    /// append to a file any more when it is done: what is written at that very moment may be lost.
     #[must_use]
     pub fn when_done(self, when_done: WhenDone) -> Files {
         Files { when_done, ..self }
+    }
+
+    /// What becomes of a file of which a record was cut because it was longer than [`record_max`](Files::record_max), once it
+    /// is done but for that; [`WhenDone::Keep`] by default, whatever [`when_done`](Files::when_done) says, because what was
+    /// left out is nowhere but in the file.
+    #[must_use]
+    pub fn when_cut(self, when_cut: WhenDone) -> Files {
+        Files { when_cut, ..self }
     }
 
     /// Lines of UTF-8 text, without their ends: `Result<String, Malformed>`.

@@ -133,9 +133,10 @@ impl<S: Shape> FileReader<S> {
 
 type Item<S> = Result<<S as Shape>::Value, Malformed>;
 
+pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// A record without its end and what else is no part of it, and how many bytes were before it.
-fn content(framing: Framing, bytes: &[u8], offset: u64) -> (usize, &[u8]) {
-    const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+pub(super) fn content(framing: Framing, bytes: &[u8], offset: u64) -> (usize, &[u8]) {
     let (begin, is_row) = match framing {
         // Empty lines before a row.
         Framing::Csv { .. } => (bytes.iter().take_while(|byte| b"\r\n".contains(byte)).count(), true),
@@ -170,6 +171,7 @@ impl<S: Shape> Reader for FileReader<S> {
             },
         };
         let next = self.add(&block, next, batch, room)?;
+        batch.arrived(block.arrived);
         match (&block.content, &block.position) {
             (Content::Records(records), Some((partition, _))) if next < records.ranges.len() => {
                 // To the beginning of the next record, which is the end of the one before it.

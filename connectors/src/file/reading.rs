@@ -1,17 +1,24 @@
 //! One turn at one file: from where it was left to where it was seen to end, a chunk at a time.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
 
-use millstream::{Offset, Partition};
+use memchr::memchr;
+use millstream::{Moment, Offset, Partition};
 
 use crate::format::{self, Framing, Header};
 
 use super::block::{Block, Content, Flaw, Records, too_long};
+use super::content::{self, Kind};
 use super::cut::Cutter;
+use super::done::CutFiles;
+use super::gap::{self, Gap};
+use super::input::{Input, Skipped};
+use super::progress::{Form, Progress, Skipping, Whole};
+use super::reader::{self, BYTE_ORDER_MARK};
 
 /// What becomes of a last record without an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,58 +29,66 @@ pub(super) enum Ending {
     AsItStands,
 }
 
-/// How far a file was read; what is kept of it between two turns.
-#[derive(Debug, Default)]
-pub(super) struct Progress {
-    /// Where reading goes on: between two records, or within one that is too long.
-    pub(super) next: u64,
-    /// The position that was handed to the worker last.
-    pub(super) handed: u64,
-    /// The rest of a record that is too long is being left out.
-    skipping: Option<Cutter>,
-    header: Option<Arc<Header>>,
-    /// What stood before `handed` when it was read.
-    tail: Vec<u8>,
+/// Whether a file is looked at before it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Contents {
+    /// It is text, or text that is compressed.
+    Text,
+    /// Whatever bytes it has.
+    Raw,
 }
 
-/// By so much of what was read a file is known again: one that was written anew has something else there.
-const TAIL: usize = 256;
+/// How the files of a source are read.
+#[derive(Clone, Debug)]
+pub(super) struct Manner {
+    pub(super) framing: Framing,
+    pub(super) record_max: usize,
+    pub(super) contents: Contents,
+    pub(super) cut: CutFiles,
+}
 
-impl Progress {
-    /// As an earlier run committed it.
-    pub(super) fn from(committed: u64) -> Progress {
-        Progress { next: committed, handed: committed, ..Progress::default() }
-    }
+/// Why a turn has ended before its time.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The file cannot be read.
+    System(io::Error),
+    /// It is not text, but what is named here.
+    Foreign(&'static str),
+    /// It is compressed, and cut short or damaged.
+    Damaged(Flaw),
+    /// It holds less than was read of it before.
+    Shorter,
+    /// There is too little of it to say what it is.
+    Open(File),
+}
 
-    /// Whether what was read last still stands there.
-    pub(super) fn is_of(&self, file: &mut File) -> io::Result<bool> {
-        let mut there = Vec::with_capacity(self.tail.len());
-        file.seek(SeekFrom::Start(self.handed - self.tail.len() as u64))?;
-        file.take(self.tail.len() as u64).read_to_end(&mut there)?;
-        Ok(there == self.tail)
+impl From<io::Error> for Failure {
+    fn from(cause: io::Error) -> Failure {
+        Failure::System(cause)
     }
 }
 
 pub(super) struct Reading {
-    pub(super) file: File,
-    pub(super) path: Partition,
-    pub(super) partition: Partition,
+    input: Input,
+    path: Partition,
+    partition: Partition,
     pub(super) until: u64,
     pub(super) ending: Ending,
-    pub(super) framing: Framing,
-    pub(super) record_max: usize,
+    manner: Manner,
+    progress: Progress,
     cutter: Cutter,
-    is_skipping: bool,
-    header: Option<Arc<Header>>,
+    /// The rest of a record that is too long is being left out, and how much of it was.
+    skipped: Option<u64>,
+    gap: Gap,
     /// Where to go on once the header is read.
     resume_at: u64,
-    handed: u64,
-    tail: Vec<u8>,
-    /// Where the buffer begins in the file.
+    /// Where the buffer begins in the file, or in what it holds.
     offset: u64,
     buffer: Vec<u8>,
     /// How much of the buffer has been searched for ends.
     scanned: usize,
+    /// Where the next zero is, or the end of the buffer. It is searched for again behind it.
+    filled: usize,
     /// The file has ended before `until`.
     is_at_end: bool,
 }
@@ -88,56 +103,85 @@ pub(super) struct Opened {
 }
 
 impl Reading {
-    pub(super) fn new(opened: Opened, progress: Progress, framing: Framing, record_max: usize) -> io::Result<Reading> {
-        let Opened { file, path, partition, until, ending } = opened;
+    pub(super) fn new(opened: Opened, mut progress: Progress, manner: Manner) -> Result<Reading, Failure> {
+        let Opened { mut file, path, partition, until, ending } = opened;
+        if progress.form == Form::Unknown {
+            progress.form = match Reading::kind(&mut file, manner.contents, ending)? {
+                Kind::Text => Form::Plain,
+                Kind::Packed(packing) => Form::Packed { packing, whole: None },
+                Kind::Foreign(what) => return Err(Failure::Foreign(what)),
+                Kind::Open => return Err(Failure::Open(file)),
+            };
+        }
+        let input = Input::new(file, until, progress.form)?;
+        let (skipped, cutter) = match progress.skipping.take() {
+            Some(Skipping { cutter, bytes }) => (Some(bytes), cutter),
+            None => (None, Cutter::new(manner.framing)),
+        };
         let mut reading = Reading {
-            file,
+            gap: Gap::default(),
+            resume_at: progress.next,
+            input,
             path,
             partition,
             until,
             ending,
-            framing,
-            record_max,
-            is_skipping: progress.skipping.is_some(),
-            cutter: progress.skipping.unwrap_or_else(|| Cutter::new(framing)),
-            header: progress.header,
-            resume_at: progress.next,
-            handed: progress.handed,
-            tail: progress.tail,
+            manner,
+            progress,
+            cutter,
+            skipped,
             offset: 0,
             buffer: Vec::new(),
             scanned: 0,
+            filled: 0,
             is_at_end: false,
         };
-        let begin = if reading.is_header_due() { 0 } else { progress.next };
+        let begin = if reading.is_header_due() { 0 } else { reading.resume_at };
         reading.go_to(begin)?;
         Ok(reading)
     }
 
-    fn is_header_due(&self) -> bool {
-        self.framing.has_header() && self.header.is_none()
+    fn kind(file: &mut File, contents: Contents, ending: Ending) -> io::Result<Kind> {
+        match contents {
+            Contents::Raw => Ok(Kind::Text),
+            Contents::Text => Ok(Kind::of(&content::head(file)?, ending == Ending::AsItStands)),
+        }
     }
 
+    fn is_header_due(&self) -> bool {
+        self.manner.framing.has_header() && self.progress.header.is_none()
+    }
+
+    /// To what is ahead, or still in the buffer.
     fn go_to(&mut self, offset: u64) -> io::Result<()> {
-        self.file.seek(SeekFrom::Start(offset))?;
+        let read_to = self.read_to();
+        (self.scanned, self.filled) = (0, 0);
+        if offset < read_to {
+            self.buffer.drain(..(offset - self.offset) as usize);
+        } else {
+            self.input.go_to(read_to, offset)?;
+            self.buffer.clear();
+        }
         self.offset = offset;
-        self.buffer.clear();
-        self.scanned = 0;
         Ok(())
     }
 
-    /// How far the file was read.
+    /// How far the file was read, or what it holds.
     pub(super) fn read_to(&self) -> u64 {
         self.offset + self.buffer.len() as u64
     }
 
     /// Whether there is nothing more to do in this turn.
     pub(super) fn is_done(&self) -> bool {
-        self.is_at_end || self.read_to() >= self.until
+        self.is_at_end || !self.is_unpacking() && self.read_to() >= self.until
+    }
+
+    pub(super) fn is_unpacking(&self) -> bool {
+        self.input.packing().is_some()
     }
 
     /// Reads at most a chunk, and hands on what it made whole.
-    pub(super) fn step(&mut self, chunk: usize, mut hand: impl FnMut(Block)) -> io::Result<()> {
+    pub(super) fn step(&mut self, chunk: usize, mut hand: impl FnMut(Block)) -> Result<(), Failure> {
         self.fill(chunk)?;
         let mut ranges = Vec::new();
         let mut begin = self.cut(&mut ranges)?;
@@ -149,112 +193,263 @@ impl Reading {
         }
         self.leave_out_what_is_too_long(&mut hand);
         // A header alone, empty lines, or the end of a record that was left out.
-        if self.is_done() && !self.is_skipping && !self.is_header_due() && self.offset > self.handed {
+        if self.is_done() && self.skipped.is_none() && !self.is_header_due() && self.offset > self.progress.handed {
             hand(self.block_until(0, Vec::new()));
         }
         Ok(())
     }
 
     /// What is kept until the next turn.
-    pub(super) fn into_progress(self) -> (File, Progress) {
+    pub(super) fn into_progress(mut self) -> (File, Progress) {
         let is_header_torn = self.is_header_due() && self.ending == Ending::Open;
-        let next = if is_header_torn { self.resume_at } else { self.offset };
-        let skipping = self.is_skipping.then_some(self.cutter);
-        (self.file, Progress { next, handed: self.handed, skipping, header: self.header, tail: self.tail })
+        let unpacked = self.read_to();
+        let (mut file, mut progress) = (self.input.into_file(), self.progress);
+        progress.next = if is_header_torn { self.resume_at } else { self.offset };
+        progress.skipping = self.skipped.map(|bytes| Skipping { cutter: self.cutter, bytes });
+        if let Form::Packed { whole, .. } = &mut progress.form {
+            *whole = self.is_at_end.then_some(Whole { packed: self.until, unpacked });
+            progress.remember_packed(&mut file, self.until);
+        }
+        self.gap.end(&self.path);
+        (file, progress)
     }
 
-    fn fill(&mut self, chunk: usize) -> io::Result<()> {
-        let want = (self.until.saturating_sub(self.read_to())).min(chunk as u64) as usize;
+    fn fill(&mut self, chunk: usize) -> Result<(), Failure> {
+        if self.input.is_behind() {
+            let skipped = self.input.skip(chunk).map_err(|cause| self.failed(cause))?;
+            return if skipped == Skipped::Everything { Err(Failure::Shorter) } else { Ok(()) };
+        }
+        self.pass_over_gap()?;
         let begin = self.buffer.len();
+        let want = self.input.left(self.read_to()).min(chunk as u64) as usize;
+        self.filled = 0;
         self.buffer.resize(begin + want, 0);
-        let got = loop {
-            match self.file.read(&mut self.buffer[begin..]) {
-                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
-                got => break got,
-            }
-        };
+        let got = self.input.read(&mut self.buffer[begin..]);
         self.buffer.truncate(begin + *got.as_ref().unwrap_or(&0));
-        self.is_at_end = got? == 0;
+        self.is_at_end = got.map_err(|cause| self.failed(cause))? == 0;
+        let is_first = self.offset == 0 && begin == 0;
+        match self.manner.contents {
+            Contents::Text if is_first => self.input.look_at(&self.buffer).map_err(Failure::Foreign),
+            Contents::Text | Contents::Raw => Ok(()),
+        }
+    }
+
+    /// A hole may be too long to be read.
+    fn pass_over_gap(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty()
+            && let Some(file) = self.input.plain()
+            && let Some(data) = self.gap.data(file, self.offset, self.until)
+        {
+            self.gap.extend(self.offset, data - self.offset);
+            self.input.go_to(self.offset, data)?;
+            self.offset = data;
+        }
         Ok(())
+    }
+
+    /// What the failure of a read is: of the file system, or of what was compressed. In the record under way nothing is to be
+    /// had any more but what came of it.
+    fn failed(&self, cause: io::Error) -> Failure {
+        let Some(packing) = self.input.packing().filter(|_| cause.raw_os_error().is_none()) else {
+            return Failure::System(cause);
+        };
+        let cause = match cause.kind() {
+            io::ErrorKind::UnexpectedEof => format!("the file is cut short: its {packing} data has no end"),
+            _ => format!("the file is damaged: its {packing} data cannot be unpacked: {cause}"),
+        };
+        let is_torn = self.skipped.is_none() && !self.buffer.is_empty();
+        let most = self.buffer.len().min(self.manner.record_max);
+        Failure::Damaged(Flaw { at: self.offset, bytes: is_torn.then(|| self.buffer[..most].to_vec()), cause })
     }
 
     /// Finds the records that are whole, and where the one under way begins.
     fn cut(&mut self, ranges: &mut Vec<Range<usize>>) -> io::Result<usize> {
         let mut begin = 0;
-        while let Some(len) = self.cutter.end_in(&self.buffer[self.scanned..]) {
-            self.scanned += len;
-            if mem::take(&mut self.is_skipping) {
-                // The end of a header that is too long is no header either.
-            } else if self.is_header_due() {
-                self.take_header(begin..self.scanned);
-                if self.resume_at > self.offset + self.scanned as u64 {
-                    self.cutter = Cutter::new(self.framing);
-                    self.go_to(self.resume_at)?;
-                    return Ok(0);
+        loop {
+            if begin == self.scanned && self.skipped.is_none() {
+                self.leave_out_gap();
+                begin = self.scanned;
+            }
+            match self.search() {
+                Found::Nothing => return Ok(begin),
+                Found::NoRecord => {}
+                Found::Record => {
+                    if self.end_record(begin..self.scanned, ranges)? {
+                        return Ok(0);
+                    }
                 }
-            } else {
-                ranges.push(begin..self.scanned);
             }
             begin = self.scanned;
         }
-        self.scanned = self.buffer.len();
-        Ok(begin)
+    }
+
+    /// Zeros at the beginning of a record are no part of it.
+    fn leave_out_gap(&mut self) {
+        if self.manner.contents == Contents::Raw || self.scanned == self.buffer.len() {
+            return;
+        }
+        let zeros = gap::zeros(&self.buffer[self.scanned..]);
+        self.gap.extend(self.offset + self.scanned as u64, zeros as u64);
+        self.scanned += zeros;
+        if self.scanned < self.buffer.len() {
+            self.gap.end(&self.path);
+        }
+    }
+
+    /// Searches for the end of the record under way.
+    fn search(&mut self) -> Found {
+        let is_last = self.is_done() && self.ending == Ending::AsItStands;
+        while self.scanned < self.buffer.len() {
+            if self.filled <= self.scanned {
+                self.filled = self.next_zero();
+            }
+            if let Some(len) = self.cutter.end_in(&self.buffer[self.scanned..self.filled]) {
+                self.scanned += len;
+                return Found::Record;
+            }
+            self.scanned = self.filled;
+            let rest = &self.buffer[self.scanned..];
+            let zeros = gap::zeros(rest);
+            if zeros >= gap::WITHIN_LEAST {
+                let is_record = self.skipped.is_some() || self.cutter.is_record_at_end();
+                self.cutter = Cutter::new(self.manner.framing);
+                return if is_record { Found::Record } else { Found::NoRecord };
+            }
+            if zeros > 0 && zeros == rest.len() && !is_last {
+                // There may be more of them.
+                return Found::Nothing;
+            }
+            self.cutter.end_in(&rest[..zeros]);
+            self.scanned += zeros;
+        }
+        Found::Nothing
+    }
+
+    fn next_zero(&self) -> usize {
+        let end = self.buffer.len();
+        match self.manner.contents {
+            Contents::Text => memchr(0, &self.buffer[self.scanned..]).map_or(end, |at| self.scanned + at),
+            Contents::Raw => end,
+        }
+    }
+
+    /// A record is whole, or the rest of one that was left out, or the header. Says whether reading goes on elsewhere.
+    fn end_record(&mut self, range: Range<usize>, ranges: &mut Vec<Range<usize>>) -> io::Result<bool> {
+        if let Some(skipped) = self.skipped.take() {
+            // The end of a header that is too long is no header either.
+            self.say_left_out(skipped + range.len() as u64);
+        } else if self.is_header_due() {
+            let end = self.offset + range.end as u64;
+            self.take_header(range);
+            if self.resume_at > end {
+                self.cutter = Cutter::new(self.manner.framing);
+                self.go_to(self.resume_at)?;
+                return Ok(true);
+            }
+        } else {
+            self.look_at_length(range.clone());
+            ranges.push(range);
+        }
+        Ok(false)
+    }
+
+    /// What the worker finds too long it cuts, and the file is not done with that.
+    fn look_at_length(&mut self, range: Range<usize>) {
+        let most = self.manner.record_max;
+        if range.len() > most {
+            let at = self.offset + range.start as u64;
+            let len = reader::content(self.manner.framing, &self.buffer[range], at).1.len();
+            if len > most {
+                self.note_cut();
+                self.say_left_out((len - most) as u64);
+            }
+        }
     }
 
     /// Nothing follows what is there.
     fn take_last(&mut self, begin: usize, ranges: &mut Vec<Range<usize>>) -> usize {
-        let end = self.buffer.len();
-        if !mem::take(&mut self.is_skipping) && begin < end && self.cutter.is_record_at_end() {
+        let range = begin..self.buffer.len();
+        if let Some(skipped) = self.skipped.take() {
+            self.say_left_out(skipped + range.len() as u64);
+        } else if !range.is_empty() && self.cutter.is_record_at_end() {
             if self.is_header_due() {
-                self.take_header(begin..end);
+                self.take_header(range);
             } else {
-                ranges.push(begin..end);
+                self.look_at_length(range.clone());
+                ranges.push(range);
             }
         }
-        end
+        self.buffer.len()
     }
 
     fn take_header(&mut self, range: Range<usize>) {
-        if let Framing::Csv { delimiter, .. } = self.framing {
-            self.header = Some(Arc::new(format::header(&self.buffer[range], delimiter)));
+        if let Framing::Csv { delimiter, .. } = self.manner.framing {
+            self.progress.header = Some(Arc::new(format::header(&self.buffer[range], delimiter)));
         }
     }
 
     /// The first `len` bytes of the buffer leave it.
     fn block_until(&mut self, len: usize, ranges: Vec<Range<usize>>) -> Block {
         let rest = self.buffer.split_off(len);
-        let bytes = mem::replace(&mut self.buffer, rest);
+        let mut bytes = mem::replace(&mut self.buffer, rest);
         let offset = self.offset;
         self.scanned -= len;
         self.offset += len as u64;
-        self.tail = bytes[len.saturating_sub(TAIL)..].to_vec();
-        self.handed = self.offset;
+        self.progress.hand(&bytes, self.offset);
+        if ranges.is_empty() {
+            bytes = Vec::new();
+        }
         Block {
             path: self.path.clone(),
-            content: Content::Records(Records { bytes, offset, ranges, header: self.header.clone() }),
+            content: Content::Records(Records { bytes, offset, ranges, header: self.progress.header.clone() }),
             position: Some((self.partition.clone(), Offset(self.offset))),
+            arrived: Moment::default(),
         }
     }
 
     /// A record that is longer than it may be is malformed at once, by its beginning. Its position stays until its end is
     /// found, so that a later run does not begin in the middle of it.
     fn leave_out_what_is_too_long(&mut self, hand: &mut impl FnMut(Block)) {
+        let most = self.manner.record_max;
+        let is_marked = self.offset == 0 && self.buffer.starts_with(BYTE_ORDER_MARK);
         // It may still turn out to be as long as it may be, with an end of two bytes.
-        if !self.is_skipping && self.buffer.len() > self.record_max.saturating_add(2) {
-            let bytes = Some(self.buffer[..self.record_max].to_vec());
-            let flaw = Flaw { at: self.offset, bytes, cause: too_long(self.record_max) };
-            hand(Block { path: self.path.clone(), content: Content::Flaw(flaw), position: None });
-            self.is_skipping = true;
+        let beside = 2 + if is_marked { BYTE_ORDER_MARK.len() } else { 0 };
+        if self.skipped.is_none() && self.buffer.len() > most.saturating_add(beside) {
+            let bytes = Some(self.buffer[..most].to_vec());
+            let flaw = Flaw { at: self.offset, bytes, cause: too_long(most) };
+            hand(Block::flaw(&self.path, flaw));
+            self.note_cut();
             if self.is_header_due() {
                 // Under a header without columns each row is malformed and says why.
-                self.header = Some(Arc::new(Header(Default::default())));
+                self.progress.header = Some(Arc::new(Header(Default::default())));
                 self.resume_at = self.offset;
             }
+            self.offset += most as u64;
+            self.buffer.drain(..most);
+            self.skipped = Some(0);
         }
-        if self.is_skipping {
+        if let Some(skipped) = &mut self.skipped {
+            *skipped += self.buffer.len() as u64;
             self.offset += self.buffer.len() as u64;
             self.buffer.clear();
             self.scanned = 0;
         }
     }
+
+    fn note_cut(&self) {
+        self.manner.cut.note(&self.partition);
+    }
+
+    fn say_left_out(&self, bytes: u64) {
+        let record_max = self.manner.record_max;
+        tracing::warn!(file = self.path.name(), bytes, record_max, "left out the rest of a record that is too long");
+    }
+}
+
+/// What a search has found.
+enum Found {
+    Record,
+    /// Nothing that counts as a record, and it is over.
+    NoRecord,
+    Nothing,
 }

@@ -15,9 +15,11 @@ use crate::format::{Decode, Framing};
 use crate::lock;
 
 use super::ahead::Ahead;
+use super::done::CutFiles;
 use super::feed::Feed;
-use super::look;
+use super::look::Matching;
 use super::reader::{FileReader, Shape, Values, WithOrigin};
+use super::reading::Manner;
 use super::{Files, WhenDone};
 
 /// The records of the files of a directory; see [`files`](crate::files).
@@ -73,7 +75,7 @@ impl<S: Shape> Source for FileRecords<S> {
         let (mut files, mut shape) = (self.files, self.shape);
         if open.compared {
             // Other runs read them again.
-            files.when_done = WhenDone::Keep;
+            (files.when_done, files.when_cut) = (WhenDone::Keep, WhenDone::Keep);
         }
         let zero = [
             ("record_max", files.record_max.0 == 0),
@@ -81,9 +83,9 @@ impl<S: Shape> Source for FileRecords<S> {
             ("settled_after", files.settled_after.is_zero()),
         ];
         if let Some((option, _)) = zero.iter().find(|(_, is_zero)| *is_zero) {
-            return Err(Error::new(ErrorKind::Option, format!("`{option}` must be more than nothing")));
+            return Err(Error::new(ErrorKind::Option, format!("`{option}` must be greater than zero")));
         }
-        let glob = look::matcher(&files)?;
+        let matching = Matching::of(&files)?;
         let cannot = |cause: std::io::Error| {
             let kind = match cause.kind() {
                 std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => ErrorKind::NotFound,
@@ -95,16 +97,20 @@ impl<S: Shape> Source for FileRecords<S> {
         let directory = files.directory.canonicalize().map_err(cannot)?;
         drop(fs::read_dir(&directory).map_err(cannot)?);
         files.directory = directory;
-        files.when_done.check(&files.directory)?;
+        let targets = [files.when_done.check(&files.directory)?, files.when_cut.check(&files.directory)?];
+        let except = targets.into_iter().flatten().collect();
         shape.format_mut().open()?;
         let framing = shape.format().framing();
-        let settles_within = if files.when_done == WhenDone::Keep { Duration::ZERO } else { files.settled_after };
+        let is_kept = files.when_done == WhenDone::Keep && files.when_cut == WhenDone::Keep;
+        let settles_within = if is_kept { Duration::ZERO } else { files.settled_after };
         let end_within = END_WITHIN.saturating_add(settles_within);
         let record_max = usize::try_from(files.record_max.0).unwrap_or(usize::MAX);
         let ahead = Arc::new(Ahead::new(&open));
         let started_at = open.resume.clone().unwrap_or_default();
         ahead.resume(&started_at);
-        let feed = Feed::connect(files, glob, framing, &open, Arc::clone(&ahead))?;
+        let cut = CutFiles::of(&open.job, &files.directory, open.resume.is_some());
+        let manner = Manner { framing, record_max, contents: files.contents, cut };
+        let feed = Feed::connect((files, matching, except), manner, &open, Arc::clone(&ahead))?;
         let thread = Mutex::new(Thread::Ready(Box::new(feed)));
         let compared = open.compared;
         Ok(FilesShared { ahead, shape, framing, record_max, compared, started_at, end_within, thread })

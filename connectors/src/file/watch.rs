@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 
 use millstream::{Moment, Partition};
 
-use super::feed::{Feed, HELD_MOST, Task, flawed};
-use super::look::{self, Found, Seen};
-use super::reading::{Ending, Progress};
+use super::Files;
+use super::content::{self, Kind};
+use super::feed::{Feed, HELD_MOST, Task, flawed, open_at_once};
+use super::look::{self, Found, Look, Seen, Temporary};
+use super::progress::Progress;
+use super::reading::{Contents, Ending};
 
 /// A look takes at most one part in so many of the time.
 const LOOK_SHARE: u32 = 10;
@@ -36,6 +39,8 @@ pub(super) struct Known {
     pub(super) tasks: usize,
     /// It could not be read, and that was said.
     pub(super) is_unreadable: bool,
+    /// What it holds cannot be read: not tried again before it has changed.
+    pub(super) is_refused: bool,
     /// It could not be deleted or moved, and that was said.
     pub(super) stays: bool,
     /// It is gone, replaced or cut: forgotten after its last task.
@@ -44,8 +49,7 @@ pub(super) struct Known {
 
 impl Known {
     pub(super) fn is_read(&self) -> bool {
-        // The position of one whose last record is being left out has not been handed on.
-        self.progress.next == self.seen.len && self.progress.handed == self.seen.len
+        self.progress.is_whole(self.seen.len)
     }
 
     pub(super) fn has_settled(&self, now: Moment, after: Duration) -> bool {
@@ -72,7 +76,9 @@ impl Feed {
 
     pub(super) fn look(&mut self) -> io::Result<()> {
         let begun = Instant::now();
-        let found = look::look(&self.files.directory, self.glob.as_ref(), self.files.order);
+        let Files { directory, order, reach, .. } = &self.files;
+        let look = Look { directory, matching: &self.matching, order: *order, reach: *reach, except: &self.except };
+        let found = look.look();
         if let Ok(found) = found {
             self.looks += 1;
             self.see(found);
@@ -86,7 +92,7 @@ impl Feed {
     fn see(&mut self, found: Vec<Found>) {
         let mut loads = vec![0; self.desks.len()];
         for known in self.known.values() {
-            loads[known.worker] += known.seen.len.saturating_sub(known.progress.next);
+            loads[known.worker] += known.seen.len.saturating_sub(known.progress.file_read());
         }
         for Found { name, seen } in found {
             match (seen, self.by_name.get(&name).copied()) {
@@ -106,7 +112,7 @@ impl Feed {
         let gone: Vec<FileId> = self.known.iter().filter(|(_, known)| gone(known)).map(|(file, _)| *file).collect();
         for file in gone {
             let known = &self.known[&file];
-            let missing = known.seen.len.saturating_sub(known.progress.next);
+            let missing = known.seen.len.saturating_sub(known.progress.file_read());
             let flaw = format!("the file is gone, and its last {missing} bytes were not read");
             self.leave(file, (missing > 0 && known.held.is_none()).then_some(flaw));
         }
@@ -131,7 +137,8 @@ impl Feed {
         } else if !has_settled {
             return;
         }
-        if len > known.progress.next {
+        let read = known.progress.file_read();
+        if len > read || has_settled && len == read && !known.progress.is_whole(len) {
             let ending = if has_settled { Ending::AsItStands } else { Ending::Open };
             known.tasks += 1;
             self.desks[known.worker].tasks.push_back(Task::Read { file, until: len, ending });
@@ -186,13 +193,13 @@ impl Feed {
         }
         let tasks = &mut self.desks[known.worker].tasks;
         if let Some(until) = known.held.as_ref().and_then(|held| held.metadata().ok()).map(|metadata| metadata.len())
-            && until > known.progress.next
+            && until > known.progress.file_read()
         {
             known.seen.len = until;
             known.tasks += 1;
             tasks.push_back(Task::Read { file, until, ending: Ending::Open });
         }
-        // Of what nobody has begun to read nothing is torn.
+        // Of a file that was not begun nothing is torn.
         if let Some(cause) = flaw.filter(|_| known.progress.next > 0) {
             known.tasks += 1;
             tasks.push_back(Task::Say { file: Some(file), block: flawed(&known.path, known.progress.next, cause) });
@@ -210,23 +217,30 @@ impl Feed {
     }
 
     fn see_first(&mut self, name: String, seen: Seen, worker: usize) {
-        let path = self.path_of(&name);
-        let of_file = format!("{path}#{}", seen.identity());
+        // By its final name, so that a file that is read under a temporary one goes on under its own.
+        let of_file = format!("{}#{}", self.path_of(&look::final_path(&name)), seen.identity());
         let mut partition = self.ahead.contents(&of_file);
+        if self.files.reach.temporary == Temporary::Read
+            && let Some(file) = self.known_as(&partition)
+        {
+            self.see_renamed(file, name, seen);
+            return;
+        }
         // It was away and is back. While what is held of it is read, the next look finds it again.
         if self.leaving.contains(&partition) {
             self.see_back(&name, &partition);
             return;
         }
-        let path = Partition::new(path);
+        let path = Partition::new(self.path_of(&name));
         let Some((begin, worker)) = self.ahead.arrive(&partition, &path, seen.len, worker) else { return };
         let mut progress = Progress::from(begin);
         let file = FileId(self.next_id);
         self.next_id += 1;
         let ending = if self.is_bounded { Ending::AsItStands } else { Ending::Open };
+        let is_shorter = progress.next > seen.len && !self.is_packed(&name);
         let tasks = &mut self.desks[worker].tasks;
         let mut count = 0;
-        if progress.next > seen.len {
+        if is_shorter {
             // It was cut shorter between two runs, or while it was away.
             let flaw =
                 format!("the file was cut shorter after {} bytes of it were read; it is read again", progress.next);
@@ -235,12 +249,13 @@ impl Feed {
             self.ahead.cut(&of_file);
             partition = self.ahead.contents(&of_file);
             let Some((begin, _)) = self.ahead.arrive(&partition, &path, seen.len, worker) else {
-                unreachable!("nobody has seen this partition before")
+                unreachable!("this partition was not seen before")
             };
             progress = Progress::from(begin);
             count += 1;
         }
-        if seen.len > progress.next {
+        // One that was read on to somewhere may be compressed, which is found out when it is opened.
+        if seen.len > progress.next || progress.next > 0 {
             tasks.push_back(Task::Read { file, until: seen.len, ending });
             count += 1;
         }
@@ -259,10 +274,39 @@ impl Feed {
             held: None,
             tasks: count,
             is_unreadable: false,
+            is_refused: false,
             stays: false,
             has_left: false,
         };
         self.known.insert(file, known);
+    }
+
+    /// The file that is there under another name.
+    fn known_as(&self, partition: &Partition) -> Option<FileId> {
+        let is_it = |known: &Known| !known.has_left && known.partition == *partition;
+        self.known.iter().find(|(_, known)| is_it(known)).map(|(file, _)| *file)
+    }
+
+    /// A file that was read under a temporary name has got its own.
+    fn see_renamed(&mut self, file: FileId, name: String, seen: Seen) {
+        let path = Partition::new(self.path_of(&name));
+        let Some(known) = self.known.get_mut(&file) else { return };
+        let before = std::mem::replace(&mut known.name, name.clone());
+        known.path = path;
+        known.looked = self.looks;
+        if self.by_name.get(&before) == Some(&file) {
+            self.by_name.remove(&before);
+        }
+        self.by_name.insert(name, file);
+        if self.is_still(file, &seen) {
+            self.see_again(file, seen);
+        }
+    }
+
+    /// Of a file that is shorter than what was read of it.
+    fn is_packed(&self, name: &str) -> bool {
+        let head = open_at_once(&self.files.directory.join(name)).and_then(|mut file| content::head(&mut file));
+        self.files.contents == Contents::Text && head.is_ok_and(|head| matches!(Kind::of(&head, true), Kind::Packed(_)))
     }
 
     fn see_again(&mut self, file: FileId, seen: Seen) {
@@ -276,9 +320,10 @@ impl Feed {
         let has_changed = seen != known.seen;
         if has_changed {
             known.was_done = known.is_read() && known.has_settled(now, self.files.settled_after);
-            self.ahead.stretch(&known.partition, seen.len);
+            self.ahead.stretch(&known.partition, known.progress.end(seen.len));
             known.seen = seen;
             known.since = now;
+            known.is_refused = false;
         }
         let has_settled = known.has_settled(now, self.files.settled_after);
         // Of the same length it may be written anew.
@@ -286,6 +331,8 @@ impl Feed {
             if has_settled && self.held >= HELD_MOST / 2 {
                 self.held -= usize::from(known.held.take().is_some());
             }
+        } else if known.is_refused || known.progress.is_packed() && !has_settled {
+            // Nothing new comes of it; and to unpack what is being written is to unpack all of it again and again.
         } else if has_changed || known.is_unreadable || has_settled {
             let ending = if has_settled { Ending::AsItStands } else { Ending::Open };
             known.tasks += 1;

@@ -3,12 +3,12 @@
 use std::fs;
 use std::time::Duration;
 
-use millstream::{Job, Trigger};
+use millstream::{Bytes, Job, Malformed, Restart, Trigger, collect};
 use millstream_connectors::WhenDone;
 
 use super::{Directory, Paced, SETTLED_AFTER, telling, told_by, wait_for};
-use crate::support::eventually;
 use crate::support::valve::Valve;
+use crate::support::{events, eventually};
 
 #[test]
 fn a_new_process_reads_nothing_twice_that_was_deleted_or_moved() {
@@ -39,14 +39,15 @@ fn a_new_process_reads_nothing_twice_that_was_deleted_or_moved() {
 /// The sink has all records and has acknowledged none: what is unread by its readers stays.
 #[test]
 fn nothing_is_deleted_before_it_is_acknowledged() {
-    for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::from_millis(5))] {
+    // The first micro-batch holds what came before its tick, and the next waits for it.
+    for (trigger, least) in [(Trigger::Continuous, 20), (Trigger::micro_batch(Duration::from_millis(5)), 1)] {
         let (directory, valve) = (Directory::new(), Valve::shut());
         (0..10).for_each(|file| directory.write(&file.to_string(), "1\n2\n"));
         let (source, sink) = (directory.source(), valve.clone());
         let source = source.when_done(WhenDone::Delete).settled_after(Duration::from_millis(1));
         let job = Job::new("done", move |flow| flow.source(source.clone().json::<u64>())?.or_stop().sink(&sink));
         let running = job.trigger(trigger).workers(2).checkpoint_every(Duration::from_millis(1)).start().unwrap();
-        eventually("all are read", || valve.taken().len() == 20);
+        eventually("they are read", || valve.taken().len() >= least);
         // All of them settle while files that come later are seen. Those of a micro-batch wait for the one before it.
         for later in ["later", "latest"] {
             directory.move_in(later, "3\n");
@@ -116,4 +117,82 @@ fn what_cannot_be_moved_stays_and_the_job_goes_on() {
     running.stop();
     running.wait().unwrap();
     assert_eq!(directory.names(), ["b", "c"]);
+}
+
+/// Two processes look for a free name at the same moment, find the same, and one file is moved over the other. Tests of a
+/// process are as near as two threads.
+#[test]
+fn two_that_archive_into_one_directory_lose_nothing() {
+    let target = Directory::new();
+    let sources = [Directory::new(), Directory::new()];
+    for (index, directory) in sources.iter().enumerate() {
+        (0..500).for_each(|file| directory.write(&file.to_string(), format!("{index} {file}\n")));
+    }
+    std::thread::scope(|scope| {
+        for directory in &sources {
+            let source = directory.source().when_done(WhenDone::MoveTo(target.path.clone()));
+            scope.spawn(move || told_by(source));
+        }
+    });
+    let mut archived: Vec<String> =
+        target.names().iter().map(|name| fs::read_to_string(target.at(name)).unwrap()).collect();
+    archived.sort_unstable();
+    archived.dedup();
+    assert_eq!(archived.len(), 1_000, "one is missing");
+}
+
+/// A stray quote made the rest of a file of CSV one record: 1 MiB of it was kept, 2 MiB were nowhere, and the file was deleted.
+#[test]
+fn a_file_of_which_something_was_cut_stays_unless_it_is_asked_for() {
+    events::begin();
+    let rows: String = (0..300_000).map(|row| format!("{row},text\n")).collect();
+    for (when_cut, remains) in [(None, true), (Some(WhenDone::Keep), true), (Some(WhenDone::Delete), false)] {
+        for restarts in [false, true] {
+            let directory = Directory::new();
+            directory.write("stray.csv", format!("number,text\n1,first\n2,\"stray\n{rows}"));
+            // Within one chunk, and with an end.
+            directory.write("long.csv", format!("number,text\n1,first\n2,{}\n3,third\n", "x".repeat(2_000)));
+            directory.write("good.csv", "number,text\n1,first\n");
+            let source = directory.source().when_done(WhenDone::Delete).record_max(Bytes(1_000));
+            let source = source.settled_after(Duration::from_millis(20));
+            let source = match &when_cut {
+                None => source,
+                Some(when_cut) => source.when_cut(when_cut.clone()),
+            };
+            let (good, bad) = (collect(), collect::<Malformed>());
+            let sinks = (good.clone(), bad.clone());
+            let source = source.csv::<(u64, String)>();
+            let job = Job::new("stray", move |flow| {
+                let (good, bad) = flow.source(source.clone())?.partition_results();
+                good.inspect(|(number, _)| assert_ne!(*number, 666)).sink(&sinks.0)?;
+                bad.sink(&sinks.1)
+            });
+            if restarts {
+                let job =
+                    job.restart(Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(5) });
+                let running = job.checkpoint_every(Duration::from_millis(1)).start().unwrap();
+                eventually("all is committed", || bad.len() == 2 && running.report().sources[0].lag.is_empty());
+                directory.move_in("fall.csv", "number,text\n666,it falls\n");
+                eventually("it has fallen", || running.report().restarts > 0);
+                fs::remove_file(directory.at("fall.csv")).unwrap();
+                for later in ["later.csv", "latest.csv"] {
+                    directory.move_in(later, "number,text\n1,first\n");
+                    eventually("it is deleted", || !directory.names().contains(&later.to_owned()));
+                }
+                running.stop();
+                running.wait().unwrap();
+            } else {
+                job.trigger(Trigger::AvailableNow).run().unwrap();
+            }
+            let names = directory.names();
+            assert_eq!(names, if remains { vec!["long.csv", "stray.csv"] } else { vec![] }, "{when_cut:?} {restarts}");
+            let mut cut: Vec<_> = bad.values();
+            cut.sort_by_key(|bad| bad.cause.clone());
+            assert_eq!(cut.len(), 2, "once each");
+            assert!(cut.iter().all(|bad| bad.bytes.as_ref().unwrap().len() == 1_000));
+            let left_out = format!("bytes={}", 9 + rows.len() - 1_000);
+            let path = directory.at("stray.csv").display().to_string();
+            assert!(events::was_logged(&["left out", &path, &left_out]), "how much of it was left out is said");
+        }
+    }
 }

@@ -270,3 +270,24 @@ fn thousands_of_files_come_and_go() {
         assert_eq!(told, expected);
     }
 }
+
+/// Lines are there all at once, and their stage is slow: the last has waited for all others, and the report said that it had
+/// waited for its own batch.
+#[test]
+fn what_waits_to_be_read_waits_under_every_trigger_alike() {
+    for trigger in EVERY {
+        let directory = Directory::new();
+        directory.write("a", "x\n".repeat(500));
+        let source = directory.source().lines();
+        let job = Job::new("behind", move |flow| {
+            let slow = |_: &String| std::thread::sleep(Duration::from_millis(2));
+            flow.source(source.clone())?.or_stop().inspect(slow).sink(millstream::discard())
+        });
+        let running = job.trigger(trigger).start().unwrap();
+        eventually("all are through", || running.report().records_out() == 500);
+        running.stop();
+        let report = running.wait().unwrap();
+        // 500 records of 2 ms: the median waits for half a second.
+        assert!(report.sinks[0].latency.p50 > Duration::from_millis(300), "{trigger:?}: {report}");
+    }
+}

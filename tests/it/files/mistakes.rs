@@ -7,12 +7,13 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use millstream::{Bytes, ErrorKind};
+use millstream::{Bytes, ErrorKind, Job, Trigger, collect};
 use millstream_connectors::{Files, WhenDone, files};
 use rustix::process::{Uid, geteuid};
 use rustix::thread::set_thread_uid;
 
 use super::{Directory, paced, telling, told_by};
+use crate::support::eventually;
 
 #[track_caller]
 fn refused(source: Files, kind: ErrorKind, says: &str) {
@@ -51,7 +52,7 @@ fn a_file_that_cannot_be_read_is_said_once_and_tried_again() {
     assert_eq!(told.len(), 3, "{told:?}");
     assert_eq!(told[0], "good@0 good");
     assert!(told[1].starts_with("link@0! cannot read the file"), "{told:?}");
-    assert_eq!(told[2], "socket@0! cannot read the file: it is no regular file");
+    assert_eq!(told[2], "socket@0! cannot read the file: not a regular file");
     directory.write(".later", "came later\n");
     paced.look_around(&directory);
     assert_eq!(paced.told()[3..], ["link@0 came later"]);
@@ -99,5 +100,60 @@ fn a_run_that_ends_says_what_it_could_not_read() {
     told.sort_unstable();
     assert_eq!(told.len(), 3, "{told:?}");
     assert!(told[1].starts_with("link@0! cannot read"), "{told:?}");
-    assert_eq!(told[2], "no\u{fffd}text@0! cannot read the file: its name is no UTF-8");
+    assert_eq!(told[2], "no\u{fffd}text@0! cannot read the file: the file name is not valid UTF-8");
+}
+
+/// Who may write to the directory could have the job read, and tell, any file that it may read.
+#[test]
+fn a_link_that_leads_out_of_the_directory_is_not_followed() {
+    let (directory, elsewhere) = (Directory::new(), Directory::new());
+    elsewhere.write("secret", "a secret\n");
+    directory.write("a", "a\n");
+    fs::create_dir(directory.at("within")).unwrap();
+    directory.write("within/b", "b\n");
+    symlink(elsewhere.at("secret"), directory.at("out")).unwrap();
+    symlink(Path::new("..").join(elsewhere.path.file_name().unwrap()).join("secret"), directory.at("up")).unwrap();
+    symlink("within/b", directory.at("in")).unwrap();
+    symlink(&elsewhere.path, directory.at("directory")).unwrap();
+    for glob in ["*", "**"] {
+        let mut told = told_by(directory.source().matching(glob));
+        told.sort_unstable();
+        told.retain(|told| !told.starts_with("b@"));
+        assert_eq!(told.len(), 4, "{told:?}");
+        assert_eq!(told[..2], ["a@0 a", "in@0 b"]);
+        for (told, name) in told[2..].iter().zip(["out", "up"]) {
+            assert_eq!(*told, format!("{name}@0! cannot read the file: the link leads out of the directory"));
+        }
+    }
+    let mut told = told_by(directory.source().follow_links());
+    told.sort_unstable();
+    assert_eq!(told, ["a@0 a", "in@0 b", "out@0 a secret", "up@0 a secret"]);
+}
+
+/// Between the look and its turn: to open a pipe was to wait for its writer, for ever.
+#[test]
+fn a_pipe_in_the_place_of_a_file_holds_up_nothing() {
+    let directory = Directory::new();
+    directory.write("a", "x\n".repeat(200_000));
+    directory.write("b", "replaced\n");
+    directory.write("c", "c\n");
+    let (results, (door, opened)) = (collect(), std::sync::mpsc::channel::<()>());
+    let opened = std::sync::Arc::new(std::sync::Mutex::new(opened));
+    let source = directory.source().order(millstream_connectors::FileOrder::Name).lines();
+    let sink = results.clone();
+    let job = Job::new("pipe", move |flow| {
+        let opened = std::sync::Arc::clone(&opened);
+        flow.source(source.clone())?
+            .or_skip()
+            .inspect(move |_| _ = opened.lock().unwrap().recv())
+            .filter(|line| line != "x")
+            .sink(&sink)
+    });
+    let running = job.trigger(Trigger::AvailableNow).memory(Bytes(64 << 10)).start().unwrap();
+    // The first file does not fit, so that nobody has opened the second.
+    fs::remove_file(directory.at("b")).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(directory.at("b")).status().unwrap().success());
+    drop(door);
+    eventually("the last file is read", || results.values() == ["c"]);
+    running.wait().unwrap();
 }

@@ -1,10 +1,12 @@
 //! Files of a directory: each record once, whatever is done to the files meanwhile.
 
 mod changes;
+mod content;
 mod done;
 mod follow;
 mod formats;
 mod mistakes;
+mod names;
 
 use std::fs;
 use std::io::Write;

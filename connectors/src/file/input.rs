@@ -1,0 +1,128 @@
+//! Where the bytes of a turn come from: the file as it is, or what is unpacked of it, which can only be read on.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+
+use super::content::{HEAD, Kind, Packing};
+use super::progress::Form;
+
+pub(super) struct Input {
+    file: File,
+    /// How much of the file is read.
+    until: u64,
+    unpacking: Option<Unpacking>,
+}
+
+struct Unpacking {
+    packing: Packing,
+    stream: Box<dyn Read + Send>,
+    /// So much was read in an earlier turn.
+    to_skip: u64,
+}
+
+/// What one step of skipping has met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Skipped {
+    Some,
+    /// There is no more, and there should be.
+    Everything,
+}
+
+/// So many chunks are skipped in one step.
+const SKIPPED_MOST: usize = 16;
+
+impl Input {
+    /// Stands at the beginning.
+    pub(super) fn new(file: File, until: u64, form: Form) -> io::Result<Input> {
+        let unpacking = match form {
+            Form::Packed { packing, .. } => {
+                Some(Unpacking { packing, stream: packing.unpack(file.try_clone()?, until)?, to_skip: 0 })
+            }
+            Form::Plain | Form::Unknown => None,
+        };
+        Ok(Input { file, until, unpacking })
+    }
+
+    pub(super) fn packing(&self) -> Option<Packing> {
+        self.unpacking.as_ref().map(|unpacking| unpacking.packing)
+    }
+
+    /// The file, when it is read as it is.
+    pub(super) fn plain(&self) -> Option<&File> {
+        self.unpacking.is_none().then_some(&self.file)
+    }
+
+    pub(super) fn into_file(self) -> File {
+        self.file
+    }
+
+    /// Goes on at `offset`, from `at`. What is unpacked is ahead.
+    pub(super) fn go_to(&mut self, at: u64, offset: u64) -> io::Result<()> {
+        match &mut self.unpacking {
+            None => self.file.seek(SeekFrom::Start(offset)).map(drop),
+            Some(unpacking) => {
+                unpacking.to_skip = offset - at;
+                Ok(())
+            }
+        }
+    }
+
+    /// How much there is behind `at`, as far as is known.
+    pub(super) fn left(&self, at: u64) -> u64 {
+        match self.unpacking {
+            None => self.until.saturating_sub(at),
+            Some(_) => u64::MAX,
+        }
+    }
+
+    /// Whether something has to be skipped before it can be read on.
+    pub(super) fn is_behind(&self) -> bool {
+        self.unpacking.as_ref().is_some_and(|unpacking| unpacking.to_skip > 0)
+    }
+
+    /// Skips for a while, so that the thread can do something else.
+    pub(super) fn skip(&mut self, chunk: usize) -> io::Result<Skipped> {
+        let mut nowhere = vec![0; chunk];
+        for _ in 0..SKIPPED_MOST {
+            let Some(unpacking) = self.unpacking.as_mut().filter(|unpacking| unpacking.to_skip > 0) else { break };
+            let want = unpacking.to_skip.min(chunk as u64) as usize;
+            match read(&mut unpacking.stream, &mut nowhere[..want])? {
+                0 => return Ok(Skipped::Everything),
+                got => unpacking.to_skip -= got as u64,
+            }
+        }
+        Ok(Skipped::Some)
+    }
+
+    /// Reads once; nothing is the end.
+    pub(super) fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match &mut self.unpacking {
+            None => read(&mut self.file, into),
+            Some(unpacking) => read(&mut unpacking.stream, into),
+        }
+    }
+
+    /// Looks at the beginning of what was unpacked.
+    ///
+    /// # Errors
+    /// What it is, when that is not text either.
+    pub(super) fn look_at(&self, begin: &[u8]) -> Result<(), &'static str> {
+        if self.unpacking.is_none() {
+            return Ok(());
+        }
+        match Kind::of(&begin[..begin.len().min(HEAD)], true) {
+            Kind::Text | Kind::Open => Ok(()),
+            Kind::Packed(_) => Err("is compressed twice"),
+            Kind::Foreign(what) => Err(what),
+        }
+    }
+}
+
+fn read(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match from.read(into) {
+            Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+            got => return got,
+        }
+    }
+}
