@@ -155,7 +155,7 @@ fn what_is_compressed_is_unpacked_by_its_magic_and_not_its_name() {
 
 #[test]
 fn what_is_large_and_compressed_is_unpacked_by_every_trigger() {
-    let text = lines(60_000);
+    let text = lines(20_000);
     let directory = Directory::new();
     directory.write("a.gz", gzip(&text));
     directory.write("b.zst", zstd(&text));
@@ -177,11 +177,11 @@ fn what_is_large_and_compressed_is_unpacked_by_every_trigger() {
     let (source, sink) = (directory.source().matching("c*").csv::<(u64, String)>(), results.clone());
     let job = Job::new("rows", move |flow| flow.source(source.clone())?.or_stop().map(|(n, _)| n).sink(&sink));
     let running = job.trigger(Trigger::micro_batch(Duration::from_millis(5))).start().unwrap();
-    wait_for(&results, 60_000);
+    wait_for(&results, 20_000);
     eventually("nothing is left to do", || running.report().sources[0].lag.is_empty());
     running.stop();
     running.wait().unwrap();
-    assert!(results.values() == (0..60_000).collect::<Vec<u64>>());
+    assert!(results.values() == (0..20_000).collect::<Vec<u64>>());
 }
 
 /// Where a commit stands in a compressed file is where it stands in what was unpacked.
@@ -189,7 +189,7 @@ fn what_is_large_and_compressed_is_unpacked_by_every_trigger() {
 fn a_restart_goes_on_within_a_compressed_file() {
     for pack in [gzip, zstd] {
         let directory = Directory::new();
-        directory.write("a", pack(&format!("text\n{}", lines(100_000).replace(' ', ","))));
+        directory.write("a", pack(&format!("text\n{}", lines(20_000).replace(' ', ","))));
         let (results, may_fall) = (collect(), Arc::new(AtomicBool::new(false)));
         let (source, sink, falls) = (directory.source(), results.clone(), Arc::clone(&may_fall));
         let source = source.format(millstream_connectors::Csv::<(String, String)>::new().without_header());
@@ -199,8 +199,8 @@ fn a_restart_goes_on_within_a_compressed_file() {
                 .or_skip()
                 .map(|(n, _)| n.parse::<u64>().unwrap())
                 .inspect(move |n| {
-                    std::thread::sleep(Duration::from_micros(if n % 64 == 0 { 100 } else { 0 }));
-                    assert!(!(*n > 20_000 && falls.swap(false, SeqCst)), "it falls");
+                    std::thread::sleep(Duration::from_micros(if n % 64 == 0 { 500 } else { 0 }));
+                    assert!(!(*n > 5_000 && falls.swap(false, SeqCst)), "it falls");
                 })
                 .sink(&sink)
         });
@@ -211,12 +211,12 @@ fn a_restart_goes_on_within_a_compressed_file() {
             running.report().sources[0].lag.first().is_some_and(|lag| lag.next > 1_000)
         });
         may_fall.store(true, SeqCst);
-        eventually("all has come", || results.values().last() == Some(&99_999));
+        eventually("all has come", || results.len() >= 20_000 && results.values().last() == Some(&19_999));
         let values = results.values();
         let mut distinct = values.clone();
         distinct.sort_unstable();
         distinct.dedup();
-        assert!(distinct == (0..100_000).collect::<Vec<u64>>());
+        assert!(distinct == (0..20_000).collect::<Vec<u64>>());
         assert_eq!(running.report().restarts, 1);
         assert_eq!(values.iter().filter(|n| **n == 0).count(), 1, "what was committed is not read again");
         running.stop();
