@@ -40,17 +40,10 @@
 //!
 //! A [`Report`] counts every record and measures its latency, while the job runs and when it has ended. Events of [`tracing`]
 //! stand in spans: `job` with its `name`, and within it `worker` with its `index`, for the program's own events in a stage
-//! too. Once a second the [`metrics`] facade is told, so that whatever exporter the program has installed shows:
+//! too. Once a second the [`metrics`] facade is told, so that whatever exporter the program has installed shows [`METRICS`], but
+//! for the histogram of latencies: [`histograms`] gives it as text for Prometheus, to be appended to the exporter's.
 //!
-//! | name | kind | labels |
-//! |---|---|---|
-//! | `millstream_running` | gauge, how many jobs of that name run | `job` |
-//! | `millstream_restarts_total`, `millstream_commits_total`, `millstream_epochs_total` | counter | `job` |
-//! | `millstream_source_records_total`, `millstream_source_bytes_total` | counter | `job`, `source` |
-//! | `millstream_source_lag_records` | gauge | `job`, `source`, `partition` |
-//! | `millstream_stage_records_in_total`, `millstream_stage_records_out_total` | counter | `job`, `stage` |
-//! | `millstream_sink_records_total`, `millstream_sink_bytes_total`, `millstream_sink_skipped_total` | counter | `job`, `sink` |
-//! | `millstream_sink_latency_seconds` | gauge, from arrival to acknowledgement, of the records of the last second that had any | `job`, `sink`, `quantile` |
+//! [`jobs()`] lists the jobs of the process.
 //!
 //! `Job::live` draws rate, latency and lag on a terminal. It is there with the feature `terminal`, which is on by default, and
 //! not without it.
@@ -80,14 +73,16 @@ mod run;
 mod api;
 
 pub use api::{
-    Calls, ComparedRun, Comparison, Flow, For, Job, Reporter, Restart, Results, Running, SourceControl, Stopper, Stream, TestRun,
-    Trigger,
+    Calls, ComparedRun, Comparison, Flow, For, Job, Reporter, Restart, Results, Running, RunningJob, SourceControl, Stopper, Stream,
+    TestRun, Trigger, jobs,
 };
 pub use io::{
     Accepted, Acknowledges, AtStop, Change, ChannelSource, Claims, Collected, CollectedWithKeys, Delivery, Discard, Generate,
     KeyedSink, Lag, Last, OpenSink, OpenSource, Polled, Progress, Reader, Receipt, Rows, SendError, Sender, SharedSink,
     SharedSource, Sink, Source, Taken, Undelivered, Wake, Writer, channel, collect, discard, generate, rows,
 };
+pub use run::histogram::histograms;
+pub use run::names::{METRICS, Metric, MetricKind};
 pub use run::report::{Report, SinkReport, SourceReport, StageReport};
 pub use words::{
     Batch, Bytes, CheckpointId, Clock, Epoch, Error, ErrorKind, EventTime, Fingerprint, Headers, Keyed,

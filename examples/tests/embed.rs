@@ -82,7 +82,7 @@ fn answers_when_the_broker_has_the_invoice() {
     let (status, report) = request(&address, "GET", "/report", "").unwrap();
     assert!(status == 200 && report.contains("\"acknowledged\":1001"), "{report}");
     let (status, metrics) = request(&address, "GET", "/metrics", "").unwrap();
-    assert!(status == 200 && metrics.contains("millstream_running{job=\"invoices\"} 1"), "{metrics}");
+    assert!(status == 200 && metrics.contains("millstream_running_jobs{job_name=\"invoices\"} 1"), "{metrics}");
     broker.crash(0);
     let asked = Instant::now();
     assert_eq!(post(r#"{"id": 2, "customer": 7, "cents": 1}"#).unwrap().0, 503, "nobody can know");

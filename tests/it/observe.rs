@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use millstream::{Job, Restart, collect, discard, rows};
+use millstream::{Clock, Job, METRICS, MetricKind, Restart, Trigger, channel, collect, discard, histograms, rows};
 
 use super::kafka::kafka;
 use crate::support::broker::shared;
@@ -15,15 +15,15 @@ use crate::support::{events, eventually};
 fn shown(job: &str) -> Vec<String> {
     static EXPORTER: OnceLock<PrometheusHandle> = OnceLock::new();
     let exporter = EXPORTER.get_or_init(|| PrometheusBuilder::new().install_recorder().unwrap());
-    let of_job = format!("job=\"{job}\"");
-    exporter.render().lines().filter(|line| line.contains(&of_job)).map(str::to_owned).collect()
+    let of_job = format!("{{job_name=\"{job}\"");
+    (exporter.render() + &histograms()).lines().filter(|line| line.contains(&of_job)).map(str::to_owned).collect()
 }
 
 /// The value of a metric whose labels are as given beside the job's.
 #[track_caller]
 fn value(job: &str, name: &str, labels: &str) -> f64 {
     let lines = shown(job);
-    let start = format!("{name}{{job=\"{job}\"{labels}}} ");
+    let start = format!("{name}{{job_name=\"{job}\"{labels}}} ");
     let line = lines.iter().find_map(|line| line.strip_prefix(&start));
     line.unwrap_or_else(|| panic!("no {start} in {lines:#?}")).parse().unwrap()
 }
@@ -44,10 +44,112 @@ fn metrics_say_what_the_report_says() {
     assert_eq!(value(name, "millstream_stage_records_out_total", ",stage=\"every fourth\""), 250.0);
     assert_eq!(value(name, "millstream_sink_records_total", sink), report.records_out() as f64);
     assert_eq!(value(name, "millstream_commits_total", ""), report.commits as f64);
-    assert_eq!(value(name, "millstream_running", ""), 0.0);
-    let slowest = value(name, "millstream_sink_latency_seconds", ",sink=\"collect\",quantile=\"1\"");
+    assert_eq!(value(name, "millstream_running_jobs", ""), 0.0);
+    let slowest = value(name, "millstream_sink_latency_recent_seconds", ",sink=\"collect\",percentile=\"100\"");
     let max = report.sinks[0].latency.max.as_secs_f64();
     assert!((slowest - max).abs() < max * 0.01, "{slowest} and {max}");
+}
+
+#[test]
+fn every_metric_of_the_table_is_told_and_no_other() {
+    let name = "observed table";
+    shown(name);
+    let broker = shared();
+    let topic = broker.topic("table", 1);
+    broker.write(&topic, [(None, "", Some("1")), (None, "", Some("2"))]);
+    let kafka = kafka(broker);
+    let job = Job::new(name, move |flow| {
+        flow.source(kafka.topic(&topic).json::<u64>())?.or_stop().map(|n| n).sink(discard())
+    });
+    job.trigger(Trigger::AvailableNow).run().unwrap();
+    let lines = shown(name);
+    let names = |line: &String| line.split_once('{').unwrap().0.to_owned();
+    let mut told: Vec<String> = lines.iter().map(names).collect();
+    for metric in METRICS.iter().filter(|metric| metric.kind == MetricKind::Histogram) {
+        for suffix in ["_bucket", "_sum", "_count"] {
+            let part = format!("{}{suffix}", metric.name);
+            assert!(told.contains(&part), "no {part} in {lines:#?}");
+            told.retain(|name| *name != part);
+        }
+    }
+    told.sort_unstable();
+    told.dedup();
+    let mut table: Vec<&str> =
+        METRICS.iter().filter(|metric| metric.kind != MetricKind::Histogram).map(|m| m.name).collect();
+    table.sort_unstable();
+    assert_eq!(told, table);
+}
+
+/// Quantiles of several processes cannot be averaged: a fleet adds up buckets.
+#[test]
+fn latencies_are_a_histogram_that_counts_every_record_over_restarts() {
+    let name = "observed buckets";
+    shown(name);
+    let clock = Clock::simulated();
+    let (numbers, source) = channel::<u64>(100);
+    let fell = Arc::new(AtomicBool::new(false));
+    let job = Job::new(name, move |flow| {
+        let fell = Arc::clone(&fell);
+        let falls = move |n: &u64| assert!(*n != 99 || fell.swap(true, SeqCst), "once");
+        flow.source(&source)?.inspect(falls).sink(discard())
+    });
+    let tick = Duration::from_millis(40);
+    let restart = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(1) };
+    let running = job.trigger(Trigger::micro_batch(tick)).clock(clock.clone()).restart(restart).start().unwrap();
+    let send_and_tick = |n: u64| {
+        drop(numbers.try_send(n).unwrap());
+        eventually("the record is through", || {
+            clock.advance(tick);
+            running.report().records_out() == n + 1
+        });
+    };
+    (0..3).for_each(send_and_tick);
+    drop(numbers.try_send(99).unwrap());
+    eventually("it restarts", || {
+        clock.advance(tick);
+        running.report().restarts == 1
+    });
+    drop(numbers);
+    let mut running = running;
+    eventually("it ends", || {
+        clock.advance(tick);
+        running.wait_for(Duration::from_millis(1)).is_some()
+    });
+    let sink = ",sink=\"discard\"";
+    let done = value(name, "millstream_sink_records_total", sink);
+    assert!(done >= 3.0, "{done}");
+    assert_eq!(value(name, "millstream_sink_latency_seconds_count", sink), done);
+    let bucket = |le: &str| value(name, "millstream_sink_latency_seconds_bucket", &format!("{sink},le=\"{le}\""));
+    assert_eq!(bucket("+Inf"), done);
+    let bounds = ["0.0001", "0.0025", "0.025", "0.05", "0.25", "1", "10", "60", "+Inf"];
+    assert!(bounds.map(bucket).is_sorted(), "each bound counts those below it too: {:?}", bounds.map(bucket));
+    // How much it is depends on the moves of the clock.
+    value(name, "millstream_sink_latency_seconds_sum", sink);
+}
+
+/// Two jobs of one name shared their series: the gauges of one overwrote those of the other.
+#[test]
+fn two_jobs_of_one_name_have_series_of_their_own() {
+    let name = "observed twins";
+    shown(name);
+    let start = || {
+        let (numbers, source) = channel::<u64>(100);
+        let job = Job::new(name, move |flow| flow.source(&source)?.sink(discard()));
+        (numbers, job.start().unwrap())
+    };
+    let ((first, one), (second, two)) = (start(), start());
+    drop(first.try_send(1).unwrap());
+    (0..2).for_each(|n| drop(second.try_send(n).unwrap()));
+    drop((first, second));
+    one.wait().unwrap();
+    two.wait().unwrap();
+    assert_eq!(value(name, "millstream_sink_records_total", ",sink=\"discard\""), 1.0);
+    assert_eq!(value(name, "millstream_sink_records_total", ",clone=\"2\",sink=\"discard\""), 2.0);
+    assert_eq!(value(name, "millstream_sink_latency_seconds_count", ",clone=\"2\",sink=\"discard\""), 2.0);
+    let (third, three) = start();
+    drop(third);
+    three.wait().unwrap();
+    assert!(shown(name).iter().all(|line| !line.contains("clone=\"3\"")), "a number that is free is taken again");
 }
 
 #[test]
@@ -88,7 +190,7 @@ fn metrics_are_told_while_the_job_runs_and_lag_is_nobodys_when_it_has_ended() {
         shown(name).iter().any(|line| line.contains("lag_records"))
             && value(name, "millstream_source_lag_records", &lag) > 0.0
     });
-    assert_eq!(value(name, "millstream_running", ""), 1.0);
+    assert_eq!(value(name, "millstream_running_jobs", ""), 1.0);
     valve.open();
     eventually("all of it is done", || running.report().records_out() == 1_000);
     running.stop();

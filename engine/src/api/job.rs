@@ -154,6 +154,10 @@ impl Job {
         let spec = self.spec()?;
         let spec = Spec { bounded: spec.bounded || trial.is_some(), trial, ..spec };
         let handle = Handle::new(&self.name);
+        // Runs that are compared are neither listed nor told of in metrics.
+        if spec.trial.is_none() {
+            handle.list();
+        }
         let (started, has_started) = mpsc::channel();
         let (pipeline, shared) = (self.pipeline, Arc::clone(&handle));
         spawn("control", move || {
@@ -163,7 +167,8 @@ impl Job {
                 // of it.
                 shared.end(Err(panicked("pipeline", &*payload)));
             }
-        })?;
+        })
+        .inspect_err(|_| handle.end(Ok(())))?;
         match has_started.recv() {
             Ok(Ok(())) => Ok(Running::new(handle)),
             Ok(Err(error)) => Err(error),

@@ -13,7 +13,7 @@ pub use calls::Calls;
 pub use compare::{ComparedRun, Comparison, For, Results};
 pub use flow::Flow;
 pub use job::Job;
-pub use running::{Reporter, Running, SourceControl, Stopper};
+pub use running::{Reporter, Running, RunningJob, SourceControl, Stopper, jobs};
 pub use stream::Stream;
 pub use test_run::TestRun;
 pub use trigger::{Restart, Trigger};

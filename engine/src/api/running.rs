@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::run::handle::{Handle, deadline_after};
+use crate::run::jobs;
 use crate::run::report::Report;
 use crate::words::Result;
 
@@ -200,6 +201,46 @@ impl Reporter {
     /// As [`Running::report`]; of a job that has ended, its last one.
     pub fn report(&self) -> Report {
         self.0.report()
+    }
+}
+
+/// A job of this process that has not ended; see [`jobs()`].
+#[derive(Clone, Debug)]
+pub struct RunningJob(Arc<Handle>);
+
+/// The jobs of this process, from their start to their end, the oldest first: also those whose handle was
+/// [detached](Running::detach), and without those that [`Job::compare`](crate::Job::compare) runs.
+///
+/// ```
+/// use millstream::{Job, channel, discard, jobs};
+///
+/// let (numbers, source) = channel::<u64>(10);
+/// Job::new("numbers", move |flow| flow.source(&source)?.sink(discard())).start()?.detach();
+/// for job in jobs().iter().filter(|job| job.name() == "numbers") {
+///     println!("{}: {} records", job.name(), job.report().records_out());
+///     job.stopper().stop();
+/// }
+/// # drop(numbers);
+/// # Ok::<(), millstream::Error>(())
+/// ```
+pub fn jobs() -> Vec<RunningJob> {
+    jobs::all().into_iter().map(RunningJob).collect()
+}
+
+impl RunningJob {
+    /// The job's name; several jobs may have the same.
+    pub fn name(&self) -> String {
+        self.0.job()
+    }
+
+    /// As [`Running::report`].
+    pub fn report(&self) -> Report {
+        self.0.report()
+    }
+
+    /// As [`Running::stopper`].
+    pub fn stopper(&self) -> Stopper {
+        Stopper(Arc::clone(&self.0))
     }
 }
 

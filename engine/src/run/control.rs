@@ -80,8 +80,9 @@ pub(crate) fn control(
             Ok(control) => control,
             Err(error) if !began => {
                 // The job is not running, and `start` says why.
+                handle.end(Ok(()));
                 drop(started.send(Err(error)));
-                break Ok(());
+                return;
             }
             // What panicked in the plan panics in the next one.
             Err(error) if error.kind() == ErrorKind::Panic => break Err(error),
@@ -137,7 +138,7 @@ fn rest(spec: &Spec, handle: &Handle, error: Error, pause: &mut Duration) -> Opt
     }
     *pause = (*pause * 2).min(most);
     handle.restarts();
-    metrics::restarts(&spec.job);
+    handle.labels().into_iter().for_each(metrics::restarts);
     None
 }
 
@@ -204,8 +205,7 @@ impl<'s> Control<'s> {
             refreshed: spec.clock.now(),
             looked: Instant::now(),
             stopping: None,
-            // Runs that are compared are nobody's service.
-            metrics: spec.trial.is_none().then(|| Publisher::new(&spec.job)),
+            metrics: handle.labels().cloned().map(Publisher::new),
             #[cfg(feature = "terminal")]
             line: super::terminal::Line::new().filter(|_| spec.live).map(|line| (line, Instant::now())),
             run,

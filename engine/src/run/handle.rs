@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,8 @@ use crate::operator::intake::Limits;
 use crate::words::{Error, ErrorKind, Result, lock};
 
 use super::control::{Event, Events};
+use super::jobs::Place;
+use super::metrics::Labels;
 use super::plan::{Meter, Run};
 use super::report::Report;
 
@@ -26,6 +28,9 @@ pub(crate) struct Handle {
     events: Mutex<Option<Events>>,
     state: Mutex<State>,
     changed: Condvar,
+    /// In the list of this process's jobs; a run that is compared with others has none.
+    place: Mutex<Option<Place>>,
+    labels: OnceLock<Labels>,
 }
 
 #[derive(Default)]
@@ -54,7 +59,30 @@ impl fmt::Debug for State {
 impl Handle {
     pub(crate) fn new(job: &str) -> Arc<Handle> {
         let state = State { job: job.to_owned(), ..State::default() };
-        Arc::new(Handle { events: Mutex::default(), state: Mutex::new(state), changed: Condvar::new() })
+        Arc::new(Handle {
+            events: Mutex::default(),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            place: Mutex::default(),
+            labels: OnceLock::new(),
+        })
+    }
+
+    /// Lists the job among those of this process, until it ends.
+    pub(crate) fn list(self: &Arc<Handle>) {
+        let job = self.job();
+        let place = Place::take(&job, self);
+        self.labels.get_or_init(|| Labels::new(&job, place.number()));
+        *lock(&self.place) = Some(place);
+    }
+
+    /// The labels of the job's metrics; none when it is not listed.
+    pub(crate) fn labels(&self) -> Option<&Labels> {
+        self.labels.get()
+    }
+
+    pub(crate) fn job(&self) -> String {
+        lock(&self.state).job.clone()
     }
 
     fn ask(&self) {
@@ -197,8 +225,9 @@ impl Handle {
     }
 
     pub(crate) fn end(&self, result: Result<(), Error>) {
+        drop(lock(&self.place).take());
+        let report = self.report();
         let mut state = lock(&self.state);
-        let report = state.last.clone().unwrap_or_else(|| Report::empty(&state.job));
         state.outcome = Some(result.map(|()| report));
         state.ended = true;
         let waker = state.waker.take();

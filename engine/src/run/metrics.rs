@@ -1,22 +1,63 @@
 //! What a run counts, told once a second to the [`metrics`] facade, so that whatever exporter the program has installed shows
 //! it. Without one this costs next to nothing, and records cost nothing extra in either case: they are counted anyway. What
-//! there is stands in the crate's documentation.
+//! there is stands in [`names`](super::names).
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use metrics::{Label, Unit, counter, describe_counter, describe_gauge, gauge};
 
 use crate::words::{Latency, SinkMeter};
 
+use super::histogram::{self, escaped};
+use super::names::{
+    COMMITS, EPOCHS, METRICS, Metric, MetricKind, RESTARTS, RUNNING, SINK_BYTES, SINK_LATENCY_RECENT, SINK_RECORDS,
+    SINK_SKIPPED, SOURCE_BYTES, SOURCE_LAG, SOURCE_RECORDS, STAGE_IN, STAGE_OUT,
+};
 use super::plan::{Meter, Run};
 
 /// How often the facade is told.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
+/// The labels that all metrics of a job have: its name, and its number when others of that name run.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Labels {
+    job: String,
+    number: u32,
+}
+
+impl Labels {
+    /// Of the `number`th job of that name in this process, counted from 1.
+    pub(crate) fn new(job: &str, number: u32) -> Labels {
+        Labels { job: job.to_owned(), number }
+    }
+
+    /// The labels of a metric of this job; `of` are the values of those that the metric has beside the job's name.
+    fn of(&self, metric: &Metric, of: &[&str]) -> Vec<Label> {
+        let mut values = vec![self.job.clone()];
+        values.extend(of.iter().map(|value| (*value).to_owned()));
+        debug_assert_eq!(values.len(), metric.labels.len(), "{}", metric.name);
+        let mut labels: Vec<Label> =
+            metric.labels.iter().zip(values).map(|(label, value)| Label::new(*label, value)).collect();
+        if self.number > 1 {
+            labels.insert(1, Label::new("clone", self.number.to_string()));
+        }
+        labels
+    }
+}
+
+/// As the text format of Prometheus has them, without the braces.
+impl fmt::Display for Labels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "job_name=\"{}\"", escaped(&self.job))?;
+        if self.number > 1 { write!(f, ",clone=\"{}\"", self.number) } else { Ok(()) }
+    }
+}
+
 /// Tells the facade what a run has done since it was told before.
 pub(crate) struct Publisher {
-    job: String,
+    job: Labels,
     told_at: Instant,
     /// What was told of each count.
     told: HashMap<(&'static str, String), u64>,
@@ -26,10 +67,10 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    pub(crate) fn new(job: &str) -> Publisher {
+    pub(crate) fn new(job: Labels) -> Publisher {
         describe();
         Publisher {
-            job: job.to_owned(),
+            job,
             told_at: Instant::now(),
             told: HashMap::new(),
             latencies: HashMap::new(),
@@ -39,7 +80,9 @@ impl Publisher {
 
     /// A run of the job has begun.
     pub(crate) fn begin(&self) {
-        gauge!("millstream_running", "job" => self.job.clone()).increment(1.0);
+        gauge!(RUNNING.name, self.job.of(&RUNNING, &[])).increment(1.0);
+        // A series that begins at zero shows its first increase.
+        counter!(RESTARTS.name, self.job.of(&RESTARTS, &[])).increment(0);
     }
 
     /// Tells, when it is time.
@@ -53,98 +96,94 @@ impl Publisher {
     pub(crate) fn end(&mut self, run: &Run, commits: u64) {
         self.tell(run, commits);
         for (source, partition) in std::mem::take(&mut self.lagging) {
-            self.lag(source, partition, 0);
+            self.lag(&source, &partition, 0);
         }
-        gauge!("millstream_running", "job" => self.job.clone()).decrement(1.0);
+        gauge!(RUNNING.name, self.job.of(&RUNNING, &[])).decrement(1.0);
     }
 
     fn tell(&mut self, run: &Run, commits: u64) {
         self.told_at = Instant::now();
-        self.count("millstream_epochs_total", None, run.ticker.epochs());
-        self.count("millstream_commits_total", None, commits);
+        self.count(&EPOCHS, &[], run.ticker.epochs());
+        self.count(&COMMITS, &[], commits);
         let mut lags = run.plan.sources.iter().map(|source| source.shared.lag());
         let mut lagging = BTreeSet::new();
         for node in &run.plan.nodes {
-            let name = &node.name;
+            let name = node.name.as_str();
             match &node.meter {
                 Meter::Source(meter) => {
-                    self.count("millstream_source_records_total", Some(("source", name)), meter.records.get());
-                    self.count("millstream_source_bytes_total", Some(("source", name)), meter.bytes.get());
+                    self.count(&SOURCE_RECORDS, &[name], meter.records.get());
+                    self.count(&SOURCE_BYTES, &[name], meter.bytes.get());
                     for lag in lags.next().unwrap_or_default() {
-                        let records = lag.records();
-                        lagging.insert((name.clone(), lag.partition.clone()));
-                        self.lag(name.clone(), lag.partition, records);
+                        self.lag(name, &lag.partition, lag.records());
+                        lagging.insert((name.to_owned(), lag.partition));
                     }
                 }
                 Meter::Stage(meter) => {
-                    self.count("millstream_stage_records_in_total", Some(("stage", name)), meter.records_in.get());
-                    self.count("millstream_stage_records_out_total", Some(("stage", name)), meter.records_out.get());
+                    self.count(&STAGE_IN, &[name], meter.records_in.get());
+                    self.count(&STAGE_OUT, &[name], meter.records_out.get());
                 }
                 Meter::Sink(meter) => {
-                    self.count("millstream_sink_records_total", Some(("sink", name)), meter.acknowledged.get());
-                    self.count("millstream_sink_bytes_total", Some(("sink", name)), meter.bytes.get());
-                    self.count("millstream_sink_skipped_total", Some(("sink", name)), meter.skipped.get());
+                    self.count(&SINK_RECORDS, &[name], meter.acknowledged.get());
+                    self.count(&SINK_BYTES, &[name], meter.bytes.get());
+                    self.count(&SINK_SKIPPED, &[name], meter.skipped.get());
                     self.latencies(name, meter);
                 }
             }
         }
-        // A partition that is somebody else's by now is behind for us no more.
+        // The lag of a partition that is gone is told by its new owner.
         for (source, partition) in std::mem::replace(&mut self.lagging, lagging) {
             if !self.lagging.contains(&(source.clone(), partition.clone())) {
-                self.lag(source, partition, 0);
+                self.lag(&source, &partition, 0);
             }
         }
     }
 
-    fn count(&mut self, name: &'static str, of: Option<(&'static str, &str)>, count: u64) {
-        let node = of.map_or_else(String::new, |(_, node)| node.to_owned());
-        let told = self.told.entry((name, node)).or_default();
-        let mut labels = vec![Label::new("job", self.job.clone())];
-        labels.extend(of.map(|(kind, node)| Label::new(kind, node.to_owned())));
-        counter!(name, labels).increment(count.saturating_sub(*told));
+    fn count(&mut self, metric: &Metric, of: &[&str], count: u64) {
+        let told = self.told.entry((metric.name, of.concat())).or_default();
+        counter!(metric.name, self.job.of(metric, of)).increment(count.saturating_sub(*told));
         *told = count;
     }
 
-    fn lag(&self, source: String, partition: String, records: u64) {
-        let labels = [("job", self.job.clone()), ("source", source), ("partition", partition)];
-        gauge!("millstream_source_lag_records", &labels).set(records as f64);
+    fn lag(&self, source: &str, partition: &str, records: u64) {
+        gauge!(SOURCE_LAG.name, self.job.of(&SOURCE_LAG, &[source, partition])).set(records as f64);
     }
 
-    fn latencies(&mut self, name: &str, meter: &SinkMeter) {
-        let told = self.latencies.entry(name.to_owned()).or_default();
+    fn latencies(&mut self, sink: &str, meter: &SinkMeter) {
+        let told = self.latencies.entry(sink.to_owned()).or_default();
         if meter.measured() == told.count() {
             return;
         }
         let Some(now) = meter.total() else { return };
-        let since = now.since(told).snapshot();
-        let quantiles =
-            [("0.5", since.p50), ("0.9", since.p90), ("0.99", since.p99), ("0.999", since.p999), ("1", since.max)];
-        for (quantile, latency) in quantiles {
-            let labels = [("job", self.job.clone()), ("sink", name.to_owned()), ("quantile", quantile.to_owned())];
-            gauge!("millstream_sink_latency_seconds", &labels).set(latency.as_secs_f64());
+        let since = now.since(told);
+        histogram::add(&self.job, sink, &since);
+        let recent = since.snapshot();
+        let percentiles =
+            [("50", recent.p50), ("90", recent.p90), ("99", recent.p99), ("99.9", recent.p999), ("100", recent.max)];
+        for (percentile, latency) in percentiles {
+            let labels = self.job.of(&SINK_LATENCY_RECENT, &[sink, percentile]);
+            gauge!(SINK_LATENCY_RECENT.name, labels).set(latency.as_secs_f64());
         }
         *told = now;
     }
 }
 
 /// A run that failed is followed by another.
-pub(crate) fn restarts(job: &str) {
-    counter!("millstream_restarts_total", "job" => job.to_owned()).increment(1);
+pub(crate) fn restarts(job: &Labels) {
+    counter!(RESTARTS.name, job.of(&RESTARTS, &[])).increment(1);
 }
 
 fn describe() {
-    describe_gauge!("millstream_running", Unit::Count, "how many jobs of this name run");
-    describe_counter!("millstream_restarts_total", Unit::Count, "runs that followed a failed one");
-    describe_counter!("millstream_commits_total", Unit::Count, "commits that sources have answered");
-    describe_counter!("millstream_epochs_total", Unit::Count, "epochs opened");
-    describe_counter!("millstream_source_records_total", Unit::Count, "records released into the job");
-    describe_counter!("millstream_source_bytes_total", Unit::Bytes, "what they held");
-    describe_gauge!("millstream_source_lag_records", Unit::Count, "records behind the end of a partition");
-    describe_counter!("millstream_stage_records_in_total", Unit::Count, "records that went into a stage");
-    describe_counter!("millstream_stage_records_out_total", Unit::Count, "records that came out of a stage");
-    describe_counter!("millstream_sink_records_total", Unit::Count, "records that a sink has acknowledged");
-    describe_counter!("millstream_sink_bytes_total", Unit::Bytes, "what they held");
-    describe_counter!("millstream_sink_skipped_total", Unit::Count, "records that a sink has disposed of");
-    let latency = "from arrival to acknowledgement, of the records acknowledged in the last second that had any";
-    describe_gauge!("millstream_sink_latency_seconds", Unit::Seconds, latency);
+    for metric in METRICS {
+        let unit = match metric.otel_unit {
+            "s" => Unit::Seconds,
+            "By" => Unit::Bytes,
+            _ => Unit::Count,
+        };
+        match metric.kind {
+            MetricKind::Counter => describe_counter!(metric.name, unit, metric.help),
+            MetricKind::Gauge => describe_gauge!(metric.name, unit, metric.help),
+            // Shown by `histograms`.
+            MetricKind::Histogram => {}
+        }
+    }
 }

@@ -4,7 +4,10 @@
 pub(crate) mod begin;
 pub(crate) mod control;
 pub(crate) mod handle;
+pub(crate) mod histogram;
+pub(crate) mod jobs;
 mod metrics;
+pub(crate) mod names;
 pub(crate) mod plan;
 pub(crate) mod report;
 #[cfg(feature = "terminal")]

@@ -187,6 +187,28 @@ impl Latency {
         Latency(new)
     }
 
+    /// How many took no longer than each bound; the bounds rise. Within the histogram's precision.
+    pub(crate) fn counts_to<const N: usize>(&self, bounds: [Duration; N]) -> [u64; N] {
+        let mut counts = [0; N];
+        for recorded in self.0.iter_recorded() {
+            let least = Duration::from_nanos(self.0.lowest_equivalent(recorded.value_iterated_to()));
+            let first = bounds.partition_point(|bound| *bound < least);
+            counts[first..].iter_mut().for_each(|count| *count += recorded.count_since_last_iteration());
+        }
+        counts
+    }
+
+    /// How long all of them took together. Within the histogram's precision.
+    pub(crate) fn sum(&self) -> Duration {
+        const SECOND: u128 = 1_000_000_000;
+        let nanos = self.0.iter_recorded().map(|recorded| {
+            u128::from(self.0.median_equivalent(recorded.value_iterated_to()))
+                * u128::from(recorded.count_since_last_iteration())
+        });
+        let nanos: u128 = nanos.sum();
+        Duration::new((nanos / SECOND) as u64, (nanos % SECOND) as u32)
+    }
+
     fn add(&mut self, other: &Latency) {
         self.0.add(&other.0).expect("all have the same bounds");
     }
@@ -252,4 +274,21 @@ pub struct Percentile {
 /// How durations are serialised.
 pub(crate) fn as_nanos<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(duration.as_nanos() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_counts_what_took_no_longer_and_the_sum_is_within_the_precision() {
+        let mut latency = Latency::default();
+        for (micros, count) in [(50, 1), (100, 2), (400, 3), (501, 1), (7_200_000_000, 1)] {
+            latency.record(Duration::from_micros(micros), count);
+        }
+        let bounds = [Duration::from_micros(100), Duration::from_micros(500), Duration::from_secs(60)];
+        assert_eq!(latency.counts_to(bounds), [3, 6, 7]);
+        let sum = latency.sum().as_secs_f64();
+        assert!((sum - 3_600.002).abs() < 3.6, "two hours count as one: {sum}");
+    }
 }

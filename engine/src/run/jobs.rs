@@ -1,0 +1,50 @@
+//! The jobs of this process: each is listed from its start to its end. Jobs of one name are told apart by a number, which their
+//! metrics carry.
+
+use std::sync::{Arc, Mutex, Weak};
+
+use crate::words::lock;
+
+use super::handle::Handle;
+
+static JOBS: Mutex<Vec<Listed>> = Mutex::new(Vec::new());
+
+struct Listed {
+    name: String,
+    number: u32,
+    handle: Weak<Handle>,
+}
+
+/// The place of a job in the list; the job is taken off when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    name: String,
+    number: u32,
+}
+
+impl Place {
+    /// Lists a job, under the least number that no other job of its name has.
+    pub(crate) fn take(name: &str, handle: &Arc<Handle>) -> Place {
+        let mut jobs = lock(&JOBS);
+        let is_taken = |number: &u32| jobs.iter().any(|listed| listed.name == name && listed.number == *number);
+        let number = (1..).find(|number| !is_taken(number)).expect("a process has fewer jobs than there are numbers");
+        jobs.push(Listed { name: name.to_owned(), number, handle: Arc::downgrade(handle) });
+        Place { name: name.to_owned(), number }
+    }
+
+    /// Counted from 1, among the jobs of its name.
+    pub(crate) fn number(&self) -> u32 {
+        self.number
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        lock(&JOBS).retain(|listed| listed.name != self.name || listed.number != self.number);
+    }
+}
+
+/// Those that are listed, the oldest first.
+pub(crate) fn all() -> Vec<Arc<Handle>> {
+    lock(&JOBS).iter().filter_map(|listed| listed.handle.upgrade()).collect()
+}
