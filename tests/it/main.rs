@@ -15,6 +15,7 @@ mod files;
 mod hand_over;
 mod intake;
 mod kafka;
+mod listeners;
 mod memory;
 mod mistakes;
 mod observe;

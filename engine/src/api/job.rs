@@ -11,6 +11,7 @@ use crate::operator::fault::panicked;
 use crate::run::begin::Spec;
 use crate::run::control::control;
 use crate::run::handle::Handle;
+use crate::run::listener::{JobEvent, Listener};
 use crate::run::plan::Pipeline;
 use crate::run::report::Report;
 use crate::words::{Bytes, Clock, Error, ErrorKind, Result, spawn};
@@ -52,6 +53,7 @@ pub struct Job {
     spin: Duration,
     hand_over_within: Duration,
     live: bool,
+    listeners: Vec<Listener>,
 }
 
 impl Job {
@@ -70,6 +72,7 @@ impl Job {
             spin: Duration::ZERO,
             hand_over_within: Duration::from_millis(500),
             live: false,
+            listeners: Vec::new(),
         }
     }
 
@@ -124,6 +127,36 @@ impl Job {
         Job { hand_over_within: limit, ..self }
     }
 
+    /// Calls `listener` with what happens to the job, as Spark's `StreamingQueryListener` is: [`JobEvent::Started`] first, then at
+    /// each interval [`JobEvent::Progress`], or [`JobEvent::Idle`] when nothing moved, [`JobEvent::Restarted`] with the reason,
+    /// and [`JobEvent::Ended`] with the outcome last. The interval is of the machine's clock. Called again, it adds a listener.
+    ///
+    /// Each listener has a thread of its own, `millstream-listener`. A function that is slow or blocks delays its own events and
+    /// nothing of the job; one that takes longer than the interval hears less often, and one that hangs over 64 restarts misses
+    /// some. A panic in it is logged and the next event comes all the same. The outcome of the job is given out when every
+    /// listener has heard of the end, or a second after the job is down. A job that does not start has no events, and runs that
+    /// are compared have none.
+    ///
+    /// ```
+    /// use millstream::{Job, JobEvent, discard, rows};
+    /// use std::time::Duration;
+    ///
+    /// let job = Job::new("watched", |flow| flow.source(rows(0..10))?.sink(discard()));
+    /// job.on_progress(Duration::from_secs(10), |event| match event {
+    ///     JobEvent::Progress(report) => println!("{} records so far", report.records_out()),
+    ///     JobEvent::Restarted { reason, .. } => println!("it runs again after {reason:#}"),
+    ///     JobEvent::Ended { outcome: Err(error), .. } => println!("it failed: {error:#}"),
+    ///     _ => {}
+    /// })
+    /// .run()?;
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
+    pub fn on_progress(self, every: Duration, listener: impl Fn(&JobEvent) + Send + Sync + 'static) -> Job {
+        let mut listeners = self.listeners;
+        listeners.push(Listener { every, tell: Arc::new(listener) });
+        Job { listeners, ..self }
+    }
+
     /// Draws a line with rate, latency and lag on standard error while the job runs, when that is a terminal.
     #[cfg(feature = "terminal")]
     pub fn live(self) -> Job {
@@ -154,6 +187,8 @@ impl Job {
         let spec = self.spec()?;
         let spec = Spec { bounded: spec.bounded || trial.is_some(), trial, ..spec };
         let handle = Handle::new(&self.name);
+        // Threads of listeners end with the job, also with one that does not start.
+        handle.listen(&self.listeners).inspect_err(|_| handle.end(Ok(())))?;
         // Runs that are compared are neither listed nor told of in metrics.
         if spec.trial.is_none() {
             handle.list();
@@ -187,9 +222,9 @@ impl Job {
         self.workers
     }
 
-    /// Without restarts, which would repeat outputs, and on the machine's clock.
+    /// Without restarts, which would repeat outputs, on the machine's clock, and without listeners.
     pub(crate) fn measured(self) -> Job {
-        Job { restart: Restart::Never, clock: Clock::system(), ..self }
+        Job { restart: Restart::Never, clock: Clock::system(), listeners: Vec::new(), ..self }
     }
 
     fn spec(&self) -> Result<Spec> {
@@ -208,6 +243,9 @@ impl Job {
         }
         if self.stuck_after.is_zero() {
             return wrong("`stuck_after` must be more than nothing");
+        }
+        if self.listeners.iter().any(|listener| listener.every < Duration::from_millis(1)) {
+            return wrong("the interval of `on_progress` must be at least a millisecond");
         }
         if let Restart::Backoff { first, most } = self.restart {
             if first.is_zero() {

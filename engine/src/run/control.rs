@@ -94,6 +94,7 @@ pub(crate) fn control(
         control.log_start();
         if !began {
             began = true;
+            handle.started();
             drop(started.send(Ok(())));
         }
         // A connector that panics here must not leave workers behind.
@@ -137,7 +138,7 @@ fn rest(spec: &Spec, handle: &Handle, error: Error, pause: &mut Duration) -> Opt
         return Some(error);
     }
     *pause = (*pause * 2).min(most);
-    handle.restarts();
+    handle.restarts(error);
     handle.labels().into_iter().for_each(metrics::restarts);
     None
 }

@@ -11,6 +11,7 @@ use crate::words::{Error, ErrorKind, Result, lock};
 
 use super::control::{Event, Events};
 use super::jobs::Place;
+use super::listener::{Listener, Listeners};
 use super::metrics::Labels;
 use super::plan::{Meter, Run};
 use super::report::Report;
@@ -28,6 +29,7 @@ pub(crate) struct Handle {
     events: Mutex<Option<Events>>,
     state: Mutex<State>,
     changed: Condvar,
+    listeners: Listeners,
     /// In the list of this process's jobs; a run that is compared with others has none.
     place: Mutex<Option<Place>>,
     labels: OnceLock<Labels>,
@@ -63,9 +65,15 @@ impl Handle {
             events: Mutex::default(),
             state: Mutex::new(state),
             changed: Condvar::new(),
+            listeners: Listeners::default(),
             place: Mutex::default(),
             labels: OnceLock::new(),
         })
+    }
+
+    /// Has these told what the job does.
+    pub(crate) fn listen(self: &Arc<Handle>, listeners: &[Listener]) -> Result<()> {
+        self.listeners.open(listeners, self)
     }
 
     /// Lists the job among those of this process, until it ends.
@@ -201,6 +209,11 @@ impl Handle {
         run.pulse.wake_ingests();
     }
 
+    /// The first run is under way.
+    pub(crate) fn started(&self) {
+        self.listeners.started(&self.report());
+    }
+
     /// The run is over; its report stays.
     pub(crate) fn run_ended(&self) {
         let mut state = lock(&self.state);
@@ -209,8 +222,11 @@ impl Handle {
         }
     }
 
-    pub(crate) fn restarts(&self) {
+    /// Another run follows the one that failed.
+    pub(crate) fn restarts(&self, error: Error) {
         lock(&self.state).restarts += 1;
+        let report = self.report();
+        self.listeners.restarted(error, &report);
     }
 
     /// Waits between two runs; says whether the program wants no further one.
@@ -227,6 +243,7 @@ impl Handle {
     pub(crate) fn end(&self, result: Result<(), Error>) {
         drop(lock(&self.place).take());
         let report = self.report();
+        self.listeners.end(&result, &report);
         let mut state = lock(&self.state);
         state.outcome = Some(result.map(|()| report));
         state.ended = true;

@@ -6,6 +6,7 @@ pub(crate) mod control;
 pub(crate) mod handle;
 pub(crate) mod histogram;
 pub(crate) mod jobs;
+pub(crate) mod listener;
 mod metrics;
 pub(crate) mod names;
 pub(crate) mod plan;
