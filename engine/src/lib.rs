@@ -43,8 +43,8 @@
 //! too. Once a second the [`metrics`] facade is told, so that whatever exporter the program has installed shows [`METRICS`], but
 //! for the histogram of latencies: [`histograms`] gives it as text for Prometheus, to be appended to the exporter's.
 //!
-//! [`Job::on_progress`] tells a function of the program what happens to the job, and [`jobs()`] lists the jobs of the
-//! process.
+//! [`Job::on_progress`] tells a function of the program what happens to the job, [`Running::health`] says whether it is alive
+//! and ready, and [`jobs()`] lists the jobs of the process.
 //!
 //! `Job::live` draws rate, latency and lag on a terminal. It is there with the feature `terminal`, which is on by default, and
 //! not without it.
@@ -82,6 +82,7 @@ pub use io::{
     KeyedSink, Lag, Last, OpenSink, OpenSource, Polled, Progress, Reader, Receipt, Rows, SendError, Sender, SharedSink,
     SharedSource, Sink, Source, Taken, Undelivered, Wake, Writer, channel, collect, discard, generate, rows,
 };
+pub use run::health::{Health, HealthLimits};
 pub use run::histogram::histograms;
 pub use run::listener::JobEvent;
 pub use run::names::{METRICS, Metric, MetricKind};

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use millstream::{ErrorKind, Job, JobEvent, Restart, RunningJob, channel, collect, discard, jobs, rows};
+use millstream::{ErrorKind, HealthLimits, Job, JobEvent, Restart, RunningJob, channel, collect, discard, jobs, rows};
 
 use crate::support::{events, eventually};
 
@@ -170,6 +170,7 @@ fn a_process_lists_its_jobs_from_start_to_end_and_can_stop_those_without_a_handl
     let ((_one, first), (_two, second)) = (start(1), start(2));
     let counts: Vec<u64> = listed(name).iter().map(|job| job.report().records_out()).collect();
     assert_eq!(counts, [1, 2], "the oldest first, each with its own report");
+    assert!(listed(name)[1].health(&HealthLimits::new()).is_alive());
     second.detach();
     listed(name)[1].stopper().stop();
     eventually("the detached job ends", || listed(name).len() == 1);

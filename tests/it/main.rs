@@ -13,6 +13,7 @@ mod epochs;
 mod faults;
 mod files;
 mod hand_over;
+mod health;
 mod intake;
 mod kafka;
 mod listeners;

@@ -226,6 +226,9 @@ impl<R: Read> KafkaShared<R> {
                 }
                 Asked::Take(partitions) => self.orders.order(Order::Start(partitions.clone())),
                 Asked::Return { partitions, lost } => {
+                    if *lost {
+                        self.has_share.store(false, SeqCst);
+                    }
                     let is_asked = |shared: &Shared| partitions.iter().any(|(topic, number)| shared.is(topic, *number));
                     let recalled = self.held.all().into_iter().filter(|shared| is_asked(shared));
                     let names = recalled.map(|shared| {
@@ -458,13 +461,12 @@ impl<R: Read> KafkaShared<R> {
             self.orders.order(Order::Settle);
         }
         self.consumer.context().heard.tell_what_lasts();
-        if let Some(lacks) = self.lacks_partitions()
-            && !self.has_told.swap(true, SeqCst)
-        {
-            tracing::warn!("waiting for {lacks}");
-        }
-        if membership.waiting().is_none() {
-            self.has_told.store(false, SeqCst);
+        match membership.waiting() {
+            None => self.has_told.store(false, SeqCst),
+            Some(waited) if waited >= SHARED_OUT_WITHIN && !self.has_told.swap(true, SeqCst) => {
+                tracing::warn!("waiting for group `{}` to share its partitions out", self.group);
+            }
+            Some(_) => {}
         }
     }
 
@@ -474,8 +476,8 @@ impl<R: Read> KafkaShared<R> {
         if let Some(pattern) = pattern.as_ref().filter(|_| lock(topics).is_empty()) {
             return Some(format!("a topic that matches `{pattern}` at {}", self.settings.brokers));
         }
-        let waits = self.consumer.context().membership.waiting().filter(|waited| *waited >= SHARED_OUT_WITHIN)?;
-        Some(format!("group `{}` to share its partitions out, for {:.0} s by now", self.group, waits.as_secs_f64()))
+        self.consumer.context().membership.waiting()?;
+        Some(format!("group `{}` to share its partitions out", self.group))
     }
 }
 

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::run::handle::{Handle, deadline_after};
+use crate::run::health::{Health, HealthLimits};
 use crate::run::jobs;
 use crate::run::report::Report;
 use crate::words::Result;
@@ -68,7 +69,31 @@ impl Running {
         self.handle.report()
     }
 
-    /// Another way to the report, for a handler or another thread.
+    /// Whether the job is alive and ready, with the reasons in words when it is not. For the probes of an orchestrator.
+    ///
+    /// *Alive* says that workers step, the control thread comes by, what was cut is committed in time, and no source has waited
+    /// too long for its group. A job that waits for its next run after a failure is alive: it mends itself. When a job is not
+    /// alive or has ended, only a new process can help.
+    ///
+    /// *Ready* says that the job is alive and under way, reads what it is to read, and has caught up to
+    /// [`HealthLimits::lag_at_most`]. A job that was asked to stop is not ready.
+    ///
+    /// ```
+    /// use millstream::{HealthLimits, Job, channel, discard};
+    ///
+    /// let (numbers, source) = channel::<u64>(10);
+    /// let running = Job::new("healthy", move |flow| flow.source(&source)?.sink(discard())).start()?;
+    /// let limits = HealthLimits::new().lag_at_most(1_000);
+    /// assert!(running.health(&limits).is_alive());
+    /// drop(numbers);
+    /// # running.wait()?;
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
+    pub fn health(&self, limits: &HealthLimits) -> Health {
+        self.handle.health(limits)
+    }
+
+    /// Another way to the report and the health, for a handler or another thread.
     pub fn reporter(&self) -> Reporter {
         Reporter(Arc::clone(&self.handle))
     }
@@ -202,6 +227,11 @@ impl Reporter {
     pub fn report(&self) -> Report {
         self.0.report()
     }
+
+    /// As [`Running::health`]; a job that has ended is not alive.
+    pub fn health(&self, limits: &HealthLimits) -> Health {
+        self.0.health(limits)
+    }
 }
 
 /// A job of this process that has not ended; see [`jobs()`].
@@ -236,6 +266,11 @@ impl RunningJob {
     /// As [`Running::report`].
     pub fn report(&self) -> Report {
         self.0.report()
+    }
+
+    /// As [`Running::health`].
+    pub fn health(&self, limits: &HealthLimits) -> Health {
+        self.0.health(limits)
     }
 
     /// As [`Running::stopper`].

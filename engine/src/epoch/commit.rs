@@ -155,6 +155,11 @@ impl Committer {
         self.committed
     }
 
+    /// Everything up to here was given to sinks and sources to commit.
+    pub(crate) fn handed_over(&self) -> CheckpointId {
+        self.handed_over
+    }
+
     /// How many commits sources have answered.
     pub(crate) fn commits(&self) -> u64 {
         let unanswered = self.unanswered.iter().map(|unanswered| unanswered.len() as u64);

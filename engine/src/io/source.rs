@@ -199,8 +199,10 @@ pub trait SharedSource: Send + Sync + 'static {
         Vec::new()
     }
 
-    /// What the source waits for, when it cannot go on without it: a sentence that follows "waiting for", for the report and
-    /// for health checks. Not that there is nothing to read. Called from whichever thread asks for a report.
+    /// What the source waits for and cannot read without, such as "group `orders` to share its partitions out": it stands
+    /// behind "waiting for" in the report, and stays the same text for as long as the source waits. Not that there is nothing
+    /// to read. A job that waits is not ready, and after a while not alive ([`Health`](crate::Health)). Called from whichever
+    /// thread asks; must not block.
     fn waiting(&self) -> Option<String> {
         None
     }

@@ -17,6 +17,7 @@ use crate::words::{Budget, Bytes, Clock, Error, ErrorKind, Result, Stall, spawn}
 
 use super::control::{Event, Events};
 use super::handle::Handle;
+use super::health::Vitals;
 use super::plan::{Pipeline, Plan, Planning, Run};
 
 /// How a job is run.
@@ -85,6 +86,7 @@ pub(crate) fn new_run(spec: &Spec, plan: Plan, events: Events, control: Wake) ->
         pulse,
         fault: Arc::new(Fault::new()),
         budgets: budgets(spec, &plan),
+        vitals: Vitals::new(spec.workers, spec.stuck_after),
         events,
         control,
         runtime: Mutex::default(),

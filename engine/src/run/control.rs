@@ -18,6 +18,7 @@ use crate::words::{CheckpointId, Clock, Error, ErrorKind, Moment, Offsets, Resul
 
 use super::begin::{Spec, allocators, new_run, plan};
 use super::handle::{Handle, deadline_after};
+use super::health::OpenStage;
 use super::metrics::{self, Publisher};
 use super::plan::{Pipeline, Plan, Planning, Run};
 use super::worker::Started;
@@ -133,6 +134,7 @@ pub(crate) fn control(
 /// Waits for the next run; gives the error back when there is none.
 fn rest(spec: &Spec, handle: &Handle, error: Error, pause: &mut Duration) -> Option<Error> {
     let Some((_, most)) = spec.restart.filter(|_| error.kind().is_transient()) else { return Some(error) };
+    handle.fell(&error);
     tracing::warn!(error = format!("{error:#}"), pause = ?*pause, "run failed, restarting");
     if handle.rest(*pause) {
         return Some(error);
@@ -281,10 +283,19 @@ impl<'s> Control<'s> {
             let commits = self.committer.commits();
             self.metrics.iter_mut().for_each(|metrics| metrics.tell_sometimes(&self.run, commits));
             self.run.ticker.see_committed(self.committer.committed(), self.committer.commits());
+            self.show_life();
             if self.ended == self.spec.workers && self.committer.committed() >= CheckpointId::LAST {
                 return Ok(());
             }
         }
+    }
+
+    /// For whoever asks for the job's health.
+    fn show_life(&self) {
+        let (cut, committed) = (self.run.pulse.epoch().checkpoint().previous(), self.committer.committed());
+        let is_handed_over = self.committer.handed_over() > committed;
+        let stage = if is_handed_over { OpenStage::Commit } else { OpenStage::Acknowledgements };
+        self.run.vitals.serve(cut, committed, stage);
     }
 
     fn longest_wait(&self) -> Duration {
@@ -399,6 +410,7 @@ impl<'s> Control<'s> {
         if let Some(deadline) = handle.stop_asked() {
             if self.stopping.replace(deadline).is_none() {
                 tracing::info!("stopping");
+                self.run.vitals.stop();
                 self.run.pulse.stop();
             }
             if Instant::now() >= deadline {
@@ -415,6 +427,7 @@ impl<'s> Control<'s> {
             self.looked = Instant::now();
             // A wake that a client has lost costs no more than this.
             self.run.pulse.wake_ingests();
+            self.run.vitals.wait_for(&self.run.plan);
         }
         let now = Clock::system().now();
         let stuck = self.workers.iter().position(|worker| worker.busy(now) > self.spec.stuck_after);
@@ -439,6 +452,7 @@ impl<'s> Control<'s> {
 
     /// Ends every thread of the run, then the clients.
     fn take_down(mut self, handle: &Handle, last: Last) {
+        self.run.vitals.end();
         if self.ended < self.spec.workers {
             self.run.fault.record(Error::new(ErrorKind::Aborted, "the run is over"));
         }

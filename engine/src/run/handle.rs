@@ -1,4 +1,4 @@
-//! What a job's control thread and the program that started it share: requests one way, reports and the end the other.
+//! What a job's control thread and the program that started it share: requests one way, reports, health and the end the other.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,6 +10,7 @@ use crate::operator::intake::Limits;
 use crate::words::{Error, ErrorKind, Result, lock};
 
 use super::control::{Event, Events};
+use super::health::{Health, HealthLimits};
 use super::jobs::Place;
 use super::listener::{Listener, Listeners};
 use super::metrics::Labels;
@@ -43,10 +44,14 @@ struct State {
     run: Option<Arc<Run>>,
     started: Option<Instant>,
     restarts: u64,
+    /// Why the newest run failed, until the next one begins.
+    fell: Option<String>,
     job: String,
     last: Option<Report>,
     outcome: Option<Result<Report>>,
     ended: bool,
+    /// How it ended, in words.
+    end: String,
     waker: Option<Waker>,
     /// What the program has said of sources, by their names.
     limits: BTreeMap<String, Limits>,
@@ -125,6 +130,22 @@ impl Handle {
         }
     }
 
+    pub(crate) fn health(&self, limits: &HealthLimits) -> Health {
+        let (run, report) = {
+            let state = lock(&self.state);
+            match &state.run {
+                _ if state.ended => return Health::dead(state.end.clone()),
+                Some(run) => (Arc::clone(run), state.report_of(run)),
+                None => {
+                    let connects = || "the job connects its sources and sinks".to_owned();
+                    let restarts = |reason: &String| format!("the job restarts after a failure: {reason}");
+                    return Health::unready(state.fell.as_ref().map_or_else(connects, restarts));
+                }
+            }
+        };
+        Health::of(&run, &report, limits)
+    }
+
     /// Whether channels have given so many records and all that is due is done.
     pub(crate) fn is_settled(&self, fed: u64) -> bool {
         let Some(run) = lock(&self.state).run.clone() else { return false };
@@ -188,6 +209,7 @@ impl Handle {
             run.sources_named(name).for_each(|source| source.intake.set(*limits));
         }
         state.run = Some(Arc::clone(run));
+        state.fell = None;
     }
 
     /// The names of the newest run's sources.
@@ -222,6 +244,11 @@ impl Handle {
         }
     }
 
+    /// The newest run failed, and another may follow it.
+    pub(crate) fn fell(&self, error: &Error) {
+        lock(&self.state).fell = Some(format!("{error:#}"));
+    }
+
     /// Another run follows the one that failed.
     pub(crate) fn restarts(&self, error: Error) {
         lock(&self.state).restarts += 1;
@@ -245,6 +272,10 @@ impl Handle {
         let report = self.report();
         self.listeners.end(&result, &report);
         let mut state = lock(&self.state);
+        state.end = match &result {
+            Ok(()) => "the job has ended".to_owned(),
+            Err(error) => format!("the job has ended: {error:#}"),
+        };
         state.outcome = Some(result.map(|()| report));
         state.ended = true;
         let waker = state.waker.take();

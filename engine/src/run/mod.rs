@@ -4,6 +4,7 @@
 pub(crate) mod begin;
 pub(crate) mod control;
 pub(crate) mod handle;
+pub(crate) mod health;
 pub(crate) mod histogram;
 pub(crate) mod jobs;
 pub(crate) mod listener;

@@ -18,6 +18,7 @@ use crate::operator::pulse::Pulse;
 use crate::words::{Budget, Bytes, Clock, Error, ErrorKind, Offsets, Result, SinkMeter, SourceMeter, StageMeter, lock};
 
 use super::control::Events;
+use super::health::Vitals;
 
 /// A source, stage or sink of a pipeline.
 #[derive(Clone, Debug)]
@@ -68,6 +69,15 @@ impl Plan {
     pub(crate) fn name(&self, node: Node) -> &str {
         self.nodes.get(node.0).map_or("unknown", |info| info.name.as_str())
     }
+
+    /// What each source waits for before it can read, with the source's name.
+    pub(crate) fn waiting(&self) -> Vec<String> {
+        let of_source = |source: &PlannedSource| {
+            let name = self.name(source.node).to_owned();
+            source.shared.waiting().into_iter().map(move |what| format!("`{name}` waits for {what}"))
+        };
+        self.sources.iter().flat_map(of_source).collect()
+    }
 }
 
 impl fmt::Debug for Plan {
@@ -108,6 +118,7 @@ pub(crate) struct Run {
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) ticker: Arc<Ticker>,
     pub(crate) fault: Arc<Fault>,
+    pub(crate) vitals: Vitals,
     /// Per worker.
     pub(crate) budgets: Vec<Arc<Budget>>,
     pub(crate) events: Events,

@@ -34,7 +34,7 @@ impl Started {
         run: Arc<Run>,
         pipeline: Arc<dyn Pipeline>,
     ) -> Result<Started> {
-        let stepping = Arc::new(AtomicU64::new(0));
+        let stepping = Arc::clone(&run.vitals.steps[index]);
         let body = {
             let stepping = Arc::clone(&stepping);
             let span = tracing::info_span!("worker", index);

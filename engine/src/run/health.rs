@@ -1,0 +1,266 @@
+//! Whether a job is well, for whoever runs it: *alive*, so that to start the process again would not help, and *ready*, so that
+//! it does its work. Workers, the control thread and the commits leave their signs of life in [`Vitals`]; nothing here waits.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::words::{CheckpointId, Clock, Moment, lock};
+
+use super::plan::{Meter, Plan, Run};
+use super::report::{Report, SourceReport};
+
+/// What counts as well; see [`Running::health`](crate::Running::health).
+#[derive(Clone, Debug)]
+#[must_use = "limits do nothing until a job is asked for its health"]
+pub struct HealthLimits {
+    lag: Option<u64>,
+    step: Option<Duration>,
+    commit: Duration,
+    group: Duration,
+}
+
+impl HealthLimits {
+    /// The limits that each option states.
+    pub fn new() -> HealthLimits {
+        HealthLimits { lag: None, step: None, commit: Duration::from_secs(300), group: Duration::from_secs(300) }
+    }
+
+    /// A job is ready when each source has at most so many records before its end. Any number by default.
+    pub fn lag_at_most(self, records: u64) -> HealthLimits {
+        HealthLimits { lag: Some(records), ..self }
+    }
+
+    /// A job is alive when no worker has been in one step, and the control thread in one round, for longer; half of
+    /// [`Job::stuck_after`](crate::Job::stuck_after) by default. A worker without work sleeps up to a second, so less than two
+    /// seconds count as two.
+    pub fn step_within(self, limit: Duration) -> HealthLimits {
+        HealthLimits { step: Some(limit), ..self }
+    }
+
+    /// A job is alive when a checkpoint that was cut is acknowledged and committed within this time; five minutes by default.
+    /// While a broker is away nothing is committed, and to start the process again does not help: choose it longer than the
+    /// outages that you expect.
+    pub fn commit_within(self, limit: Duration) -> HealthLimits {
+        HealthLimits { commit: limit, ..self }
+    }
+
+    /// A job is alive when no source waits for longer for what it needs to read, such as partitions of its consumer group; five
+    /// minutes by default.
+    pub fn group_within(self, limit: Duration) -> HealthLimits {
+        HealthLimits { group: limit, ..self }
+    }
+}
+
+impl Default for HealthLimits {
+    fn default() -> HealthLimits {
+        HealthLimits::new()
+    }
+}
+
+/// Whether a job is alive and ready, with the reasons when it is not.
+///
+/// Its text is a line such as ``alive, not ready: `kafka orders` is 1200 records behind its end, 1000 are allowed``.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Health {
+    /// Why the job is not alive; empty when it is.
+    pub not_alive: Vec<String>,
+    /// Why a job that is alive is not ready; empty when it is.
+    pub not_ready: Vec<String>,
+}
+
+impl Health {
+    /// Whether the job works, or mends itself. When not, only a new process can help.
+    pub fn is_alive(&self) -> bool {
+        self.not_alive.is_empty()
+    }
+
+    /// Whether the job is alive, reads what it is to read, and has caught up.
+    pub fn is_ready(&self) -> bool {
+        self.is_alive() && self.not_ready.is_empty()
+    }
+
+    pub(crate) fn dead(reason: String) -> Health {
+        Health { not_alive: vec![reason], not_ready: Vec::new() }
+    }
+
+    pub(crate) fn unready(reason: String) -> Health {
+        Health { not_alive: Vec::new(), not_ready: vec![reason] }
+    }
+
+    /// Of a run that is under way.
+    pub(crate) fn of(run: &Run, report: &Report, limits: &HealthLimits) -> Health {
+        let (now, vitals) = (Clock::system().now(), &run.vitals);
+        let mut health = Health::default();
+        let Some(served) = vitals.served() else {
+            return Health::unready("the run begins, or is taken down".to_owned());
+        };
+        let step = limits.step.unwrap_or(vitals.stuck_after / 2).max(STEP_MIN);
+        if now - served > step {
+            health.not_alive.push(format!("the control thread has not come by for {}", told(now - served)));
+        }
+        for (index, busy) in vitals.busy(now).enumerate().filter(|(_, busy)| *busy > step) {
+            health.not_alive.push(format!("worker {index} has been in one step for {}", told(busy)));
+        }
+        if let Some(open) = vitals.open().filter(|open| now - open.since > limits.commit) {
+            health.not_alive.push(open.reason(&run.plan, now));
+        }
+        for waiting in run.plan.waiting() {
+            let since = vitals.waiting_since(&waiting).unwrap_or(now);
+            let list = if now - since > limits.group { &mut health.not_alive } else { &mut health.not_ready };
+            list.push(format!("{waiting}, for {}", told(now - since)));
+        }
+        if vitals.stops.load(Relaxed) {
+            health.not_ready.push("the job is stopping".to_owned());
+        }
+        let behind = |source: &&SourceReport| limits.lag.is_some_and(|most| source.lag_records() > most);
+        for source in report.sources.iter().filter(behind) {
+            let (name, lag, most) = (&source.name, source.lag_records(), limits.lag.unwrap_or_default());
+            health.not_ready.push(format!("`{name}` is {lag} records behind its end, {most} are allowed"));
+        }
+        health
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.is_alive(), self.not_ready.is_empty()) {
+            (true, true) => f.write_str("alive and ready"),
+            (true, false) => write!(f, "alive, not ready: {}", self.not_ready.join("; ")),
+            (false, _) => write!(f, "not alive: {}", self.not_alive.join("; ")),
+        }
+    }
+}
+
+/// Twice the longest sleep of a worker.
+const STEP_MIN: Duration = Duration::from_secs(2);
+
+/// As reasons show it.
+fn told(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}
+
+/// The signs of life of a run.
+#[derive(Debug)]
+pub(crate) struct Vitals {
+    stuck_after: Duration,
+    /// When each worker's current step began, or 0 when it has ended.
+    pub(crate) steps: Vec<Arc<AtomicU64>>,
+    /// When the control thread last came by, or 0 when it does not serve.
+    served: AtomicU64,
+    stops: AtomicBool,
+    open: Mutex<Option<OpenCheckpoint>>,
+    /// What sources wait for, and since when.
+    waiting: Mutex<Vec<(String, Moment)>>,
+}
+
+/// The oldest checkpoint that is cut and not committed.
+#[derive(Clone, Copy, Debug)]
+struct OpenCheckpoint {
+    checkpoint: CheckpointId,
+    since: Moment,
+    stage: OpenStage,
+}
+
+/// What an open checkpoint waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OpenStage {
+    /// For the acknowledgement of its records.
+    Acknowledgements,
+    /// For the answers to its commit.
+    Commit,
+}
+
+impl OpenCheckpoint {
+    fn reason(&self, plan: &Plan, now: Moment) -> String {
+        let (checkpoint, age) = (self.checkpoint, told(now - self.since));
+        match self.stage {
+            OpenStage::Commit => format!("the commit of checkpoint {checkpoint} is not answered, for {age}"),
+            OpenStage::Acknowledgements => {
+                let open = plan.nodes.iter().filter_map(|node| match &node.meter {
+                    Meter::Sink(meter) => {
+                        let done = meter.acknowledged.get() + meter.skipped.get();
+                        let open = meter.records.get().saturating_sub(done);
+                        (open > 0).then(|| format!("{open} by `{}`", node.name))
+                    }
+                    Meter::Source(_) | Meter::Stage(_) => None,
+                });
+                let open: Vec<String> = open.collect();
+                let of_sinks = if open.is_empty() { String::new() } else { format!(" ({})", open.join(", ")) };
+                format!("records of checkpoint {checkpoint} are not acknowledged{of_sinks}, for {age}")
+            }
+        }
+    }
+}
+
+impl Vitals {
+    pub(crate) fn new(workers: usize, stuck_after: Duration) -> Vitals {
+        Vitals {
+            stuck_after,
+            steps: (0..workers).map(|_| Arc::default()).collect(),
+            served: AtomicU64::new(0),
+            stops: AtomicBool::new(false),
+            open: Mutex::default(),
+            waiting: Mutex::default(),
+        }
+    }
+
+    // What the control thread says.
+
+    /// It comes by: up to `cut` checkpoints are cut, up to `committed` they are committed, and the one after that waits for
+    /// `stage`.
+    pub(crate) fn serve(&self, cut: CheckpointId, committed: CheckpointId, stage: OpenStage) {
+        let now = Clock::system().now();
+        self.served.store(now.as_nanos().max(1), Relaxed);
+        let mut open = lock(&self.open);
+        *open = (cut > committed).then(|| {
+            let checkpoint = committed.next();
+            let since = open.filter(|open| open.checkpoint == checkpoint).map_or(now, |open| open.since);
+            OpenCheckpoint { checkpoint, since, stage }
+        });
+    }
+
+    /// What sources wait for, looked at several times a second.
+    pub(crate) fn wait_for(&self, plan: &Plan) {
+        let now = Clock::system().now();
+        let mut waiting = lock(&self.waiting);
+        let before = std::mem::take(&mut *waiting);
+        let since = |text: &String| before.iter().find(|(other, _)| other == text).map_or(now, |(_, since)| *since);
+        waiting.extend(plan.waiting().into_iter().map(|text| (text.clone(), since(&text))));
+    }
+
+    pub(crate) fn stop(&self) {
+        self.stops.store(true, Relaxed);
+    }
+
+    /// The control thread serves the run no more.
+    pub(crate) fn end(&self) {
+        self.served.store(0, Relaxed);
+    }
+
+    // What is read of it.
+
+    fn served(&self) -> Option<Moment> {
+        Some(self.served.load(Relaxed)).filter(|served| *served > 0).map(Moment::from_nanos)
+    }
+
+    fn open(&self) -> Option<OpenCheckpoint> {
+        *lock(&self.open)
+    }
+
+    fn waiting_since(&self, text: &str) -> Option<Moment> {
+        lock(&self.waiting).iter().find(|(waiting, _)| waiting == text).map(|(_, since)| *since)
+    }
+
+    /// How long each worker has been in its current step.
+    fn busy(&self, now: Moment) -> impl Iterator<Item = Duration> + '_ {
+        self.steps.iter().map(move |step| match step.load(Relaxed) {
+            0 => Duration::ZERO,
+            since => now - Moment::from_nanos(since),
+        })
+    }
+}
