@@ -1,35 +1,42 @@
-//! Results on standard output, for looking at.
+//! Results on standard output, for looking at: a line for each record, a table for what comes together, or a numbered table for
+//! each batch ([`batches`]).
+
+mod batches;
+mod row;
 
 use std::fmt;
 use std::io::{self, Write as _};
 use std::sync::{Arc, Mutex};
 
-use comfy_table::{Table, presets};
+use comfy_table::presets;
 use millstream::{
     Accepted, Batch, Bytes, Delivery, Error, ErrorKind, OpenSink, Result, SharedSink, Sink, SinkMeter, Wake, Worker,
     Writer,
 };
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::lock;
+use row::{Row, table};
+
+pub use batches::{BatchesShared, BatchesWriter, ConsoleBatches};
 
 /// A sink that prints each record on a line of standard output.
 pub fn console() -> Console {
-    Console { first: None }
+    Console { first: None, out: Out::default() }
 }
 
 /// See [`console`].
 #[derive(Clone, Debug)]
 pub struct Console {
     first: Option<u64>,
+    out: Out,
 }
 
 impl Console {
     /// Prints only the first so many records of a run; the others are dropped, and count as done.
     #[must_use]
     pub fn first(self, records: u64) -> Console {
-        Console { first: Some(records) }
+        Console { first: Some(records), ..self }
     }
 
     /// Prints tables instead: one for what reaches the sink together, with a column for each field of a record. Under
@@ -37,6 +44,29 @@ impl Console {
     #[must_use]
     pub fn table(self) -> ConsoleTable {
         ConsoleTable(self)
+    }
+
+    /// Prints each micro-batch as one table with its number and its first `rows` records, as Spark's console does; see
+    /// [`ConsoleBatches`].
+    #[must_use]
+    pub fn each_batch(self, rows: usize) -> ConsoleBatches {
+        ConsoleBatches::new(self, rows)
+    }
+}
+
+/// Where a console prints: on standard output, or, in tests, into memory.
+#[derive(Clone, Debug, Default)]
+struct Out(Option<Arc<Mutex<String>>>);
+
+impl Out {
+    /// What belongs together is written at once, so that workers do not write into each other's lines.
+    fn print(&self, text: &str) -> Result<()> {
+        if let Some(memory) = &self.0 {
+            lock(memory).push_str(text);
+            return Ok(());
+        }
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(cannot)
     }
 }
 
@@ -50,13 +80,14 @@ pub struct ConsoleShared {
     /// How many records of the run may still be printed, when not all.
     left: Mutex<Option<u64>>,
     meter: Arc<SinkMeter>,
+    out: Out,
 }
 
 impl SharedSink for ConsoleShared {}
 
 impl ConsoleShared {
     fn new(console: &Console, open: OpenSink) -> ConsoleShared {
-        ConsoleShared { left: Mutex::new(console.first), meter: open.meter }
+        ConsoleShared { left: Mutex::new(console.first), meter: open.meter, out: console.out.clone() }
     }
 
     /// Adds a record to the fingerprint of a run that is compared with others, printed or not.
@@ -64,6 +95,18 @@ impl ConsoleShared {
         if let Some(fingerprint) = self.meter.fingerprint() {
             fingerprint.add(&text());
         }
+    }
+
+    /// The row of a record that is printed.
+    fn row<T: Serialize>(&self, record: &T) -> Result<Row> {
+        let row = Row::of(record)?;
+        self.note(|| row.text().to_owned());
+        Ok(row)
+    }
+
+    /// A record that is not printed.
+    fn skip<T: Serialize>(&self, record: &T) -> Result<()> {
+        if self.meter.fingerprint().is_some() { self.row(record).map(drop) } else { Ok(()) }
     }
 
     /// How many of so many records are printed.
@@ -115,16 +158,10 @@ impl<T: fmt::Display> Writer<T> for ConsoleWriter {
             text.push('\n');
         }
         batch.for_each(|record| self.0.note(|| record.to_string()));
-        print(&text)?;
+        self.0.out.print(&text)?;
         delivery.acknowledge(records as u64, Bytes(text.len() as u64));
         Ok(Accepted::All)
     }
-}
-
-/// Whole batches are written at once, so that workers do not write into each other's lines.
-fn print(text: &str) -> Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(cannot)
 }
 
 impl<T: Serialize + 'static> Sink<T> for ConsoleTable {
@@ -151,37 +188,18 @@ pub struct TableWriter(Arc<ConsoleShared>);
 impl<T: Serialize> Writer<T> for TableWriter {
     fn write(&mut self, batch: &mut Batch<T>, delivery: &Delivery) -> Result<Accepted> {
         let (records, admitted) = (batch.len(), self.0.admit(batch.len()));
-        let rows: serde_json::Result<Vec<Value>> = batch.by_ref().take(admitted).map(serde_json::to_value).collect();
-        batch.for_each(|record| self.0.note(|| serde_json::to_value(&record).unwrap_or_default().to_string()));
-        let rows = rows.map_err(|cause| {
-            Error::new(ErrorKind::Malformed, "cannot make a row of a table of a record").caused_by(cause)
-        })?;
-        rows.iter().for_each(|row| self.0.note(|| row.to_string()));
-        let text = if rows.is_empty() { String::new() } else { table(&rows) };
-        print(&text)?;
+        let rows: Result<Vec<Row>> = batch.by_ref().take(admitted).map(|record| self.0.row(&record)).collect();
+        batch.try_for_each(|record| self.0.skip(&record))?;
+        let rows = rows?;
+        let text = if rows.is_empty() {
+            String::new()
+        } else {
+            format!("{}\n", table(&rows).load_preset(presets::UTF8_BORDERS_ONLY))
+        };
+        self.0.out.print(&text)?;
         delivery.acknowledge(records as u64, Bytes(text.len() as u64));
         Ok(Accepted::All)
     }
-}
-
-/// A column for each field of the first record that has fields; what has none stands in a column `value`.
-fn table(rows: &[Value]) -> String {
-    let fields = rows.iter().find_map(Value::as_object);
-    let columns: Vec<String> = fields.map_or_else(|| vec!["value".to_owned()], |row| row.keys().cloned().collect());
-    let cell = |value: &Value| match value {
-        Value::String(text) => text.clone(),
-        Value::Null => String::new(),
-        other => other.to_string(),
-    };
-    let cells = |row: &Value| -> Vec<String> {
-        match row.as_object() {
-            Some(row) => columns.iter().map(|column| row.get(column).map_or_else(String::new, cell)).collect(),
-            None => vec![cell(row)],
-        }
-    };
-    let mut table = Table::new();
-    table.load_preset(presets::UTF8_BORDERS_ONLY).set_header(&columns).add_rows(rows.iter().map(cells));
-    format!("{table}\n")
 }
 
 #[cfg(test)]
@@ -189,16 +207,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_has_a_column_for_each_field() {
-        let rows = [serde_json::json!({"word": "to", "count": 2}), serde_json::json!({"word": "be", "count": null})];
-        let text = table(&rows);
-        assert!(["word", "count", "to", "2", "be"].iter().all(|part| text.contains(part)), "{text}");
-        assert!(table(&[serde_json::json!(7)]).contains("value"));
+    fn a_table_has_a_column_for_each_field_in_its_order() {
+        #[derive(Serialize)]
+        struct Word {
+            word: &'static str,
+            count: Option<u64>,
+        }
+        let rows = [Word { word: "to", count: Some(2) }, Word { word: "be", count: None }];
+        let rows: Vec<Row> = rows.iter().map(|word| Row::of(word).unwrap()).collect();
+        let text = table(&rows).load_preset(presets::NOTHING).to_string();
+        let words: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(words, [vec!["word", "count"], vec!["to", "2"], vec!["be"]]);
+        assert!(table(&[Row::of(&7).unwrap()]).to_string().contains("value"));
     }
 
     #[test]
     fn no_more_than_the_first_are_printed() {
-        let shared = ConsoleShared { left: Mutex::new(console().first(3).first), meter: Arc::default() };
+        let shared =
+            ConsoleShared { left: Mutex::new(console().first(3).first), meter: Arc::default(), out: Out::default() };
         assert_eq!((shared.admit(2), shared.admit(2), shared.admit(2)), (2, 1, 0));
     }
 }
