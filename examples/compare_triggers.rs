@@ -8,6 +8,8 @@
 //! Without `--brokers` the orders are made in this process and the invoices stay in its memory: the engine alone. With
 //! them it goes from Kafka to Kafka; each run writes its invoices to the output topic, and nothing of the input is
 //! committed.
+//!
+//! Status: 0 at the end, 1 when something failed (the reason is on standard error), 2 for a wrong flag.
 
 mod support;
 

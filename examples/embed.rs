@@ -5,11 +5,19 @@
 //! curl -d '{"id": 1, "customer": 7, "cents": 1250}' -H 'content-type: application/json' localhost:8080/orders
 //! curl localhost:8080/report
 //! curl localhost:8080/metrics
+//! curl localhost:8080/readyz
 //! ```
 //!
 //! `POST /orders` says 200 when the broker has the invoice, 503 when that cannot be known in time, and 400 with the cause for
 //! a body that is no order. `GET /report` shows what both jobs do: one makes invoices, the other reads them back and adds up
-//! what was sold. `GET /metrics` is what Prometheus asks for: the jobs tell the `metrics` facade, and its exporter shows it.
+//! what was sold. `GET /metrics` is what Prometheus asks for: the jobs tell the `metrics` facade, its exporter shows it, and the
+//! histogram of latencies, which a fleet can add up, stands behind it.
+//!
+//! `GET /livez` says 200 while the jobs work or mend themselves, `GET /readyz` while they also have their partitions and have
+//! caught up; otherwise both say 503 with the reasons. `kubernetes.yaml` beside this file asks for them.
+//!
+//! SIGINT and SIGTERM let requests be answered, drain the jobs and commit. Status: 0 after that, 1 when the service could not
+//! start or a job failed (the reason is on standard error), 2 for a wrong flag.
 
 mod support;
 
@@ -25,7 +33,10 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use clap::Parser;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use millstream::{Error, ErrorKind, Job, Reporter, Restart, Result, Running, Sender, Undelivered, channel, discard};
+use millstream::{
+    Bytes, Error, ErrorKind, Health, HealthLimits, Job, JobEvent, Reporter, Restart, Result, Running, Sender,
+    Undelivered, channel, discard, histograms,
+};
 use millstream_connectors::{Kafka, StartAt};
 use serde::{Deserialize, Serialize};
 use support::embedded::{Embedded, brokers};
@@ -37,13 +48,16 @@ use tokio::signal::unix::{SignalKind, signal};
 pub(crate) struct Options {
     /// Where to listen
     #[arg(long, default_value = "127.0.0.1:8080")]
-    listen: String,
+    pub(crate) listen: String,
     /// Bootstrap servers; without them a broker runs in this process
     #[arg(long)]
     brokers: Option<String>,
     /// The topic of the invoices
     #[arg(long, default_value = "invoices")]
     output: String,
+    /// Not ready while more invoices than this wait to be read back
+    #[arg(long, default_value_t = 10_000)]
+    lag_at_most: u64,
 }
 
 /// What is posted.
@@ -68,11 +82,16 @@ struct Service {
     /// In cents, as read back from Kafka.
     sold: AtomicU64,
     reports: OnceLock<[Reporter; 2]>,
+    limits: HealthLimits,
     metrics: PrometheusHandle,
 }
 
-/// Longer than a broker's restart is nobody's patience.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// A request that takes longer is answered with 503.
+pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How long the jobs may drain when the service stops.
+pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(10);
+/// For the records of each job.
+pub(crate) const MEMORY: Bytes = Bytes::mebibytes(64);
 
 async fn post_order(
     State(service): State<Arc<Service>>,
@@ -104,23 +123,55 @@ async fn get_report(State(service): State<Arc<Service>>) -> Response {
 }
 
 async fn get_metrics(State(service): State<Arc<Service>>) -> String {
-    service.metrics.render()
+    service.metrics.render() + &histograms()
+}
+
+/// What both jobs say of their health, a line each, as an orchestrator's probe asks for it.
+fn probe(service: &Service, is_well: fn(&Health) -> bool) -> (StatusCode, String) {
+    let Some(reports) = service.reports.get() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the jobs start\n".to_owned());
+    };
+    let health = reports.each_ref().map(|report| (report.report().job, report.health(&service.limits)));
+    let status =
+        if health.iter().all(|(_, health)| is_well(health)) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, health.map(|(job, health)| format!("{job}: {health}\n")).concat())
+}
+
+async fn get_livez(State(service): State<Arc<Service>>) -> (StatusCode, String) {
+    probe(&service, Health::is_alive)
+}
+
+async fn get_readyz(State(service): State<Arc<Service>>) -> (StatusCode, String) {
+    probe(&service, Health::is_ready)
+}
+
+/// What an operator wants to read in the log.
+fn log(event: &JobEvent) {
+    let job = &event.report().job;
+    match event {
+        JobEvent::Started(_) => eprintln!("{job}: started"),
+        JobEvent::Restarted { reason, report } => eprintln!("{job}: restart {} after {reason:#}", report.restarts),
+        JobEvent::Ended { outcome: Ok(()), .. } => eprintln!("{job}: ended"),
+        JobEvent::Ended { outcome: Err(error), .. } => eprintln!("{job}: failed: {error:#}"),
+        _ => {}
+    }
 }
 
 const AGAIN: Restart = Restart::Backoff { first: Duration::from_millis(100), most: Duration::from_secs(5) };
 
-fn start_jobs(kafka: &Kafka, output: &str) -> Result<(Arc<Service>, [Running; 2])> {
+fn start_jobs(kafka: &Kafka, output: &str, limits: HealthLimits) -> Result<(Arc<Service>, [Running; 2])> {
     let metrics = PrometheusBuilder::new()
         .install_recorder()
         .map_err(|cause| Error::new(ErrorKind::Option, "cannot install the exporter of metrics").caused_by(cause))?;
     let (orders, source) = channel::<Order>(1_024);
-    let service = Arc::new(Service { orders, sold: AtomicU64::new(0), reports: OnceLock::new(), metrics });
+    let service = Arc::new(Service { orders, sold: AtomicU64::new(0), reports: OnceLock::new(), limits, metrics });
+    let start = |job: Job| job.memory(MEMORY).restart(AGAIN).on_progress(Duration::from_secs(60), log).start();
     let (to, topic) = (kafka.clone(), output.to_owned());
     let invoices = Job::new("invoices", move |flow| {
         let invoice = |Order { id, customer, cents }| Invoice { id, customer, amount: cents as f64 / 100.0 };
         flow.source(&source)?.map(invoice).sink_by(|invoice| invoice.customer.to_string(), to.topic(&topic).json())
     });
-    let invoices = invoices.restart(AGAIN).start()?;
+    let invoices = start(invoices)?;
     let (from, topic, shared) = (kafka.clone(), output.to_owned(), Arc::clone(&service));
     // A group of its own for each life: it only watches.
     let life = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
@@ -132,7 +183,7 @@ fn start_jobs(kafka: &Kafka, output: &str) -> Result<(Arc<Service>, [Running; 2]
         let written = from.topic(&topic).group(format!("sold-{life}")).start_at(StartAt::Latest);
         flow.source(written.json::<Invoice>())?.or_skip().inspect(add).sink(discard())
     });
-    let jobs = [invoices, sold.restart(AGAIN).start()?];
+    let jobs = [invoices, start(sold)?];
     drop(service.reports.set(jobs.each_ref().map(Running::reporter)));
     Ok((service, jobs))
 }
@@ -142,10 +193,12 @@ async fn serve(options: Options, kafka: Kafka) -> Result<()> {
     let listener = TcpListener::bind(&options.listen).await;
     let listener = listener.map_err(cannot(format!("cannot listen at {}", options.listen)))?;
     // To connect may take long, and an async thread must not.
-    let started = tokio::task::spawn_blocking(move || start_jobs(&kafka, &options.output)).await;
+    let limits = HealthLimits::new().lag_at_most(options.lag_at_most);
+    let started = tokio::task::spawn_blocking(move || start_jobs(&kafka, &options.output, limits)).await;
     let (service, jobs) = started.map_err(|cause| Error::new(ErrorKind::Panic, "cannot start").caused_by(cause))??;
     let routes = Router::new().route("/orders", post(post_order)).route("/report", get(get_report));
-    let app = routes.route("/metrics", get(get_metrics)).with_state(Arc::clone(&service));
+    let routes = routes.route("/metrics", get(get_metrics)).route("/livez", get(get_livez));
+    let app = routes.route("/readyz", get(get_readyz)).with_state(Arc::clone(&service));
     let mut term = signal(SignalKind::terminate()).map_err(cannot("cannot listen for signals".to_owned()))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot("cannot listen for signals".to_owned()))?;
     let asked = async move {
@@ -162,11 +215,11 @@ async fn serve(options: Options, kafka: Kafka) -> Result<()> {
         ended = &mut sold => return ended.map(drop),
     }
     // Every request is answered by now.
-    for running in [invoices, sold] {
-        running.stop();
-        running.await?;
+    for running in [&invoices, &sold] {
+        running.stop_within(STOP_WITHIN);
     }
-    Ok(())
+    invoices.await?;
+    sold.await.map(drop)
 }
 
 pub(crate) fn run(options: Options) -> Result<()> {

@@ -6,6 +6,9 @@
 //! cargo run --release --example etl -- --brokers localhost:9092 --input orders --output clean-orders
 //! cargo run --release --example etl -- --brokers localhost:9092 --input orders --replay --cause "missing field"
 //! ```
+//!
+//! SIGINT and SIGTERM drain, commit and end; a second one aborts. Status: 0 when the job has ended or was stopped, 1 when it
+//! could not start, failed or was aborted (the reason is on standard error), 2 for a wrong flag.
 
 mod support;
 

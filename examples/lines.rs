@@ -7,6 +7,9 @@
 //! ```
 //!
 //! Type lines where netcat listens.
+//!
+//! SIGINT and SIGTERM drain, commit and end; a second one aborts. Status: 0 when the job has ended or was stopped, 1 when it
+//! could not start, failed or was aborted (the reason is on standard error), 2 for a wrong flag.
 
 mod support;
 
@@ -47,7 +50,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
             words.collect::<Vec<_>>()
         });
         match trigger {
-            Trigger::MicroBatch { .. } => words.sink(console().table()),
+            Trigger::MicroBatch { .. } => words.sink(console().each_batch(20)),
             _ => words.map(|word| format!("{} ({})", word.word, word.letters)).sink(console()),
         }
     });

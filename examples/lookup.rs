@@ -7,6 +7,9 @@
 //! ```
 //!
 //! Without `--service` a small one runs in this process; it takes 5 ms for an answer, and for some a second.
+//!
+//! SIGINT and SIGTERM drain, commit and end; a second one aborts. Status: 0 when the job has ended or was stopped, 1 when it
+//! could not start, failed or was aborted (the reason is on standard error), 2 for a wrong flag.
 
 mod support;
 

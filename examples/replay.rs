@@ -5,6 +5,8 @@
 //! ```text
 //! cargo run --release --example replay -- --brokers localhost:9092 --letters orders.dead --cause "missing field"
 //! ```
+//!
+//! Status: 0 at the end, 1 when something failed (the reason is on standard error), 2 for a wrong flag.
 
 mod support;
 

@@ -8,6 +8,9 @@
 //!
 //! Without `--brokers` it brings its own broker, generates 250 orders a second, and shows the time from when an order
 //! was due until its invoice is read, for a minute.
+//!
+//! SIGINT and SIGTERM drain, commit and end; a second one aborts. Status: 0 when the job has ended or was stopped, 1 when it
+//! could not start, failed or was aborted (the reason is on standard error), 2 for a wrong flag.
 
 mod support;
 

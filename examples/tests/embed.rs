@@ -1,4 +1,9 @@
-//! The real service: it answers when the broker has the invoice, and says so when it cannot know.
+//! The real service: it answers when the broker has the invoice, and says so when it cannot know. Its metrics are what
+//! Prometheus' own linter wants, and its manifest for Kubernetes says what it really does.
+
+#[path = "../embed.rs"]
+#[allow(dead_code, reason = "its own main is not called here")]
+mod embed;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -9,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use krafka::testing::FakeBroker;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
+use serde_json::{Value, json};
 
 /// No test waits for longer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -25,37 +31,91 @@ fn request(address: &str, method: &str, path: &str, body: &str) -> Option<(u16, 
     Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
 }
 
-struct Service(Child);
+/// Has Prometheus' own linter look at what the service shows. Without it, which is `promtool` in the path, this says so.
+#[track_caller]
+fn lint(metrics: &str) {
+    let started =
+        Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut linter = match started {
+        Ok(linter) => linter,
+        Err(_) if std::env::var_os("MILLSTREAM_NO_SKIP").is_none() => {
+            return println!("skipped: there is no promtool to look at the metrics");
+        }
+        Err(error) => panic!("cannot start promtool: {error}"),
+    };
+    linter.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
+    let output = linter.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "promtool says: {said}\n{metrics}");
+}
+
+/// A broker in this process with the topic of the invoices.
+struct Broker {
+    broker: FakeBroker,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Broker {
+    fn start() -> Broker {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let broker = runtime.block_on(FakeBroker::start()).unwrap();
+        broker.create_topic("invoices", 1);
+        Broker { broker, _runtime: runtime }
+    }
+}
+
+/// The service in a process of its own.
+struct Service {
+    child: Child,
+    address: String,
+}
+
+fn start(broker: &Broker) -> Service {
+    // The service inherits it: a thousand connections are a thousand files.
+    let files = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).unwrap();
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let own = std::env::current_exe().unwrap();
+    let example: PathBuf = own.parent().and_then(|deps| deps.parent()).unwrap().join("examples/embed");
+    let mut command = Command::new(example);
+    command.args(["--listen", &address, "--brokers", &broker.broker.bootstrap_servers()]);
+    let child = command.stdout(Stdio::null()).spawn().expect("cargo builds examples with tests");
+    Service { child, address }
+}
 
 impl Drop for Service {
     fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[track_caller]
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "it never came to be that {what}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
 #[test]
 fn answers_when_the_broker_has_the_invoice() {
-    // The service inherits it: a thousand connections are a thousand files.
-    let files = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let broker = runtime.block_on(FakeBroker::start()).unwrap();
-    broker.create_topic("invoices", 1);
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let own = std::env::current_exe().unwrap();
-    let example: PathBuf = own.parent().and_then(|deps| deps.parent()).unwrap().join("examples/embed");
-    let mut command = Command::new(example);
-    command.args(["--listen", &address, "--brokers", &broker.bootstrap_servers()]);
-    let mut service = Service(command.stdout(Stdio::null()).spawn().expect("cargo builds examples with tests"));
+    let broker = Broker::start();
+    let mut service = start(&broker);
+    let (broker, address) = (&broker.broker, service.address.clone());
     let post = |body: &str| request(&address, "POST", "/orders", body);
-    let deadline = Instant::now() + PATIENCE;
-    while post("{}").is_none() {
-        assert!(Instant::now() < deadline, "nobody listens");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let get = |path: &str| request(&address, "GET", path, "");
+    let sold = || {
+        let report: Value = serde_json::from_str(&get("/report").unwrap().1).unwrap();
+        report["sold"].as_f64().unwrap()
+    };
+    wait_until("the service listens", || post("{}").is_some());
     let written = || broker.next_offset("invoices", 0).unwrap_or(0);
+    // The job that adds up what was sold reads what is written once it has its partition.
+    wait_until("the service is ready", || get("/readyz").is_some_and(|(status, _)| status == 200));
     let before = written();
+    let sold_before = sold();
     assert_eq!(post(r#"{"id": 1, "customer": 7, "cents": 1250}"#).unwrap().0, 200);
     assert_eq!(written(), before + 1, "an answer means that the broker has it");
     for (body, names) in
@@ -79,20 +139,78 @@ fn answers_when_the_broker_has_the_invoice() {
         }
     });
     assert_eq!(written(), before + 1_001);
-    let (status, report) = request(&address, "GET", "/report", "").unwrap();
+    // 12.50, and a thousand times 1.00.
+    wait_until("all that was posted is sold", || ((sold() - sold_before) * 100.0).round() == 101_250.0);
+    let (status, report) = get("/report").unwrap();
     assert!(status == 200 && report.contains("\"acknowledged\":1001"), "{report}");
-    let (status, metrics) = request(&address, "GET", "/metrics", "").unwrap();
-    assert!(status == 200 && metrics.contains("millstream_running_jobs{job_name=\"invoices\"} 1"), "{metrics}");
+    let shows = |line: &str| get("/metrics").unwrap().1.contains(line);
+    assert!(shows("millstream_running_jobs{job_name=\"invoices\"} 1"), "{:?}", get("/metrics"));
+    wait_until("the histogram has all of them", || {
+        shows("millstream_sink_latency_seconds_count{job_name=\"invoices\",sink=\"kafka invoices\"} 1001")
+    });
+    lint(&get("/metrics").unwrap().1);
+    for path in ["/livez", "/readyz"] {
+        let both = "invoices: alive and ready\nsold: alive and ready\n".to_owned();
+        assert_eq!(get(path).unwrap(), (200, both), "{path}");
+    }
     broker.crash(0);
     let asked = Instant::now();
     assert_eq!(post(r#"{"id": 2, "customer": 7, "cents": 1}"#).unwrap().0, 503, "nobody can know");
     assert!(asked.elapsed() < Duration::from_secs(10), "it took {:?}", asked.elapsed());
+    assert_eq!(get("/livez").unwrap().0, 200, "a new process would not help");
     broker.restart(0);
-    let deadline = Instant::now() + PATIENCE;
-    while post(r#"{"id": 3, "customer": 7, "cents": 1}"#).unwrap().0 != 200 {
-        assert!(Instant::now() < deadline, "it does not recover");
+    wait_until("it recovers", || post(r#"{"id": 3, "customer": 7, "cents": 1}"#).unwrap().0 == 200);
+    kill_process(Pid::from_child(&service.child), Signal::TERM).unwrap();
+    assert!(service.child.wait().unwrap().success());
+}
+
+/// A number with a unit of Kubernetes, in bytes.
+fn bytes(quantity: &Value) -> u64 {
+    let mebibytes = quantity.as_str().and_then(|text| text.strip_suffix("Mi")).expect("memory is in Mi");
+    mebibytes.parse::<u64>().unwrap() << 20
+}
+
+/// A manifest that names another port or path than the program has, or too short an end, is found out in production only.
+#[test]
+fn the_manifest_says_what_the_program_does() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/kubernetes.yaml")).unwrap();
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+    let [deployment, service] = &documents[..] else { panic!("{} documents", documents.len()) };
+    assert_eq!((&deployment["kind"], &service["kind"]), (&json!("Deployment"), &json!("Service")));
+    let pod = &deployment["spec"]["template"];
+    for labels in [&deployment["spec"]["selector"]["matchLabels"], &service["spec"]["selector"]] {
+        assert_eq!(*labels, pod["metadata"]["labels"], "the selector finds no pod");
     }
-    kill_process(Pid::from_child(&service.0), Signal::TERM).unwrap();
-    assert!(service.0.wait().unwrap().success());
-    drop(runtime);
+    let container = &pod["spec"]["containers"][0];
+    let port = &container["ports"][0];
+    assert_eq!(service["spec"]["ports"][0]["targetPort"], port["name"]);
+
+    // The program takes these arguments, and listens where the probes and Prometheus ask.
+    let arguments: Vec<&str> = container["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap()).collect();
+    let options: embed::Options = clap::Parser::try_parse_from([&["embed"], &arguments[..]].concat()).unwrap();
+    assert_eq!(options.listen, format!("0.0.0.0:{}", port["containerPort"]));
+    let annotations = &pod["metadata"]["annotations"];
+    assert_eq!(annotations["prometheus.io/port"].as_str().unwrap(), port["containerPort"].to_string());
+    let probed = |probe: &str| {
+        assert_eq!(container[probe]["httpGet"]["port"], port["name"], "{probe}");
+        container[probe]["httpGet"]["path"].as_str().unwrap().to_owned()
+    };
+    let paths = [probed("startupProbe"), probed("livenessProbe"), probed("readinessProbe")];
+    assert_eq!(paths, ["/livez", "/livez", "/readyz"]);
+    let scraped = annotations["prometheus.io/path"].as_str().unwrap();
+    let broker = Broker::start();
+    let started = start(&broker);
+    for path in paths.iter().map(String::as_str).chain([scraped]) {
+        wait_until(&format!("{path} is answered"), || {
+            request(&started.address, "GET", path, "").is_some_and(|(status, _)| status == 200)
+        });
+    }
+
+    // It ends in time, and fits.
+    let seconds = |value: &Value| Duration::from_secs(value.as_u64().unwrap());
+    let grace = seconds(&pod["spec"]["terminationGracePeriodSeconds"]);
+    let pre_stop = seconds(&container["lifecycle"]["preStop"]["sleep"]["seconds"]);
+    let needed = pre_stop + embed::ANSWER_WITHIN + embed::STOP_WITHIN;
+    assert!(grace >= needed + Duration::from_secs(5), "an end may take {needed:?}, and {grace:?} are given");
+    assert!(bytes(&container["resources"]["limits"]["memory"]) >= 4 * embed::MEMORY.0, "two jobs, and as much again");
 }

@@ -1,10 +1,11 @@
 //! The example called, and the real process under signals: the first one drains, commits and ends with status 0, a second
-//! one aborts.
+//! one aborts. A job that fails ends it with status 1.
 
 #[path = "../transform.rs"]
 #[allow(dead_code, reason = "its own main is not called here")]
 mod transform;
 
+use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -51,7 +52,7 @@ fn start() -> Running {
     let mut command = Command::new(example);
     // Only what is read again after a restart is not committed by then: the interval is a second.
     command.args(["--brokers", &broker.bootstrap_servers(), "--group", "signals"]);
-    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("cargo builds examples with tests");
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("cargo builds examples with tests");
     Running { child, broker, runtime }
 }
 
@@ -133,6 +134,18 @@ fn a_second_one_aborts_what_cannot_drain() {
     assert!(asked.elapsed() < Duration::from_secs(5), "it took {:?}", asked.elapsed());
     // It may have committed before the broker was gone, and then there was nothing to wait for.
     assert_eq!(status, Some(if drains { 1 } else { 0 }));
+}
+
+#[test]
+fn a_job_that_fails_ends_with_status_1_and_says_why() {
+    let mut running = start();
+    let producer: BaseProducer = client(&running.broker).create().unwrap();
+    producer.send(BaseRecord::to("orders").key("1").payload("no order")).map_err(|(error, _)| error).unwrap();
+    producer.flush(PATIENCE).unwrap();
+    assert_eq!(running.status(), Some(1));
+    let mut said = String::new();
+    running.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains("Error: ") && said.contains("orders/0") && said.contains("Malformed"), "{said}");
 }
 
 #[test]
