@@ -58,9 +58,10 @@ fn a_sink_without_room_stops_the_reading_and_goes_on_where_it_was() {
     let sink = valve.clone();
     let running =
         Job::new("full", move |flow| flow.source(&script)?.sink(&sink)).memory(memory_for(50)).start().unwrap();
-    eventually("the budget is used", || running.report().sources[0].records >= 42);
+    eventually("it reads", || running.report().sources[0].records > 0);
     std::thread::sleep(Duration::from_millis(50));
-    assert!(running.report().sources[0].records <= 58 && valve.taken().is_empty());
+    // What waits for a writer is in no budget, so nothing is read behind the batch that found no room.
+    assert!(running.report().sources[0].records <= 8 && valve.taken().is_empty());
     valve.have_room();
     running.wait().unwrap();
     assert_eq!(valve.taken(), (0..5_000).collect::<Vec<_>>(), "in order, each once");

@@ -165,8 +165,8 @@ struct Queues(Arc<AtomicBool>);
 struct Idle;
 
 impl SharedSource for Queues {
-    fn waiting(&self) -> Vec<String> {
-        if self.0.load(SeqCst) { Vec::new() } else { vec!["its turn".to_owned()] }
+    fn waiting(&self) -> Option<String> {
+        (!self.0.load(SeqCst)).then(|| "its turn".to_owned())
     }
 }
 

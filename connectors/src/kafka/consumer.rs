@@ -181,7 +181,7 @@ pub(super) fn create(
         }
     }
     let context = Context {
-        heard: Heard::new(&topic.settings),
+        heard: Heard::of_group(&topic.settings, group),
         statistics: Mutex::default(),
         membership: Membership::new(protocol),
         has_heard: AtomicBool::new(false),

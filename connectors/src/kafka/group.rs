@@ -54,6 +54,7 @@ impl Membership {
 
     /// Takes these partitions. An eager group gives all of them anew.
     pub(super) fn assign<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>, list: &TopicPartitionList) {
+        *lock(&self.waits_since) = None;
         note(match self.protocol {
             GroupProtocol::Classic | GroupProtocol::Consumer => consumer.incremental_assign(list),
             GroupProtocol::Eager => consumer.assign(list),
@@ -95,9 +96,7 @@ impl Membership {
             }
             return;
         }
-        if take {
-            *lock(&self.waits_since) = None;
-        } else {
+        if !take {
             self.waits();
         }
         // The list is the event's.

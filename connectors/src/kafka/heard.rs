@@ -19,6 +19,8 @@ use super::token::Tokens;
 #[derive(Debug)]
 pub(super) struct Heard {
     settings: Arc<Settings>,
+    /// The consumer group, when there is one: the client does not say which one is refused.
+    group: Option<String>,
     complaint: Mutex<Option<Complaint>>,
     trouble: Mutex<Option<Trouble>>,
 }
@@ -51,13 +53,22 @@ enum Weight {
 
 impl Heard {
     pub(super) fn new(settings: &Arc<Settings>) -> Heard {
-        Heard { settings: Arc::clone(settings), complaint: Mutex::default(), trouble: Mutex::default() }
+        let (settings, complaint, trouble) = (Arc::clone(settings), Mutex::default(), Mutex::default());
+        Heard { settings, group: None, complaint, trouble }
+    }
+
+    pub(super) fn of_group(settings: &Arc<Settings>, group: &str) -> Heard {
+        Heard { group: Some(group.to_owned()), ..Heard::new(settings) }
     }
 
     /// The client tells an error.
     pub(super) fn note(&self, error: &KafkaError, reason: &str) {
         let reason = self.settings.hide_in(reason);
         let Some(code) = error.rdkafka_error_code() else { return };
+        let reason = match &self.group {
+            Some(group) if code == Code::GroupAuthorizationFailed => format!("group `{group}`: {reason}"),
+            _ => reason,
+        };
         let weight = match code {
             Code::AllBrokersDown => Weight::AllAreDown,
             code if is_refusal(code) && !is_passing(&reason) || is_of_certificate(&reason) => Weight::Refused,

@@ -226,9 +226,6 @@ impl<R: Read> KafkaShared<R> {
                 }
                 Asked::Take(partitions) => self.orders.order(Order::Start(partitions.clone())),
                 Asked::Return { partitions, lost } => {
-                    if *lost {
-                        self.has_share.store(false, SeqCst);
-                    }
                     let is_asked = |shared: &Shared| partitions.iter().any(|(topic, number)| shared.is(topic, *number));
                     let recalled = self.held.all().into_iter().filter(|shared| is_asked(shared));
                     let names = recalled.map(|shared| {

@@ -4,15 +4,18 @@ use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use timely::dataflow::Scope;
 use timely::dataflow::channels::pact::Pipeline;
 
 use crate::io::{KeyedSink, Sink};
 use crate::operator::fault::Node;
 use crate::operator::stage::{self, Chain, Consume, Port, Split, Stage};
 use crate::operator::{calls, exchange};
+use crate::run::plan::Run;
 use crate::words::{Batch, Error, Keyed, Result, TimedOut};
 
 use super::calls::Calls;
@@ -89,7 +92,7 @@ impl<'a, T: 'static> Stream<'a, T> {
             Shape::Chain(chain) => Some(chain),
             Shape::Ports(ports) => Some(Box::new(move |tail| {
                 let (scope, run) = flow.building().expect("ports are of a worker");
-                stage::build(scope, run.plan.name(node), ports, || Pipeline, run.fault.clone(), tail)
+                stage::build(scope, run.plan.name(node), ports, || Pipeline, setting(scope, run), tail)
             })),
         }
     }
@@ -208,7 +211,9 @@ impl<'a, T: 'static> Stream<'a, T> {
             chain(Box::new(move |builder| {
                 let (scope, run) = at.building().expect("a chain is built on a worker");
                 let wake = stage::wake_of(scope, builder);
-                let place = calls::Place { node, name, meter, runtime: run.runtime()?, wake };
+                run.pulse.wakes(wake.clone());
+                let stall = run.budgets[scope.worker().index()].stall().clone();
+                let place = calls::Place { node, name, meter, runtime: run.runtime()?, wake, stall };
                 Ok(Box::new(calls::Calls::new(place, manner, f, tail(builder)?)))
             }))
         });
@@ -271,11 +276,11 @@ impl<'a, T: 'static> Stream<'a, T> {
         let at = flow.share();
         let chain: Chain<'a, T> = Box::new(move |tail| {
             let (scope, run) = at.building().expect("the plan has returned above");
-            let (name, fault) = (run.plan.name(node), run.fault.clone());
+            let (name, setting) = (run.plan.name(node), setting(scope, run));
             match scope.worker().peers() {
                 // There is nobody to exchange with.
-                1 => stage::build(scope, name, ports, || Pipeline, fault, tail),
-                _ => stage::build(scope, name, ports, exchange::in_turn, fault, tail),
+                1 => stage::build(scope, name, ports, || Pipeline, setting, tail),
+                _ => stage::build(scope, name, ports, exchange::in_turn, setting, tail),
             }
         });
         Stream::chain(flow, node, chain).through(node, Ok)
@@ -353,6 +358,16 @@ impl<'a, T: 'static, E: 'static> Stream<'a, Result<T, E>> {
         E: Into<Error>,
     {
         self.stage("or_stop", stage::or_stop)
+    }
+}
+
+/// What an operator that starts at streams shares with its worker.
+fn setting(scope: Scope<'_, u64>, run: &Run) -> stage::Setting {
+    stage::Setting {
+        fault: Arc::clone(&run.fault),
+        pulse: Arc::clone(&run.pulse),
+        stall: run.budgets[scope.worker().index()].stall().clone(),
+        clock: run.clock.clone(),
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::task::JoinError;
 use tracing::{Instrument, Span};
 
 use crate::io::Wake;
-use crate::words::{Admission, Batch, EventTime, Result, StageMeter, TimedOut};
+use crate::words::{Admission, Batch, EventTime, Result, StageMeter, Stall, TimedOut};
 
 use super::fault::{self, Node};
 use super::stage::{Capabilities, Consume};
@@ -81,6 +81,7 @@ pub(crate) struct Calls<F, T, U> {
     teller: Sender<Told<U>>,
     told: Receiver<Told<U>>,
     wake: Wake,
+    stall: Stall,
 }
 
 /// Where a stage stands, and what it counts.
@@ -90,12 +91,13 @@ pub(crate) struct Place {
     pub(crate) meter: Arc<StageMeter>,
     pub(crate) runtime: Handle,
     pub(crate) wake: Wake,
+    pub(crate) stall: Stall,
 }
 
 impl<F, T, U> Calls<F, T, U> {
     pub(crate) fn new(place: Place, manner: Manner, f: F, next: Box<dyn Consume<Answer<U>>>) -> Calls<F, T, U> {
         let (teller, told) = mpsc::channel();
-        let Place { node, name, meter, runtime, wake } = place;
+        let Place { node, name, meter, runtime, wake, stall } = place;
         Calls {
             node,
             name,
@@ -112,6 +114,7 @@ impl<F, T, U> Calls<F, T, U> {
             teller,
             told,
             wake,
+            stall,
         }
     }
 }
@@ -164,7 +167,9 @@ where
     /// Makes as many calls as there may be at once.
     fn call(&mut self) {
         fault::enter(self.node);
+        // Answers are in no budget: while a writer has no room there are only those of calls under way.
         while self.in_flight < self.manner.at_once
+            && !self.stall.is_on()
             && let Some((group, index, value)) = self.waiting.pop_front()
         {
             self.in_flight += 1;

@@ -29,6 +29,7 @@ pub(crate) struct Pulse {
     asleep: AtomicBool,
     bell: Mutex<bool>,
     rung: Condvar,
+    /// Of sources, and of what else waits while a writer has no room.
     ingests: Mutex<Vec<Wake>>,
     egresses: Mutex<Vec<Wake>>,
 }
@@ -101,6 +102,11 @@ impl Pulse {
 
     pub(crate) fn source_opened(&self, wake: Wake) {
         self.sources.fetch_add(1, SeqCst);
+        lock(&self.ingests).push(wake);
+    }
+
+    /// Wakes this with the sources, above all when a writer has room again.
+    pub(crate) fn wakes(&self, wake: Wake) {
         lock(&self.ingests).push(wake);
     }
 

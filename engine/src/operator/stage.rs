@@ -2,7 +2,9 @@
 //! one operator that runs stage by stage over whole batches, because an operator of its own costs 0.4–1.2 µs for each
 //! epoch and batch. A chain ends in a [`Port`], the way out to the next operator.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use timely::Accountable;
 use timely::container::NoopBuilder;
@@ -14,9 +16,10 @@ use timely::dataflow::{Scope, Stream};
 use timely::progress::operate::FrontierInterest;
 
 use crate::io::Wake;
-use crate::words::{Batch, Error, Result, StageMeter};
+use crate::words::{Batch, Clock, Error, Result, Stall, StageMeter};
 
 use super::fault::{self, Fault, Node};
+use super::pulse::Pulse;
 
 /// A batch is what travels in the dataflow, whole.
 impl<T> Accountable for Batch<T> {
@@ -152,13 +155,24 @@ pub(crate) fn give_up(builder: OperatorBuilder<'_, u64>) {
     builder.build(|_| |_| {});
 }
 
+/// What the operator of a chain that starts at streams shares with the rest of its worker.
+pub(crate) struct Setting {
+    pub(crate) fault: Arc<Fault>,
+    pub(crate) pulse: Arc<Pulse>,
+    pub(crate) stall: Stall,
+    pub(crate) clock: Clock,
+}
+
 /// Builds the operator of a chain that starts at streams and not at a source; `pact` says which worker gets what.
+///
+/// What arrives waits here while a writer has no room, and runs through the chain in slices of about a millisecond otherwise:
+/// what a stage makes of a record may be a thousand times as large, and is in no budget.
 pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
     scope: Scope<'a, u64>,
     name: &str,
     inputs: Vec<Stream<'a, u64, Batch<T>>>,
     pact: impl Fn() -> P,
-    fault: Arc<Fault>,
+    setting: Setting,
     tail: Tail<'a, T>,
 ) -> Result<()> {
     let mut builder = OperatorBuilder::new(name.to_owned(), scope);
@@ -172,31 +186,87 @@ pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
     };
     let ports = builder.shape().outputs();
     (0..inputs.len()).for_each(|input| builder.set_notify_for(input, FrontierInterest::Never));
+    let wake = wake_of(scope, &builder);
+    setting.pulse.wakes(wake.clone());
+    let activator = scope.activator_for(builder.operator_info().address);
     builder.build(move |capabilities| {
         drop(capabilities);
-        // After a fault: what is held stays held, and nothing moves any more.
-        let mut kept: Vec<Capabilities> = Vec::new();
+        let mut arrived: VecDeque<(Capabilities, Batch<T>)> = VecDeque::new();
+        let mut pace = Pace::default();
         move |_| {
+            wake.listen();
             for input in &mut inputs {
                 // In the order of arrival; `for_each_time` sorts unstably and would mix up batches of one epoch.
                 input.for_each(|capability, batch| {
                     let at: Capabilities = (0..ports).map(|port| capability.retain(port)).collect();
-                    if fault.is_set() {
-                        kept.push(at);
-                    } else if let Err(error) = chain.consume(std::mem::take(batch), &at) {
-                        fault.record(error);
-                        kept.push(at);
-                    }
+                    arrived.push_back((at, std::mem::take(batch)));
                 });
             }
-            if !fault.is_set()
-                && let Err(error) = chain.step()
-            {
-                fault.record(error);
+            // After a fault what is held stays held, and nothing moves any more.
+            if setting.fault.is_set() {
+                return;
+            }
+            match pace.run(&mut arrived, &mut *chain, &setting).and_then(|more| chain.step().map(|()| more)) {
+                Ok(true) => activator.activate(),
+                Ok(false) => {}
+                Err(error) => setting.fault.record(error),
             }
         }
     });
     Ok(())
+}
+
+/// How many records run through a chain at once: what takes about a millisecond.
+struct Pace {
+    records_max: usize,
+}
+
+impl Default for Pace {
+    fn default() -> Pace {
+        Pace { records_max: 64 }
+    }
+}
+
+impl Pace {
+    const STEP: Duration = Duration::from_millis(1);
+    const RECORDS_MAX: usize = 4096;
+
+    /// Runs what has arrived through the chain, for about a step's time and as long as writers have room. Says whether there
+    /// is more to do now.
+    fn run<T>(
+        &mut self,
+        arrived: &mut VecDeque<(Capabilities, Batch<T>)>,
+        chain: &mut dyn Consume<T>,
+        setting: &Setting,
+    ) -> Result<bool> {
+        let began = setting.clock.now();
+        let mut before = began;
+        while let Some((at, batch)) = arrived.front_mut() {
+            if setting.stall.is_on() {
+                return Ok(false);
+            }
+            if before - began > Self::STEP {
+                return Ok(true);
+            }
+            let records = batch.len().min(self.records_max);
+            if records == batch.len() {
+                chain.consume(std::mem::take(batch), at)?;
+                arrived.pop_front();
+            } else {
+                let rest = batch.split_off(records);
+                chain.consume(std::mem::replace(batch, rest), at)?;
+            }
+            let now = setting.clock.now();
+            let took = now - before;
+            before = now;
+            if took > 2 * Self::STEP {
+                self.records_max = (records / 2).max(1);
+            } else if took < Self::STEP / 2 && records >= self.records_max {
+                self.records_max = (2 * self.records_max).min(Self::RECORDS_MAX);
+            }
+        }
+        Ok(false)
+    }
 }
 
 /// Passes records on, and fails at the first error among them.

@@ -53,7 +53,9 @@ struct State {
     /// How it ended, in words.
     end: String,
     waker: Option<Waker>,
-    /// What the program has said of sources, by their names.
+    /// The newest run's sources by name, in the order of the pipeline.
+    sources: Vec<String>,
+    /// What is let in of each: as the pipeline says, until the program says something else.
     limits: BTreeMap<String, Limits>,
 }
 
@@ -205,8 +207,14 @@ impl Handle {
     pub(crate) fn run_begins(&self, run: &Arc<Run>) {
         let mut state = lock(&self.state);
         state.started = Some(Instant::now());
-        for (name, limits) in &state.limits {
-            run.sources_named(name).for_each(|source| source.intake.set(*limits));
+        state.sources.clear();
+        for source in &run.plan.sources {
+            let name = run.plan.name(source.node);
+            match state.limits.get(name) {
+                Some(limits) => source.intake.set(*limits),
+                None => drop(state.limits.insert(name.to_owned(), source.intake.limits())),
+            }
+            state.sources.push(name.to_owned());
         }
         state.run = Some(Arc::clone(run));
         state.fell = None;
@@ -214,20 +222,19 @@ impl Handle {
 
     /// The names of the newest run's sources.
     pub(crate) fn source_names(&self) -> Vec<String> {
-        let state = lock(&self.state);
-        let sources = state.run.iter().flat_map(|run| run.plan.sources.iter().map(|source| run.plan.name(source.node)));
-        sources.map(str::to_owned).collect()
+        lock(&self.state).sources.clone()
     }
 
     /// Changes what is let in of a source, in this run and in those that follow it.
     pub(crate) fn limit(&self, name: &str, change: impl FnOnce(&mut Limits)) {
         let mut state = lock(&self.state);
-        let Some(run) = state.run.clone() else { return };
-        let Some(source) = run.sources_named(name).next() else { return };
-        let mut limits = source.intake.limits();
-        change(&mut limits);
-        source.intake.set(limits);
-        state.limits.insert(name.to_owned(), limits);
+        let limits = state.limits.entry(name.to_owned()).or_default();
+        change(limits);
+        let limits = *limits;
+        // Between two runs there is none.
+        let Some(run) = &state.run else { return };
+        let named = run.plan.sources.iter().filter(|source| run.plan.name(source.node) == name);
+        named.for_each(|source| source.intake.set(limits));
         run.pulse.wake_ingests();
     }
 

@@ -152,11 +152,6 @@ impl Run {
         }
     }
 
-    /// The sources of that name.
-    pub(crate) fn sources_named<'r>(&'r self, name: &'r str) -> impl Iterator<Item = &'r PlannedSource> {
-        self.plan.sources.iter().filter(move |source| self.plan.name(source.node) == name)
-    }
-
     /// The half of the `index`th source that a process has once.
     pub(crate) fn source<S: SharedSource>(&self, index: usize) -> Result<(&PlannedSource, Arc<S>)> {
         let planned = self.plan.sources.get(index).ok_or_else(differs)?;
