@@ -89,6 +89,6 @@ pub use run::names::{METRICS, Metric, MetricKind};
 pub use run::report::{Report, SinkReport, SourceReport, StageReport};
 pub use words::{
     Batch, Bytes, CheckpointId, Clock, Epoch, Error, ErrorKind, EventTime, Fingerprint, Headers, Keyed,
-    LatencySnapshot, Malformed, Moment, Offset, Offsets, Origin, Partition, Percentile, Result, Room, SinkMeter,
+    LatencySnapshot, Malformed, Moment, Offset, Offsets, Origin, Partition, Percentile, RECORD_OVERHEAD, Result, Room, SinkMeter,
     TimedOut, Worker, spawn, spawn_watched,
 };

@@ -11,7 +11,9 @@ use std::task::{Context, Poll};
 use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::sync::oneshot;
 
-use crate::words::{Batch, Bytes, Clock, Error, ErrorKind, Moment, Outcome, Result, Room, Worker, lock};
+use crate::words::{
+    Batch, Bytes, Clock, Error, ErrorKind, Moment, Outcome, RECORD_OVERHEAD, Result, Room, Worker, lock,
+};
 
 use super::{AtStop, Last, OpenSource, Polled, Reader, SharedSource, Source, Wake};
 
@@ -352,9 +354,6 @@ impl<T: Send + 'static> SharedSource for ChannelShared<T> {
     }
 }
 
-/// What a record takes of the engine's memory beside itself.
-const RECORD_OVERHEAD: u64 = 128;
-
 /// Reads a channel, on worker 0.
 pub struct ChannelReader<T> {
     queue: Weak<Mutex<Queue<T>>>,
@@ -376,7 +375,7 @@ impl<T: Send + 'static> Reader for ChannelReader<T> {
         }
         let Queue { receiver, next, .. } = &mut *queue;
         let points_to = self.points_to;
-        let size = |value: &T| Bytes(size_of::<Sent<T>>() as u64 + RECORD_OVERHEAD + points_to(value).0);
+        let size = |value: &T| Bytes(size_of::<Sent<T>>() as u64 + RECORD_OVERHEAD.0 + points_to(value).0);
         while self.left > 0 {
             if batch.len() >= room.records || batch.bytes() >= room.bytes {
                 return Ok(Polled::More);

@@ -61,7 +61,8 @@ impl<T> Batch<T> {
         self.values.is_empty()
     }
 
-    /// Adds a record that a reader has read, with the memory it holds.
+    /// Adds a record that a reader has read, with the memory it holds: its own size, what it points to, and
+    /// [`RECORD_OVERHEAD`](crate::RECORD_OVERHEAD).
     pub fn push(&mut self, value: T, bytes: Bytes) {
         self.values.push_back(value);
         self.bytes += bytes.0;

@@ -22,7 +22,7 @@ pub(crate) use fingerprint::Print;
 pub(crate) use meter::{Latencies, Latency, SourceMeter, StageMeter, as_nanos};
 pub use meter::{LatencySnapshot, Percentile, SinkMeter};
 pub use offsets::{Offset, Offsets, Partition};
-pub use quantity::{Bytes, Room, Worker};
+pub use quantity::{Bytes, RECORD_OVERHEAD, Room, Worker};
 pub use record::{Headers, Keyed, Malformed, Origin, TimedOut};
 pub(crate) use thread::panic_message;
 pub use thread::{spawn, spawn_watched};

@@ -23,6 +23,10 @@ impl fmt::Display for Bytes {
     }
 }
 
+/// What a record takes of the engine's memory beside its value: its places in queues and batches, its share of admission,
+/// delivery and receipt. A reader adds it to what it says of each record ([`Batch::push`](crate::Batch::push)).
+pub const RECORD_OVERHEAD: Bytes = Bytes(128);
+
 /// One of a job's workers, counted from 0. It decides which partitions a reader gets and never reaches user code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Worker {
