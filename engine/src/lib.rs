@@ -74,8 +74,8 @@ mod run;
 mod api;
 
 pub use api::{
-    Calls, ComparedRun, Comparison, Flow, For, Job, Reporter, Restart, Results, Running, RunningJob, SourceControl, Stopper, Stream,
-    TestRun, Trigger, jobs,
+    Blocking, CallPolicy, Calls, ComparedRun, Comparison, Flow, For, Job, Reporter, Restart, Results, RetriedCalls,
+    Running, RunningJob, SourceControl, Stopper, Stream, TestRun, Trigger, jobs,
 };
 pub use io::{
     Accepted, Acknowledges, AtStop, Change, ChannelSource, Claims, Collected, CollectedWithKeys, Delivery, Discard, Generate,

@@ -9,7 +9,7 @@ mod stream;
 mod test_run;
 mod trigger;
 
-pub use calls::Calls;
+pub use calls::{Blocking, CallPolicy, Calls, RetriedCalls};
 pub use compare::{ComparedRun, Comparison, For, Results};
 pub use flow::Flow;
 pub use job::Job;

@@ -18,7 +18,8 @@ use crate::operator::{calls, exchange};
 use crate::run::plan::Run;
 use crate::words::{Batch, Error, Keyed, Result, TimedOut};
 
-use super::calls::Calls;
+use super::calls::CallPolicy;
+use super::calls::sealed::Parts;
 use super::flow::Flow;
 
 /// Records of type `T` on their way from a source to a sink, in the order of their input partition.
@@ -174,11 +175,16 @@ impl<'a, T: 'static> Stream<'a, T> {
     }
 
     /// Calls another service for each record: `f` makes a future of it, many run at once, and each answer goes on, or a
-    /// `TimedOut` in its place. `calls` says how many, in which order, and how long.
+    /// `TimedOut` in its place. `calls` says how many, in which order, how long, and whether those that fail are made
+    /// [again](crate::Calls::retry).
     ///
-    /// Futures run on a tokio runtime of the job, so clients that need one work in them. A record whose call is under way
-    /// counts as in flight: nothing behind it is committed, and a job that stops waits for it. After a crash calls are made
-    /// again. Time-outs are of the machine's clock, also under a simulated one. A future that panics ends the run.
+    /// Futures run on a tokio runtime of the job, so clients that need one work in them. It has a thread for each processor
+    /// of the machine, two at least and eight at most. A future that blocks keeps one of them; when all are kept, other
+    /// calls wait and time out, and a warning of `tracing` names the stage. What blocks belongs into [`Calls::blocking`].
+    ///
+    /// A record whose call is under way counts as in flight: nothing behind it is committed, and a job that stops waits for
+    /// it. After a crash calls are made again. Time-outs are of the machine's clock, also under a simulated one. A future
+    /// that panics ends the run.
     ///
     /// ```
     /// use millstream::{Calls, Job, collect, rows};
@@ -197,12 +203,18 @@ impl<'a, T: 'static> Stream<'a, T> {
     /// assert_eq!(results.values(), [0, 1, 4, 9]);
     /// # Ok::<(), millstream::Error>(())
     /// ```
-    pub fn map_async<U, Fut>(self, calls: Calls, f: impl Fn(T) -> Fut + 'static) -> Stream<'a, Result<U, TimedOut>>
+    ///
+    /// [`Calls::blocking`]: crate::Calls::blocking
+    pub fn map_async<U, Fut>(
+        self,
+        calls: impl CallPolicy<T, U>,
+        f: impl Fn(T) -> Fut + 'static,
+    ) -> Stream<'a, Result<U, TimedOut>>
     where
         U: Send + 'static,
         Fut: Future<Output = U> + Send + 'static,
     {
-        let manner = calls.manner();
+        let Parts(manner, again) = calls.parts();
         let flow = self.flow.share();
         let node = flow.stage_node::<T, U>("map_async");
         let Some(chain) = self.into_chain() else { return Stream::planned(flow, node) };
@@ -213,8 +225,8 @@ impl<'a, T: 'static> Stream<'a, T> {
                 let wake = stage::wake_of(scope, builder);
                 run.pulse.wakes(wake.clone());
                 let stall = run.budgets[scope.worker().index()].stall().clone();
-                let place = calls::Place { node, name, meter, runtime: run.runtime()?, wake, stall };
-                Ok(Box::new(calls::Calls::new(place, manner, f, tail(builder)?)))
+                let place = calls::Place { node, name, meter, desk: run.call_desk()?, wake, stall };
+                Ok(Box::new(calls::Calls::new(place, (manner, again), f, tail(builder)?)))
             }))
         });
         Stream::chain(flow, node, longer)

@@ -1,22 +1,22 @@
 //! Calls to other services, as a stage: a future for each record, so many at once, their results in order or as they come.
 //! A batch in the middle of its calls holds capabilities of its epoch, so a cut waits for it as for records in flight.
 //!
-//! Futures run on a runtime of the run; they report through a channel and wake the operator.
+//! Futures run on threads of the run (`call_threads`); they report through a channel and wake the operator. Time limits and
+//! the pauses before further attempts are the operator's own: an alarm wakes it when the next of them is due.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
 use std::future::Future;
 use std::mem;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::time::Duration;
-
-use tokio::runtime::Handle;
-use tokio::task::JoinError;
-use tracing::{Instrument, Span};
+use std::time::{Duration, Instant};
 
 use crate::io::Wake;
-use crate::words::{Admission, Batch, EventTime, Result, StageMeter, Stall, TimedOut};
+use crate::words::{Admission, Batch, EventTime, Result, StageMeter, Stall, TimedOut, deadline_after};
 
+use super::attempt::{Attempt, BLOCKS_AFTER, Outcome, Whose};
+use super::call_threads::CallDesk;
 use super::fault::{self, Node};
 use super::stage::{Capabilities, Consume};
 
@@ -28,14 +28,45 @@ pub(crate) struct Manner {
     pub(crate) within: Duration,
 }
 
-/// What became of a call, unless its future panicked.
-type Answer<U> = Result<U, TimedOut>;
+/// When a call that has failed is made again.
+pub(crate) struct Again<T, U> {
+    /// How often, after the first attempt.
+    pub(crate) times: u32,
+    /// The pause before the first further attempt; before each one after it, twice as long.
+    pub(crate) pause: Duration,
+    pub(crate) copy: fn(&T) -> T,
+    pub(crate) has_failed: fn(&Answer<U>) -> bool,
+}
 
-/// The answer of the `index`th record of a group.
+impl<T, U> fmt::Debug for Again<T, U> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Again({} times, {:?})", self.times, self.pause)
+    }
+}
+
+/// Pauses between attempts grow to this, or to the first of them when it is longer.
+const PAUSE_MOST: Duration = Duration::from_secs(60);
+/// How often calls under way are looked at: whether one blocks its thread.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How soon it is told that calls fail and are made again, after it was told before.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// What became of a call.
+pub(crate) type Answer<U> = Result<U, TimedOut>;
+
+/// A call, by its number, and what its future came to.
 struct Told<U> {
+    call: u64,
+    outcome: Outcome<U>,
+}
+
+/// A record whose call is to be made.
+struct Waiting<T> {
     group: u64,
     index: usize,
-    answer: Result<Answer<U>, JoinError>,
+    value: T,
+    /// How many attempts have failed.
+    failed: u32,
 }
 
 /// The calls of a batch.
@@ -68,16 +99,26 @@ pub(crate) struct Calls<F, T, U> {
     name: String,
     meter: Arc<StageMeter>,
     manner: Manner,
+    again: Option<Again<T, U>>,
     f: F,
-    runtime: Handle,
+    desk: CallDesk,
     next: Box<dyn Consume<Answer<U>>>,
     /// Records whose calls are not made yet.
-    waiting: VecDeque<(u64, usize, T)>,
+    waiting: VecDeque<Waiting<T>>,
+    /// In the order in which they were made, which is that of their deadlines.
+    under_way: BTreeMap<u64, Attempt>,
+    next_call: u64,
+    /// What another attempt at a call under way is made of.
+    copies: HashMap<u64, Waiting<T>>,
+    /// Records whose calls have failed, by when they are made again.
+    paused: BTreeMap<(Instant, u64), Waiting<T>>,
+    /// When the operator is woken next, at the latest.
+    alarm: Option<Instant>,
+    told_of_failures: Option<Instant>,
     groups: BTreeMap<u64, Group<U>>,
     /// Groups that have something ready, without an order.
     answered: Vec<u64>,
     next_group: u64,
-    in_flight: usize,
     teller: Sender<Told<U>>,
     told: Receiver<Told<U>>,
     wake: Wake,
@@ -89,28 +130,39 @@ pub(crate) struct Place {
     pub(crate) node: Node,
     pub(crate) name: String,
     pub(crate) meter: Arc<StageMeter>,
-    pub(crate) runtime: Handle,
+    pub(crate) desk: CallDesk,
     pub(crate) wake: Wake,
     pub(crate) stall: Stall,
 }
 
 impl<F, T, U> Calls<F, T, U> {
-    pub(crate) fn new(place: Place, manner: Manner, f: F, next: Box<dyn Consume<Answer<U>>>) -> Calls<F, T, U> {
+    pub(crate) fn new(
+        place: Place,
+        (manner, again): (Manner, Option<Again<T, U>>),
+        f: F,
+        next: Box<dyn Consume<Answer<U>>>,
+    ) -> Calls<F, T, U> {
         let (teller, told) = mpsc::channel();
-        let Place { node, name, meter, runtime, wake, stall } = place;
+        let Place { node, name, meter, desk, wake, stall } = place;
         Calls {
             node,
             name,
             meter,
             manner,
+            again,
             f,
-            runtime,
+            desk,
             next,
             waiting: VecDeque::new(),
+            under_way: BTreeMap::new(),
+            next_call: 0,
+            copies: HashMap::new(),
+            paused: BTreeMap::new(),
+            alarm: None,
+            told_of_failures: None,
             groups: BTreeMap::new(),
             answered: Vec::new(),
             next_group: 0,
-            in_flight: 0,
             teller,
             told,
             wake,
@@ -126,12 +178,12 @@ where
     U: Send + 'static,
 {
     fn consume(&mut self, mut batch: Batch<T>, at: &Capabilities) -> Result<()> {
-        let id = self.next_group;
+        let group = self.next_group;
         self.next_group += 1;
         let records = batch.len();
         self.meter.records_in.add(records as u64);
         let holes = if self.manner.is_ordered { records } else { 0 };
-        let group = Group {
+        let calls = Group {
             at: at.clone(),
             admission: batch.admission().cloned(),
             times: batch.take_times(),
@@ -140,18 +192,23 @@ where
             emitted: 0,
             open: records,
         };
-        self.groups.insert(id, group);
-        self.waiting.extend(batch.take_values().into_iter().enumerate().map(|(index, value)| (id, index, value)));
+        self.groups.insert(group, calls);
+        let values = batch.take_values().into_iter().enumerate();
+        self.waiting.extend(values.map(|(index, value)| Waiting { group, index, value, failed: 0 }));
         self.call();
         Ok(())
     }
 
     fn step(&mut self) -> Result<()> {
         self.wake.listen();
-        while let Ok(told) = self.told.try_recv() {
-            self.in_flight -= 1;
-            self.hear(told)?;
+        while let Ok(Told { call, outcome }) = self.told.try_recv() {
+            // One whose time was up a moment ago was answered for already.
+            let Some(attempt) = self.under_way.remove(&call) else { continue };
+            let answer = outcome.map_err(|payload| fault::panicked(&self.name, &*payload))?;
+            self.hear(call, &attempt, Ok(answer));
         }
+        self.expire();
+        self.resume();
         self.call();
         self.hand_on()?;
         self.next.step()
@@ -167,37 +224,72 @@ where
     /// Makes as many calls as there may be at once.
     fn call(&mut self) {
         fault::enter(self.node);
+        // So that `f` may use what wants a runtime, also before its future is polled.
+        let desk = self.desk.clone();
+        let _in_runtime = desk.calls.enter();
         // Answers are in no budget: while a writer has no room there are only those of calls under way.
-        while self.in_flight < self.manner.at_once
+        while self.under_way.len() < self.manner.at_once
             && !self.stall.is_on()
-            && let Some((group, index, value)) = self.waiting.pop_front()
+            && let Some(record) = self.waiting.pop_front()
         {
-            self.in_flight += 1;
-            let (within, teller, wake) = (self.manner.within, self.teller.clone(), self.wake.clone());
-            // A task of its own, whose panic is told and not lost.
-            let call = self.runtime.spawn((self.f)(value).instrument(Span::current()));
-            self.runtime.spawn(async move {
-                let stop = call.abort_handle();
-                let answer = match tokio::time::timeout(within, call).await {
-                    Ok(answer) => answer.map(Ok),
-                    Err(_) => {
-                        stop.abort();
-                        Ok(Err(TimedOut { limit: within }))
-                    }
-                };
+            let call = self.next_call;
+            self.next_call += 1;
+            let Waiting { group, index, value, failed } = record;
+            if let Some(again) = self.again.as_ref().filter(|again| failed < again.times) {
+                self.copies.insert(call, Waiting { group, index, value: (again.copy)(&value), failed });
+            }
+            let (teller, wake) = (self.teller.clone(), self.wake.clone());
+            let deadline = deadline_after(self.manner.within);
+            let whose = Whose { stage: (self.node, &self.name), group, index, deadline };
+            let attempt = Attempt::begin(&self.desk, &whose, (self.f)(value), move |outcome| {
                 // Nobody listens when the run is over.
-                drop(teller.send(Told { group, index, answer }));
+                drop(teller.send(Told { call, outcome }));
                 wake.wake();
             });
+            self.under_way.insert(call, attempt);
+        }
+        self.set_alarm();
+    }
+
+    /// Answers for calls whose time is up, and looks whether one blocks its thread.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        // A limit may be shorter than what blocks otherwise.
+        let blocks_after = BLOCKS_AFTER.min(self.manner.within / 2);
+        let longest = self.under_way.values().map(Attempt::blocks_for).max().unwrap_or_default();
+        if longest > blocks_after {
+            self.desk.warn_of_blocking((self.node, &self.name), longest);
+        }
+        while let Some(first) = self.under_way.first_entry().filter(|first| first.get().deadline <= now) {
+            let (call, attempt) = first.remove_entry();
+            self.hear(call, &attempt, Err(TimedOut { limit: self.manner.within }));
+            attempt.abort();
         }
     }
 
-    fn hear(&mut self, Told { group, index, answer }: Told<U>) -> Result<()> {
-        let answer = answer.map_err(|error| match error.try_into_panic() {
-            Ok(payload) => fault::panicked(&self.name, &*payload),
-            Err(error) => fault::panicked(&self.name, &error.to_string()),
-        })?;
-        let Some(of) = self.groups.get_mut(&group) else { return Ok(()) };
+    /// Calls whose pause is over are made before those of records that came later.
+    fn resume(&mut self) {
+        let later = self.paused.split_off(&(Instant::now(), u64::MAX));
+        mem::replace(&mut self.paused, later).into_values().rev().for_each(|record| self.waiting.push_front(record));
+    }
+
+    fn hear(&mut self, call: u64, &Attempt { group, index, .. }: &Attempt, answer: Answer<U>) {
+        if let Some(again) = &self.again
+            && let Some(record) = self.copies.remove(&call)
+            && (again.has_failed)(&answer)
+        {
+            let most = PAUSE_MOST.max(again.pause);
+            let pause = again.pause.saturating_mul(1 << record.failed.min(16)).min(most);
+            let failed = record.failed + 1;
+            self.meter.retried.add(1);
+            self.paused.insert((deadline_after(pause), call), Waiting { failed, ..record });
+            if self.told_of_failures.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+                self.told_of_failures = Some(Instant::now());
+                tracing::warn!(stage = self.name, failed, ?pause, "a call has failed and is made again");
+            }
+            return;
+        }
+        let of = self.groups.get_mut(&group).expect("a group stays until all its calls are answered");
         if self.manner.is_ordered {
             of.results[index - of.emitted] = Some(answer);
         } else {
@@ -206,7 +298,23 @@ where
             }
             of.ready.append(answer, of.times.get(index).copied());
         }
-        Ok(())
+    }
+
+    /// Has this operator woken when a call's time or a pause is over, and now and then while calls are under way.
+    fn set_alarm(&mut self) {
+        let now = Instant::now();
+        let look = self.under_way.first_key_value().map(|(_, first)| first.deadline.min(now + LOOK_EVERY));
+        let paused = self.paused.first_key_value().map(|((until, _), _)| *until);
+        let Some(next) = look.into_iter().chain(paused).min() else { return };
+        if self.alarm.is_some_and(|alarm| alarm > now && alarm <= next) {
+            return;
+        }
+        self.alarm = Some(next);
+        let wake = self.wake.clone();
+        self.desk.timer.spawn(async move {
+            tokio::time::sleep_until(next.into()).await;
+            wake.wake();
+        });
     }
 
     /// Hands on what may leave: in order, the beginning; else all that is there.

@@ -3,6 +3,8 @@
 //! another worker; an [`egress`] hands it to a writer and holds its checkpoint open until it is acknowledged. All of them look at the [`pulse`], which says
 //! what epoch is open.
 
+mod attempt;
+pub(crate) mod call_threads;
 pub(crate) mod calls;
 pub(crate) mod egress;
 pub(crate) mod exchange;

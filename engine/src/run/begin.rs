@@ -89,7 +89,7 @@ pub(crate) fn new_run(spec: &Spec, plan: Plan, events: Events, control: Wake) ->
         vitals: Vitals::new(spec.workers, spec.stuck_after),
         events,
         control,
-        runtime: Mutex::default(),
+        calls: Mutex::default(),
         plan,
     }
 }

@@ -17,11 +17,7 @@ use super::metrics::Labels;
 use super::plan::{Meter, Run};
 use super::report::Report;
 
-/// So far ahead, or as far as anybody waits.
-pub(crate) fn deadline_after(limit: Duration) -> Instant {
-    const AGES: Duration = Duration::from_secs(1 << 32);
-    Instant::now() + limit.min(AGES)
-}
+pub(crate) use crate::words::deadline_after;
 
 /// Shared by [`Running`](crate::Running) and the control thread.
 #[derive(Debug)]

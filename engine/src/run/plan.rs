@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use timely::dataflow::Scope;
-use tokio::runtime::{self, Handle, Runtime};
 
 use crate::epoch::ticker::Ticker;
 use crate::io::{SharedSink, SharedSource, Trial, Turn, Wake};
+use crate::operator::call_threads::{CallDesk, CallThreads};
 use crate::operator::fault::{Fault, Node};
 use crate::operator::ingest::{Recalls, Release};
 use crate::operator::intake::Intake;
@@ -124,31 +124,23 @@ pub(crate) struct Run {
     pub(crate) events: Events,
     pub(crate) control: Wake,
     /// For stages that call other services; made when the first of them is built.
-    pub(crate) runtime: Mutex<Option<Runtime>>,
+    pub(crate) calls: Mutex<Option<CallThreads>>,
 }
 
 impl Run {
-    /// Where futures of this run's stages run.
-    pub(crate) fn runtime(&self) -> Result<Handle> {
-        let mut runtime = lock(&self.runtime);
-        if runtime.is_none() {
-            let made = runtime::Builder::new_multi_thread()
-                .worker_threads(1)
-                .thread_name("millstream-calls")
-                .enable_all()
-                .build();
-            let made = made.map_err(|cause| {
-                Error::new(ErrorKind::Option, "cannot start the thread that makes calls").caused_by(cause)
-            })?;
-            *runtime = Some(made);
+    /// Where this run's stages hand in their calls.
+    pub(crate) fn call_desk(&self) -> Result<CallDesk> {
+        let mut calls = lock(&self.calls);
+        if calls.is_none() {
+            *calls = Some(CallThreads::start()?);
         }
-        Ok(runtime.as_ref().expect("it was made above").handle().clone())
+        Ok(calls.as_ref().expect("they were started above").desk())
     }
 
     /// The run is over: calls under way are dropped, and nobody waits for them.
     pub(crate) fn end_calls(&self) {
-        if let Some(runtime) = lock(&self.runtime).take() {
-            runtime.shutdown_background();
+        if let Some(calls) = lock(&self.calls).take() {
+            calls.end();
         }
     }
 

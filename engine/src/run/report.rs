@@ -76,6 +76,8 @@ pub struct StageReport {
     pub records_in: u64,
     /// Records out.
     pub records_out: u64,
+    /// Calls that failed and were made again ([`Calls::retry`](crate::Calls::retry)); its records are counted once.
+    pub retried: u64,
     /// Memory of the records in, without what they point to.
     pub bytes_in: u64,
     /// Memory of the records out, without what they point to.
@@ -222,6 +224,7 @@ impl StageReport {
             name: name.to_owned(),
             records_in,
             records_out,
+            retried: meter.retried.get(),
             bytes_in: records_in * meter.sizes.0 as u64,
             bytes_out,
             records_per_second: rate(records_out, seconds),
@@ -275,7 +278,11 @@ impl fmt::Display for Report {
             let (name, count, rate) = (&stage.name, stage.records_out, stage.records_per_second);
             let (bytes, bytes_rate) = (Bytes(stage.bytes_out), Bytes(stage.bytes_per_second as u64));
             let within = stage.records_in;
-            writeln!(f, "  stage  {name:24} {count:>12} out     {rate:>12.0}/s  {bytes}, {bytes_rate}/s  {within} in")?;
+            write!(f, "  stage  {name:24} {count:>12} out     {rate:>12.0}/s  {bytes}, {bytes_rate}/s  {within} in")?;
+            match stage.retried {
+                0 => writeln!(f)?,
+                retried => writeln!(f, ", {retried} calls made again")?,
+            }
         }
         for sink in &self.sinks {
             let (name, count, rate) = (&sink.name, sink.acknowledged, sink.records_per_second);

@@ -48,6 +48,8 @@ pub(crate) struct StageMeter {
     pub records_in: Counter,
     /// Records out.
     pub records_out: Counter,
+    /// Calls that failed and were made again.
+    pub retried: Counter,
     /// Bytes of a record in and out, without what it points to.
     pub sizes: (usize, usize),
 }

@@ -26,5 +26,5 @@ pub use quantity::{Bytes, RECORD_OVERHEAD, Room, Worker};
 pub use record::{Headers, Keyed, Malformed, Origin, TimedOut};
 pub(crate) use thread::panic_message;
 pub use thread::{spawn, spawn_watched};
-pub(crate) use time::lock;
 pub use time::{Clock, EventTime, Moment};
+pub(crate) use time::{deadline_after, lock};

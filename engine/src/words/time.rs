@@ -142,6 +142,12 @@ impl fmt::Debug for Clock {
     }
 }
 
+/// So far ahead, or as far as anybody waits.
+pub(crate) fn deadline_after(limit: Duration) -> Instant {
+    const AGES: Duration = Duration::from_secs(1 << 32);
+    Instant::now() + limit.min(AGES)
+}
+
 /// Locks, also after somebody panicked under the lock: what it guards here is valid at every step.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

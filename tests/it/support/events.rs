@@ -54,7 +54,13 @@ pub fn found(part: &str) -> Vec<String> {
 
 /// Whether a line of ours was logged with all of these.
 pub fn was_logged(parts: &[&str]) -> bool {
-    WATCHED.lock().unwrap().lines.iter().any(|line| parts.iter().all(|part| line.contains(part)))
+    times_logged(parts) > 0
+}
+
+/// How many lines of ours were logged with all of these.
+pub fn times_logged(parts: &[&str]) -> usize {
+    let watched = WATCHED.lock().unwrap();
+    watched.lines.iter().filter(|line| parts.iter().all(|part| line.contains(part))).count()
 }
 
 impl Watched {

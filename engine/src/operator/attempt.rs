@@ -1,0 +1,118 @@
+//! One attempt at a call: a user's future as a task, which tells its answer or its panic, and shows while it is polled so
+//! that one that blocks can be told of.
+
+use std::any::Any;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use tokio::task::AbortHandle;
+use tracing::{Instrument, Span};
+
+use crate::words::{Clock, Moment};
+
+use super::call_threads::CallDesk;
+use super::fault::Node;
+
+/// A poll that takes longer blocks its thread.
+pub(super) const BLOCKS_AFTER: Duration = Duration::from_millis(100);
+
+/// What a future came to, unless it panicked.
+pub(super) type Outcome<U> = Result<U, Box<dyn Any + Send>>;
+
+/// A call under way.
+pub(super) struct Attempt {
+    pub(super) group: u64,
+    pub(super) index: usize,
+    /// Until when it may take.
+    pub(super) deadline: Instant,
+    polled: Arc<Polled>,
+    task: AbortHandle,
+}
+
+/// Since when a future is being polled.
+#[derive(Default)]
+struct Polled(AtomicU64);
+
+impl Polled {
+    fn begin(&self) {
+        self.0.store(now().as_nanos().max(1), Relaxed);
+    }
+
+    /// How long it took.
+    fn end(&self) -> Duration {
+        now() - Moment::from_nanos(self.0.swap(0, Relaxed))
+    }
+
+    fn lasts(&self) -> Duration {
+        match self.0.load(Relaxed) {
+            0 => Duration::ZERO,
+            begun => now() - Moment::from_nanos(begun),
+        }
+    }
+}
+
+/// The machine's time, whatever clock the job has.
+fn now() -> Moment {
+    Clock::system().now()
+}
+
+/// Where a call belongs.
+pub(super) struct Whose<'s> {
+    pub(super) stage: (Node, &'s str),
+    pub(super) group: u64,
+    pub(super) index: usize,
+    pub(super) deadline: Instant,
+}
+
+impl Attempt {
+    /// Runs a future; `tell` is called on its thread, once, unless the call is dropped before.
+    pub(super) fn begin<Fut>(
+        desk: &CallDesk,
+        whose: &Whose<'_>,
+        future: Fut,
+        tell: impl FnOnce(Outcome<Fut::Output>) + Send + 'static,
+    ) -> Attempt
+    where
+        Fut: Future + Send + 'static,
+        Fut::Output: Send,
+    {
+        let polled = Arc::<Polled>::default();
+        let (shown, own, node, name) = (Arc::clone(&polled), desk.clone(), whose.stage.0, whose.stage.1.to_owned());
+        let call = async move {
+            let mut future = pin!(future);
+            let outcome = poll_fn(|context| {
+                shown.begin();
+                let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context)));
+                let lasted = shown.end();
+                if lasted >= BLOCKS_AFTER {
+                    own.warn_of_blocking((node, &name), lasted);
+                }
+                match polled {
+                    Ok(Poll::Pending) => Poll::Pending,
+                    Ok(Poll::Ready(answer)) => Poll::Ready(Ok(answer)),
+                    Err(payload) => Poll::Ready(Err(payload)),
+                }
+            })
+            .await;
+            tell(outcome);
+        };
+        let task = desk.calls.spawn(call.instrument(Span::current())).abort_handle();
+        let Whose { group, index, deadline, .. } = *whose;
+        Attempt { group, index, deadline, polled, task }
+    }
+
+    /// How long the poll that is under way has lasted.
+    pub(super) fn blocks_for(&self) -> Duration {
+        self.polled.lasts()
+    }
+
+    /// Drops the future: now, or when its poll comes back.
+    pub(super) fn abort(self) {
+        self.task.abort();
+    }
+}
