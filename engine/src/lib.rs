@@ -78,9 +78,10 @@ pub use api::{
     Running, RunningJob, SourceControl, Stopper, Stream, TestRun, Trigger, jobs,
 };
 pub use io::{
-    Accepted, Acknowledges, AtStop, Change, ChannelSource, Claims, Collected, CollectedWithKeys, Delivery, Discard, Generate,
-    KeyedSink, Lag, Last, OpenSink, OpenSource, Polled, Progress, Reader, Receipt, Rows, SendError, Sender, SharedSink,
-    SharedSource, Sink, Source, Taken, Undelivered, Wake, Writer, channel, collect, discard, generate, rows,
+    Accepted, Acknowledges, AtStop, Change, ChannelSource, Claims, Collected, CollectedWithKeys, Delivery, Discard,
+    Generate, KeyedSink, Lag, Last, OpenSink, OpenSource, Polled, Progress, Reader, Receipt, Rows, SendError, Sender,
+    SharedSink, SharedSource, Sink, Source, Taken, Undelivered, Wake, Writer, channel, collect, discard, generate,
+    rows,
 };
 pub use run::health::{Health, HealthLimits};
 pub use run::histogram::histograms;
@@ -89,6 +90,6 @@ pub use run::names::{METRICS, Metric, MetricKind};
 pub use run::report::{Report, SinkReport, SourceReport, StageReport};
 pub use words::{
     Batch, Bytes, CheckpointId, Clock, Epoch, Error, ErrorKind, EventTime, Fingerprint, Headers, Keyed,
-    LatencySnapshot, Malformed, Moment, Offset, Offsets, Origin, Partition, Percentile, RECORD_OVERHEAD, Result, Room, SinkMeter,
-    TimedOut, Worker, spawn, spawn_watched,
+    LatencySnapshot, Malformed, Moment, Offset, Offsets, Origin, Partition, Percentile, RECORD_OVERHEAD, Result, Room,
+    SinkMeter, TimedOut, Worker, spawn, spawn_watched,
 };

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use millstream::{ErrorKind, For, Job, Results, Trigger, channel, collect, discard, generate, rows};
-use millstream_connectors::{Kafka, files, report};
+use millstream_connectors::{Kafka, Message, files, report};
 
 use crate::support::broker::shared;
 
@@ -158,4 +158,20 @@ fn from_kafka_to_kafka_nothing_is_committed_and_results_are_equal() {
     assert!(page.contains("micro-batch 20ms") && page.contains("all runs wrote the same"), "{page}");
     let found: serde_json::Value = serde_json::from_str(&report::json(&comparison)).unwrap();
     assert_eq!(found["runs"][2]["records_in"], 1_500, "{found}");
+}
+
+/// The time that a record is given is a part of what is written.
+#[test]
+fn runs_that_write_other_timestamps_are_not_equal() {
+    let broker = shared();
+    let (kafka, output, written) =
+        (Kafka::new(&broker.address), broker.topic("compared-times", 1), Arc::<AtomicU64>::default());
+    let job = Job::new("times", move |flow| {
+        let written = Arc::clone(&written);
+        let time = move || 1_700_000_000_000 + written.fetch_add(1, SeqCst) as i64;
+        let messages = flow.source(generate(|n| n.to_string()))?.map(move |text| Message::new(text).timestamp(time()));
+        messages.sink(kafka.topic(&output).text().with_metadata())
+    });
+    let comparison = job.compare(triggers(), fast(100)).unwrap();
+    assert!(matches!(comparison.results, Results::Different { .. }), "{:?}", comparison.results);
 }

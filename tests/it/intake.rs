@@ -59,12 +59,8 @@ fn a_batch_has_so_many_records_at_most() {
     let (log, sink) = (script.log.clone(), results.clone());
     let clock = Clock::simulated();
     let job = Job::new("batch", move |flow| flow.source(&script)?.batch_at_most(50).sink(&sink));
-    let running = job
-        .trigger(Trigger::micro_batch(Duration::from_secs(1)))
-        .workers(2)
-        .clock(clock.clone())
-        .start()
-        .unwrap();
+    let running =
+        job.trigger(Trigger::micro_batch(Duration::from_secs(1))).workers(2).clock(clock.clone()).start().unwrap();
     for batch in 1..=4usize {
         eventually("the next batch waits", || running.report().sources[0].records <= 50 * batch as u64);
         // Readers fill the batch a moment after the one before has left.
@@ -188,8 +184,12 @@ fn a_batch_is_not_released_for_memory_that_is_free_again() {
     let sink = valve.clone();
     let job = Job::new("stale", move |flow| flow.source(&source)?.sink(&sink));
     let size = 10 * (128 + 32) * 2;
-    let running =
-        job.trigger(Trigger::micro_batch(Duration::from_secs(1))).clock(clock.clone()).memory(Bytes(size)).start().unwrap();
+    let running = job
+        .trigger(Trigger::micro_batch(Duration::from_secs(1)))
+        .clock(clock.clone())
+        .memory(Bytes(size))
+        .start()
+        .unwrap();
     (0..20).for_each(|n| drop(numbers.try_send(n).unwrap()));
     // Memory is used up, so it does not wait for its tick; and nothing more can be read.
     eventually("it is released", || !valve.taken().is_empty());

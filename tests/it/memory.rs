@@ -91,8 +91,7 @@ fn in_a_process_of_its_own() {
     let trigger =
         if trigger == "continuous" { Trigger::Continuous } else { Trigger::micro_batch(Duration::from_millis(10)) };
     let before = resident();
-    let running =
-        Job::new("memory", pipeline(case)).trigger(trigger).workers(2).memory(Bytes(MEMORY)).start().unwrap();
+    let running = Job::new("memory", pipeline(case)).trigger(trigger).workers(2).memory(Bytes(MEMORY)).start().unwrap();
     let mut most = 0;
     for _ in 0..60 {
         std::thread::sleep(Duration::from_millis(25));
@@ -109,7 +108,8 @@ fn check(case: &str) {
     if case == "json" {
         let mut file = std::fs::File::create(directory.path().join("rows.json")).unwrap();
         for n in 0..400_000 {
-            writeln!(file, "{{\"id\":{n},\"name\":\"a name\",\"tags\":[\"a\",\"b\"],\"at\":{{\"x\":1,\"y\":2}}}}").unwrap();
+            writeln!(file, "{{\"id\":{n},\"name\":\"a name\",\"tags\":[\"a\",\"b\"],\"at\":{{\"x\":1,\"y\":2}}}}")
+                .unwrap();
         }
     }
     for trigger in ["continuous", "micro-batch"] {
@@ -119,7 +119,8 @@ fn check(case: &str) {
         let output = child.output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let took = text.split_once("took ").and_then(|(_, rest)| rest.split_once(" bytes"));
-        let took: u64 = took.unwrap_or_else(|| panic!("{text}{}", String::from_utf8_lossy(&output.stderr))).0.parse().unwrap();
+        let took: u64 =
+            took.unwrap_or_else(|| panic!("{text}{}", String::from_utf8_lossy(&output.stderr))).0.parse().unwrap();
         println!("{case}, {trigger}: {} MiB", took >> 20);
         assert!(took <= MEMORY + BESIDE, "{case}, {trigger}: {} MiB", took >> 20);
     }

@@ -39,7 +39,9 @@ const PIPELINES: &[(&str, Pipeline)] = &[
         });
         whole.sink(discard())
     }),
-    ("a part of a batch", |numbers| numbers.map_batches(|mut batch| batch.next().filter(|n| *n != 3).into_iter()).sink(discard())),
+    ("a part of a batch", |numbers| {
+        numbers.map_batches(|mut batch| batch.next().filter(|n| *n != 3).into_iter()).sink(discard())
+    }),
     ("an exchange", |numbers| results(numbers.rebalance()).or_skip().sink(discard())),
 ];
 
@@ -66,7 +68,8 @@ fn what_a_stage_disposes_of_is_done() {
 fn what_a_fault_leaves_undone_is_not_done() {
     let (numbers, source) = channel::<u64>(10);
     let job = Job::new("stops", move |flow| {
-        flow.source(&source)?.map(|n| if n == 3 { Err(millstream::Error::new(ErrorKind::Malformed, "three")) } else { Ok(n) })
+        flow.source(&source)?
+            .map(|n| if n == 3 { Err(millstream::Error::new(ErrorKind::Malformed, "three")) } else { Ok(n) })
             .or_stop()
             .sink(discard())
     });
@@ -85,8 +88,10 @@ fn a_run_after_a_stuck_one_reads_its_channel() {
     let sink = results.clone();
     let job = Job::new("stuck channel", move |flow| {
         let hangs = |n: &u64| {
-            while *n == 1 {
-                std::thread::park();
+            if *n == 1 {
+                loop {
+                    std::thread::park();
+                }
             }
         };
         flow.source(&source)?.inspect(hangs).sink(&sink)
@@ -103,7 +108,13 @@ fn a_run_after_a_stuck_one_reads_its_channel() {
 fn a_job_whose_every_run_gets_stuck_says_so_and_lets_its_senders_go() {
     let (numbers, source) = channel::<u64>(1);
     let job = Job::new("stuck channel", move |flow| {
-        flow.source(&source)?.inspect(|_| loop { std::thread::park() }).sink(discard())
+        flow.source(&source)?
+            .inspect(|_| {
+                loop {
+                    std::thread::park()
+                }
+            })
+            .sink(discard())
     });
     let running = job.stuck_after(Duration::from_millis(100)).restart(AGAIN).start().unwrap();
     for n in 0..3 {

@@ -122,9 +122,9 @@ pub(super) fn create(
     let prefetch = Prefetch::new(open.prefetch, partitions);
     let settings = &topic.settings;
     // It is a property of producers. The client refuses to fetch less than it, so it is as small as what is fetched.
-    let fetch_bytes = settings.number("receive.message.max.bytes").map_or(prefetch.fetch_bytes, |most| {
-        prefetch.fetch_bytes.min(most.saturating_sub(512))
-    });
+    let fetch_bytes = settings
+        .number("receive.message.max.bytes")
+        .map_or(prefetch.fetch_bytes, |most| prefetch.fetch_bytes.min(most.saturating_sub(512)));
     let message_bytes = settings.number("fetch.max.bytes").unwrap_or(fetch_bytes).clamp(1_000, 1_000_000);
     config.set("message.max.bytes", message_bytes.to_string());
     // Only so does the client tell that a topic was made anew (`remade_topic`).

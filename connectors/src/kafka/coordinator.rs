@@ -22,8 +22,8 @@ use super::error::{error, is_changing, is_lost, is_passing};
 use super::lock;
 use super::options::SourceOptions;
 use super::partition::{Held, Positions};
-use super::signature::{Life, RENEW_EVERY, Signature};
 use super::pattern::Pattern;
+use super::signature::{Life, RENEW_EVERY, Signature};
 use super::start::{End, Span, Starting, next, not_a_list};
 
 /// What did not pass is tried again after this, with the newest offsets.
@@ -102,10 +102,14 @@ impl Orders {
         let (answers, is_left) = (Arc::clone(&coordinator.answers), Arc::<AtomicBool>::default());
         let work = Work::new(coordinator, Arc::clone(&is_left));
         let (failed, wake) = (Arc::clone(&answers), work.coordinator.wake.clone());
-        let thread = spawn_watched("group", move || work.run(&receiver), move |error| {
-            lock(&failed).push(Err(error));
-            wake.wake();
-        })?;
+        let thread = spawn_watched(
+            "group",
+            move || work.run(&receiver),
+            move |error| {
+                lock(&failed).push(Err(error));
+                wake.wake();
+            },
+        )?;
         Ok(Orders { orders: Mutex::new(Some(orders)), answers, thread: Mutex::new(Some(thread)), is_left })
     }
 
@@ -435,7 +439,11 @@ impl Coordinator {
                 .map_err(|cause| not_a_list(topic, cause))?;
         }
         self.consumer.seek_partitions(list, REWIND_WITHIN).map(drop).map_err(|cause| {
-            error(ErrorKind::Source, format!("cannot read topic `{topic}`, which was made anew, from its beginning"), cause)
+            error(
+                ErrorKind::Source,
+                format!("cannot read topic `{topic}`, which was made anew, from its beginning"),
+                cause,
+            )
         })
     }
 

@@ -111,7 +111,8 @@ impl TopicLimits {
 
     fn read(resource: &ConfigResource) -> TopicLimits {
         let entries = resource.entry_map();
-        let text = |property: &str| entries.get(property).and_then(|entry| Some((entry.value.as_deref()?, set_in(entry))));
+        let text =
+            |property: &str| entries.get(property).and_then(|entry| Some((entry.value.as_deref()?, set_in(entry))));
         let number = |property: &'static str| {
             let (value, set_in) = text(property)?;
             Some(Limit { value: value.parse().ok()?, property, set_in })
@@ -146,8 +147,7 @@ fn batch_of_one(key: Option<&[u8]>, payload: Option<usize>, headers: Option<&Hea
     const RECORD: usize = 3;
     let field = |len: Option<usize>| len.map_or(1, |len| varint(len as u64) + len);
     let names = headers.into_iter().flat_map(Headers::iter);
-    let headers_len: usize =
-        names.map(|(name, value)| field(Some(name.len())) + field(value.map(<[u8]>::len))).sum();
+    let headers_len: usize = names.map(|(name, value)| field(Some(name.len())) + field(value.map(<[u8]>::len))).sum();
     let count = varint(headers.map_or(0, Headers::len) as u64);
     let record = RECORD + field(key.map(<[u8]>::len)) + field(payload) + count + headers_len;
     (BATCH + varint(record as u64) + record) as u64
@@ -173,7 +173,8 @@ pub(super) fn ask(settings: &Arc<Settings>, topics: &[&str], compression: Compre
     // Only a client whose queue is polled is given a token, and nothing here polls the admin client's.
     let is_askable = !topics.is_empty() && settings.security.tokens().is_none();
     if is_askable {
-        let (settings, topics) = (Arc::clone(settings), topics.iter().map(|&topic| topic.to_owned()).collect::<Vec<_>>());
+        let (settings, topics) =
+            (Arc::clone(settings), topics.iter().map(|&topic| topic.to_owned()).collect::<Vec<_>>());
         let config = settings.config()?;
         spawn("limits", move || {
             let admin = AdminClient::from_config_and_context(&config, Quiet(settings));
@@ -251,9 +252,14 @@ mod tests {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
         let limits = limits(TopicLimits { ahead: limit(3_600_000), ..TopicLimits::default() });
         let at = |timestamp| Outgoing { timestamp: Some(timestamp), ..Outgoing::default() };
-        for (timestamp, is_refused) in
-            [(now, false), (now + 3_700_000, false), (now + 4_000_000, true), (now * 1_000, true), (0, true), (-1, true)]
-        {
+        for (timestamp, is_refused) in [
+            (now, false),
+            (now + 3_700_000, false),
+            (now + 4_000_000, true),
+            (now * 1_000, true),
+            (0, true),
+            (-1, true),
+        ] {
             assert_eq!(limits.refusal("orders", &at(timestamp), None).is_some(), is_refused, "{timestamp}");
         }
     }

@@ -155,3 +155,38 @@ impl Drop for Claim {
         claimed.retain(|claim| !self.0.contains(claim));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shared() -> Arc<Shared> {
+        Shared::new(Span {
+            topic: "orders".to_owned(),
+            partition: 0,
+            name: Partition::new("orders/0"),
+            start: 100,
+            high: 120,
+            end: None,
+            is_passing: false,
+            is_known: true,
+        })
+    }
+
+    /// What was known of the old log hid how far behind the new one was.
+    #[test]
+    fn the_lag_of_a_log_that_went_back_is_the_new_ones() {
+        let shared = shared();
+        shared.polled.store(120, SeqCst);
+        shared.hear(Some(120), Some(120));
+        assert_eq!(shared.lag().records(), 0);
+        shared.go_back(0);
+        shared.hear(Some(10), Some(50));
+        shared.polled.store(10, SeqCst);
+        assert_eq!(shared.lag().records(), 40);
+        // What is older than that is of the same log.
+        shared.hear(Some(30), Some(60));
+        shared.polled.store(30, SeqCst);
+        assert_eq!(shared.lag().records(), 30);
+    }
+}

@@ -36,7 +36,8 @@ impl Pattern {
             return Ok(None);
         }
         let whole = Regex::new(&format!("^(?:{})$", topic.names[0])).map_err(|cause| {
-            let doing = format!("`{}` is not a pattern of topics (the dialect is the one of the regex crate)", topic.names[0]);
+            let doing =
+                format!("`{}` is not a pattern of topics (the dialect is the one of the regex crate)", topic.names[0]);
             Error::new(ErrorKind::Option, doing).caused_by(cause)
         })?;
         let refresh = topic.settings.number("topic.metadata.refresh.interval.ms");
@@ -71,7 +72,8 @@ impl Pattern {
 
     fn matching(&self, metadata: &Metadata) -> Vec<String> {
         let names = metadata.topics().iter().map(|known| known.name().to_owned());
-        let mut topics: Vec<String> = names.filter(|name| !name.starts_with("__") && self.whole.is_match(name)).collect();
+        let mut topics: Vec<String> =
+            names.filter(|name| !name.starts_with("__") && self.whole.is_match(name)).collect();
         topics.sort_unstable();
         topics
     }

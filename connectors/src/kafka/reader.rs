@@ -360,7 +360,7 @@ impl Held {
                     }
                     self.next = offset + 1;
                     let held = message.payload_len() + message.key().map_or(0, <[u8]>::len);
-                    if batch.len() == 0 {
+                    if Batch::is_empty(batch) {
                         batch.arrived(Queue::arrival(since, message.timestamp().to_millis(), &shared.clock));
                     }
                     let item = shared.read.read(&Incoming { message: &message, partition: self })?;

@@ -259,14 +259,7 @@ impl<W> KafkaWriter<W> {
         let sent = self.shared.try_to_send(record)?;
         if let (Sent::Yes, Some(fingerprint)) = (&sent, self.shared.meter.fingerprint()) {
             let payload = (payload == Payload::Present).then_some(&self.buffer);
-            fingerprint.add(&(
-                topic,
-                outgoing.partition,
-                outgoing.timestamp,
-                outgoing.key,
-                payload,
-                outgoing.headers,
-            ));
+            fingerprint.add(&(topic, outgoing.partition, outgoing.timestamp, outgoing.key, payload, outgoing.headers));
         }
         Ok(sent)
     }

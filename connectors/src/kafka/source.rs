@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use millstream::{
-    Change, CheckpointId, Claims, Clock, Error, ErrorKind, Lag, Last, Offsets, OpenSource, Partition, Progress, Result, SharedSource,
-    Taken, Wake,
+    Change, CheckpointId, Claims, Clock, Error, ErrorKind, Lag, Last, Offsets, OpenSource, Partition, Progress, Result,
+    SharedSource, Taken, Wake,
 };
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};

@@ -375,8 +375,11 @@ impl Starting<'_> {
             GroupProtocol::Consumer => return Ok(()),
         };
         // Not every broker can be asked; then joining tells.
-        let Ok(list) = self.consumer.fetch_group_list(Some(self.group), self.settings.connect_within) else { return Ok(()) };
-        let groups = list.groups().iter().filter(|group| group.protocol_type() == "consumer" && !group.members().is_empty());
+        let Ok(list) = self.consumer.fetch_group_list(Some(self.group), self.settings.connect_within) else {
+            return Ok(());
+        };
+        let groups =
+            list.groups().iter().filter(|group| group.protocol_type() == "consumer" && !group.members().is_empty());
         match groups.map(GroupInfo::protocol).find(|protocol| !protocol.is_empty() && !ours.contains(protocol)) {
             None => Ok(()),
             Some(theirs) => Err(other_assignor(self.group, self.settings, Some(theirs))),

@@ -316,7 +316,8 @@ impl<T: Send + 'static> Source for ChannelSource<T> {
     }
 
     fn reader(shared: &Arc<ChannelShared<T>>, worker: Worker, wake: Wake) -> Result<ChannelReader<T>> {
-        let none = ChannelReader { queue: Weak::new(), reader: 0, left: 0, clock: Clock::system(), points_to: |_| Bytes(0) };
+        let none =
+            ChannelReader { queue: Weak::new(), reader: 0, left: 0, clock: Clock::system(), points_to: |_| Bytes(0) };
         let source = lock(&shared.source);
         let Some(source) = source.as_ref().filter(|_| worker.index == 0) else { return Ok(none) };
         *lock(&source.bell.0) = Some((wake, shared.clock.clone()));

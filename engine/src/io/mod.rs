@@ -21,6 +21,8 @@ pub use generate::{Generate, generate};
 pub use memory::{Collected, CollectedWithKeys, Discard, Rows, collect, discard, rows};
 pub(crate) use schedule::{Schedule, Spacing};
 pub use sink::{Accepted, Acknowledges, KeyedSink, OpenSink, SharedSink, Sink, Writer};
-pub use source::{AtStop, Change, Claims, Lag, Last, OpenSource, Polled, Progress, Reader, SharedSource, Source, Taken};
+pub use source::{
+    AtStop, Change, Claims, Lag, Last, OpenSource, Polled, Progress, Reader, SharedSource, Source, Taken,
+};
 pub(crate) use trial::{Course, Paced, Taken as TakenBy, Trial, Turn};
 pub use wake::Wake;

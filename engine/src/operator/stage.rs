@@ -16,7 +16,7 @@ use timely::dataflow::{Scope, Stream};
 use timely::progress::operate::FrontierInterest;
 
 use crate::io::Wake;
-use crate::words::{Batch, Clock, Error, Result, Stall, StageMeter};
+use crate::words::{Batch, Clock, Error, Result, StageMeter, Stall};
 
 use super::fault::{self, Fault, Node};
 use super::pulse::Pulse;

@@ -136,7 +136,8 @@ fn raw_messages_keep_what_no_format_takes() {
     let (input, output) = (broker.topic("raw-in", 1), broker.topic("raw-out", 1));
     broker.write(&input, [(None, "a", Some("not json")), (None, "b", None)]);
     let (kafka, from, to) = (kafka(broker), input.clone(), output.clone());
-    let job = Job::new("raw", move |flow| flow.source(kafka.topic(&from).raw())?.or_stop().sink(kafka.topic(&to).raw()));
+    let job =
+        Job::new("raw", move |flow| flow.source(kafka.topic(&from).raw())?.or_stop().sink(kafka.topic(&to).raw()));
     job.trigger(Trigger::AvailableNow).run().unwrap();
     let of = |topic: &str| {
         broker.read(topic)[0].iter().map(|read| (read.key.clone(), read.value.clone())).collect::<Vec<_>>()
@@ -299,7 +300,8 @@ fn poison_becomes_dead_letters_and_comes_back() {
         let empty = |message: &Message<Option<Vec<u8>>>| {
             message.dead_letter().is_some_and(|letter| letter.cause.contains("EOF"))
         };
-        let revived = flow.source(back.topic(&letters).group(&letters).raw())?.or_stop().filter(empty).flat_map(Message::revived);
+        let revived =
+            flow.source(back.topic(&letters).group(&letters).raw())?.or_stop().filter(empty).flat_map(Message::revived);
         revived.sink(back.messages().raw())
     });
     assert_eq!(replay.trigger(Trigger::AvailableNow).run().unwrap().records_out(), 2);

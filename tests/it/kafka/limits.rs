@@ -219,7 +219,9 @@ fn what_a_broker_takes_by_default_is_copied() {
     job.run().unwrap();
     let (first, second) = (input, output.clone());
     let job = Job::new("copy-large", move |flow| {
-        flow.source(kafka.topic(&first).text().with_metadata())?.or_stop().sink(kafka.topic(&second).text().with_metadata())
+        flow.source(kafka.topic(&first).text().with_metadata())?
+            .or_stop()
+            .sink(kafka.topic(&second).text().with_metadata())
     });
     job.trigger(Trigger::AvailableNow).memory(Bytes::mebibytes(64)).run().unwrap();
     let sizes = |read: &Read| (read.value.as_ref().map_or(0, String::len), read.headers.len());

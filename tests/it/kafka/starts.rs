@@ -12,7 +12,7 @@ use rdkafka::producer::BaseRecord;
 
 use super::kafka;
 use crate::support::broker::{Broker, OwnBroker, flush, real, send, shared};
-use crate::support::{PATIENCE, eventually, events, wire};
+use crate::support::{PATIENCE, events, eventually, wire};
 
 /// Writes numbers into partition 0.
 fn write(broker: &Broker, topic: &str, numbers: std::ops::Range<u64>) {
@@ -33,6 +33,8 @@ impl ByHand {
             .set("group.id", group)
             .set("auto.offset.reset", "earliest")
             .set("auto.commit.interval.ms", "100")
+            // What rdkafka polls while it closes a consumer would be committed, and nobody would have read it.
+            .set("enable.auto.offset.store", "false")
             .set("session.timeout.ms", "6000")
             .set("partition.assignment.strategy", assignor)
             .create()
@@ -48,6 +50,8 @@ impl ByHand {
                 if let Some(Ok(message)) = consumer.poll(Duration::from_millis(20)) {
                     let value = rdkafka::Message::payload(&message).map(String::from_utf8_lossy);
                     read.push(value.expect("a value").parse().expect("a number"));
+                    // A partition may have been taken away just now.
+                    let _ = consumer.store_offset_from_message(&message);
                 }
                 joined.fetch_or(consumer.assignment().is_ok_and(|list| list.count() > 0), SeqCst);
             }
@@ -200,7 +204,11 @@ fn eager_members_share_partitions_out() {
 const PROTOCOLS: [Option<GroupProtocol>; 3] = [None, Some(GroupProtocol::Classic), Some(GroupProtocol::Consumer)];
 
 /// Reads topics by a pattern: under available-now without a protocol, as a member with one.
-fn by_pattern(broker: &Broker, pattern: &str, protocol: Option<GroupProtocol>) -> (Running, millstream::Collected<u64>) {
+fn by_pattern(
+    broker: &Broker,
+    pattern: &str,
+    protocol: Option<GroupProtocol>,
+) -> (Running, millstream::Collected<u64>) {
     let (results, kafka, pattern) = (collect(), kafka(broker), pattern.to_owned());
     let (sink, group) = (results.clone(), format!("pattern-{}", fastrand::u64(..)));
     let job = Job::new("pattern", move |flow| {
@@ -245,7 +253,8 @@ fn a_pattern_that_matches_nothing_yet_waits_and_says_so() {
     for protocol in [GroupProtocol::Classic, GroupProtocol::Consumer] {
         let prefix = format!("later{}", fastrand::u32(..));
         let (running, results) = by_pattern(broker, &format!(r"{prefix}-\d+"), Some(protocol));
-        let waits = |part: &str| running.report().sources[0].waiting.as_ref().is_some_and(|waiting| waiting.contains(part));
+        let waits =
+            |part: &str| running.report().sources[0].waiting.as_ref().is_some_and(|waiting| waiting.contains(part));
         eventually("the report says what it waits for", || waits(&prefix));
         assert!(running.report().to_string().contains("waiting for a topic that matches"), "{}", running.report());
         let topic = broker.topic(&prefix, 2);
@@ -295,8 +304,7 @@ fn a_run_after_a_stuck_one_has_its_partitions() {
     let job = Job::new(format!("stuck-{topic}"), move |flow| {
         let hung = Arc::clone(&hung);
         let hangs_once = move |n: &u64| {
-            while *n == 5 && !hung.load(SeqCst) {
-                hung.store(true, SeqCst);
+            if *n == 5 && !hung.swap(true, SeqCst) {
                 loop {
                     std::thread::park();
                 }
@@ -358,7 +366,8 @@ fn a_complaint_that_is_over_at_once_is_no_warning() {
     let topic = broker.topic("localhost", 1);
     write(broker, &topic, 0..10);
     let (kafka, name) = (Kafka::new(format!("localhost:{port}")), topic.clone());
-    let job = Job::new(topic.clone(), move |flow| flow.source(kafka.topic(&name).json::<u64>())?.or_stop().sink(discard()));
+    let job =
+        Job::new(topic.clone(), move |flow| flow.source(kafka.topic(&name).json::<u64>())?.or_stop().sink(discard()));
     job.trigger(Trigger::AvailableNow).run().unwrap();
     let warned = |part: &str| events::was_logged(&[&format!("name={topic:?}"), "WARN", part]);
     assert!(!warned("down") && !warned("refused"), "it was mended before anyone could care");
