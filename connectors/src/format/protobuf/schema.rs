@@ -23,61 +23,14 @@ pub(super) struct File {
     places: Vec<Place>,
 }
 
-/// A message that is open: its name, its paths, and how many messages it has so far, counted in both ways.
-#[derive(Default)]
-struct Open {
-    name: Vec<String>,
-    path: Path,
-    descriptor: Path,
-    messages: i32,
-    described: i32,
-    /// How many braces are open inside of it, its own among them.
-    depth: usize,
-}
-
 impl File {
     /// Reads the text of a `.proto` file.
     pub(super) fn parse(text: &str) -> Result<File, Cause> {
         let tokens = tokens(text)?;
-        let mut file = File { text: text.to_owned(), package: String::new(), places: Vec::new() };
-        let mut open = vec![Open::default()];
-        let mut depth = 0_usize;
-        for (at, token) in tokens.iter().enumerate() {
-            let follows = |ahead: usize| tokens.get(at + ahead).copied().unwrap_or_default();
-            // Only where a statement of the file or of a message begins is a word what it says.
-            let begins = at == 0 || matches!(tokens[at - 1], "{" | "}" | ";" | "]");
-            let inner = open.last_mut().expect("the file is open to the end");
-            match *token {
-                "message" if begins && follows(2) == "{" => {
-                    let name = inner.name.iter().cloned().chain([follows(1).to_owned()]).collect::<Vec<_>>();
-                    let path = [&inner.path[..], &[inner.messages]].concat();
-                    let descriptor = [&inner.descriptor[..], &[inner.described]].concat();
-                    (inner.messages, inner.described) = (inner.messages + 1, inner.described + 1);
-                    file.places.push(Place {
-                        name: name.join("."),
-                        path: path.clone(),
-                        descriptor: descriptor.clone(),
-                    });
-                    open.push(Open { name, path, descriptor, messages: 0, described: 0, depth: depth + 1 });
-                }
-                "map" if follows(1) == "<" => inner.described += 1,
-                "group" if follows(2) == "=" => inner.described += 1,
-                "package" if begins && depth == 0 => file.package = package(&tokens[at + 1..]),
-                "{" => depth += 1,
-                "}" => {
-                    depth = depth.checked_sub(1).ok_or("a brace is closed that none has opened")?;
-                    if open.len() > 1 && open[open.len() - 1].depth > depth {
-                        open.pop();
-                    }
-                }
-                _ => {}
-            }
-        }
-        match (depth, file.places.is_empty()) {
-            (0, false) => Ok(file),
-            (0, true) => Err("it has no message".into()),
-            (_, _) => Err("a brace is opened that none closes".into()),
-        }
+        let file = File { text: text.to_owned(), package: String::new(), places: Vec::new() };
+        let mut parser = Parser { rest: &tokens, depth: 0, file };
+        parser.file()?;
+        if parser.file.places.is_empty() { Err("it has no message".into()) } else { Ok(parser.file) }
     }
 
     /// The place of a message, by its name with the package or without; of the first when none is named.
@@ -108,10 +61,163 @@ impl fmt::Display for File {
     }
 }
 
-/// What stands behind the word, up to its semicolon.
-fn package(tokens: &[&str]) -> String {
-    tokens.iter().take_while(|token| **token != ";").copied().collect()
+/// Messages within each other that are followed.
+const DEPTH_MOST: usize = 64;
+
+/// Where messages are counted: a file, or a message.
+#[derive(Default)]
+struct Scope {
+    name: Vec<String>,
+    path: Path,
+    descriptor: Path,
+    /// How many messages it has so far, counted in both ways.
+    messages: i32,
+    described: i32,
 }
+
+/// Follows the statements of a file as the compiler does: a word that begins one says what it is, and what it is not about
+/// is passed over to its end. So no name, option or default can be taken for a message.
+struct Parser<'t> {
+    rest: &'t [&'t str],
+    depth: usize,
+    file: File,
+}
+
+impl<'t> Parser<'t> {
+    fn file(&mut self) -> Result<(), Cause> {
+        let mut scope = Scope::default();
+        while let Some(word) = self.rest.first().copied() {
+            match word {
+                "package" => {
+                    self.next()?;
+                    let name = self.pass_statement()?;
+                    self.file.package = name.concat();
+                }
+                "message" => self.message(&mut scope)?,
+                "enum" | "service" => self.pass_until_closed("{", "}")?,
+                "extend" => self.extend(&mut scope)?,
+                // How far what follows can be seen.
+                "export" | "local" => drop(self.next()?),
+                "}" => return Err("a brace is closed that none has opened".into()),
+                _ => drop(self.pass_statement()?),
+            }
+        }
+        Ok(())
+    }
+
+    fn message(&mut self, outer: &mut Scope) -> Result<(), Cause> {
+        self.expect("message")?;
+        let name = [&outer.name[..], &[self.next()?.to_owned()]].concat();
+        let path = [&outer.path[..], &[outer.messages]].concat();
+        let descriptor = [&outer.descriptor[..], &[outer.described]].concat();
+        (outer.messages, outer.described) = (outer.messages + 1, outer.described + 1);
+        self.file.places.push(Place { name: name.join("."), path: path.clone(), descriptor: descriptor.clone() });
+        self.body(&mut Scope { name, path, descriptor, ..Scope::default() })
+    }
+
+    /// The statements of a message, or of what stands in one, between braces.
+    fn body(&mut self, scope: &mut Scope) -> Result<(), Cause> {
+        self.expect("{")?;
+        self.depth += 1;
+        if self.depth > DEPTH_MOST {
+            return Err(format!("its messages are nested more than {DEPTH_MOST} deep").into());
+        }
+        loop {
+            let word = *self.rest.first().ok_or(OPEN)?;
+            match word {
+                "}" => break,
+                "message" => self.message(scope)?,
+                "enum" => self.pass_until_closed("{", "}")?,
+                "extend" => self.extend(scope)?,
+                "oneof" => {
+                    self.rest = self.rest.get(2..).ok_or(OPEN)?;
+                    self.body(scope)?;
+                }
+                "export" | "local" | "optional" | "required" | "repeated" => drop(self.next()?),
+                "map" if self.rest.get(1) == Some(&"<") => {
+                    scope.described += 1;
+                    self.pass_statement()?;
+                }
+                "group" => self.group(scope)?,
+                _ => drop(self.pass_statement()?),
+            }
+        }
+        self.depth -= 1;
+        self.expect("}")
+    }
+
+    /// A field that is a message with its own fields.
+    fn group(&mut self, outer: &mut Scope) -> Result<(), Cause> {
+        self.expect("group")?;
+        let index = outer.described;
+        outer.described += 1;
+        let name = [&outer.name[..], &[self.next()?.to_owned()]].concat();
+        let within = |path: &Path| [&path[..], &[index]].concat();
+        let (path, descriptor) = (within(&outer.path), within(&outer.descriptor));
+        self.expect("=")?;
+        self.next()?;
+        if self.rest.first() == Some(&"[") {
+            self.pass_until_closed("[", "]")?;
+        }
+        self.body(&mut Scope { name, path, descriptor, ..Scope::default() })
+    }
+
+    /// Fields of another message. What is a message among them is counted where they stand.
+    fn extend(&mut self, scope: &mut Scope) -> Result<(), Cause> {
+        self.rest = self.rest.get(2..).ok_or(OPEN)?;
+        self.body(scope)
+    }
+
+    /// To behind the semicolon that ends a statement; says what stood before it.
+    fn pass_statement(&mut self) -> Result<&'t [&'t str], Cause> {
+        let mut depth = 0_usize;
+        for (at, token) in self.rest.iter().enumerate() {
+            match *token {
+                "{" | "[" => depth += 1,
+                "}" | "]" => depth = depth.checked_sub(1).ok_or("a brace is closed that none has opened")?,
+                ";" if depth == 0 => {
+                    let (statement, rest) = self.rest.split_at(at);
+                    self.rest = &rest[1..];
+                    return Ok(statement);
+                }
+                _ => {}
+            }
+        }
+        Err("a statement does not end".into())
+    }
+
+    /// To behind the brace that closes the first that is opened.
+    fn pass_until_closed(&mut self, open: &str, close: &str) -> Result<(), Cause> {
+        let mut depth = 0_usize;
+        for (at, token) in self.rest.iter().enumerate() {
+            if *token == open {
+                depth += 1;
+            } else if *token == close {
+                depth = depth.checked_sub(1).ok_or("a brace is closed that none has opened")?;
+            } else {
+                continue;
+            }
+            if depth == 0 {
+                self.rest = &self.rest[at + 1..];
+                return Ok(());
+            }
+        }
+        Err(OPEN.into())
+    }
+
+    fn next(&mut self) -> Result<&'t str, Cause> {
+        let (token, rest) = self.rest.split_first().ok_or(OPEN)?;
+        self.rest = rest;
+        Ok(token)
+    }
+
+    fn expect(&mut self, token: &str) -> Result<(), Cause> {
+        let next = self.next()?;
+        if next == token { Ok(()) } else { Err(format!("`{token}` should stand where `{next}` does").into()) }
+    }
+}
+
+const OPEN: &str = "a brace is opened that none closes";
 
 /// Words and signs, without comments and without what stands in quotes.
 fn tokens(text: &str) -> Result<Vec<&str>, Cause> {
@@ -185,6 +291,36 @@ mod tests {
         );
     }
 
+    /// Words were looked for wherever they stood: what an option or a default says was counted as a map or a group, and
+    /// records of the messages behind it were taken for those of another.
+    #[test]
+    fn what_is_said_within_a_statement_is_no_message() {
+        let file = File::parse(
+            r#"
+            edition = "2023";
+            import "google/protobuf/timestamp.proto";
+            option (about) = { map < key: 1 > message { name: 1 } };
+            extend google.protobuf.FieldOptions { optional group Hint = 51000 { optional int32 map = 1; } }
+            message Order {
+                option (hint) = { group: x = 1; map <a: 1> };
+                reserved map, group, message;
+                extensions 100 to max [declaration = { message: 1 }];
+                optional group Part = 1 [(x) = { message: 1 }] { optional int32 a = 1; message Inner { } }
+                oneof which { option (y) = { map < z: 1 > }; group.Type a = 2; message.Type b = 3; }
+                repeated int32 message_count = 4 [default = group = 1];
+                export message Item { }
+            }
+            local message Last { }
+        "#,
+        );
+        let file = file.expect("it is one");
+        let paths = |name| file.paths(Some(name)).expect("it is there");
+        assert_eq!(paths("Order"), [vec![0], vec![1]], "a group among extensions is a message of the descriptor");
+        assert_eq!(paths("Order.Item"), [vec![0, 0], vec![1, 1]]);
+        assert_eq!(paths("Order.Part.Inner")[1], [1, 0, 0]);
+        assert_eq!(paths("Last"), [vec![1], vec![2]]);
+    }
+
     #[test]
     fn what_is_no_file_is_refused() {
         for text in
@@ -192,5 +328,7 @@ mod tests {
         {
             assert!(File::parse(text).is_err(), "{text}");
         }
+        let deep = "message A { ".repeat(100_000);
+        assert!(File::parse(&deep).expect_err("it is too deep").to_string().contains("nested more than"));
     }
 }
