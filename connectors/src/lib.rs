@@ -33,6 +33,7 @@
 //! |---|---|
 //! | `avro` | `Avro`, behind the ids of a schema registry or bare |
 //! | `protobuf` | `Protobuf`, likewise |
+//! | `exact-numbers` | numbers in a `serde_json::Value` as they stand, in the whole program; see [`Json`] before you do |
 //! | `tls` | TLS, and SASL by SCRAM and OAUTHBEARER, to brokers, https to a registry (`Registry::tls`); builds OpenSSL from source, which wants perl and takes minutes |
 
 pub mod console;
@@ -50,7 +51,7 @@ pub use format::avro::Avro;
 pub use format::protobuf::Protobuf;
 #[cfg(any(feature = "avro", feature = "protobuf"))]
 pub use format::registry::Registry;
-pub use format::{Csv, Decode, Encode};
+pub use format::{Csv, Decode, Encode, Json};
 pub use kafka::{
     Compression, DataLoss, DeadLetter, End, GroupProtocol, Isolation, Kafka, Message, OnRefused, Partitioner, Profile,
     Records, RecordsWithMetadata, Sasl, Secret, StartAt, Tls, Token, Topic,

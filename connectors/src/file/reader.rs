@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use millstream::{Batch, Bytes, Headers, Malformed, Offset, Origin, Partition, Polled, Reader, Result, Room, Worker};
 
-use crate::format::{Cause, Decode, Framing, of_record};
+use crate::format::{Cause, Decode, Framing, of_record, without_mark};
 
 use super::ahead::Next;
 use super::block::{Block, Content, Records, too_long};
@@ -106,8 +106,8 @@ impl<S: Shape> FileReader<S> {
     fn add_record(&self, path: &Partition, records: &Records, index: usize, batch: &mut Batch<Item<S>>) -> Result<()> {
         let (shape, framing) = (&self.shared.shape, self.shared.framing);
         let range = &records.ranges[index];
-        let (skipped, record) = content(framing, &records.bytes[range.clone()], records.offset + range.start as u64);
-        if framing == Framing::FilledLines && record.trim_ascii().is_empty() {
+        let (skipped, record) = content(framing, &records.bytes[range.clone()]);
+        if framing == Framing::FilledLines && without_mark(record).trim_ascii().is_empty() {
             return Ok(());
         }
         let offset = records.offset + (range.start + skipped) as u64;
@@ -136,11 +136,10 @@ type Item<S> = Result<<S as Shape>::Value, Malformed>;
 pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A record without its end and what else is no part of it, and how many bytes were before it.
-pub(super) fn content(framing: Framing, bytes: &[u8], offset: u64) -> (usize, &[u8]) {
+pub(super) fn content(framing: Framing, bytes: &[u8]) -> (usize, &[u8]) {
     let (begin, is_row) = match framing {
         // Empty lines before a row.
         Framing::Csv { .. } => (bytes.iter().take_while(|byte| b"\r\n".contains(byte)).count(), true),
-        Framing::Lines | Framing::FilledLines if offset == 0 && bytes.starts_with(BYTE_ORDER_MARK) => (3, false),
         Framing::Lines | Framing::FilledLines => (0, false),
     };
     let record = &bytes[begin..];

@@ -357,8 +357,7 @@ impl Reading {
     fn look_at_length(&mut self, range: Range<usize>) {
         let most = self.manner.record_max;
         if range.len() > most {
-            let at = self.offset + range.start as u64;
-            let len = reader::content(self.manner.framing, &self.buffer[range], at).1.len();
+            let len = reader::content(self.manner.framing, &self.buffer[range]).1.len();
             if len > most {
                 self.note_cut();
                 self.say_left_out((len - most) as u64);

@@ -4,19 +4,24 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use csv::{ByteRecord, WriterBuilder};
+use csv::{ByteRecord, QuoteStyle, WriterBuilder};
 use csv_core::{ReadRecordResult, Reader, ReaderBuilder};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Cause, Columns, Decode, Encode, Framing, Header, Payload, tombstone};
+use super::strict::{self, Rules};
+use super::{BYTE_ORDER_MARK, Cause, Columns, Decode, Encode, Framing, Header, Payload, tombstone};
 
 /// A value as a row of CSV (RFC 4180): fields between commas, those with commas, quotes or ends of lines in quotes.
 ///
 /// Under a header, columns are found by their names, and those that `T` does not have are ignored; a row with more or
 /// fewer fields than the header is malformed. Without one they come in the order of `T`'s fields: too few are malformed,
 /// what follows the last of them is not looked at. Values are flat: a struct, a tuple or a sequence of numbers, text,
-/// `bool`s and `Option`s, where an empty field is `None`. A byte order mark before a row is no part of it.
+/// `bool`s and `Option`s. A byte order mark before a row is no part of it.
+///
+/// An empty field, in quotes or not, is `None` of an `Option`, and otherwise text without a character. Both are written as an
+/// empty field. So `Some` of text without a character, which would be read back as `None`, is refused, unless
+/// [`empty_as_none`](Csv::empty_as_none) says otherwise. A row without fields is refused too.
 ///
 /// ```
 /// use millstream_connectors::format::{Csv, Decode, Encode};
@@ -31,13 +36,27 @@ use super::{Cause, Columns, Decode, Encode, Framing, Header, Payload, tombstone}
 pub struct Csv<T> {
     delimiter: u8,
     columns: Columns,
+    empty: Empty,
     value: PhantomData<fn(T) -> T>,
+}
+
+/// What becomes of `Some` of text without a character.
+#[derive(Clone, Copy, Debug)]
+enum Empty {
+    Refused,
+    None,
 }
 
 impl<T> Csv<T> {
     /// With commas; in files under a header.
     pub fn new() -> Csv<T> {
-        Csv { delimiter: b',', columns: Columns::ByName, value: PhantomData }
+        Csv { delimiter: b',', columns: Columns::ByName, empty: Empty::Refused, value: PhantomData }
+    }
+
+    /// Writes `Some` of text without a character as an empty field, as which it is read back as `None`.
+    #[must_use]
+    pub fn empty_as_none(self) -> Csv<T> {
+        Csv { empty: Empty::None, ..self }
     }
 
     /// What stands between two fields, such as `b';'` or `b'\t'`; a comma by default.
@@ -104,13 +123,13 @@ impl<T> Default for Csv<T> {
 
 impl<T> Clone for Csv<T> {
     fn clone(&self) -> Self {
-        Csv { delimiter: self.delimiter, columns: self.columns, value: PhantomData }
+        Csv { ..*self }
     }
 }
 
 impl<T> fmt::Debug for Csv<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Csv({:?}, {:?})", char::from(self.delimiter), self.columns)
+        write!(f, "Csv({:?}, {:?}, {:?})", char::from(self.delimiter), self.columns, self.empty)
     }
 }
 
@@ -136,14 +155,30 @@ impl<T: DeserializeOwned + 'static> Decode for Csv<T> {
 
 impl<T: Serialize + 'static> Encode<T> for Csv<T> {
     fn encode(&self, value: &T, payload: &mut Vec<u8>) -> Result<Payload, Cause> {
+        let empty_is_nothing = matches!(self.empty, Empty::Refused);
+        if strict::check(value, Rules { format: "CSV", refuses_non_finite: false, empty_is_nothing })? == 0 {
+            return Err("a row without fields cannot be written in CSV".into());
+        }
+        let begin = payload.len();
+        self.write(value, QuoteStyle::Necessary, payload)?;
+        if payload[begin..].starts_with(BYTE_ORDER_MARK) {
+            // Within quotes it belongs to the field.
+            payload.truncate(begin);
+            self.write(value, QuoteStyle::Always, payload)?;
+        }
+        Ok(Payload::Present)
+    }
+}
+
+impl<T: Serialize> Csv<T> {
+    fn write(&self, value: &T, quotes: QuoteStyle, payload: &mut Vec<u8>) -> Result<(), Cause> {
         let mut builder = WriterBuilder::new();
-        let mut writer =
-            builder.has_headers(false).delimiter(self.delimiter).buffer_capacity(1 << 9).from_writer(payload);
+        builder.has_headers(false).delimiter(self.delimiter).quote_style(quotes).buffer_capacity(1 << 9);
+        let mut writer = builder.from_writer(payload);
         writer.serialize(value)?;
         // The row's end is no part of it.
-        let payload = writer.into_inner().map_err(csv::IntoInnerError::into_error)?;
-        payload.pop();
-        Ok(Payload::Present)
+        writer.into_inner().map_err(csv::IntoInnerError::into_error)?.pop();
+        Ok(())
     }
 }
 
@@ -193,6 +228,34 @@ mod tests {
         assert!(refused(b"").contains("no row"));
         assert!(refused(b"\n").contains("no row"));
         assert!(refused(b"Ada,7,1.5\nBob,8,1.5").contains("more than one"));
+    }
+
+    /// `Some` of nothing was written as `None` is, and read back as that.
+    #[test]
+    fn an_empty_field_is_none_and_empty_text_of_an_option_is_refused() {
+        type Row = (String, Option<String>);
+        let format = Csv::<Row>::new();
+        for row in [",", "\"\",\"\""] {
+            assert_eq!(format.decode(Some(row.as_bytes())).unwrap(), (String::new(), None), "{row}");
+        }
+        let (mut payload, empty) = (Vec::new(), (String::new(), Some(String::new())));
+        let cause = format.encode(&empty, &mut payload).expect_err("it is read back as `None`").to_string();
+        assert_eq!(
+            cause,
+            "a `Some` of an empty text is written as nothing in CSV, and would be read back as `None`, in field `1`"
+        );
+        payload.clear();
+        format.empty_as_none().encode(&empty, &mut payload).unwrap();
+        assert_eq!(payload, b",");
+        assert!(Csv::new().encode(&Vec::<u8>::new(), &mut payload).is_err(), "a row has fields");
+    }
+
+    #[test]
+    fn a_byte_order_mark_within_a_field_stays() {
+        let (format, mut payload) = (Csv::<(String, u8)>::new(), Vec::new());
+        assert_eq!(format.decode(Some("\u{feff}a,1".as_bytes())).unwrap(), ("a".to_owned(), 1));
+        format.encode(&("\u{feff}a".to_owned(), 1), &mut payload).unwrap();
+        assert_eq!(format.decode(Some(&payload)).unwrap(), ("\u{feff}a".to_owned(), 1));
     }
 
     #[test]

@@ -2,6 +2,9 @@
 //! record, which then is malformed. An absent payload is a tombstone, and none is dropped silently: a format either
 //! takes it ([`Tombstones`]) or the record is malformed.
 //!
+//! What is written is read back as the same value, or it is refused; where a format has several ways to say one thing, its
+//! own page says which value comes of each ([`Json`], [`Csv`], [`Text`]).
+//!
 //! A format that needs somebody else, such as a schema registry, asks when the job starts ([`Decode::open`],
 //! [`Encode::open`]), and its own failure is never a record's: see [`Cause`].
 
@@ -11,10 +14,12 @@ mod bytes;
 mod csv;
 mod framing;
 mod json;
+mod keys;
 #[cfg(feature = "protobuf")]
 pub mod protobuf;
 #[cfg(any(feature = "avro", feature = "protobuf"))]
 pub mod registry;
+mod strict;
 mod text;
 
 use std::error::Error as StdError;
@@ -45,7 +50,7 @@ pub trait Decode: 'static {
         Ok(())
     }
 
-    /// Decodes a payload; `None` is a tombstone.
+    /// Decodes a payload; `None` is a tombstone. A byte order mark before it is the format's to take off.
     ///
     /// # Errors
     /// Why it is malformed, or the [`millstream::Error`] with which the format has failed.
@@ -119,6 +124,14 @@ impl<V, F: Encode<V>> Encode<Option<V>> for Tombstones<F> {
     fn encode(&self, value: &Option<V>, payload: &mut Vec<u8>) -> Result<Payload, Cause> {
         value.as_ref().map_or(Ok(Payload::Tombstone), |value| self.0.encode(value, payload))
     }
+}
+
+/// UTF-8's, which some programs write before a text.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// A payload of text without the mark before it.
+pub(crate) fn without_mark(payload: &[u8]) -> &[u8] {
+    payload.strip_prefix(BYTE_ORDER_MARK).unwrap_or(payload)
 }
 
 /// The cause of a tombstone where none is expected.

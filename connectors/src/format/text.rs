@@ -1,8 +1,9 @@
 //! UTF-8 text.
 
-use super::{Cause, Decode, Encode, Payload, tombstone};
+use super::{BYTE_ORDER_MARK, Cause, Decode, Encode, Payload, tombstone, without_mark};
 
-/// A value as UTF-8 text.
+/// A value as UTF-8 text. A byte order mark before it is no part of it, so text that begins with one cannot be written. Text
+/// without a character is a payload without a byte, and no tombstone.
 #[derive(Clone, Debug)]
 pub struct Text;
 
@@ -10,13 +11,17 @@ impl Decode for Text {
     type Value = String;
 
     fn decode(&self, payload: Option<&[u8]>) -> Result<String, Cause> {
-        Ok(std::str::from_utf8(payload.ok_or_else(tombstone)?)?.to_owned())
+        Ok(std::str::from_utf8(without_mark(payload.ok_or_else(tombstone)?))?.to_owned())
     }
 }
 
 impl<V: AsRef<str>> Encode<V> for Text {
     fn encode(&self, value: &V, payload: &mut Vec<u8>) -> Result<Payload, Cause> {
-        payload.extend_from_slice(value.as_ref().as_bytes());
+        let text = value.as_ref().as_bytes();
+        if text.starts_with(BYTE_ORDER_MARK) {
+            return Err("the text begins with a byte order mark, which would be no part of it when it is read".into());
+        }
+        payload.extend_from_slice(text);
         Ok(Payload::Present)
     }
 }

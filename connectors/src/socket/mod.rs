@@ -24,6 +24,7 @@ use millstream::{
 };
 use socket2::{SockRef, TcpKeepalive};
 
+use crate::format::without_mark;
 use crate::lock;
 
 use cut::{Cut, Cutter};
@@ -288,10 +289,13 @@ impl Feed {
         let malformed =
             |bytes, cause| Malformed { origin: None, key: None, bytes: Some(bytes), headers: Headers::new(), cause };
         let line = match cut {
-            Cut::Line(line) => String::from_utf8(line).map_err(|error| {
-                let cause = format!("the line is not valid UTF-8: {}", error.utf8_error());
-                malformed(error.into_bytes(), cause)
-            }),
+            Cut::Line(mut line) => {
+                line.drain(..line.len() - without_mark(&line).len());
+                String::from_utf8(line).map_err(|error| {
+                    let cause = format!("the line is not valid UTF-8: {}", error.utf8_error());
+                    malformed(error.into_bytes(), cause)
+                })
+            }
             Cut::TooLong(beginning) => {
                 Err(malformed(beginning, format!("the line is longer than {} bytes", self.lines.line_max.0)))
             }

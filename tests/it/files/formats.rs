@@ -92,6 +92,20 @@ fn a_format_of_ones_own_gets_lines() {
     assert_eq!(told[1..], ["a@3 ", "a@4 b"]);
 }
 
+/// The mark was taken off before the format saw it, also where bytes were asked for, and only at the beginning of a file:
+/// files that were put behind each other have one within.
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_text_and_a_part_of_bytes() {
+    let directory = Directory::new();
+    directory.write("a", "\u{feff}1\n\u{feff}2\n\u{feff}\n");
+    let (text, bad) = results!(directory.source().lines());
+    assert_eq!((text, bad.len()), (vec!["1".to_owned(), "2".to_owned(), String::new()], 0));
+    let (json, bad) = results!(directory.source().json::<u8>());
+    assert_eq!((json, bad.len()), (vec![1, 2], 0));
+    let (bytes, _) = results!(directory.source().format(format::Bytes));
+    assert_eq!(bytes, [&b"\xef\xbb\xbf1"[..], b"\xef\xbb\xbf2", b"\xef\xbb\xbf"]);
+}
+
 #[test]
 fn of_a_record_that_is_too_long_the_beginning_is_kept_once() {
     let directory = Directory::new();

@@ -94,6 +94,26 @@ fn csv_is_a_row_a_message_and_what_is_none_is_malformed() {
     assert_eq!(causes.len(), 4);
 }
 
+/// A byte order mark made JSON and text of a topic malformed, and was taken off in a file.
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_text() {
+    let broker = shared();
+    let topic = broker.topic("mark", 1);
+    broker.write(&topic, [(None, "", Some("\u{feff}1"))]);
+    let (kafka, text, json, csv, bytes) = (kafka(broker), collect(), collect(), collect(), collect());
+    let sinks = (text.clone(), json.clone(), csv.clone(), bytes.clone());
+    let job = Job::new("mark", move |flow| {
+        let topic = || kafka.topic(&topic);
+        flow.source(topic().group("mark-1").text())?.or_stop().sink(&sinks.0)?;
+        flow.source(topic().group("mark-2").json::<u8>())?.or_stop().sink(&sinks.1)?;
+        flow.source(topic().group("mark-3").csv::<(u8,)>())?.or_stop().sink(&sinks.2)?;
+        flow.source(topic().group("mark-4").bytes())?.or_stop().sink(&sinks.3)
+    });
+    job.trigger(Trigger::AvailableNow).run().unwrap();
+    assert_eq!((text.values(), json.values(), csv.values()), (vec!["1".to_owned()], vec![1], vec![(1,)]));
+    assert_eq!(bytes.values(), [b"\xef\xbb\xbf1"], "bytes are as they are");
+}
+
 #[test]
 fn metadata_and_tombstones_pass_through_and_decide_nothing() {
     let broker = shared();

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::check::check;
 use crate::format::Cause;
+use crate::format::strict::{self, Rules};
 use crate::lock;
 
 /// What is told of a cause: the library's may show a whole schema.
@@ -55,6 +56,8 @@ impl Parsed {
 
     /// Appends a value.
     pub(super) fn write<T: Serialize>(&self, value: &T, payload: &mut Vec<u8>) -> Result<(), Cause> {
+        // The library writes `Some(None)` as it writes `None`.
+        strict::check(value, Rules { format: "Avro", refuses_non_finite: false, empty_is_nothing: false })?;
         in_short(write_avro_datum_ref(self.schema, self.names.get_names(), value, payload)).map(drop)
     }
 }

@@ -11,6 +11,7 @@
 //! payload, not in headers.
 //!
 //! Fields that `M` does not have are dropped, as Protobuf's readers do; nothing says of a payload that it has too many bytes.
+//! In a field that is neither `optional` nor `repeated`, prost takes -0.0 for 0.0 and does not write it.
 
 mod schema;
 

@@ -1,0 +1,130 @@
+//! Whether an object of JSON has a key more than once. Serde leaves it to each type what becomes of that: structs refuse it,
+//! maps and `serde_json::Value` take the last.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+
+/// Of so many keys each new one is compared with all before it; of more there is a set.
+const FEW: usize = 16;
+
+/// An object or an array that is open.
+struct Open<'j> {
+    is_object: bool,
+    /// Where among the keys of all open objects its own begin, while they are few.
+    begin: usize,
+    many: HashSet<Cow<'j, [u8]>>,
+}
+
+/// The first key that an object has for the second time. The text is JSON, which something else has made sure of.
+pub(super) fn twice(json: &[u8]) -> Option<String> {
+    let mut open: Vec<Open<'_>> = Vec::new();
+    let mut keys: Vec<Cow<'_, [u8]>> = Vec::new();
+    let mut is_key_next = false;
+    let mut at = 0;
+    while let Some(byte) = json.get(at) {
+        match byte {
+            b'{' | b'[' => {
+                is_key_next = *byte == b'{';
+                open.push(Open { is_object: is_key_next, begin: keys.len(), many: HashSet::new() });
+            }
+            b'}' | b']' => keys.truncate(open.pop().map_or(0, |closed| closed.begin)),
+            b',' => is_key_next = open.last().is_some_and(|open| open.is_object),
+            b'"' => {
+                let end = end_of_string(json, at);
+                if std::mem::take(&mut is_key_next) {
+                    let object = open.last_mut().expect("a key stands in an object");
+                    if let Err(key) = object.take(key(&json[at..end]), &mut keys) {
+                        return Some(String::from_utf8_lossy(&key).into_owned());
+                    }
+                }
+                at = end;
+                continue;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    None
+}
+
+impl<'j> Open<'j> {
+    /// Notes a key, or gives it back when it was there before.
+    fn take(&mut self, key: Cow<'j, [u8]>, keys: &mut Vec<Cow<'j, [u8]>>) -> Result<(), Cow<'j, [u8]>> {
+        if self.many.is_empty() && keys.len() - self.begin < FEW {
+            if keys[self.begin..].contains(&key) {
+                return Err(key);
+            }
+            keys.push(key);
+            return Ok(());
+        }
+        self.many.extend(keys.drain(self.begin..));
+        if self.many.contains(&key) {
+            return Err(key);
+        }
+        self.many.insert(key);
+        Ok(())
+    }
+}
+
+/// Behind the quote that closes the string which opens at `begin`.
+fn end_of_string(json: &[u8], begin: usize) -> usize {
+    let mut at = begin + 1;
+    loop {
+        match json.get(at) {
+            Some(b'\\') => at += 2,
+            Some(b'"') | None => return (at + 1).min(json.len()),
+            Some(_) => at += 1,
+        }
+    }
+}
+
+/// What a key in quotes says.
+fn key(quoted: &[u8]) -> Cow<'_, [u8]> {
+    if quoted.contains(&b'\\')
+        && let Ok(text) = serde_json::from_slice::<String>(quoted)
+    {
+        return Cow::Owned(text.into_bytes());
+    }
+    Cow::Borrowed(&quoted[1..quoted.len() - 1])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(json: &str, key: Option<&str>) {
+        assert!(serde_json::from_str::<serde_json::Value>(json).is_ok(), "{json}");
+        assert_eq!(twice(json.as_bytes()).as_deref(), key, "{json}");
+    }
+
+    #[test]
+    fn keys_are_told_apart_by_object() {
+        for json in [
+            "1",
+            "\"a\"",
+            "{}",
+            r#"{"a":{"a":1},"b":{"a":1}}"#,
+            r#"[{"a":1},{"a":1},["a","a"]]"#,
+            r#"{"a":"a","b":["b",{"b":"b"}],"":"c"}"#,
+            r#"{"a\"":1,"a":"\\","\"a\"":"{\"x\":1,\"x\":2}"}"#,
+        ] {
+            check(json, None);
+        }
+        check(r#"{"a":1,"b":2,"a":3}"#, Some("a"));
+        check(r#"{"b":[{"c":{"x":1},"x":2, "c" :1}]}"#, Some("c"));
+        check(r#"{"a":1,"\u0061":2}"#, Some("a"));
+        check(r#"{"":1,"":2}"#, Some(""));
+        check(r#"{"ü":[],"a":{"ü":0},"ü":0}"#, Some("ü"));
+    }
+
+    #[test]
+    fn many_keys_are_looked_up_and_not_compared_with_all() {
+        for count in [FEW - 1, FEW, FEW + 1, 100_000] {
+            let fields: Vec<String> = (0..count).map(|n| format!("\"k{n}\":{{\"k0\":1}}")).collect();
+            check(&format!("{{{}}}", fields.join(",")), None);
+            check(&format!("{{{},\"k7\":1}}", fields.join(",")), Some("k7"));
+            check(&format!("{{\"o\":{{{}}},\"x\":1,\"x\":1}}", fields.join(",")), Some("x"));
+        }
+    }
+}
