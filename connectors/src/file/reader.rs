@@ -3,7 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use millstream::{Batch, Bytes, Headers, Malformed, Offset, Origin, Partition, Polled, Reader, Result, Room, Worker};
+use millstream::{
+    Batch, Bytes, Headers, Malformed, Offset, Origin, Partition, Polled, RECORD_OVERHEAD, Reader, Result, Room, Worker,
+};
 
 use crate::format::{Cause, Decode, Framing, of_record, without_mark};
 
@@ -70,9 +72,6 @@ impl<F: Decode + Clone + Send + Sync> Shape for WithOrigin<F> {
     }
 }
 
-/// What a record takes of the engine's memory beside its bytes.
-const RECORD_OVERHEAD: u64 = 128;
-
 /// Reads the files of one worker.
 pub struct FileReader<S> {
     shared: Arc<FilesShared<S>>,
@@ -92,7 +91,7 @@ impl<S: Shape> FileReader<S> {
             Content::Records(records) => records,
             Content::Flaw(flaw) => {
                 let malformed = malformed(&block.path, flaw.at, flaw.bytes.as_deref(), flaw.cause.clone());
-                batch.push(Err(malformed), Bytes(flaw.bytes.as_ref().map_or(0, Vec::len) as u64 + RECORD_OVERHEAD));
+                batch.push(Err(malformed), taken::<S>(flaw.bytes.as_ref().map_or(0, Vec::len) as u64));
                 return Ok(1);
             }
         };
@@ -111,10 +110,9 @@ impl<S: Shape> FileReader<S> {
             return Ok(());
         }
         let offset = records.offset + (range.start + skipped) as u64;
-        let held = Bytes(record.len() as u64 + RECORD_OVERHEAD);
         let most = self.shared.record_max;
         if record.len() > most {
-            batch.push(Err(malformed(path, offset, Some(&record[..most]), too_long(most))), held);
+            batch.push(Err(malformed(path, offset, Some(&record[..most]), too_long(most))), taken::<S>(most as u64));
             return Ok(());
         }
         let origin = || Origin { partition: path.clone(), offset: Offset(offset) };
@@ -122,11 +120,18 @@ impl<S: Shape> FileReader<S> {
             Some(header) => shape.format().decode_under(header, record),
             None => shape.format().decode(Some(record)),
         };
-        let item = match decoded {
-            Ok(value) => Ok(shape.shape(value, origin)),
-            Err(cause) => Err(malformed(path, offset, Some(record), of_record(cause)?.to_string())),
+        let (item, held) = match decoded {
+            Ok(value) => {
+                let held = shape.format().held(Some(record), &value).0;
+                (Ok(shape.shape(value, origin)), held)
+            }
+            Err(cause) => {
+                let cause = of_record(cause)?.to_string();
+                let held = (record.len() + cause.len()) as u64;
+                (Err(malformed(path, offset, Some(record), cause)), held)
+            }
         };
-        batch.push(item, held);
+        batch.push(item, taken::<S>(held));
         Ok(())
     }
 }
@@ -134,6 +139,11 @@ impl<S: Shape> FileReader<S> {
 type Item<S> = Result<<S as Shape>::Value, Malformed>;
 
 pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// What a record takes of the engine's memory, with what it holds beside its own size.
+fn taken<S: Shape>(held: u64) -> Bytes {
+    Bytes(held + size_of::<Item<S>>() as u64 + RECORD_OVERHEAD.0)
+}
 
 /// A record without its end and what else is no part of it, and how many bytes were before it.
 pub(super) fn content(framing: Framing, bytes: &[u8]) -> (usize, &[u8]) {

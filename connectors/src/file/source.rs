@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use millstream::{
-    Change, CheckpointId, Error, ErrorKind, Lag, Last, Malformed, Offsets, OpenSource, Progress, Result, SharedSource,
-    Source, Taken, Wake, Worker, spawn,
+    Bytes, Change, CheckpointId, Error, ErrorKind, Lag, Last, Malformed, Offsets, OpenSource, Progress, Result,
+    SharedSource, Source, Taken, Wake, Worker, spawn,
 };
 
-use crate::format::{Decode, Framing};
+use crate::format::{Decode, Framing, Measured};
 use crate::lock;
 
 use super::ahead::Ahead;
@@ -59,6 +59,15 @@ impl<F> FileRecords<Values<F>> {
     /// ```
     pub fn with_origin(self) -> FileRecords<WithOrigin<F>> {
         FileRecords { files: self.files, shape: WithOrigin(self.shape.0) }
+    }
+}
+
+impl<F: Decode> FileRecords<Values<F>> {
+    /// How much memory a value holds beside its own size, where the format's own estimate ([`Decode::held`]) is far off:
+    /// [`Job::memory`](millstream::Job::memory) bounds the sum. Called for each record; comes before
+    /// [`with_origin`](FileRecords::with_origin).
+    pub fn sized(self, held: fn(&F::Value) -> Bytes) -> FileRecords<Values<Measured<F, F::Value>>> {
+        FileRecords { files: self.files, shape: Values(Measured::new(self.shape.0, held)) }
     }
 }
 

@@ -12,6 +12,10 @@ impl Decode for Bytes {
     fn decode(&self, payload: Option<&[u8]>) -> Result<Vec<u8>, Cause> {
         Ok(payload.ok_or_else(tombstone)?.to_vec())
     }
+
+    fn held(&self, _: Option<&[u8]>, bytes: &Vec<u8>) -> millstream::Bytes {
+        millstream::Bytes(bytes.capacity() as u64)
+    }
 }
 
 impl<V: AsRef<[u8]>> Encode<V> for Bytes {

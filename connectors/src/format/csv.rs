@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::strict::{self, Rules};
-use super::{BYTE_ORDER_MARK, Cause, Columns, Decode, Encode, Framing, Header, Payload, tombstone};
+use super::{BYTE_ORDER_MARK, Cause, Columns, Decode, Encode, Framing, Header, Payload, memory, tombstone};
 
 /// A value as a row of CSV (RFC 4180): fields between commas, those with commas, quotes or ends of lines in quotes.
 ///
@@ -150,6 +150,10 @@ impl<T: DeserializeOwned + 'static> Decode for Csv<T> {
             return Err(format!("the row has {} fields, and the header {}", row.len(), header.0.len()).into());
         }
         Ok(row.deserialize(Some(&header.0))?)
+    }
+
+    fn held(&self, payload: Option<&[u8]>, _: &T) -> millstream::Bytes {
+        millstream::Bytes(memory::of_row(payload.unwrap_or_default(), self.delimiter) as u64)
     }
 }
 

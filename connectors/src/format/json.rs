@@ -1,5 +1,6 @@
 //! JSON, typed by serde.
 
+use std::any::Any;
 use std::cell::Cell;
 use std::fmt;
 use std::io::{self, Write};
@@ -11,7 +12,7 @@ use serde_json::Serializer;
 use serde_json::ser::Formatter;
 
 use super::strict::{self, Rules};
-use super::{Cause, Decode, Encode, Framing, Payload, keys, tombstone, without_mark};
+use super::{Cause, Decode, Encode, Framing, Payload, keys, memory, tombstone, without_mark};
 
 /// A value as JSON.
 ///
@@ -122,6 +123,10 @@ impl<T: DeserializeOwned + 'static> Decode for Json<T> {
 
     fn framing(&self) -> Framing {
         Framing::FilledLines
+    }
+
+    fn held(&self, payload: Option<&[u8]>, value: &T) -> millstream::Bytes {
+        millstream::Bytes(memory::of_json(payload.unwrap_or_default(), value as &dyn Any) as u64)
     }
 }
 

@@ -15,6 +15,8 @@ mod csv;
 mod framing;
 mod json;
 mod keys;
+mod measured;
+mod memory;
 #[cfg(feature = "protobuf")]
 pub mod protobuf;
 #[cfg(any(feature = "avro", feature = "protobuf"))]
@@ -31,6 +33,7 @@ pub use csv::Csv;
 pub(crate) use csv::{header, parser};
 pub use framing::{Columns, Framing, Header};
 pub use json::Json;
+pub use measured::Measured;
 pub use text::Text;
 
 /// Why a record could not be decoded or encoded. When it is a [`millstream::Error`], it is no fault of the record: the
@@ -68,6 +71,25 @@ pub trait Decode: 'static {
     fn decode_under(&self, header: &Header, payload: &[u8]) -> Result<Self::Value, Cause> {
         let _ = header;
         self.decode(Some(payload))
+    }
+
+    /// How much memory a decoded value holds beside its own size, `size_of::<Self::Value>()`: text, vectors and the like. The
+    /// engine counts it against [`Job::memory`](millstream::Job::memory) for as long as the record is on its way, so it is
+    /// better too large than too small. By default it is the length of the payload.
+    fn held(&self, payload: Option<&[u8]>, value: &Self::Value) -> millstream::Bytes {
+        let _ = value;
+        millstream::Bytes(payload.map_or(0, <[u8]>::len) as u64)
+    }
+
+    /// As [`decode`](Decode::decode), with what the value [holds](Decode::held); for formats that unpack a payload and would do
+    /// so twice.
+    ///
+    /// # Errors
+    /// As `decode`.
+    fn decode_sized(&self, payload: Option<&[u8]>) -> Result<(Self::Value, millstream::Bytes), Cause> {
+        let value = self.decode(payload)?;
+        let held = self.held(payload, &value);
+        Ok((value, held))
     }
 }
 
@@ -113,6 +135,15 @@ impl<F: Decode> Decode for Tombstones<F> {
 
     fn decode(&self, payload: Option<&[u8]>) -> Result<Option<F::Value>, Cause> {
         payload.map(|payload| self.0.decode(Some(payload))).transpose()
+    }
+
+    fn held(&self, payload: Option<&[u8]>, value: &Option<F::Value>) -> millstream::Bytes {
+        value.as_ref().map_or(millstream::Bytes(0), |value| self.0.held(payload, value))
+    }
+
+    fn decode_sized(&self, payload: Option<&[u8]>) -> Result<(Option<F::Value>, millstream::Bytes), Cause> {
+        let decoded = payload.map(|payload| self.0.decode_sized(Some(payload))).transpose()?;
+        Ok(decoded.map_or((None, millstream::Bytes(0)), |(value, held)| (Some(value), held)))
     }
 }
 

@@ -13,6 +13,10 @@ impl Decode for Text {
     fn decode(&self, payload: Option<&[u8]>) -> Result<String, Cause> {
         Ok(std::str::from_utf8(without_mark(payload.ok_or_else(tombstone)?))?.to_owned())
     }
+
+    fn held(&self, _: Option<&[u8]>, text: &String) -> millstream::Bytes {
+        millstream::Bytes(text.capacity() as u64)
+    }
 }
 
 impl<V: AsRef<str>> Encode<V> for Text {

@@ -163,6 +163,14 @@ impl<T> Message<T> {
         self.origin.as_ref()
     }
 
+    /// What key and headers hold.
+    pub(super) fn held_beside(&self) -> u64 {
+        // Of a header's name and value, without what they point to.
+        const HEADER: usize = size_of::<(String, Option<Vec<u8>>)>();
+        let headers = self.headers.iter().map(|(name, value)| HEADER + name.len() + value.map_or(0, <[u8]>::len));
+        (self.key.as_ref().map_or(0, Vec::len) + headers.sum::<usize>()) as u64
+    }
+
     /// Another value under the same key and headers.
     pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Message<U> {
         Message {

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use millstream::{
-    Batch, Bytes, Clock, Error, ErrorKind, Malformed, Moment, Origin, Partition, Polled, Reader, Result, Room, Wake,
+    Batch, Bytes, Clock, Error, ErrorKind, Malformed, Moment, Origin, Partition, Polled, RECORD_OVERHEAD, Reader, Result, Room, Wake,
     Worker,
 };
 use rdkafka::Timestamp;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
-use rdkafka::message::{BorrowedMessage, Message as _};
+use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 
 use super::consumer::Context;
 use super::lock;
@@ -35,11 +35,11 @@ pub trait Read: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Makes an item of a message.
+    /// Makes an item of a message, and says what it holds beside its own size.
     ///
     /// # Errors
     /// The format has failed, not the message; an error ends the run.
-    fn read(&self, incoming: &Incoming<'_>) -> Result<Self::Item>;
+    fn read(&self, incoming: &Incoming<'_>) -> Result<(Self::Item, Bytes)>;
 }
 
 /// A message that was just polled, still in the client's buffer.
@@ -51,6 +51,10 @@ pub struct Incoming<'m> {
 impl Incoming<'_> {
     pub(super) fn payload(&self) -> Option<&[u8]> {
         self.message.payload()
+    }
+
+    pub(super) fn payload_len(&self) -> usize {
+        self.message.payload_len()
     }
 
     /// The message with its metadata; malformed when they cannot be read.
@@ -192,8 +196,6 @@ pub struct KafkaReader<R> {
 
 /// A wake that the client has lost costs no more than this.
 const LOOK_AT_ALL_EVERY: Duration = Duration::from_millis(100);
-/// What a message takes of the engine's memory beside key and value: the item, its batch, its delivery.
-const MESSAGE_OVERHEAD: u64 = 128;
 
 impl<R: Read> KafkaReader<R> {
     pub(super) fn new(shared: &Arc<KafkaShared<R>>, worker: Worker, wake: &Wake) -> KafkaReader<R> {
@@ -359,12 +361,11 @@ impl Held {
                         self.shared.go_back(offset);
                     }
                     self.next = offset + 1;
-                    let held = message.payload_len() + message.key().map_or(0, <[u8]>::len);
                     if Batch::is_empty(batch) {
                         batch.arrived(Queue::arrival(since, message.timestamp().to_millis(), &shared.clock));
                     }
-                    let item = shared.read.read(&Incoming { message: &message, partition: self })?;
-                    batch.push(item, Bytes(held as u64 + MESSAGE_OVERHEAD));
+                    let (item, held) = shared.read.read(&Incoming { message: &message, partition: self })?;
+                    batch.push(item, Bytes(held.0 + size_of::<R::Item>() as u64 + RECORD_OVERHEAD.0));
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => self.reach_end_of_log(shared),
                 Some(Err(cause)) if is_unreadable(&cause) => {

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream::{
-    Error, ErrorKind, Keyed, KeyedSink, Malformed, OpenSink, OpenSource, Result, Sink, Source, Wake, Worker,
+    Bytes as Held, Error, ErrorKind, Keyed, KeyedSink, Malformed, OpenSink, OpenSource, Result, Sink, Source, Wake,
+    Worker,
 };
 
-use crate::format::{self, Bytes, Cause, Csv, Decode, Encode, Json, Payload, Text, Tombstones};
+use crate::format::{self, Bytes, Cause, Csv, Decode, Encode, Json, Measured, Payload, Text, Tombstones};
 
 use super::client::Settings;
 use super::dead::Place;
@@ -264,6 +265,15 @@ impl<F> Records<F> {
     pub fn with_tombstones(self) -> Records<Tombstones<F>> {
         Records { topic: self.topic, format: Tombstones(self.format) }
     }
+
+    /// How much memory a value holds beside its own size, where the format's own estimate ([`Decode::held`]) is far off:
+    /// [`Job::memory`](millstream::Job::memory) bounds the sum. Called for each record that is read.
+    pub fn sized(self, held: fn(&F::Value) -> Held) -> Records<Measured<F, F::Value>>
+    where
+        F: Decode,
+    {
+        Records { topic: self.topic, format: Measured::new(self.format, held) }
+    }
 }
 
 /// A topic with a format: messages come and go, with their metadata.
@@ -277,6 +287,15 @@ impl<F> RecordsWithMetadata<F> {
     /// Keeps tombstones: values become `Option`s, and `None` is a tombstone.
     pub fn with_tombstones(self) -> RecordsWithMetadata<Tombstones<F>> {
         RecordsWithMetadata { topic: self.topic, format: Tombstones(self.format) }
+    }
+
+    /// How much memory a value holds beside its own size, where the format's own estimate ([`Decode::held`]) is far off:
+    /// [`Job::memory`](millstream::Job::memory) bounds the sum. Called for each record that is read.
+    pub fn sized(self, held: fn(&F::Value) -> Held) -> RecordsWithMetadata<Measured<F, F::Value>>
+    where
+        F: Decode,
+    {
+        RecordsWithMetadata { topic: self.topic, format: Measured::new(self.format, held) }
     }
 }
 
@@ -385,7 +404,7 @@ impl<F: Decode + Clone + Send + Sync> Read for Values<F> {
         self.0.open()
     }
 
-    fn read(&self, incoming: &Incoming<'_>) -> Result<Self::Item> {
+    fn read(&self, incoming: &Incoming<'_>) -> Result<(Self::Item, Held)> {
         decode(&self.0, incoming)
     }
 }
@@ -397,24 +416,33 @@ impl<F: Decode + Clone + Send + Sync> Read for WithMetadata<F> {
         self.0.open()
     }
 
-    fn read(&self, incoming: &Incoming<'_>) -> Result<Self::Item> {
-        Ok(decode(&self.0, incoming)?.and_then(|value| incoming.message(value)))
+    fn read(&self, incoming: &Incoming<'_>) -> Result<(Self::Item, Held)> {
+        let (decoded, held) = decode(&self.0, incoming)?;
+        let message = decoded.and_then(|value| incoming.message(value));
+        let beside = message.as_ref().map_or(0, Message::held_beside);
+        Ok((message, Held(held.0 + beside)))
     }
 }
 
 /// What cannot be decoded is malformed; a format that has failed ends the run.
-fn decode<F: Decode>(format: &F, incoming: &Incoming<'_>) -> Result<Result<F::Value, Malformed>> {
-    Ok(match format.decode(incoming.payload()) {
-        Ok(value) => Ok(value),
-        Err(cause) => Err(incoming.malformed(&*format::of_record(cause)?)),
+fn decode<F: Decode>(format: &F, incoming: &Incoming<'_>) -> Result<(Result<F::Value, Malformed>, Held)> {
+    Ok(match format.decode_sized(incoming.payload()) {
+        Ok((value, held)) => (Ok(value), held),
+        Err(cause) => {
+            let malformed = incoming.malformed(&*format::of_record(cause)?);
+            let held = incoming.held_beside() + (incoming.payload_len() + malformed.cause.len()) as u64;
+            (Err(malformed), Held(held))
+        }
     })
 }
 
 impl Read for Raw {
     type Item = Result<Message<Option<Vec<u8>>>, Malformed>;
 
-    fn read(&self, incoming: &Incoming<'_>) -> Result<Self::Item> {
-        Ok(incoming.message(incoming.payload().map(<[u8]>::to_vec)))
+    fn read(&self, incoming: &Incoming<'_>) -> Result<(Self::Item, Held)> {
+        let message = incoming.message(incoming.payload().map(<[u8]>::to_vec));
+        let beside = message.as_ref().map_or(0, Message::held_beside);
+        Ok((message, Held(beside + incoming.payload_len() as u64)))
     }
 }
 

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use millstream::{
     AtStop, Batch, Bytes, Change, Clock, Error, ErrorKind, Headers, Last, Malformed, Moment, Offset, OpenSource,
-    Partition, Polled, Reader, Result, Room, SharedSource, Source, Wake, Worker, spawn,
+    Partition, Polled, RECORD_OVERHEAD, Reader, Result, Room, SharedSource, Source, Wake, Worker, spawn,
 };
 use socket2::{SockRef, TcpKeepalive};
 
@@ -110,8 +110,6 @@ const AGAIN_FIRST: Duration = Duration::from_millis(100);
 const AGAIN_MOST: Duration = Duration::from_secs(5);
 /// How often a connection on which nothing comes looks whether the run is over.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// What a line takes of the engine's memory beside its bytes.
-const LINE_OVERHEAD: u64 = 128;
 
 type Line = Result<String, Malformed>;
 
@@ -306,8 +304,8 @@ impl Feed {
                 return true;
             }
         };
-        let held = line.as_ref().map_or_else(|bad| bad.bytes.as_ref().map_or(0, Vec::len), String::len);
-        self.ahead.push(line, LINE_OVERHEAD + held as u64)
+        let held = line.as_ref().map_or_else(|bad| bad.bytes.as_ref().map_or(0, Vec::len), String::capacity);
+        self.ahead.push(line, (held + size_of::<Line>()) as u64 + RECORD_OVERHEAD.0)
     }
 }
 

@@ -1,6 +1,6 @@
 //! JSON, CSV and formats of one's own in files; what does not fit is data.
 
-use millstream::{Bytes, Job, Malformed, Trigger, collect};
+use millstream::{Bytes, Job, Malformed, RECORD_OVERHEAD, Trigger, collect, discard};
 use millstream_connectors::{Csv, format};
 use serde::Deserialize;
 
@@ -104,6 +104,24 @@ fn a_byte_order_mark_is_no_part_of_a_text_and_a_part_of_bytes() {
     assert_eq!((json, bad.len()), (vec![1, 2], 0));
     let (bytes, _) = results!(directory.source().format(format::Bytes));
     assert_eq!(bytes, [&b"\xef\xbb\xbf1"[..], b"\xef\xbb\xbf2", b"\xef\xbb\xbf"]);
+}
+
+#[test]
+fn values_count_as_what_they_hold_or_as_it_is_said() {
+    let directory = Directory::new();
+    directory.write("a", "{\"a\":{}}\n{\"b\":1}\n");
+    let held = |said: Option<fn(&serde_json::Value) -> Bytes>| {
+        let source = directory.source().json::<serde_json::Value>();
+        let job = Job::new("held", move |flow| match said {
+            Some(said) => flow.source(source.clone().sized(said))?.or_stop().sink(discard()),
+            None => flow.source(source.clone())?.or_stop().sink(discard()),
+        });
+        job.trigger(Trigger::AvailableNow).run().unwrap().sources[0].bytes
+    };
+    let each = RECORD_OVERHEAD.0 + size_of::<Result<serde_json::Value, Malformed>>() as u64;
+    assert_eq!(held(Some(|_| Bytes(500))), 2 * (each + 500));
+    // A map of one field takes more than 600 bytes.
+    assert!(held(None) > 2 * (each + 600), "{}", held(None));
 }
 
 #[test]

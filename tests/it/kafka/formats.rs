@@ -1,6 +1,6 @@
 //! What goes through a topic and comes out of it: formats, metadata, tombstones, partitions by key.
 
-use millstream::{Job, Malformed, Trigger, collect, rows};
+use millstream::{Bytes, Job, Malformed, RECORD_OVERHEAD, Trigger, collect, discard, rows};
 use millstream_connectors::{Compression, Csv, Kafka, Message, Profile};
 use rdkafka::producer::BaseRecord;
 use serde::{Deserialize, Serialize};
@@ -112,6 +112,34 @@ fn a_byte_order_mark_is_no_part_of_a_text() {
     job.trigger(Trigger::AvailableNow).run().unwrap();
     assert_eq!((text.values(), json.values(), csv.values()), (vec!["1".to_owned()], vec![1], vec![(1,)]));
     assert_eq!(bytes.values(), [b"\xef\xbb\xbf1"], "bytes are as they are");
+}
+
+/// What counted against the memory of a job was the length of the payload, whatever was made of it.
+#[test]
+fn values_count_as_what_they_hold_or_as_it_is_said() {
+    let broker = shared();
+    let topic = broker.topic("held", 1);
+    let payload = format!("{{\"fields\":[{}{{}}]}}", "{\"a\":1},".repeat(100));
+    broker.write(&topic, [(None, "key", Some(payload.as_str())), (None, "key", Some("[]"))]);
+    let held = |group: &'static str| {
+        let (kafka, topic) = (kafka(broker), topic.clone());
+        let job = Job::new("held", move |flow| {
+            let values = kafka.topic(&topic).group(group).json::<serde_json::Value>();
+            match group {
+                "said" => flow.source(values.sized(|_| Bytes(1_000)))?.or_stop().sink(discard()),
+                "beside" => flow.source(values.with_metadata().sized(|_| Bytes(0)))?.or_stop().sink(discard()),
+                _ => flow.source(values)?.or_stop().sink(discard()),
+            }
+        });
+        job.trigger(Trigger::AvailableNow).run().unwrap().sources[0].bytes
+    };
+    let each = |item: usize| 2 * (RECORD_OVERHEAD.0 + item as u64);
+    let values = each(size_of::<Result<serde_json::Value, Malformed>>());
+    // A map of one field takes more than 600 bytes.
+    assert!(held("own") > values + 60_000, "{}", held("again"));
+    assert_eq!(held("said"), values + 2_000);
+    let messages = each(size_of::<Result<Message<serde_json::Value>, Malformed>>());
+    assert_eq!(held("beside"), messages + 2 * 3, "the keys");
 }
 
 #[test]

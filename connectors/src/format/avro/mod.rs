@@ -29,7 +29,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::registry::{Known, Language, Registry, Subject, put_header, split};
-use super::{Cause, Decode, Encode, Payload, tombstone};
+use super::{Cause, Decode, Encode, Payload, memory, tombstone};
 use schema::{Parsed, Reading, parse};
 
 /// Values as Avro behind a schema registry's id.
@@ -140,6 +140,10 @@ impl<T: DeserializeOwned + 'static> Decode for Avro<T> {
         })?;
         if reading.writer.is_bytes() { reading.read_bytes(body) } else { reading.read(body) }
     }
+
+    fn held(&self, payload: Option<&[u8]>, _: &T) -> millstream::Bytes {
+        millstream::Bytes((payload.map_or(0, <[u8]>::len) * memory::BINARY_GROWS) as u64)
+    }
 }
 
 impl<T: Serialize + 'static> Encode<T> for Avro<T> {
@@ -204,6 +208,10 @@ impl<T: DeserializeOwned + 'static> Decode for BareAvro<T> {
 
     fn decode(&self, payload: Option<&[u8]>) -> Result<T, Cause> {
         self.reading.read(payload.ok_or_else(tombstone)?)
+    }
+
+    fn held(&self, payload: Option<&[u8]>, _: &T) -> millstream::Bytes {
+        millstream::Bytes((payload.map_or(0, <[u8]>::len) * memory::BINARY_GROWS) as u64)
     }
 }
 

@@ -23,7 +23,7 @@ use millstream::{Error, ErrorKind, Result};
 use prost::Message;
 
 use super::registry::{Known, Language, Path, Registry, Subject, path_of, put_header, put_path, split};
-use super::{Cause, Decode, Encode, Payload, tombstone};
+use super::{Cause, Decode, Encode, Payload, memory, tombstone};
 use schema::File;
 
 /// Messages behind a schema registry's id. `M` is what prost generates of a message, or derives.
@@ -134,6 +134,10 @@ impl<M: Message + Default + 'static> Decode for Protobuf<M> {
         }
         Ok(M::decode(body)?)
     }
+
+    fn held(&self, payload: Option<&[u8]>, _: &M) -> millstream::Bytes {
+        millstream::Bytes((payload.map_or(0, <[u8]>::len) * memory::BINARY_GROWS) as u64)
+    }
 }
 
 impl<M: Message + 'static> Encode<M> for Protobuf<M> {
@@ -184,6 +188,10 @@ impl<M: Message + Default + 'static> Decode for BareProtobuf<M> {
 
     fn decode(&self, payload: Option<&[u8]>) -> Result<M, Cause> {
         Ok(M::decode(payload.ok_or_else(tombstone)?)?)
+    }
+
+    fn held(&self, payload: Option<&[u8]>, _: &M) -> millstream::Bytes {
+        millstream::Bytes((payload.map_or(0, <[u8]>::len) * memory::BINARY_GROWS) as u64)
     }
 }
 
