@@ -51,7 +51,7 @@ pub use format::avro::Avro;
 pub use format::protobuf::Protobuf;
 #[cfg(any(feature = "avro", feature = "protobuf"))]
 pub use format::registry::Registry;
-pub use format::{Csv, Decode, Encode, Json};
+pub use format::{Codec, Compressed, Csv, Decode, Encode, Json};
 pub use kafka::{
     Compression, DataLoss, DeadLetter, End, GroupProtocol, Isolation, Kafka, Message, OnRefused, Partitioner, Profile,
     Records, RecordsWithMetadata, Sasl, Secret, StartAt, Tls, Token, Topic,

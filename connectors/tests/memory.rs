@@ -7,7 +7,7 @@ use std::alloc::System;
 use std::collections::{BTreeMap, HashMap};
 
 use millstream_connectors::format::{Bytes, Text};
-use millstream_connectors::{Csv, Decode, Encode, Json};
+use millstream_connectors::{Compressed, Csv, Decode, Encode, Json};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -103,6 +103,8 @@ fn what_is_counted_is_at_least_most_of_what_is_held() {
         let texts: Vec<String> = (0..count).map(|n| n.to_string()).collect();
         check(&format!("row of {count} texts"), &csv, &encoded(&csv, &texts), 0.8, 4.0);
     }
+    let compressed = Compressed::new(Text);
+    check("compressed text", &compressed, &encoded(&compressed, &"again ".repeat(10_000)), 0.8, 1.3);
     binary();
 }
 

@@ -7,7 +7,7 @@ use std::fmt::Debug;
 
 use fastrand::Rng;
 use millstream_connectors::format::{Bytes, Payload, Text};
-use millstream_connectors::{Csv, Decode, Encode, Json};
+use millstream_connectors::{Codec, Compressed, Csv, Decode, Encode, Json};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -164,6 +164,7 @@ fn json_of_any_shape() {
     for _ in 0..ROUNDS {
         let value = json(&mut random, 4);
         assert!(check(&format, &value), "{value}");
+        assert!(check(&Compressed::new(format.clone()).codec(Codec::Zstd), &value), "{value}");
     }
 }
 
@@ -234,6 +235,7 @@ fn text_and_bytes() {
         assert_eq!(check(&Text, &value), !value.starts_with('\u{feff}'), "{value:?}");
         let bytes: Vec<u8> = (0..random.usize(..20)).map(|_| random.u8(..)).collect();
         assert!(check(&Bytes, &bytes));
+        assert!(check(&Compressed::new(Bytes), &bytes));
     }
     assert!(check(&Bytes, &"\u{feff}a".as_bytes().to_vec()));
 }

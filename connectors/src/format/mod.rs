@@ -11,6 +11,7 @@
 #[cfg(feature = "avro")]
 pub mod avro;
 mod bytes;
+mod compressed;
 mod csv;
 mod framing;
 mod json;
@@ -29,6 +30,7 @@ use std::error::Error as StdError;
 use millstream::Error;
 
 pub use bytes::Bytes;
+pub use compressed::{Codec, Compressed};
 pub use csv::Csv;
 pub(crate) use csv::{header, parser};
 pub use framing::{Columns, Framing, Header};

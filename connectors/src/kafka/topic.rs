@@ -9,7 +9,7 @@ use millstream::{
     Worker,
 };
 
-use crate::format::{self, Bytes, Cause, Csv, Decode, Encode, Json, Measured, Payload, Text, Tombstones};
+use crate::format::{self, Bytes, Cause, Compressed, Csv, Decode, Encode, Json, Measured, Payload, Text, Tombstones};
 
 use super::client::Settings;
 use super::dead::Place;
@@ -266,6 +266,12 @@ impl<F> Records<F> {
         Records { topic: self.topic, format: Tombstones(self.format) }
     }
 
+    /// Values that may be compressed, each for itself: gzip and zstd are read, and gzip is written. For more see
+    /// [`Compressed`]. (Batches that a producer compresses need nothing; see [`Topic::compression`].)
+    pub fn compressed(self) -> Records<Compressed<F>> {
+        Records { topic: self.topic, format: Compressed::new(self.format) }
+    }
+
     /// How much memory a value holds beside its own size, where the format's own estimate ([`Decode::held`]) is far off:
     /// [`Job::memory`](millstream::Job::memory) bounds the sum. Called for each record that is read.
     pub fn sized(self, held: fn(&F::Value) -> Held) -> Records<Measured<F, F::Value>>
@@ -287,6 +293,12 @@ impl<F> RecordsWithMetadata<F> {
     /// Keeps tombstones: values become `Option`s, and `None` is a tombstone.
     pub fn with_tombstones(self) -> RecordsWithMetadata<Tombstones<F>> {
         RecordsWithMetadata { topic: self.topic, format: Tombstones(self.format) }
+    }
+
+    /// Values that may be compressed, each for itself: gzip and zstd are read, and gzip is written. For more see
+    /// [`Compressed`]. (Batches that a producer compresses need nothing; see [`Topic::compression`].)
+    pub fn compressed(self) -> RecordsWithMetadata<Compressed<F>> {
+        RecordsWithMetadata { topic: self.topic, format: Compressed::new(self.format) }
     }
 
     /// How much memory a value holds beside its own size, where the format's own estimate ([`Decode::held`]) is far off:

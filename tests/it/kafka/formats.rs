@@ -1,7 +1,8 @@
 //! What goes through a topic and comes out of it: formats, metadata, tombstones, partitions by key.
 
 use millstream::{Bytes, Job, Malformed, RECORD_OVERHEAD, Trigger, collect, discard, rows};
-use millstream_connectors::{Compression, Csv, Kafka, Message, Profile};
+use millstream_connectors::format::Text;
+use millstream_connectors::{Codec, Compressed, Compression, Csv, Encode, Kafka, Message, Profile};
 use rdkafka::producer::BaseRecord;
 use serde::{Deserialize, Serialize};
 
@@ -112,6 +113,46 @@ fn a_byte_order_mark_is_no_part_of_a_text() {
     job.trigger(Trigger::AvailableNow).run().unwrap();
     assert_eq!((text.values(), json.values(), csv.values()), (vec!["1".to_owned()], vec![1], vec![(1,)]));
     assert_eq!(bytes.values(), [b"\xef\xbb\xbf1"], "bytes are as they are");
+}
+
+#[test]
+fn values_may_be_compressed_each_for_itself() {
+    let broker = shared();
+    let (input, output) = (broker.topic("packed", 1), broker.topic("packed-out", 1));
+    let producer = broker.producer();
+    let packed = |codec, text: &str| {
+        let mut payload = Vec::new();
+        Compressed::new(Text).codec(codec).encode(&text, &mut payload).unwrap();
+        payload
+    };
+    let mut broken = packed(Codec::Gzip, "\"broken\"");
+    broken.truncate(broken.len() - 3);
+    for payload in [packed(Codec::Gzip, "\"one\""), b"\"two\"".to_vec(), broken, packed(Codec::Zstd, "\"three\"")] {
+        let record = BaseRecord::<str, [u8]>::to(&input).key("").payload(&payload);
+        producer.send(record).map_err(|(error, _)| error).unwrap();
+    }
+    flush(&producer);
+    let (kafka, bad) = (kafka(broker), collect::<Malformed>());
+    let (from, to, sink) = (kafka.clone(), output.clone(), bad.clone());
+    let job = Job::new("packed", move |flow| {
+        let values = from.topic(&input).json::<String>().compressed().with_tombstones();
+        let (good, bad) = flow.source(values)?.partition_results();
+        good.sink(from.topic(&to).json().with_tombstones().compressed())?;
+        bad.sink(&sink)
+    });
+    job.trigger(Trigger::AvailableNow).run().unwrap();
+    let bad = bad.values();
+    assert_eq!(bad.len(), 1);
+    assert!(bad[0].cause.contains("begins as gzip and cannot be unpacked"), "{}", bad[0].cause);
+    let (written, read) = (collect(), collect());
+    let sinks = (written.clone(), read.clone());
+    let job = Job::new("unpacked", move |flow| {
+        flow.source(kafka.topic(&output).group("packed-1").bytes())?.or_stop().sink(&sinks.0)?;
+        flow.source(kafka.topic(&output).group("packed-2").json::<String>().compressed())?.or_stop().sink(&sinks.1)
+    });
+    job.trigger(Trigger::AvailableNow).run().unwrap();
+    assert!(written.values().iter().all(|payload| payload.starts_with(&[0x1f, 0x8b])), "they are written compressed");
+    assert_eq!(read.values(), ["one", "two", "three"]);
 }
 
 /// What counted against the memory of a job was the length of the payload, whatever was made of it.
