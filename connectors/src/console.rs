@@ -1,5 +1,5 @@
 //! Results on standard output, for looking at: a line for each record, a table for what comes together, or a numbered table for
-//! each batch ([`batches`]).
+//! each batch (`batches`).
 
 mod batches;
 mod row;

@@ -22,6 +22,14 @@ pub(super) fn headers_of(message: &BorrowedMessage<'_>) -> (Headers, usize) {
     (headers, unreadable)
 }
 
+/// What a key and headers hold.
+pub(super) fn held_beside(key: Option<&[u8]>, headers: &Headers) -> u64 {
+    // Of a header's name and value, without what they point to.
+    const HEADER: usize = size_of::<(String, Option<Vec<u8>>)>();
+    let headers = headers.iter().map(|(name, value)| HEADER + name.len() + value.map_or(0, <[u8]>::len));
+    (key.map_or(0, <[u8]>::len) + headers.sum::<usize>()) as u64
+}
+
 /// A value with its key, headers, and where it was read. Where it was read never decides where it is written: topic,
 /// partition and timestamp of an output are unset until they are set.
 ///
@@ -165,10 +173,7 @@ impl<T> Message<T> {
 
     /// What key and headers hold.
     pub(super) fn held_beside(&self) -> u64 {
-        // Of a header's name and value, without what they point to.
-        const HEADER: usize = size_of::<(String, Option<Vec<u8>>)>();
-        let headers = self.headers.iter().map(|(name, value)| HEADER + name.len() + value.map_or(0, <[u8]>::len));
-        (self.key.as_ref().map_or(0, Vec::len) + headers.sum::<usize>()) as u64
+        held_beside(self.key.as_deref(), &self.headers)
     }
 
     /// Another value under the same key and headers.

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use millstream::{
-    Batch, Bytes, Clock, Error, ErrorKind, Malformed, Moment, Origin, Partition, Polled, RECORD_OVERHEAD, Reader, Result, Room, Wake,
-    Worker,
+    Batch, Bytes, Clock, Error, ErrorKind, Malformed, Moment, Origin, Partition, Polled, RECORD_OVERHEAD, Reader,
+    Result, Room, Wake, Worker,
 };
 use rdkafka::Timestamp;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
-use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use rdkafka::message::{BorrowedMessage, Message as _};
 
 use super::consumer::Context;
 use super::lock;

@@ -13,7 +13,7 @@ use crate::format::{self, Bytes, Cause, Compressed, Csv, Decode, Encode, Json, M
 
 use super::client::Settings;
 use super::dead::Place;
-use super::message::{KafkaOrigin, Message};
+use super::message::{KafkaOrigin, Message, held_beside};
 use super::options::{Compression, GroupProtocol, OnRefused, Partitioner, Profile, SinkOptions, SourceOptions};
 use super::reader::{Incoming, KafkaReader, Read};
 use super::sink::{KafkaOutlet, KafkaWriter, Outgoing, Write};
@@ -442,7 +442,8 @@ fn decode<F: Decode>(format: &F, incoming: &Incoming<'_>) -> Result<(Result<F::V
         Ok((value, held)) => (Ok(value), held),
         Err(cause) => {
             let malformed = incoming.malformed(&*format::of_record(cause)?);
-            let held = incoming.held_beside() + (incoming.payload_len() + malformed.cause.len()) as u64;
+            let beside = held_beside(malformed.key.as_deref(), &malformed.headers);
+            let held = beside + (incoming.payload_len() + malformed.cause.len()) as u64;
             (Err(malformed), Held(held))
         }
     })
