@@ -135,7 +135,7 @@ fn json_typed() {
     }
 }
 
-/// Without `float_roundtrip` one in a few of these came back as its neighbour.
+/// Without `float_roundtrip` some of these came back as their neighbours.
 #[test]
 fn json_doubles() {
     let (mut random, format) = (random(), Json::new());
