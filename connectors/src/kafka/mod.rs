@@ -16,6 +16,7 @@
 
 mod again;
 mod client;
+mod complaints;
 mod consumer;
 mod coordinator;
 mod dead;

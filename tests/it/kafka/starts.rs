@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use millstream::{Bytes, ErrorKind, Job, Restart, Result, Running, Trigger, collect, discard};
+use millstream::{ErrorKind, Job, Restart, Result, Running, Trigger, collect, discard};
 use millstream_connectors::{DataLoss, GroupProtocol, Kafka, StartAt};
 use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::BaseRecord;
 
 use super::kafka;
-use crate::support::broker::{Broker, OwnBroker, flush, real, send, shared};
+use crate::support::broker::{Broker, flush, real, send, shared};
 use crate::support::{PATIENCE, events, eventually, wire};
 
 /// Writes numbers into partition 0.
@@ -493,65 +493,4 @@ impl Broker {
         }
         self.await_leaders(topic, partitions);
     }
-}
-
-/// An absent broker does not end a running job, however long it is away. The client gave records in flight up after two
-/// minutes, and with them the run ended.
-#[test]
-fn an_outage_of_more_than_two_minutes_loses_nothing() {
-    if real("the embedded broker forgets").is_none() {
-        return;
-    }
-    let own = OwnBroker::with("");
-    let broker = &own.broker;
-    let (input, output) = (broker.topic("long-in", 1), broker.topic("long-out", 1));
-    let (kafka, from, to) = (kafka(broker), input.clone(), output.clone());
-    let job = Job::new("long", move |flow| {
-        // A little later than it is read, so that the broker is gone by then.
-        let slowly = |_: &String| std::thread::sleep(Duration::from_millis(5));
-        let topic = kafka.topic(&from).partitions([0]);
-        flow.source(topic.text())?.or_stop().inspect(slowly).sink(kafka.topic(&to).text())
-    });
-    let mut running = job.memory(Bytes::mebibytes(16)).start().unwrap();
-    write(broker, &input, 0..500);
-    eventually("it is under way", || running.report().records_out() > 20);
-    own.kill();
-    let waits = |sink: bool| {
-        let report = running.report();
-        if sink { report.sinks[0].waiting.is_some() } else { report.sources[0].waiting.is_some() }
-    };
-    eventually("the report says that the sink waits", || waits(true));
-    eventually("and the source", || waits(false));
-    assert!(running.wait_for(Duration::from_secs(125)).is_none(), "it waits for its broker");
-    own.restart();
-    let deadline = Instant::now() + 2 * PATIENCE;
-    while running.report().records_out() < 500 {
-        assert!(Instant::now() < deadline, "{}", running.report());
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let written: Vec<u64> =
-        broker.read(&output).concat().iter().map(|read| read.value.as_ref().unwrap().parse().unwrap()).collect();
-    assert_eq!(written, (0..500).collect::<Vec<_>>(), "in order, and once");
-    running.stop();
-    running.wait().unwrap();
-}
-
-#[test]
-fn a_limit_for_deliveries_is_an_option() {
-    if real("the embedded broker forgets").is_none() {
-        return;
-    }
-    let own = OwnBroker::with("");
-    let output = own.broker.topic("limited", 1);
-    let (numbers, source) = millstream::channel::<String>(10);
-    let (kafka, to) = (kafka(&own.broker), output.clone());
-    let job = Job::new("limited", move |flow| {
-        flow.source(&source)?.sink(kafka.topic(&to).deliver_within(Duration::from_secs(2)).text())
-    });
-    let mut running = job.start().unwrap();
-    numbers.try_send("1".to_owned()).unwrap().wait().unwrap();
-    own.kill();
-    drop(numbers.try_send("2".to_owned()).unwrap());
-    let error = running.wait_for(PATIENCE).expect("it ends").expect_err("it was not delivered in time");
-    assert!(error.to_string().contains(&output) && error.to_string().contains("deliver_within"), "{error:#}");
 }
