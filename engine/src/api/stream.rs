@@ -223,7 +223,7 @@ impl<'a, T: 'static> Stream<'a, T> {
             chain(Box::new(move |builder| {
                 let (scope, run) = at.building().expect("a chain is built on a worker");
                 let wake = stage::wake_of(scope, builder);
-                run.pulse.wakes(wake.clone());
+                run.pulse.wakes_for_room(wake.clone());
                 let stall = run.budgets[scope.worker().index()].stall().clone();
                 let place = calls::Place { node, name, meter, desk: run.call_desk()?, wake, stall };
                 Ok(Box::new(calls::Calls::new(place, (manner, again), f, tail(builder)?)))

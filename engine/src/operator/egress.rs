@@ -144,7 +144,7 @@ impl<T, W: Writer<T>> Egress<T, W> {
         if is_stalled {
             self.setting.stall.begin();
         } else if self.setting.stall.end() {
-            self.setting.pulse.wake_ingests();
+            self.setting.pulse.have_room();
         }
     }
 }
@@ -152,7 +152,7 @@ impl<T, W: Writer<T>> Egress<T, W> {
 impl<T, W> Drop for Egress<T, W> {
     fn drop(&mut self) {
         if self.is_stalled && self.setting.stall.end() {
-            self.setting.pulse.wake_ingests();
+            self.setting.pulse.have_room();
         }
     }
 }

@@ -29,8 +29,9 @@ pub(crate) struct Pulse {
     asleep: AtomicBool,
     bell: Mutex<bool>,
     rung: Condvar,
-    /// Of sources, and of what else waits while a writer has no room.
     ingests: Mutex<Vec<Wake>>,
+    /// Of what waits while a writer has no room, beside the sources.
+    for_room: Mutex<Vec<Wake>>,
     egresses: Mutex<Vec<Wake>>,
 }
 
@@ -50,6 +51,7 @@ impl Pulse {
             bell: Mutex::new(false),
             rung: Condvar::new(),
             ingests: Mutex::default(),
+            for_room: Mutex::default(),
             egresses: Mutex::default(),
         }
     }
@@ -105,9 +107,15 @@ impl Pulse {
         lock(&self.ingests).push(wake);
     }
 
-    /// Wakes this with the sources, above all when a writer has room again.
-    pub(crate) fn wakes(&self, wake: Wake) {
-        lock(&self.ingests).push(wake);
+    /// Wakes this when a writer has room again.
+    pub(crate) fn wakes_for_room(&self, wake: Wake) {
+        lock(&self.for_room).push(wake);
+    }
+
+    /// A writer has room again: sources and all else that waited for it go on.
+    pub(crate) fn have_room(&self) {
+        self.wake_ingests();
+        lock(&self.for_room).iter().for_each(Wake::wake);
     }
 
     pub(crate) fn source_ended(&self) {

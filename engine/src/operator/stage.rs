@@ -187,7 +187,7 @@ pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
     let ports = builder.shape().outputs();
     (0..inputs.len()).for_each(|input| builder.set_notify_for(input, FrontierInterest::Never));
     let wake = wake_of(scope, &builder);
-    setting.pulse.wakes(wake.clone());
+    setting.pulse.wakes_for_room(wake.clone());
     let activator = scope.activator_for(builder.operator_info().address);
     builder.build(move |capabilities| {
         drop(capabilities);
