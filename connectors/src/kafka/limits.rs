@@ -177,8 +177,9 @@ pub(super) fn ask(settings: &Arc<Settings>, topics: &[&str], compression: Compre
             (Arc::clone(settings), topics.iter().map(|&topic| topic.to_owned()).collect::<Vec<_>>());
         let config = settings.config()?;
         spawn("limits", move || {
-            let admin = AdminClient::from_config_and_context(&config, Quiet(settings));
-            let asked = admin.and_then(|admin| {
+            // Why no client can be made the producer says, and hides the values that stand in that.
+            let Ok(admin) = AdminClient::from_config_and_context(&config, Quiet(settings)) else { return };
+            let ask = || {
                 let resources: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
                 let options = AdminOptions::new().request_timeout(Some(WAIT));
                 let described = block_on(admin.describe_configs(&resources, &options))?;
@@ -186,9 +187,9 @@ pub(super) fn ask(settings: &Arc<Settings>, topics: &[&str], compression: Compre
                 let known = known.filter_map(|(topic, found)| Some((topic.clone(), TopicLimits::read(&found.ok()?))));
                 // Nobody listens to a start that has failed.
                 drop(sender.send(known.collect()));
-                Ok(())
-            });
-            if let Err(cause) = asked {
+                Ok::<(), KafkaError>(())
+            };
+            if let Err(cause) = ask() {
                 tracing::debug!(%cause, "cannot read the settings of the topics that are written");
             }
         })?;
