@@ -117,14 +117,14 @@ impl<S: Shape> FileReader<S> {
         }
         let origin = || Origin { partition: path.clone(), offset: Offset(offset) };
         let decoded: Result<_, Cause> = match &records.header {
-            Some(header) => shape.format().decode_under(header, record),
-            None => shape.format().decode(Some(record)),
+            Some(header) => shape.format().decode_under(header, record).map(|value| {
+                let held = shape.format().held(Some(record), &value);
+                (value, held)
+            }),
+            None => shape.format().decode_sized(Some(record)),
         };
         let (item, held) = match decoded {
-            Ok(value) => {
-                let held = shape.format().held(Some(record), &value).0;
-                (Ok(shape.shape(value, origin)), held)
-            }
+            Ok((value, held)) => (Ok(shape.shape(value, origin)), held.0),
             Err(cause) => {
                 let cause = of_record(cause)?.to_string();
                 let held = (record.len() + cause.len()) as u64;

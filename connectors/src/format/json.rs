@@ -6,13 +6,15 @@ use std::fmt;
 use std::io::{self, Write};
 use std::marker::PhantomData;
 
+use millstream::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Serializer;
 use serde_json::ser::Formatter;
 
+use super::keys::{self, Look};
 use super::strict::{self, Rules};
-use super::{Cause, Decode, Encode, Framing, Payload, keys, memory, tombstone, without_mark};
+use super::{Cause, Decode, Encode, Framing, Payload, memory, tombstone, without_mark};
 
 /// A value as JSON.
 ///
@@ -77,12 +79,12 @@ impl<T> Json<T> {
         Json { keys: Keys::Repeated, ..self }
     }
 
-    fn check_keys(&self, json: &[u8]) -> Result<(), Cause> {
-        match self.keys {
-            Keys::Repeated => Ok(()),
-            Keys::Once => keys::twice(json).map_or(Ok(()), |key| {
+    fn check_keys(&self, look: Look) -> Result<(), Cause> {
+        match (self.keys, look.twice) {
+            (Keys::Once, Some(key)) => {
                 Err(format!("an object has the key `{key}` twice; `Json::with_repeated_keys` takes the last").into())
-            }),
+            }
+            _ => Ok(()),
         }
     }
 
@@ -115,18 +117,25 @@ impl<T: DeserializeOwned + 'static> Decode for Json<T> {
     type Value = T;
 
     fn decode(&self, payload: Option<&[u8]>) -> Result<T, Cause> {
-        let payload = without_mark(payload.ok_or_else(tombstone)?);
-        let value = serde_json::from_slice(payload)?;
-        self.check_keys(payload)?;
-        Ok(value)
+        self.decode_sized(payload).map(|(value, _)| value)
     }
 
     fn framing(&self) -> Framing {
         Framing::FilledLines
     }
 
-    fn held(&self, payload: Option<&[u8]>, value: &T) -> millstream::Bytes {
-        millstream::Bytes(memory::of_json(payload.unwrap_or_default(), value as &dyn Any) as u64)
+    fn held(&self, payload: Option<&[u8]>, value: &T) -> Bytes {
+        let payload = without_mark(payload.unwrap_or_default());
+        held(payload, keys::look(payload).places, value)
+    }
+
+    fn decode_sized(&self, payload: Option<&[u8]>) -> Result<(T, Bytes), Cause> {
+        let payload = without_mark(payload.ok_or_else(tombstone)?);
+        let value = serde_json::from_slice(payload)?;
+        let look = keys::look(payload);
+        let held = held(payload, look.places, &value);
+        self.check_keys(look)?;
+        Ok((value, held))
     }
 }
 
@@ -138,9 +147,15 @@ impl<T: Serialize + 'static> Encode<T> for Json<T> {
         if has_null.get() {
             strict::check(value, self.rules())?;
         }
-        self.check_keys(&payload[begin..])?;
+        if let Keys::Once = self.keys {
+            self.check_keys(keys::look(&payload[begin..]))?;
+        }
         Ok(Payload::Present)
     }
+}
+
+fn held(payload: &[u8], places: usize, value: &dyn Any) -> Bytes {
+    Bytes(memory::of_json(payload, places, value) as u64)
 }
 
 /// Writes without blanks, and notes when it writes `null`.

@@ -1,8 +1,10 @@
-//! Whether an object of JSON has a key more than once. Serde leaves it to each type what becomes of that: structs refuse it,
-//! maps and `serde_json::Value` take the last.
+//! One pass over JSON's text: whether an object has a key more than once, and how many values stand in others. Serde leaves
+//! repeated keys to each type: structs refuse them, maps and `serde_json::Value` take the last.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+
+use memchr::memchr2;
 
 /// Of so many keys each new one is compared with all before it; of more there is a set.
 const FEW: usize = 16;
@@ -12,29 +14,43 @@ struct Open<'j> {
     is_object: bool,
     /// Where among the keys of all open objects its own begin, while they are few.
     begin: usize,
-    many: HashSet<Cow<'j, [u8]>>,
+    many: Option<HashSet<Cow<'j, [u8]>>>,
 }
 
-/// The first key that an object has for the second time. The text is JSON, which something else has made sure of.
-pub(super) fn twice(json: &[u8]) -> Option<String> {
+/// What was seen in a text.
+#[derive(Debug, Default)]
+pub(super) struct Look {
+    /// The first key that an object has for the second time.
+    pub(super) twice: Option<String>,
+    /// How many values stand in objects and arrays, more or less: each object and array, and each comma.
+    pub(super) places: usize,
+}
+
+/// Goes over a text that is JSON, which something else has made sure of.
+pub(super) fn look(json: &[u8]) -> Look {
+    let mut look = Look::default();
     let mut open: Vec<Open<'_>> = Vec::new();
-    let mut keys: Vec<Cow<'_, [u8]>> = Vec::new();
+    let mut keys: Vec<Cow<'_, [u8]>> = Vec::with_capacity(FEW);
     let mut is_key_next = false;
     let mut at = 0;
     while let Some(byte) = json.get(at) {
         match byte {
             b'{' | b'[' => {
+                look.places += 1;
                 is_key_next = *byte == b'{';
-                open.push(Open { is_object: is_key_next, begin: keys.len(), many: HashSet::new() });
+                open.push(Open { is_object: is_key_next, begin: keys.len(), many: None });
             }
             b'}' | b']' => keys.truncate(open.pop().map_or(0, |closed| closed.begin)),
-            b',' => is_key_next = open.last().is_some_and(|open| open.is_object),
+            b',' => {
+                look.places += 1;
+                is_key_next = open.last().is_some_and(|open| open.is_object);
+            }
             b'"' => {
                 let end = end_of_string(json, at);
                 if std::mem::take(&mut is_key_next) {
                     let object = open.last_mut().expect("a key stands in an object");
                     if let Err(key) = object.take(key(&json[at..end]), &mut keys) {
-                        return Some(String::from_utf8_lossy(&key).into_owned());
+                        look.twice.get_or_insert_with(|| String::from_utf8_lossy(&key).into_owned());
                     }
                 }
                 at = end;
@@ -44,24 +60,24 @@ pub(super) fn twice(json: &[u8]) -> Option<String> {
         }
         at += 1;
     }
-    None
+    look
 }
 
 impl<'j> Open<'j> {
     /// Notes a key, or gives it back when it was there before.
     fn take(&mut self, key: Cow<'j, [u8]>, keys: &mut Vec<Cow<'j, [u8]>>) -> Result<(), Cow<'j, [u8]>> {
-        if self.many.is_empty() && keys.len() - self.begin < FEW {
+        if self.many.is_none() && keys.len() - self.begin < FEW {
             if keys[self.begin..].contains(&key) {
                 return Err(key);
             }
             keys.push(key);
             return Ok(());
         }
-        self.many.extend(keys.drain(self.begin..));
-        if self.many.contains(&key) {
+        let many = self.many.get_or_insert_with(|| keys.drain(self.begin..).collect());
+        if many.contains(&key) {
             return Err(key);
         }
-        self.many.insert(key);
+        many.insert(key);
         Ok(())
     }
 }
@@ -69,13 +85,14 @@ impl<'j> Open<'j> {
 /// Behind the quote that closes the string which opens at `begin`.
 fn end_of_string(json: &[u8], begin: usize) -> usize {
     let mut at = begin + 1;
-    loop {
-        match json.get(at) {
-            Some(b'\\') => at += 2,
-            Some(b'"') | None => return (at + 1).min(json.len()),
-            Some(_) => at += 1,
+    while let Some(found) = json.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
+        at += found;
+        if json[at] == b'"' {
+            return at + 1;
         }
+        at += 2;
     }
+    json.len()
 }
 
 /// What a key in quotes says.
@@ -95,7 +112,7 @@ mod tests {
     #[track_caller]
     fn check(json: &str, key: Option<&str>) {
         assert!(serde_json::from_str::<serde_json::Value>(json).is_ok(), "{json}");
-        assert_eq!(twice(json.as_bytes()).as_deref(), key, "{json}");
+        assert_eq!(look(json.as_bytes()).twice.as_deref(), key, "{json}");
     }
 
     #[test]
@@ -116,6 +133,13 @@ mod tests {
         check(r#"{"a":1,"\u0061":2}"#, Some("a"));
         check(r#"{"":1,"":2}"#, Some(""));
         check(r#"{"ü":[],"a":{"ü":0},"ü":0}"#, Some("ü"));
+    }
+
+    #[test]
+    fn places_are_counted_outside_of_text() {
+        assert_eq!(look(br#"{"a":[1,2,{"b,[{":"\",[{"}],"c":0}"#).places, 6);
+        assert_eq!(look(br#"{"a":1,"a":[1,2]}"#).places, 4, "also behind a key that is there twice");
+        assert_eq!(look(b"1").places, 0);
     }
 
     #[test]

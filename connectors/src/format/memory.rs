@@ -21,11 +21,8 @@ pub(super) const BINARY_GROWS: usize = 4;
 /// object of one field takes 630 bytes; 1.3 to 4.3 for vectors of text, numbers or structs; 1.0 for text; 8 for a struct of
 /// text, whose fields need no place of their own; 0.65 to 1.1 for maps of short text. A `Value` within a struct is not
 /// seen, and counts too little; how much was never measured.
-pub(super) fn of_json(payload: &[u8], value: &dyn Any) -> usize {
-    if let Some(value) = value.downcast_ref::<Value>() {
-        return of_value(value);
-    }
-    payload.len() + EACH * payload.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count()
+pub(super) fn of_json(payload: &[u8], places: usize, value: &dyn Any) -> usize {
+    value.downcast_ref().map_or(payload.len() + EACH * places, of_value)
 }
 
 /// Of a row: its text, and a place for each field.

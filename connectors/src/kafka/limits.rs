@@ -5,7 +5,6 @@
 //! Before it on a record's path is the format, behind it the producer. What cannot be read here (a user without the right
 //! to describe a topic, topics that messages name) the broker tells, and `again` sorts out.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
@@ -24,10 +23,11 @@ use super::client::Settings;
 use super::options::Compression;
 use super::sink::Outgoing;
 
-/// The limits of the topics that a sink is known to write, by name.
+/// The limits of the topics that a sink is known to write.
 #[derive(Debug, Default)]
 pub(super) struct Limits {
-    topics: HashMap<String, TopicLimits>,
+    /// By name. There are at most two, the dead letters' among them.
+    topics: Vec<(String, TopicLimits)>,
     /// The broker measures a batch when it is compressed; how small a record becomes is known only then.
     is_compressed: bool,
 }
@@ -65,7 +65,7 @@ const CLOCK_SKEW: Duration = Duration::from_secs(300);
 impl Limits {
     /// The largest batch that every one of the topics takes.
     pub(super) fn batch_max(&self) -> Option<u64> {
-        self.topics.values().filter_map(|topic| topic.batch.as_ref()).map(|limit| limit.value).min()
+        self.topics.iter().filter_map(|(_, topic)| topic.batch.as_ref()).map(|limit| limit.value).min()
     }
 
     /// Why a record cannot be written, when that is known before it is sent. `payload` is its length.
@@ -73,7 +73,7 @@ impl Limits {
         if let Some(cause) = outgoing.timestamp.and_then(unwritable) {
             return Some(cause.into());
         }
-        let limits = self.topics.get(topic)?;
+        let (_, limits) = self.topics.iter().find(|(name, _)| name == topic)?;
         if let Some(set_in) = limits.compacts.filter(|_| outgoing.key.is_none()) {
             let cause = format!("it has no key, and topic `{topic}` is compacted (`cleanup.policy`, {set_in})");
             return Some(cause.into());
@@ -163,7 +163,7 @@ const WAIT: Duration = Duration::from_secs(2);
 
 /// The answer to a question that was asked on a thread of its own, beside the rest of the start.
 pub(super) struct Asked {
-    answer: Receiver<HashMap<String, TopicLimits>>,
+    answer: Receiver<Vec<(String, TopicLimits)>>,
     compression: Compression,
 }
 
@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     fn limits(topic: TopicLimits) -> Limits {
-        Limits { topics: [("orders".to_owned(), topic)].into(), is_compressed: false }
+        Limits { topics: vec![("orders".to_owned(), topic)], is_compressed: false }
     }
 
     fn limit(value: u64) -> Option<Limit> {
