@@ -11,9 +11,10 @@ use rdkafka::message::Message as _;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::consumer::session_timeout;
-use super::coordinator::Order;
 use super::error::error;
+use super::heard::With;
 use super::lock;
+use super::orders::Order;
 use super::reader::Read;
 use super::source::{KafkaShared, Mode};
 use super::start::other_assignor;
@@ -77,7 +78,7 @@ impl<R: Read> KafkaShared<R> {
             }
             // The client goes on by itself: a broker that is away comes back, a full group may have room again.
             _ => {
-                self.consumer.context().heard.complain(cause.to_string());
+                self.consumer.context().heard.complain(With::Client, cause.to_string());
                 Ok(())
             }
         }

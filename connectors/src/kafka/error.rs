@@ -54,22 +54,16 @@ pub(super) fn is_silence(cause: &KafkaError) -> bool {
 
 /// This record cannot be taken; the next one can.
 pub(super) fn is_of_record(code: Code) -> bool {
-    matches!(
-        code,
-        Code::MessageSizeTooLarge
-            | Code::MessageBatchTooLarge
-            | Code::InvalidMessageSize
-            | Code::InvalidMessage
-            | Code::InvalidRecord
-            | Code::InvalidTimestamp
-            | Code::InvalidTopic
-            | Code::InvalidPartitions
-            | Code::InvalidArgument
-            | Code::UnknownPartition
-            | Code::UnknownTopic
-            | Code::UnknownTopicOrPartition
-            | Code::PolicyViolation
-    )
+    is_of_batch(code)
+        || matches!(
+            code,
+            Code::InvalidTopic
+                | Code::InvalidPartitions
+                | Code::InvalidArgument
+                | Code::UnknownPartition
+                | Code::UnknownTopic
+                | Code::UnknownTopicOrPartition
+        )
 }
 
 /// A broker refused a batch, and this record may have been refused for another one's sake.

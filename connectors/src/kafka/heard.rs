@@ -22,14 +22,35 @@ pub(super) struct Heard {
     /// The consumer group, when there is one: the client does not say which one is refused.
     group: Option<String>,
     complaint: Mutex<Option<Complaint>>,
-    trouble: Mutex<Option<Trouble>>,
+    troubles: Mutex<Vec<Trouble>>,
 }
 
-/// Something that the client mends by itself, as far as it can: most of it is over before anyone would want to hear of it.
+/// Something that is asked again and again until it passes: most of it is over before anyone would want to hear of it.
 #[derive(Debug)]
 struct Trouble {
+    with: With,
     since: Instant,
+    /// `None` for what the client complains of.
+    reason: Option<String>,
     is_told: bool,
+}
+
+impl Trouble {
+    fn lasts(&self) -> bool {
+        self.since.elapsed() >= LASTS_AFTER
+    }
+}
+
+/// What does not go on. Each ends by itself: a group may give records and take no commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum With {
+    /// The client, which reaches nobody.
+    Client,
+    Commits,
+    Starts,
+    Topics,
+    /// Who else commits.
+    Others,
 }
 
 /// A trouble that is not over by then is told, and stands in the report.
@@ -53,8 +74,7 @@ enum Weight {
 
 impl Heard {
     pub(super) fn new(settings: &Arc<Settings>) -> Heard {
-        let (settings, complaint, trouble) = (Arc::clone(settings), Mutex::default(), Mutex::default());
-        Heard { settings, group: None, complaint, trouble }
+        Heard { settings: Arc::clone(settings), group: None, complaint: Mutex::default(), troubles: Mutex::default() }
     }
 
     pub(super) fn of_group(settings: &Arc<Settings>, group: &str) -> Heard {
@@ -80,34 +100,61 @@ impl Heard {
             tracing::debug!(%code, reason, "kafka client");
         }
         self.keep(weight, explained(&reason));
-        lock(&self.trouble).get_or_insert(Trouble { since: Instant::now(), is_told: false });
+        self.trouble(With::Client, None);
+    }
+
+    /// Says whether that is news.
+    fn trouble(&self, with: With, reason: Option<&str>) -> bool {
+        let mut troubles = lock(&self.troubles);
+        let Some(known) = troubles.iter_mut().find(|trouble| trouble.with == with) else {
+            troubles.push(Trouble { with, since: Instant::now(), reason: reason.map(str::to_owned), is_told: false });
+            return true;
+        };
+        let is_new = known.reason.as_deref() != reason;
+        if is_new {
+            known.reason = reason.map(str::to_owned);
+        }
+        is_new
     }
 
     /// The client has done something that it could not do in trouble.
     pub(super) fn goes_on(&self) {
-        let Some(trouble) = lock(&self.trouble).take() else { return };
-        lock(&self.complaint).take_if(|complaint| complaint.weight != Weight::Refused);
-        if trouble.is_told {
-            tracing::info!(brokers = self.settings.brokers, after = ?trouble.since.elapsed(), "kafka client goes on");
+        if self.passes(With::Client) {
+            lock(&self.complaint).take_if(|complaint| complaint.weight != Weight::Refused);
         }
     }
 
-    /// What the client waits for, when it has waited for some time.
-    pub(super) fn waiting(&self) -> Option<String> {
-        let lasts = lock(&self.trouble).as_ref().is_some_and(|trouble| trouble.since.elapsed() >= LASTS_AFTER);
-        lasts.then(|| {
-            let complaint = lock(&self.complaint);
-            let reason = complaint.as_ref().map_or("no answer", |complaint| complaint.reason.as_str());
-            format!("Kafka at {}: {reason}", self.settings.brokers)
-        })
+    /// Something passes, perhaps for the first time in a while. Says whether it did not before.
+    pub(super) fn passes(&self, with: With) -> bool {
+        let mut troubles = lock(&self.troubles);
+        let Some(at) = troubles.iter().position(|trouble| trouble.with == with) else { return false };
+        let ended = troubles.remove(at);
+        drop(troubles);
+        if ended.is_told {
+            tracing::info!(brokers = self.settings.brokers, after = ?ended.since.elapsed(), "kafka client goes on");
+        }
+        true
     }
 
-    /// Logs a trouble that lasts, once.
+    /// What has been waited for longest, when that is some time.
+    pub(super) fn waiting(&self) -> Option<String> {
+        let troubles = lock(&self.troubles);
+        let lasting = troubles.iter().filter(|trouble| trouble.lasts()).min_by_key(|trouble| trouble.since)?;
+        Some(self.waits_for(lasting))
+    }
+
+    fn waits_for(&self, trouble: &Trouble) -> String {
+        let complaint = lock(&self.complaint);
+        let heard = complaint.as_ref().map(|complaint| complaint.reason.as_str());
+        let reason = trouble.reason.as_deref().or(heard).unwrap_or("no answer");
+        format!("Kafka at {}: {reason}", self.settings.brokers)
+    }
+
+    /// Logs each trouble that lasts, once.
     pub(super) fn tell_what_lasts(&self) {
-        let Some(waiting) = self.waiting() else { return };
-        let is_new = lock(&self.trouble).as_mut().is_some_and(|trouble| !std::mem::replace(&mut trouble.is_told, true));
-        if is_new {
-            tracing::warn!("waiting for {waiting}");
+        for trouble in lock(&self.troubles).iter_mut().filter(|trouble| !trouble.is_told && trouble.lasts()) {
+            trouble.is_told = true;
+            tracing::warn!("waiting for {}", self.waits_for(trouble));
         }
     }
 
@@ -128,10 +175,11 @@ impl Heard {
     }
 
     /// Something does not go on, and may by itself.
-    pub(super) fn complain(&self, reason: String) {
-        tracing::debug!(reason, "kafka client");
+    pub(super) fn complain(&self, with: With, reason: String) {
+        if self.trouble(with, Some(&reason)) {
+            tracing::debug!(reason, "kafka client");
+        }
         self.keep(Weight::Failed, reason);
-        lock(&self.trouble).get_or_insert(Trouble { since: Instant::now(), is_told: false });
     }
 
     /// The client wants a token.

@@ -27,6 +27,7 @@ mod limits;
 mod message;
 mod messages;
 mod options;
+mod orders;
 mod partition;
 mod pattern;
 mod producer;

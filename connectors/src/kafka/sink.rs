@@ -394,6 +394,8 @@ impl<T, W: Write<T>> Writer<T> for KafkaWriter<W> {
             batch.next();
         }
         self.send_letters()?;
+        // While a record was offered that the client did not take, nobody was told that nothing else is in flight.
+        self.send_again()?;
         self.shared.sending.wake();
         Ok(accepted)
     }

@@ -21,10 +21,11 @@ use rdkafka::{Offset, Statistics, TopicPartitionList};
 
 use super::client::Settings;
 use super::consumer::{Context, PARTITIONS_EXPECTED, create, listen, session_timeout};
-use super::coordinator::{Answer, Coordinator, Order, Orders};
+use super::coordinator::Coordinator;
 use super::error::error;
 use super::group::{Asked, list_of};
 use super::lock;
+use super::orders::{Answer, Order, Orders};
 use super::partition::{Claim, Held, Positions, Shared};
 use super::pattern::Pattern;
 use super::reader::{Door, Read, owner};

@@ -48,8 +48,8 @@ impl HealthLimits {
         HealthLimits { commit: limit, ..self }
     }
 
-    /// A job is alive when no source waits for longer for what it needs to read, such as partitions of its consumer group; five
-    /// minutes by default.
+    /// A job is alive when no source waits for longer for what it needs to read, such as partitions of its consumer group or
+    /// a broker that is away; five minutes by default. Also here a new process does not bring the broker back.
     pub fn group_within(self, limit: Duration) -> HealthLimits {
         HealthLimits { group: limit, ..self }
     }
