@@ -1,8 +1,10 @@
 //! Members of a consumer group: partitions move without a record lost, and doubled only what was in flight.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use millstream::{Error, ErrorKind, Job, Running, Trigger, discard};
+use millstream::{Collected, Error, ErrorKind, Job, Running, Trigger, collect, discard};
 use millstream_connectors::{GroupProtocol, Kafka, Message, StartAt};
 use millstream_tests::{Findings, compare};
 
@@ -149,8 +151,12 @@ fn keep_their_partitions_over_a_restart_when_they_have_a_name() {
     one.stop();
     one.wait().unwrap();
     let one = start("one");
-    settled("it has its own again", || held(&one) == of_one);
-    assert_eq!(held(&two), of_two, "nobody else was asked for anything");
+    settled("it has its own again", || {
+        assert_eq!(held(&two), of_two, "nobody else is asked for anything");
+        held(&one) == of_one
+    });
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!((held(&one), held(&two)), (of_one, of_two), "and it stays so");
     drop((one, two));
 }
 
@@ -241,4 +247,73 @@ fn have_the_lag_that_the_brokers_own_tool_shows() {
     running.wait().unwrap();
     write(12);
     assert_eq!(tool(), all(4), "what came since the job stopped");
+}
+
+/// A member that collects what it reads, and whose stage waits while `is_shut`.
+fn member(kafka: &Kafka, topic: &str, is_shut: &Arc<AtomicBool>) -> (Running, Collected<(i32, u64)>) {
+    let (kafka, topic, is_shut, read) = (kafka.clone(), topic.to_owned(), Arc::clone(is_shut), collect());
+    let sink = read.clone();
+    let job = Job::new("member", move |flow| {
+        let is_shut = Arc::clone(&is_shut);
+        let numbers = flow.source(kafka.topic(&topic).group(&topic).json::<u64>().with_metadata())?.or_stop();
+        let waits = move |_: &Message<u64>| {
+            while is_shut.load(SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        let place = |message: Message<u64>| (message.origin().expect("it was read").partition, message.into_value());
+        numbers.inspect(waits).map(place).sink(&sink)
+    });
+    (job.checkpoint_every(Duration::from_millis(100)).start().unwrap(), read)
+}
+
+/// A worker that is busy in a stage is given partitions, and they are taken away again before it has looked: what the client
+/// has fetched of them by then is the next owner's.
+#[test]
+fn what_was_wanted_back_before_a_worker_has_seen_it_is_not_read() {
+    let Some(broker) = real("the embedded broker does not share partitions out") else { return };
+    let (kafka, topic) = (kafka(broker), broker.topic("unseen", PARTITIONS));
+    let (shut, open) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
+    let write = |round: u64| {
+        let values: Vec<_> = (0..PARTITIONS).map(|partition| (partition, (round * 100).to_string())).collect();
+        broker.write(&topic, values.iter().map(|(partition, value)| (Some(*partition), "", Some(value.as_str()))));
+    };
+    let (busy, read_by_busy) = member(&kafka, &topic, &shut);
+    let (second, _) = member(&kafka, &topic, &open);
+    settled("each has half", || share(&busy) == 3 && share(&second) == 3);
+    let seen: Vec<String> = busy.report().sources[0].lag.iter().map(|lag| lag.partition.to_string()).collect();
+    write(1);
+    settled("the worker is busy", || busy.report().sources[0].records > 0);
+    second.stop();
+    second.wait().unwrap();
+    settled("it has all, and has not seen half of them", || share(&busy) == PARTITIONS as usize);
+    write(2);
+    // The client of the busy one fetches them, for nobody.
+    std::thread::sleep(Duration::from_millis(500));
+    let (third, read_by_third) = member(&kafka, &topic, &open);
+    settled("they are shared", || share(&busy) == 3 && share(&third) == 3);
+    let moved: Vec<i32> = (0..PARTITIONS)
+        .filter(|partition| !seen.contains(&format!("{topic}/{partition}")))
+        .filter(|partition| {
+            third.report().sources[0].lag.iter().any(|lag| lag.partition == format!("{topic}/{partition}"))
+        })
+        .collect();
+    assert!(!moved.is_empty(), "only partitions that the busy one had seen have moved");
+    settled("the third has read what moved", || {
+        moved.iter().all(|partition| read_by_third.values().contains(&(*partition, 200)))
+    });
+    shut.store(false, SeqCst);
+    settled("the busy one has read what it has", || {
+        let read = read_by_busy.values();
+        (0..PARTITIONS)
+            .all(|partition| read.contains(&(partition, 200)) || read_by_third.values().contains(&(partition, 200)))
+    });
+    std::thread::sleep(Duration::from_millis(200));
+    let doubled: Vec<_> =
+        read_by_busy.values().into_iter().filter(|(partition, _)| moved.contains(partition)).collect();
+    assert!(doubled.is_empty(), "{doubled:?} of {moved:?} is the third's");
+    for running in [busy, third] {
+        running.stop();
+        running.wait().unwrap();
+    }
 }

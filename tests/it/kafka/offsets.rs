@@ -5,9 +5,10 @@ use std::time::Duration;
 use millstream::{Job, Trigger, discard};
 
 use super::kafka;
+use crate::support::broker::proxy::OFFSET_FETCH;
 use crate::support::broker::{OwnBroker, real, shared};
-use crate::support::eventually;
 use crate::support::valve::Valve;
+use crate::support::{events, eventually};
 
 #[test]
 fn follow_acknowledgements_at_least_every_interval() {
@@ -97,4 +98,52 @@ fn of_a_micro_batchs_queue_are_not_committed() {
     running.stop();
     running.wait().unwrap();
     assert_eq!(broker.committed(&group, &topic, 1), [None], "what was read and not released is the next run's");
+}
+
+/// Records went on and nothing was committed, for ever, and only the log at its finest said so.
+#[test]
+fn that_cannot_be_committed_are_told_once_and_stand_in_the_report() {
+    if real("the embedded broker has no proxy before it").is_none() {
+        return;
+    }
+    events::begin();
+    let (own, proxy) = OwnBroker::behind_a_proxy();
+    let (broker, name) = (&own.broker, "uncommitted");
+    let topic = broker.topic(name, 1);
+    let (kafka, from, group) = (kafka(broker), topic.clone(), format!("group-{topic}"));
+    let of_job = group.clone();
+    // It assigns itself its partition, and looks who else commits before it does.
+    let job = Job::new(name, move |flow| {
+        flow.source(kafka.topic(&from).group(&of_job).partitions([0]).json::<u64>())?.or_stop().sink(discard())
+    });
+    let running = job.checkpoint_every(Duration::from_millis(50)).start().unwrap();
+    let written = std::cell::Cell::new(0i64);
+    let write = || {
+        broker.write(&topic, [(Some(0), "", Some("1"))]);
+        written.set(written.get() + 1);
+    };
+    let committed = || broker.committed(&group, &topic, 1)[0];
+    write();
+    eventually("it is committed", || committed() == Some(1));
+    proxy.hold(Some(OFFSET_FETCH));
+    let reason = format!("cannot look who commits to group `{group}`");
+    eventually("the report says so, while records go on", || {
+        write();
+        std::thread::sleep(Duration::from_millis(50));
+        running.report().sources[0].waiting.as_ref().is_some_and(|waiting| waiting.contains(&reason))
+    });
+    eventually("the log says so", || events::was_logged(&["WARN", &reason]));
+    let told = running.report().records_out();
+    (0..5).for_each(|_| {
+        write();
+        std::thread::sleep(Duration::from_millis(50));
+    });
+    assert!(running.report().records_out() > told, "records go on");
+    assert_eq!(events::times_logged(&["WARN", &reason]), 1);
+    assert!(committed() < Some(written.get()), "and none is committed");
+    proxy.hold(None);
+    eventually("all are committed", || committed() == Some(written.get()));
+    eventually("it waits for nothing", || running.report().sources[0].waiting.is_none());
+    running.stop();
+    running.wait().unwrap();
 }

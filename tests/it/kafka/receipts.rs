@@ -1,14 +1,17 @@
-//! A receipt is resolved when the broker has the record, and not before.
+//! A receipt is resolved when the broker has the record, and not before; and the time of a record begins when it could have
+//! been read.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
-use millstream::{Job, channel};
+use millstream::{ErrorKind, Job, Trigger, channel, discard};
 
 use super::kafka;
-use crate::support::broker::{OwnBroker, real};
-use crate::support::eventually;
+use crate::support::broker::{OwnBroker, real, shared};
+use crate::support::{PATIENCE, eventually};
 
 #[test]
 fn wait_for_the_broker_and_not_for_a_commit() {
@@ -43,4 +46,60 @@ fn wait_for_the_broker_and_not_for_a_commit() {
     assert_eq!(own.broker.read(&topic).concat().len(), 21);
     drop(orders);
     running.wait().unwrap();
+}
+
+/// A waker of the user's that panics.
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("this waker always panics");
+    }
+}
+
+/// It runs on the thread that hears of deliveries. That was gone then, nothing was acknowledged any more, and nobody said so.
+#[test]
+fn a_waker_that_panics_ends_the_run_and_not_its_hearing() {
+    if real("the embedded broker has no proxy before it").is_none() {
+        return;
+    }
+    let (own, proxy) = OwnBroker::behind_a_proxy();
+    let (topic, kafka) = (own.broker.topic("wakers", 1), kafka(&own.broker));
+    let (numbers, source) = channel::<u64>(100);
+    let job = Job::new("wakers", move |flow| flow.source(&source)?.sink(kafka.topic(&topic).json()));
+    let mut running = job.start().unwrap();
+    proxy.stall(true);
+    let mut receipt = pin!(numbers.try_send(1).unwrap());
+    let waker = Waker::from(Arc::new(Panics));
+    assert!(receipt.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    eventually("the worker has nothing to do with it any more", || running.report().sinks[0].records == 1);
+    std::thread::sleep(Duration::from_millis(100));
+    proxy.stall(false);
+    let error = running.wait_for(PATIENCE).expect("it ends").expect_err("a thread of it panicked");
+    assert_eq!(error.kind(), ErrorKind::Panic, "{error:#}");
+    assert!(error.to_string().contains("`millstream-kafka`"), "{error:#}");
+}
+
+/// What waits in the client's queue counts. It was in no latency, and a job that could not keep up looked fast.
+#[test]
+fn what_waits_in_the_clients_queue_waits() {
+    let broker = shared();
+    for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::from_millis(10))] {
+        let topic = broker.topic("waits", 1);
+        let (kafka, from) = (kafka(broker), topic.clone());
+        let job = Job::new("waits", move |flow| {
+            let numbers = flow.source(kafka.topic(&from).partitions([0]).json::<u64>())?.or_stop();
+            numbers.inspect(|_| std::thread::sleep(Duration::from_millis(2))).sink(discard())
+        });
+        let running = job.trigger(trigger).start().unwrap();
+        let numbers: Vec<String> = (0..500).map(|n| n.to_string()).collect();
+        broker.write(&topic, numbers.iter().map(|n| (Some(0), "", Some(n.as_str()))));
+        eventually("all are through", || running.report().records_out() == 500);
+        running.stop();
+        let report = running.wait().unwrap();
+        // 500 records of 2 ms that were all there within a moment: the median waits half a second.
+        assert!(report.sinks[0].latency.p50 > Duration::from_millis(300), "{trigger:?}: {report}");
+        // The log is as old as the test, and no record is older than its writing.
+        assert!(report.sinks[0].latency.max < PATIENCE, "{trigger:?}: {report}");
+    }
 }

@@ -494,3 +494,20 @@ impl Broker {
         self.await_leaders(topic, partitions);
     }
 }
+
+/// Its orders were dropped without a word then: nothing was committed any more, and a stop ran into its deadline.
+#[test]
+fn a_panic_of_the_thread_that_asks_the_group_ends_the_run() {
+    events::begin();
+    let broker = shared();
+    let topic = broker.topic("startled", 1);
+    events::panic_at("millstream-group", &format!("partition={topic}/0 start="));
+    let (kafka, from) = (kafka(broker), topic.clone());
+    let job = Job::new("startled", move |flow| {
+        flow.source(kafka.topic(&from).group(&from).json::<u64>())?.or_stop().sink(discard())
+    });
+    let mut running = job.start().unwrap();
+    let error = running.wait_for(PATIENCE).expect("it ends").expect_err("a thread of it panicked");
+    assert_eq!(error.kind(), ErrorKind::Panic, "{error:#}");
+    assert!(error.to_string().contains("`millstream-group`"), "{error:#}");
+}

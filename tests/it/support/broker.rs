@@ -230,7 +230,7 @@ impl Broker {
 
     /// What a group has committed for a topic: an offset for each partition, where there is one.
     pub fn committed(&self, group: &str, topic: &str, partitions: i32) -> Vec<Option<i64>> {
-        let consumer: BaseConsumer = self.client().set("group.id", group).create().unwrap();
+        let consumer: BaseConsumer = self.client().set("client.id", CLIENT).set("group.id", group).create().unwrap();
         let mut list = TopicPartitionList::new();
         list.add_partition_range(topic, 0, partitions - 1);
         // A coordinator that has just begun, or moves, says so once or twice.

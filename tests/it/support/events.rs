@@ -16,9 +16,12 @@ struct Watched {
     found: Vec<String>,
     /// Of our own log, each behind the spans in which it was logged.
     lines: Vec<String>,
+    /// What a thread must not log: it panics.
+    fatal: Vec<[String; 2]>,
 }
 
-static WATCHED: Mutex<Watched> = Mutex::new(Watched { words: Vec::new(), found: Vec::new(), lines: Vec::new() });
+static WATCHED: Mutex<Watched> =
+    Mutex::new(Watched { words: Vec::new(), found: Vec::new(), lines: Vec::new(), fatal: Vec::new() });
 static SPANS: Mutex<Vec<(String, &'static Metadata<'static>)>> = Mutex::new(Vec::new());
 
 thread_local! {
@@ -39,6 +42,11 @@ pub fn begin() {
 #[cfg_attr(not(feature = "tls"), allow(dead_code, reason = "it is secrets that are looked for"))]
 pub fn watch_for(word: &str) {
     WATCHED.lock().unwrap().words.push(word.to_owned());
+}
+
+/// Has the thread of that name panic when it logs a line with this part.
+pub fn panic_at(thread: &str, part: &str) {
+    WATCHED.lock().unwrap().fatal.push([thread.to_owned(), part.to_owned()]);
 }
 
 /// Looks at a text that is no line of a log.
@@ -115,7 +123,13 @@ impl Subscriber for Traced {
         drop(spans);
         let mut line = Line(format!("{within}{} {}", event.metadata().level(), event.metadata().target()));
         event.record(&mut line);
-        WATCHED.lock().unwrap().look(&line.0, event.metadata().target().starts_with("millstream"));
+        let mut watched = WATCHED.lock().unwrap();
+        watched.look(&line.0, event.metadata().target().starts_with("millstream"));
+        let here = std::thread::current();
+        let is_fatal = |[thread, part]: &[String; 2]| here.name() == Some(thread) && line.0.contains(part.as_str());
+        let dies = watched.fatal.iter().any(is_fatal);
+        drop(watched);
+        assert!(!dies, "a test has it panic here");
     }
 
     fn current_span(&self) -> Current {

@@ -1,27 +1,31 @@
-//! A proxy before a real broker that can hold back what producers send: requests are passed whole, and those of the
-//! kind Produce wait while the proxy stalls, but for those of the tests' own clients.
+//! A proxy before a real broker that can hold back requests of one kind, such as what producers send: requests are passed
+//! whole, and those of that kind wait while the proxy holds them, but for those of the tests' own clients.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicI16, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
 /// The api key of Produce in Kafka's protocol.
 const PRODUCE: i16 = 0;
+/// That of OffsetFetch, the question how far a group has committed.
+pub const OFFSET_FETCH: i16 = 9;
+/// Of no kind.
+const NONE: i16 = -1;
 
 /// See the module.
 pub struct Proxy {
-    stalled: Arc<AtomicBool>,
+    held: Arc<AtomicI16>,
 }
 
 impl Proxy {
     /// Listens on loopback at `port`, which the broker advertises, and passes on to the broker at `to`.
     pub fn start(port: u16, to: u16) -> Proxy {
         let listener = TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
-        let stalled = Arc::new(AtomicBool::new(false));
-        let holds = Arc::clone(&stalled);
+        let held = Arc::new(AtomicI16::new(NONE));
+        let holds = Arc::clone(&held);
         // It ends with the test's process; its connections with their clients.
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
@@ -32,22 +36,28 @@ impl Proxy {
                 thread::spawn(move || drop(io::copy(&mut &back, &mut &to_client)));
             }
         });
-        Proxy { stalled }
+        Proxy { held }
     }
 
+    /// Holds back what producers send, or lets it go.
     pub fn stall(&self, stalled: bool) {
-        self.stalled.store(stalled, SeqCst);
+        self.hold(stalled.then_some(PRODUCE));
+    }
+
+    /// Holds back the requests of this api key, and lets all others go.
+    pub fn hold(&self, key: Option<i16>) {
+        self.held.store(key.unwrap_or(NONE), SeqCst);
     }
 }
 
 /// Passes one request after the other: a length, then as many bytes, which begin with the api key.
-fn requests(mut client: TcpStream, mut broker: TcpStream, stalled: &AtomicBool) -> io::Result<()> {
+fn requests(mut client: TcpStream, mut broker: TcpStream, held: &AtomicI16) -> io::Result<()> {
     loop {
         let mut length = [0; 4];
         client.read_exact(&mut length)?;
         let mut request = vec![0; u32::from_be_bytes(length) as usize];
         client.read_exact(&mut request)?;
-        while is_held(&request) && stalled.load(SeqCst) {
+        while is_held(&request, held.load(SeqCst)) {
             thread::sleep(Duration::from_millis(1));
         }
         broker.write_all(&length)?;
@@ -56,8 +66,8 @@ fn requests(mut client: TcpStream, mut broker: TcpStream, stalled: &AtomicBool) 
 }
 
 /// A request begins with api key, version and correlation id; then comes the client's id, after its length.
-fn is_held(request: &[u8]) -> bool {
+fn is_held(request: &[u8], key: i16) -> bool {
     let length = usize::from(u16::from_be_bytes([request[8], request[9]]));
     let client = request.get(10..10 + length).unwrap_or_default();
-    i16::from_be_bytes([request[0], request[1]]) == PRODUCE && client != super::CLIENT.as_bytes()
+    i16::from_be_bytes([request[0], request[1]]) == key && client != super::CLIENT.as_bytes()
 }

@@ -54,18 +54,20 @@ impl Valve {
         held.iter().for_each(|(delivery, records)| delivery.acknowledge(*records, Bytes(0)));
     }
 
-    /// Acknowledges the oldest `records` that were taken.
-    pub fn acknowledge(&self, mut records: u64) {
+    /// Acknowledges the oldest `records` that were taken, and says how many these were.
+    pub fn acknowledge(&self, records: u64) -> u64 {
+        let mut left = records;
         let mut held = self.inner.held.lock().unwrap();
         for (delivery, open) in held.iter_mut() {
-            let now = records.min(*open);
+            let now = left.min(*open);
             if now > 0 {
                 delivery.acknowledge(now, Bytes(0));
             }
             *open -= now;
-            records -= now;
+            left -= now;
         }
         held.retain(|(_, open)| *open > 0);
+        records - left
     }
 
     pub fn have_room(&self) {
