@@ -1,9 +1,10 @@
 //! Memory: readers wait while a worker's share is used up, and nothing that a commit needs waits for that commit.
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use millstream::{Bytes, Job, Trigger, channel, discard};
+use millstream::{Bytes, Calls, Job, Result, Stream, Trigger, channel, collect, discard, rows};
 
 use crate::support::eventually;
 use crate::support::script::{RECORD, Script};
@@ -100,4 +101,71 @@ fn several_sources_share_what_one_has_alone() {
         log.prefetch.load(SeqCst)
     };
     assert_eq!((prefetch(1), prefetch(3)), (300, 100), "a quarter of the job's memory in all");
+}
+
+/// A stage behind a port or of calls that is slower than its source: what was read waited before it, up to all of the memory.
+#[test]
+fn what_waits_before_a_slow_stage_is_bounded_too() {
+    type Pipeline = fn(Stream<'_, u64>) -> Result<()>;
+    let pipelines: [(&str, Pipeline); 3] = [
+        ("a fork", |numbers| {
+            numbers.clone().sink(discard())?;
+            numbers.inspect(|_| std::thread::sleep(Duration::from_millis(1))).sink(discard())
+        }),
+        ("an exchange", |numbers| {
+            numbers.rebalance().inspect(|_| std::thread::sleep(Duration::from_millis(1))).sink(discard())
+        }),
+        ("calls", |numbers| {
+            let call = |n| async move {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                n
+            };
+            numbers.map_async(Calls::unordered(4), call).or_stop().sink(discard())
+        }),
+    ];
+    for (name, pipeline) in pipelines {
+        for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::from_millis(10))] {
+            let job = Job::new(name, move |flow| pipeline(flow.source(rows(0..1_000_000u64))?));
+            let running = job.trigger(trigger).workers(2).start().unwrap();
+            eventually("some are through", || running.report().sinks.iter().all(|sink| sink.records > 50));
+            let report = running.report();
+            let slowest = report.sinks.iter().map(|sink| sink.records).min().unwrap();
+            // What workers poll at once, and what may be on its way between them.
+            let waits = report.sources[0].records - slowest;
+            assert!(waits <= 40_000, "{name}, {trigger:?}: {waits} wait");
+            running.abort();
+            running.wait().unwrap_err();
+        }
+    }
+}
+
+/// Answers in order were kept without a bound behind one that did not come.
+#[test]
+fn calls_do_not_run_far_ahead_of_one_that_does_not_answer() {
+    const AT_ONCE: usize = 32;
+    let (gate, made) = (Arc::new(tokio::sync::Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let ((open, count), results) = ((Arc::clone(&gate), Arc::clone(&made)), collect());
+    let sink = results.clone();
+    let job = Job::new("ahead", move |flow| {
+        let (gate, made) = (Arc::clone(&gate), Arc::clone(&made));
+        let call = move |n: u64| {
+            let gate = Arc::clone(&gate);
+            made.fetch_add(1, SeqCst);
+            async move {
+                if n == 0 {
+                    gate.acquire().await.map(tokio::sync::SemaphorePermit::forget).unwrap();
+                }
+                n
+            }
+        };
+        flow.source(rows(0..10_000u64).partitions(1))?.map_async(Calls::ordered(AT_ONCE), call).or_stop().sink(&sink)
+    });
+    let running = job.start().unwrap();
+    eventually("calls are made beside the one that hangs", || count.load(SeqCst) > 2 * AT_ONCE);
+    std::thread::sleep(Duration::from_millis(100));
+    let made = count.load(SeqCst);
+    assert!(made <= 5 * AT_ONCE, "{made} calls");
+    open.add_permits(1);
+    running.wait().unwrap();
+    assert_eq!(results.values(), (0..10_000).collect::<Vec<_>>());
 }

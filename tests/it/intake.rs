@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use millstream::{Bytes, Clock, ErrorKind, Job, TestRun, Trigger, channel, collect, discard, rows};
+use millstream::{Bytes, ChannelSource, Clock, ErrorKind, Job, TestRun, Trigger, channel, collect, discard, rows};
 
 use crate::support::script::Script;
 use crate::support::valve::Valve;
@@ -200,5 +200,48 @@ fn a_batch_is_not_released_for_memory_that_is_free_again() {
     eventually("memory is free", || running.report().records_out() as usize == released);
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(valve.taken().len(), released, "no tick has come");
+    drop(running);
+}
+
+/// Whether a source has ended was seen by polling it again, which its limit forbade.
+#[test]
+fn a_limit_does_not_hold_back_the_end() {
+    // A record in a quarter of an hour, and one in longer than there is time.
+    for rate in [0.001, 1e-30] {
+        for trigger in TRIGGERS {
+            let job = Job::new("end", move |flow| {
+                flow.source(rows([1u64]).partitions(1))?.rate_at_most(rate).sink(discard())?;
+                flow.source(&channel_of([1, 2]))?.batch_at_most(2).sink(discard())
+            });
+            let mut running = job.trigger(trigger).workers(2).start().unwrap();
+            let report = running.wait_for(PATIENCE).expect("it ends").unwrap();
+            assert_eq!(report.records_in(), 3, "{rate}, {trigger:?}");
+        }
+    }
+}
+
+/// A channel that nobody sends into any more.
+fn channel_of<const N: usize>(numbers: [u64; N]) -> ChannelSource<u64> {
+    let (sender, source) = channel(N.max(1));
+    numbers.into_iter().for_each(|n| drop(sender.try_send(n).unwrap()));
+    source
+}
+
+/// A worker that had just released its batch took the next one before others were awake.
+#[test]
+fn workers_take_turns_with_the_batches_of_a_source() {
+    let (numbers, results, clock) = (rows(0..1_000u64).partitions(4), collect(), Clock::simulated());
+    let sink = results.clone();
+    let job = Job::new("turns", move |flow| flow.source(&numbers)?.batch_at_most(10).sink(&sink));
+    let running =
+        job.trigger(Trigger::micro_batch(Duration::from_secs(1))).workers(4).clock(clock.clone()).start().unwrap();
+    for batch in 1..=12usize {
+        eventually("the batch is there", || {
+            clock.advance(Duration::from_secs(1));
+            results.len() >= 10 * batch
+        });
+    }
+    let quarters: std::collections::BTreeSet<u64> = results.values().into_iter().map(|n| n / 250).collect();
+    assert_eq!(quarters.len(), 4, "each worker has had its turns: {:?}", results.values());
     drop(running);
 }

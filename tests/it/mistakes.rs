@@ -1,8 +1,12 @@
 //! Every mistake is an error at start that names it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use millstream::{Bytes, Error, ErrorKind, Flow, Job, Restart, Result, channel, discard, rows};
+
+use crate::support::eventually;
 
 #[track_caller]
 fn check(job: Job, kind: ErrorKind, names: &str) {
@@ -76,4 +80,34 @@ fn in_a_channel_that_is_read_twice() {
     let first = Job::new("first", move |flow| flow.source(&source)?.sink(discard())).start().unwrap();
     check(job(move |flow| flow.source(&other)?.sink(discard())), ErrorKind::Option, "channel");
     drop(first);
+}
+
+/// Each of two jobs that began at the same time found that nobody read the channel, and took it from the other: both ended well.
+#[test]
+fn in_a_channel_that_another_job_is_about_to_read() {
+    let (orders, source) = channel::<u64>(1);
+    let (other, is_open) = (source.clone(), Arc::new(AtomicBool::new(false)));
+    let (planned, open) = (Arc::new(AtomicBool::new(false)), Arc::clone(&is_open));
+    let plans = Arc::clone(&planned);
+    let first = std::thread::spawn(move || {
+        let job = Job::new("first", move |flow| {
+            let orders = flow.source(&source)?;
+            plans.store(true, SeqCst);
+            while !open.load(SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            orders.sink(discard())
+        });
+        job.start()
+    });
+    eventually("the first one is planned", || planned.load(SeqCst));
+    let second = Job::new("second", move |flow| flow.source(&other)?.sink(discard())).start();
+    is_open.store(true, SeqCst);
+    let started = [first.join().unwrap(), second];
+    let (running, refused): (Vec<_>, Vec<_>) = started.into_iter().partition(millstream::Result::is_ok);
+    assert_eq!((running.len(), refused.len()), (1, 1));
+    let error = refused.into_iter().next().unwrap().unwrap_err();
+    assert!(error.to_string().contains("channel"), "{error}");
+    orders.try_send(7).unwrap().wait().unwrap();
+    drop((running, orders));
 }

@@ -166,3 +166,23 @@ fn the_results_of_a_job_whose_input_has_ended_are_handed_out() {
     test.advance(Duration::from_secs(1)).unwrap();
     assert_eq!(test.end().unwrap().records_in(), 3);
 }
+
+/// One source that had met its limit let a step return before another one was read.
+#[test]
+fn a_limit_of_one_source_is_none_of_another() {
+    for _ in 0..20 {
+        let (((few, limited), (many, free)), results) = ((channel::<u64>(10), channel::<u64>(10)), collect());
+        let sink = results.clone();
+        let job = Job::new("two", move |flow| {
+            flow.source(&limited)?.rate_at_most(10.0).sink(discard())?;
+            flow.source(&free)?.sink(&sink)
+        });
+        let mut test = TestRun::start(job.workers(2)).unwrap();
+        test.feed(&few, [1, 2]).unwrap();
+        test.feed(&many, [1, 2, 3]).unwrap();
+        assert_eq!(test.drain(&results).unwrap(), [1, 2, 3]);
+        assert_eq!(test.report().records_in(), 4, "one waits for the clock");
+        test.advance(SECOND).unwrap();
+        assert_eq!(test.report().records_in(), 5);
+    }
+}

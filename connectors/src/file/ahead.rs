@@ -245,6 +245,12 @@ impl Ahead {
         Next::Block(Box::new(block))
     }
 
+    /// Whether there is nothing more for a worker to take, ever.
+    pub(super) fn is_through(&self, worker: usize) -> bool {
+        let state = self.lock();
+        state.has_ended && state.queues[worker].blocks.is_empty()
+    }
+
     /// Nothing more of these is wanted, also of what is there.
     pub(super) fn refuse(&self, worker: usize, partitions: &[Partition]) {
         let mut guard = self.lock();

@@ -193,6 +193,10 @@ impl<S: Shape> Reader for FileReader<S> {
         Ok(Polled::More)
     }
 
+    fn has_ended(&self) -> bool {
+        self.begun.is_none() && self.shared.ahead.is_through(self.worker)
+    }
+
     /// In a run that is compared with others. In all others what is forgotten is gone from the directory, and may come back.
     fn forget(&mut self, partitions: &[Partition]) {
         if self.shared.compared {

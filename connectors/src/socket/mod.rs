@@ -442,6 +442,13 @@ impl Reader for SocketReader {
         })
     }
 
+    fn has_ended(&self) -> bool {
+        self.ahead.as_ref().is_none_or(|ahead| {
+            let state = ahead.lock();
+            state.has_ended && state.lines.is_empty() && state.broken.is_none()
+        })
+    }
+
     /// Nobody can read it again: what is here already goes out.
     fn stop(&mut self) -> AtStop {
         if let Some(ahead) = &self.ahead {

@@ -20,7 +20,8 @@ use crate::operator::calls::{Again, Manner};
 pub struct Calls(Manner);
 
 impl Calls {
-    /// At most so many at once; answers go on in the order of their records.
+    /// At most so many at once; answers go on in the order of their records. Behind a call that does not answer, others are made
+    /// until four times `at_once`, or 64 when that is more, are ahead of it.
     ///
     /// # Panics
     /// When `at_once` is 0.
@@ -48,8 +49,8 @@ impl Calls {
     /// first further attempt is made after `pause`, and the pause before each one after it is twice as long, up to a minute.
     /// Each attempt may take the whole of [`within`](Calls::within). What the last attempt came to goes on.
     ///
-    /// A record that waits for its next attempt is not one of the `at_once`: other records are called for meanwhile. Its
-    /// memory stays counted ([`Job::memory`](crate::Job::memory)). In order, the answers of those behind it wait for it. A
+    /// A record that waits for its next attempt is not one of the `at_once`: other records are called for meanwhile, and
+    /// in order as many as [`ordered`](Calls::ordered) says. Its memory stays counted ([`Job::memory`](crate::Job::memory)). In order, the answers of those behind it wait for it. A
     /// [stop](crate::Running::stop) waits for further attempts; after the deadline of a
     /// [`stop_within`](crate::Running::stop_within) none is made. Futures must come to a `Result`. An error that another
     /// attempt does not help is one that the future returns as `Ok`, such as `Ok(Err(no_such_customer))`. Each attempt is

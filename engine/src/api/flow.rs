@@ -12,8 +12,9 @@ use crate::epoch::gather;
 use crate::io::{Claims, OpenSink, OpenSource, Paced, SharedSource, Sink, Source, Wake};
 use crate::operator::egress::{self, Frontiers};
 use crate::operator::fault::Node;
-use crate::operator::ingest::{self, Piece, Recalls, SourceIndex};
+use crate::operator::ingest::{self, Piece, SourceIndex};
 use crate::operator::intake::Limits;
+use crate::operator::recall::Recalls;
 use crate::operator::stage::{Chain, Consume, Tail};
 use crate::run::control::Event;
 use crate::run::plan::{Meter, NodeInfo, Pipeline, Plan, PlannedSink, PlannedSource, Planning, Run, differs};
@@ -351,6 +352,7 @@ impl<'a> Build<'a> {
             node,
             name: run.plan.name(node).to_owned(),
             source: SourceIndex(index),
+            worker: worker.index,
             release: run.release,
             pulse: Arc::clone(&run.pulse),
             budget: Arc::clone(&run.budgets[worker.index]),

@@ -94,9 +94,9 @@ impl Job {
 
     /// Memory for records: a quarter for what the sources fetch ahead, a half for what is under way and not acknowledged,
     /// a quarter for what the sinks have buffered; several sources, workers or sinks share theirs evenly. While a
-    /// sink has no room its worker reads nothing more, whatever stages make of a record: what waits then is what was made
-    /// of one batch. Where records change workers that holds for all of them. 256 MiB by
-    /// default. Code, threads and clients take some 10 MB beside it.
+    /// sink has no room, or a stage is behind, its worker reads nothing more, whatever stages make of a record: what waits then
+    /// is what was made of one batch, of at most 4 096 records. Where records change workers that holds for all of them.
+    /// 256 MiB by default. Code, threads and clients take some 10 MB beside it.
     pub fn memory(self, total: Bytes) -> Job {
         Job { memory: total, ..self }
     }

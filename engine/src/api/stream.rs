@@ -16,7 +16,7 @@ use crate::operator::fault::Node;
 use crate::operator::stage::{self, Chain, Consume, Port, Split, Stage};
 use crate::operator::{calls, exchange};
 use crate::run::plan::Run;
-use crate::words::{Batch, Error, Keyed, Result, TimedOut};
+use crate::words::{Backlog, Batch, Error, Keyed, Result, TimedOut};
 
 use super::calls::CallPolicy;
 use super::calls::sealed::Parts;
@@ -225,7 +225,9 @@ impl<'a, T: 'static> Stream<'a, T> {
                 let wake = stage::wake_of(scope, builder);
                 run.pulse.wakes_for_room(wake.clone());
                 let stall = run.budgets[scope.worker().index()].stall().clone();
-                let place = calls::Place { node, name, meter, desk: run.call_desk()?, wake, stall };
+                let pulse = Arc::clone(&run.pulse);
+                let backlog = Backlog::new(stall.clone(), move || pulse.wake_ingests());
+                let place = calls::Place { node, name, meter, desk: run.call_desk()?, wake, stall, backlog };
                 Ok(Box::new(calls::Calls::new(place, (manner, again), f, tail(builder)?)))
             }))
         });
@@ -292,7 +294,11 @@ impl<'a, T: 'static> Stream<'a, T> {
             match scope.worker().peers() {
                 // There is nobody to exchange with.
                 1 => stage::build(scope, name, ports, || Pipeline, setting, tail),
-                _ => stage::build(scope, name, ports, exchange::in_turn, setting, tail),
+                _ => {
+                    let stall = setting.stall.clone();
+                    let setting = stage::Setting { is_exchange: true, ..setting };
+                    stage::build(scope, name, ports, || exchange::in_turn(&stall), setting, tail)
+                }
             }
         });
         Stream::chain(flow, node, chain).through(node, Ok)
@@ -380,6 +386,7 @@ fn setting(scope: Scope<'_, u64>, run: &Run) -> stage::Setting {
         pulse: Arc::clone(&run.pulse),
         stall: run.budgets[scope.worker().index()].stall().clone(),
         clock: run.clock.clone(),
+        is_exchange: false,
     }
 }
 

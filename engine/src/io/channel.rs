@@ -84,6 +84,13 @@ struct Queue<T> {
     is_read: bool,
 }
 
+impl<T> Queue<T> {
+    /// How many records wait in it.
+    fn len(&self) -> usize {
+        self.receiver.len() + usize::from(self.next.is_some())
+    }
+}
+
 struct Sent<T> {
     value: T,
     at: Moment,
@@ -308,11 +315,16 @@ impl<T: Send + 'static> Source for ChannelSource<T> {
     fn connect(self, open: OpenSource) -> Result<ChannelShared<T>> {
         open.once("channel")?;
         open.claim([format!("channel {}", self.id)])?;
-        if lock(&self.queue).is_read {
+        let mut queue = lock(&self.queue);
+        if queue.is_read {
             let doing = "cannot read a channel twice: another job already reads it";
             return Err(Error::new(ErrorKind::Option, doing));
         }
-        Ok(ChannelShared { source: Mutex::new(Some(self)), bounded: open.bounded, clock: open.clock })
+        queue.is_read = true;
+        queue.reader += 1;
+        let reader = queue.reader;
+        drop(queue);
+        Ok(ChannelShared { source: Mutex::new(Some(self)), reader, bounded: open.bounded, clock: open.clock })
     }
 
     fn reader(shared: &Arc<ChannelShared<T>>, worker: Worker, wake: Wake) -> Result<ChannelReader<T>> {
@@ -321,13 +333,11 @@ impl<T: Send + 'static> Source for ChannelSource<T> {
         let source = lock(&shared.source);
         let Some(source) = source.as_ref().filter(|_| worker.index == 0) else { return Ok(none) };
         *lock(&source.bell.0) = Some((wake, shared.clock.clone()));
-        let mut queue = lock(&source.queue);
-        queue.is_read = true;
-        queue.reader += 1;
-        let left = if shared.bounded { queue.receiver.len() + usize::from(queue.next.is_some()) } else { usize::MAX };
+        let queue = lock(&source.queue);
+        let left = if shared.bounded { queue.len() } else { usize::MAX };
         Ok(ChannelReader {
             queue: Arc::downgrade(&source.queue),
-            reader: queue.reader,
+            reader: shared.reader,
             left,
             clock: shared.clock.clone(),
             points_to: source.points_to,
@@ -340,18 +350,40 @@ impl<T: Send + 'static> Source for ChannelSource<T> {
 pub struct ChannelShared<T> {
     /// Until the end of the run: a worker that is stuck keeps everything else of it.
     source: Mutex<Option<ChannelSource<T>>>,
+    /// Which of all the channel's readers its own is.
+    reader: u64,
     bounded: bool,
     clock: Clock,
+}
+
+impl<T> ChannelShared<T> {
+    /// Another may read it from now on, unless another does.
+    fn let_go(&self) {
+        let Some(source) = lock(&self.source).take() else { return };
+        let mut queue = lock(&source.queue);
+        if queue.reader == self.reader {
+            queue.is_read = false;
+            *lock(&source.bell.0) = None;
+            queue.reader += 1;
+        }
+    }
+}
+
+impl<T> Drop for ChannelShared<T> {
+    /// Also when the plan fails after this source was connected.
+    fn drop(&mut self) {
+        self.let_go();
+    }
 }
 
 impl<T: Send + 'static> SharedSource for ChannelShared<T> {
     /// A restarted run, or a later job, reads on.
     fn close(&self, _: Last) {
-        let Some(source) = lock(&self.source).take() else { return };
-        *lock(&source.bell.0) = None;
-        let mut queue = lock(&source.queue);
-        queue.reader += 1;
-        queue.is_read = false;
+        self.let_go();
+    }
+
+    fn unread(&self) -> u64 {
+        lock(&self.source).as_ref().map_or(0, |source| lock(&source.queue).len() as u64)
     }
 }
 
@@ -410,6 +442,12 @@ impl<T: Send + 'static> Reader for ChannelReader<T> {
             }
         }
         Ok(Polled::Ended)
+    }
+
+    fn has_ended(&self) -> bool {
+        let Some(queue) = self.queue.upgrade() else { return true };
+        let queue = lock(&queue);
+        queue.reader != self.reader || self.left == 0 || queue.receiver.is_closed() && queue.len() == 0
     }
 
     /// Senders hear of it, and get their values back from now on.

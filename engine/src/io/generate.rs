@@ -242,6 +242,11 @@ impl<T: 'static> Reader for GenerateReader<T> {
         })
     }
 
+    fn has_ended(&self) -> bool {
+        let next = self.made * self.worker.peers as u64 + self.worker.index as u64;
+        self.is_forgotten || self.source.count.is_some_and(|count| next >= count)
+    }
+
     fn forget(&mut self, partitions: &[Partition]) {
         self.is_forgotten |= partitions.contains(&self.partition);
     }

@@ -164,6 +164,10 @@ impl<T: Clone + Send + Sync + 'static> Reader for RowsReader<T> {
         Ok(Polled::More)
     }
 
+    fn has_ended(&self) -> bool {
+        self.slices.iter().all(|slice| slice.next >= slice.end)
+    }
+
     fn forget(&mut self, partitions: &[Partition]) {
         self.slices.retain(|slice| !partitions.contains(&slice.partition));
     }

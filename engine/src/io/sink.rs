@@ -136,7 +136,7 @@ pub enum Accepted {
     /// The batch is empty now.
     All,
     /// No room: what was refused stays at the front and is offered again after a wake. A sink may say this only for a
-    /// reason that ends without a commit.
+    /// reason that ends without a commit, and without this job reading anything: its sources wait meanwhile.
     Full,
 }
 

@@ -207,6 +207,12 @@ pub trait SharedSource: Send + Sync + 'static {
         None
     }
 
+    /// How many records wait for a poll, where they are fed by the program; [`TestRun`](crate::TestRun) waits until they are
+    /// read.
+    fn unread(&self) -> u64 {
+        0
+    }
+
     /// Once, at the end of a run, after all readers are gone: releases what is shared with other threads.
     fn close(&self, last: Last) {
         let _ = last;
@@ -299,6 +305,12 @@ pub trait Reader {
     /// # Errors
     /// An error ends the run.
     fn poll(&mut self, batch: &mut Batch<Self::Item>, room: Room) -> Result<Polled>;
+
+    /// Whether the next poll would find [`Polled::Ended`], as far as can be known without it: so a job whose source is held back
+    /// by a limit, or paused, ends with its last record. By default nothing is known before a poll.
+    fn has_ended(&self) -> bool {
+        false
+    }
 
     /// These partitions are no longer ours: nothing of them is returned until they are given again.
     fn forget(&mut self, partitions: &[Partition]) {

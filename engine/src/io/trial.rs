@@ -249,6 +249,10 @@ impl<R: Reader> Reader for Paced<R> {
         }
     }
 
+    fn has_ended(&self) -> bool {
+        self.reader.has_ended()
+    }
+
     fn forget(&mut self, partitions: &[Partition]) {
         self.reader.forget(partitions);
     }

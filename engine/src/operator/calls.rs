@@ -13,7 +13,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use crate::io::Wake;
-use crate::words::{Admission, Batch, EventTime, Result, StageMeter, Stall, TimedOut, deadline_after};
+use crate::words::{Admission, Backlog, Batch, EventTime, Result, StageMeter, Stall, TimedOut, deadline_after};
 
 use super::attempt::{Attempt, BLOCKS_AFTER, Outcome, Whose};
 use super::call_threads::CallDesk;
@@ -117,13 +117,22 @@ pub(crate) struct Calls<F, T, U> {
     told_of_failures: Option<Instant>,
     groups: BTreeMap<u64, Group<U>>,
     /// Groups that have something ready, without an order.
-    answered: Vec<u64>,
+    answered: VecDeque<u64>,
     next_group: u64,
     teller: Sender<Told<U>>,
     told: Receiver<Told<U>>,
+    /// Answers in order that wait for an earlier one.
+    held: usize,
+    backlog: Backlog,
     wake: Wake,
     stall: Stall,
 }
+
+/// So many times as many calls as there may be at once are ahead of the first that is not answered, at most: a call that is made
+/// again for minutes holds up the others only then.
+const AHEAD: usize = 4;
+/// And so many when only few calls are made at once.
+const AHEAD_FEW: usize = 64;
 
 /// Where a stage stands, and what it counts.
 pub(crate) struct Place {
@@ -133,6 +142,7 @@ pub(crate) struct Place {
     pub(crate) desk: CallDesk,
     pub(crate) wake: Wake,
     pub(crate) stall: Stall,
+    pub(crate) backlog: Backlog,
 }
 
 impl<F, T, U> Calls<F, T, U> {
@@ -143,7 +153,7 @@ impl<F, T, U> Calls<F, T, U> {
         next: Box<dyn Consume<Answer<U>>>,
     ) -> Calls<F, T, U> {
         let (teller, told) = mpsc::channel();
-        let Place { node, name, meter, desk, wake, stall } = place;
+        let Place { node, name, meter, desk, wake, stall, backlog } = place;
         Calls {
             node,
             name,
@@ -161,10 +171,12 @@ impl<F, T, U> Calls<F, T, U> {
             alarm: None,
             told_of_failures: None,
             groups: BTreeMap::new(),
-            answered: Vec::new(),
+            answered: VecDeque::new(),
             next_group: 0,
             teller,
             told,
+            held: 0,
+            backlog,
             wake,
             stall,
         }
@@ -211,6 +223,8 @@ where
         self.resume();
         self.call();
         self.hand_on()?;
+        // What waited for an answer that is handed on now.
+        self.call();
         self.next.step()
     }
 }
@@ -227,10 +241,14 @@ where
         // So that `f` may use what wants a runtime, also before its future is polled.
         let desk = self.desk.clone();
         let _in_runtime = desk.calls.enter();
-        // Answers are in no budget: while a writer has no room there are only those of calls under way.
+        // Answers are in no budget: while a writer has no room there are only those of calls under way, and in order only so
+        // many beside these. One that is made again may be the one that all others wait for.
         while self.under_way.len() < self.manner.at_once
             && !self.stall.is_on()
-            && let Some(record) = self.waiting.pop_front()
+            && let Some(record) = self.waiting.pop_front_if(|record| {
+                let ahead = self.under_way.len() + self.held;
+                record.failed > 0 || ahead < self.manner.at_once.saturating_mul(AHEAD).max(AHEAD_FEW)
+            })
         {
             let call = self.next_call;
             self.next_call += 1;
@@ -248,6 +266,7 @@ where
             });
             self.under_way.insert(call, attempt);
         }
+        self.backlog.look(self.waiting.len(), self.manner.at_once);
         self.set_alarm();
     }
 
@@ -292,9 +311,10 @@ where
         let of = self.groups.get_mut(&group).expect("a group stays until all its calls are answered");
         if self.manner.is_ordered {
             of.results[index - of.emitted] = Some(answer);
+            self.held += 1;
         } else {
             if Batch::is_empty(&of.ready) {
-                self.answered.push(group);
+                self.answered.push_back(group);
             }
             of.ready.append(answer, of.times.get(index).copied());
         }
@@ -317,37 +337,48 @@ where
         });
     }
 
-    /// Hands on what may leave: in order, the beginning; else all that is there.
+    /// Hands on what may leave, for about a millisecond and as long as writers have room: in order, the beginning; else all
+    /// that is there.
     fn hand_on(&mut self) -> Result<()> {
-        if !self.manner.is_ordered {
-            for id in mem::take(&mut self.answered) {
-                let group = self.groups.get_mut(&id).expect("it has answers to hand on");
-                let out = mem::replace(&mut group.ready, Batch::under(group.admission.clone()));
-                self.emit(id, out)?;
-            }
-            return Ok(());
-        }
-        while let Some((id, group)) = self.groups.iter_mut().next() {
-            let (id, out) = (*id, group.beginning());
-            if Batch::is_empty(&out) || !self.emit(id, out)? {
+        const STEP: Duration = Duration::from_millis(1);
+        let began = Instant::now();
+        // Who has room again wakes this.
+        while !self.stall.is_on() {
+            let Some((id, out)) = self.next_out() else { break };
+            self.emit(id, out)?;
+            if began.elapsed() > STEP {
+                self.wake.wake();
                 break;
             }
         }
         Ok(())
     }
 
-    /// Hands on answers of a group; says whether they were its last.
-    fn emit(&mut self, id: u64, out: Batch<Answer<U>>) -> Result<bool> {
+    /// What may leave next, and whose it is.
+    fn next_out(&mut self) -> Option<(u64, Batch<Answer<U>>)> {
+        if self.manner.is_ordered {
+            let (id, group) = self.groups.iter_mut().next()?;
+            let out = group.beginning();
+            self.held -= out.len();
+            return (!Batch::is_empty(&out)).then_some((*id, out));
+        }
+        let id = self.answered.pop_front()?;
+        let group = self.groups.get_mut(&id).expect("it has answers to hand on");
+        let out = mem::replace(&mut group.ready, Batch::under(group.admission.clone()));
+        Some((id, out))
+    }
+
+    /// Hands on answers of a group.
+    fn emit(&mut self, id: u64, out: Batch<Answer<U>>) -> Result<()> {
         let group = self.groups.get_mut(&id).expect("it has answers to hand on");
         let records = out.len();
         self.meter.records_out.add(records as u64);
         self.next.consume(out, &group.at)?;
         group.open -= records;
-        let is_done = group.open == 0;
-        if is_done {
+        if group.open == 0 {
             self.groups.remove(&id);
         }
-        Ok(is_done)
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use timely::dataflow::channels::pact::DistributorPact;
 use timely::dataflow::channels::pushers::exchange::Distributor;
 use timely::dataflow::channels::{ContainerBytes, Message};
 
-use crate::words::{Batch, EventTime};
+use crate::words::{Batch, EventTime, Stall};
 
 /// The bytes of an exchanged batch: a length, then postcard, padded as timely wants it.
 impl<T: Serialize + DeserializeOwned> ContainerBytes for Batch<T> {
@@ -44,14 +44,16 @@ fn encode<T: Serialize>(batch: &Batch<T>) -> Vec<u8> {
 }
 
 /// Spreads records evenly over the workers, in turn. Gives up every order.
-pub(crate) fn in_turn() -> DistributorPact<impl FnOnce(usize) -> InTurn> {
-    DistributorPact(|peers| InTurn { peers, turn: 0 })
+pub(crate) fn in_turn(stall: &Stall) -> DistributorPact<impl FnOnce(usize) -> InTurn> {
+    let stall = stall.clone();
+    DistributorPact(|peers| InTurn { peers, turn: 0, stall })
 }
 
 /// See [`in_turn`].
 pub(crate) struct InTurn {
     peers: usize,
     turn: usize,
+    stall: Stall,
 }
 
 impl<T> Distributor<Batch<T>> for InTurn {
@@ -61,6 +63,7 @@ impl<T> Distributor<Batch<T>> for InTurn {
         time: &Time,
         pushers: &mut [P],
     ) {
+        self.stall.depart(batch.len());
         let share = batch.len().div_ceil(self.peers).max(1);
         while !Batch::is_empty(batch) {
             let rest = batch.split_off(share.min(batch.len()));

@@ -11,9 +11,7 @@
 //! ```
 
 use std::collections::{HashMap, VecDeque};
-use std::mem;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use timely::container::CapacityContainerBuilder;
@@ -26,12 +24,13 @@ use timely::scheduling::Activator;
 use crate::io::{AtStop, Polled, Reader, Wake};
 use crate::words::{
     Admission, Batch, Budget, Bytes, CheckpointId, Clock, Epoch, Moment, Offset, Offsets, Partition, Result, Room,
-    SourceMeter, Stall, lock,
+    SourceMeter, Stall,
 };
 
 use super::fault::{self, Fault, Node};
-use super::intake::{Counts, Grant, Intake};
+use super::intake::{Counts, Grant, Granted, Intake};
 use super::pulse::Pulse;
+use super::recall::Recalls;
 use super::stage::{Capabilities, Consume, Tail, give_up, wake_of};
 
 /// Which source of the plan, counted from 0.
@@ -53,66 +52,12 @@ pub(crate) enum Release {
     AtTicks,
 }
 
-/// Partitions that the control thread wants back from the readers of a source.
-#[derive(Debug)]
-pub(crate) struct Recall {
-    pub(crate) partitions: Vec<Partition>,
-    /// Whether what was released of them can still be committed.
-    pub(crate) lost: bool,
-    /// How many workers have not answered yet.
-    pub(crate) waiting: AtomicUsize,
-    /// The newest checkpoint in which any worker released something of them.
-    pub(crate) checkpoint: Mutex<CheckpointId>,
-}
-
-impl Recall {
-    /// A worker has released nothing of the partitions after this checkpoint, and will not.
-    fn answer(&self, checkpoint: CheckpointId) {
-        let mut newest = lock(&self.checkpoint);
-        *newest = checkpoint.max(*newest);
-        drop(newest);
-        self.waiting.fetch_sub(1, SeqCst);
-    }
-}
-
-/// The recalls that one worker's ingest has not seen yet.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Recalls(Arc<Mutex<Inbox>>);
-
-#[derive(Debug, Default)]
-struct Inbox {
-    recalls: Vec<Arc<Recall>>,
-    /// The last checkpoint of an ingest that has ended.
-    ended: Option<CheckpointId>,
-}
-
-impl Recalls {
-    /// Asks the ingest; one that has ended has answered.
-    pub(crate) fn post(&self, recall: &Arc<Recall>) {
-        let mut inbox = lock(&self.0);
-        match inbox.ended {
-            Some(checkpoint) => recall.answer(checkpoint),
-            None => inbox.recalls.push(Arc::clone(recall)),
-        }
-    }
-
-    fn take(&self) -> Vec<Arc<Recall>> {
-        mem::take(&mut lock(&self.0).recalls)
-    }
-
-    /// A partition that is wanted back from an ended reader is free.
-    fn end(&self, checkpoint: CheckpointId) {
-        let mut inbox = lock(&self.0);
-        inbox.ended = Some(checkpoint);
-        inbox.recalls.drain(..).for_each(|recall| recall.answer(checkpoint));
-    }
-}
-
 /// What an ingest operator shares with the rest of its worker.
 pub(crate) struct Setting {
     pub(crate) node: Node,
     pub(crate) name: String,
     pub(crate) source: SourceIndex,
+    pub(crate) worker: usize,
     pub(crate) release: Release,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) budget: Arc<Budget>,
@@ -184,12 +129,14 @@ enum Released {
     All,
     /// There is more.
     Some,
-    /// There is more, and a writer has no room for it.
+    /// There is more, and a writer has no room for it, or a stage is behind.
     Stalled,
 }
 
 /// A poll returns what takes about a millisecond to process: nobody is deaf for longer.
 const STEP: Duration = Duration::from_millis(1);
+/// A rate of less than a record in this time is asked again meanwhile.
+const ASK_AGAIN_WITHIN: Duration = Duration::from_secs(1);
 const RECORDS_FIRST: usize = 64;
 const RECORDS_MOST: usize = 4096;
 
@@ -266,7 +213,7 @@ impl<R: Reader> Ingest<R> {
             match self.release_until(self.setting.pulse.until())? {
                 Released::All => {}
                 Released::Some => return Ok(true),
-                // A writer that has room again wakes this.
+                // Whoever has room again wakes this.
                 Released::Stalled => return Ok(false),
             }
         }
@@ -282,17 +229,20 @@ impl<R: Reader> Ingest<R> {
         if self.has_ended {
             return Ok(false);
         }
-        if self.setting.budget.stall().is_on() {
+        if self.setting.budget.stall().holds_sources() {
             self.setting.budget.pass_on(source);
+            self.pass_on();
             return Ok(false);
         }
         let wanted = self.records_max.min(self.released_max);
         let Some(granted) = self.granted(wanted) else {
             self.setting.budget.pass_on(source);
+            // A limit does not hold back the end.
+            self.has_ended = self.reader.as_ref().is_some_and(Reader::has_ended);
             return Ok(false);
         };
         let Some(room) = self.setting.budget.room(source) else {
-            self.setting.intake.came(granted, 0, self.counts());
+            self.came(granted, 0);
             // What waits for a tick would be released by one.
             if self.setting.release == Release::AtOnce || !self.queue.is_empty() {
                 self.setting.pulse.note_starved();
@@ -305,8 +255,8 @@ impl<R: Reader> Ingest<R> {
         let reader = self.reader.as_mut().expect("a step begins with a reader");
         let mut batch = Batch::new();
         let arrival = self.setting.clock.now();
-        let polled = reader.poll(&mut batch, Room { records: granted, bytes: room });
-        self.setting.intake.came(granted, batch.len(), self.counts());
+        let polled = reader.poll(&mut batch, Room { records: granted.records, bytes: room });
+        self.came(granted, batch.len());
         self.setting.budget.pass_on(source);
         let polled = polled.map_err(|error| error.in_operator(&self.setting.name))?;
         // Nobody adds to what is drained.
@@ -337,21 +287,35 @@ impl<R: Reader> Ingest<R> {
     }
 
     /// How many records may be polled now, of the wanted; `None` when there are none now.
-    fn granted(&mut self, wanted: usize) -> Option<usize> {
+    fn granted(&mut self, wanted: usize) -> Option<Granted> {
         // Nobody can read again what is drained.
         if self.at_stop == Some(AtStop::Drain) {
-            return Some(wanted);
+            return Some(self.setting.intake.without_limit(wanted, self.counts()));
         }
-        match self.setting.intake.grant(wanted, self.counts(), self.setting.clock.now()) {
+        match self.setting.intake.grant(self.setting.worker, wanted, self.counts(), self.setting.clock.now()) {
             Grant::Records(granted) => Some(granted),
             Grant::After(wait) => {
                 // A simulated clock wakes by itself.
                 if self.setting.clock.is_system() {
-                    self.activator.activate_after(wait);
+                    self.activator.activate_after(wait.min(ASK_AGAIN_WITHIN));
                 }
                 None
             }
             Grant::Nothing => None,
+        }
+    }
+
+    /// So many of the granted records came; another worker may have the rest.
+    fn came(&self, granted: Granted, came: usize) {
+        if self.setting.intake.came(granted, came) {
+            self.setting.pulse.wake_ingests();
+        }
+    }
+
+    /// Another worker may have the next turn.
+    fn pass_on(&self) {
+        if self.setting.intake.pass_on(self.setting.worker) {
+            self.setting.pulse.wake_ingests();
         }
     }
 
@@ -399,7 +363,7 @@ impl<R: Reader> Ingest<R> {
             if *polled > until {
                 break;
             }
-            if self.setting.budget.stall().is_on() {
+            if self.setting.budget.stall().holds_sources() {
                 return Ok(Released::Stalled);
             }
             if now > deadline {
@@ -491,6 +455,7 @@ impl<R: Reader> Ingest<R> {
         self.capabilities.clear();
         self.reader = None;
         self.setting.budget.leave(self.setting.source.0 as u64);
+        self.pass_on();
         self.setting.pulse.source_ended();
     }
 }

@@ -16,7 +16,7 @@ use timely::dataflow::{Scope, Stream};
 use timely::progress::operate::FrontierInterest;
 
 use crate::io::Wake;
-use crate::words::{Batch, Clock, Error, Result, StageMeter, Stall};
+use crate::words::{Backlog, Batch, Clock, Error, Result, StageMeter, Stall};
 
 use super::fault::{self, Fault, Node};
 use super::pulse::Pulse;
@@ -161,12 +161,15 @@ pub(crate) struct Setting {
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) stall: Stall,
     pub(crate) clock: Clock,
+    /// What arrives was counted when it departed.
+    pub(crate) is_exchange: bool,
 }
 
 /// Builds the operator of a chain that starts at streams and not at a source; `pact` says which worker gets what.
 ///
 /// What arrives waits here while a writer has no room, and runs through the chain in slices of about a millisecond otherwise:
-/// what a stage makes of a record may be a thousand times as large, and is in no budget.
+/// what a stage makes of a record may be a thousand times as large, and is in no budget. Sources wait while more waits here than
+/// a few slices.
 pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
     scope: Scope<'a, u64>,
     name: &str,
@@ -193,12 +196,17 @@ pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
         drop(capabilities);
         let mut arrived: VecDeque<(Capabilities, Batch<T>)> = VecDeque::new();
         let mut pace = Pace::default();
+        let pulse = Arc::clone(&setting.pulse);
+        let mut backlog = Backlog::new(setting.stall.clone(), move || pulse.wake_ingests());
         move |_| {
             wake.listen();
             for input in &mut inputs {
                 // In the order of arrival; `for_each_time` sorts unstably and would mix up batches of one epoch.
                 input.for_each(|capability, batch| {
                     let at: Capabilities = (0..ports).map(|port| capability.retain(port)).collect();
+                    if setting.is_exchange && setting.stall.arrive(batch.len()) {
+                        setting.pulse.wake_ingests();
+                    }
                     arrived.push_back((at, std::mem::take(batch)));
                 });
             }
@@ -211,6 +219,7 @@ pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
                 Ok(false) => {}
                 Err(error) => setting.fault.record(error),
             }
+            backlog.look(arrived.iter().map(|(_, batch)| batch.len()).sum(), pace.records_max);
         }
     });
     Ok(())

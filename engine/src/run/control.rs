@@ -13,7 +13,8 @@ use crate::epoch::commit::{Commits, Committer};
 use crate::epoch::gather::Gathered;
 use crate::io::{Change, Last, Taken, Wake};
 use crate::operator::fault::panicked;
-use crate::operator::ingest::{Recall, SourceIndex};
+use crate::operator::ingest::SourceIndex;
+use crate::operator::recall::Recall;
 use crate::words::{CheckpointId, Clock, Error, ErrorKind, Moment, Offsets, Result, lock, spawn};
 
 use super::begin::{Spec, allocators, new_run, plan};

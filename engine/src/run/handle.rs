@@ -148,12 +148,14 @@ impl Handle {
     pub(crate) fn is_settled(&self, fed: u64) -> bool {
         let Some(run) = lock(&self.state).run.clone() else { return false };
         // What a limit keeps out comes when the clock has moved, or the limit.
-        let holds_back = run.plan.sources.iter().any(|source| source.intake.holds_back());
+        let now = run.clock.now();
+        let held_back = run.plan.sources.iter().filter(|source| source.intake.holds_back(now));
+        let kept_out: u64 = held_back.map(|source| source.shared.unread()).sum();
         let sources = run.plan.nodes.iter().filter_map(|node| match &node.meter {
             Meter::Source(meter) => Some(meter.fed.get()),
             _ => None,
         });
-        (holds_back || sources.sum::<u64>() >= fed) && run.ticker.is_settled()
+        sources.sum::<u64>() + kept_out >= fed && run.ticker.is_settled()
     }
 
     pub(crate) fn has_ended(&self) -> bool {

@@ -12,9 +12,10 @@ use crate::epoch::ticker::Ticker;
 use crate::io::{SharedSink, SharedSource, Trial, Turn, Wake};
 use crate::operator::call_threads::{CallDesk, CallThreads};
 use crate::operator::fault::{Fault, Node};
-use crate::operator::ingest::{Recalls, Release};
+use crate::operator::ingest::Release;
 use crate::operator::intake::Intake;
 use crate::operator::pulse::Pulse;
+use crate::operator::recall::Recalls;
 use crate::words::{Budget, Bytes, Clock, Error, ErrorKind, Offsets, Result, SinkMeter, SourceMeter, StageMeter, lock};
 
 use super::control::Events;

@@ -26,26 +26,100 @@ pub(crate) struct Budget {
     stall: Stall,
 }
 
-/// How many ends of chains have outputs that their writer has no room for. What a stage makes of a record is not in the
-/// budget, so while there are any nothing is read: then outputs of one batch at most wait at each of them. Clones are the
-/// same; workers that exchange records share it.
+/// What waits within the job. The budget counts what was read, and not what a stage makes of it, so nothing is read while a
+/// writer has no room or a stage is behind: then outputs of one batch at most wait at each of them. Clones are the same;
+/// workers that exchange records share it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Stall(Arc<AtomicU64>);
+pub(crate) struct Stall(Arc<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Ends of chains with outputs that their writer has no room for.
+    full: AtomicU64,
+    /// Stages with more before them than they do in some milliseconds.
+    behind: AtomicU64,
+    /// Records on their way to another worker, which may be asleep and not know that it is behind.
+    on_their_way: AtomicU64,
+}
+
+/// So many records may be on their way to other workers before sources wait.
+const ON_THEIR_WAY_MOST: u64 = 16_384;
 
 impl Stall {
-    /// Whether a writer has no room.
+    /// Whether a writer has no room: then stages make nothing more.
     pub(crate) fn is_on(&self) -> bool {
-        self.0.load(SeqCst) > 0
+        self.0.full.load(SeqCst) > 0
+    }
+
+    /// Whether anything waits that sources have to wait for.
+    pub(crate) fn holds_sources(&self) -> bool {
+        self.is_on() || self.0.behind.load(SeqCst) > 0 || self.0.on_their_way.load(SeqCst) >= ON_THEIR_WAY_MOST
+    }
+
+    /// So many records go to another worker.
+    pub(crate) fn depart(&self, records: usize) {
+        self.0.on_their_way.fetch_add(records as u64, SeqCst);
+    }
+
+    /// So many have come from another worker. Says whether sources may go on.
+    pub(crate) fn arrive(&self, records: usize) -> bool {
+        let before = self.0.on_their_way.fetch_sub(records as u64, SeqCst);
+        before >= ON_THEIR_WAY_MOST && before - (records as u64) < ON_THEIR_WAY_MOST
     }
 
     /// A writer has no room.
     pub(crate) fn begin(&self) {
-        self.0.fetch_add(1, SeqCst);
+        self.0.full.fetch_add(1, SeqCst);
     }
 
     /// It has taken what waited. Says whether it was the last.
     pub(crate) fn end(&self) -> bool {
-        self.0.fetch_sub(1, SeqCst) == 1
+        self.0.full.fetch_sub(1, SeqCst) == 1
+    }
+
+    /// A stage is behind.
+    fn fall_behind(&self) {
+        self.0.behind.fetch_add(1, SeqCst);
+    }
+
+    /// It is no more. Says whether it was the last.
+    fn catch_up(&self) -> bool {
+        self.0.behind.fetch_sub(1, SeqCst) == 1
+    }
+}
+
+/// Whether one stage is behind, and who reads on when it is no more.
+pub(crate) struct Backlog {
+    stall: Stall,
+    is_behind: bool,
+    caught_up: Box<dyn Fn()>,
+}
+
+impl Backlog {
+    /// Of a stage that is not behind; `caught_up` wakes the sources.
+    pub(crate) fn new(stall: Stall, caught_up: impl Fn() + 'static) -> Backlog {
+        Backlog { stall, is_behind: false, caught_up: Box::new(caught_up) }
+    }
+
+    /// So many records wait before the stage, which does `slice` of them at once: it is behind from four slices on, and until
+    /// one is left, so that it is never idle while sources wait for it.
+    pub(crate) fn look(&mut self, waiting: usize, slice: usize) {
+        let is_behind = if self.is_behind { waiting > slice } else { waiting > 4 * slice };
+        if is_behind == self.is_behind {
+            return;
+        }
+        self.is_behind = is_behind;
+        if is_behind {
+            self.stall.fall_behind();
+        } else if self.stall.catch_up() {
+            (self.caught_up)();
+        }
+    }
+}
+
+impl Drop for Backlog {
+    fn drop(&mut self) {
+        self.look(0, 1);
     }
 }
 

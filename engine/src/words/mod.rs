@@ -13,7 +13,7 @@ mod record;
 mod thread;
 mod time;
 
-pub(crate) use admission::{Admission, Budget, Outcome, Stall};
+pub(crate) use admission::{Admission, Backlog, Budget, Outcome, Stall};
 pub use batch::Batch;
 pub use epoch::{CheckpointId, Epoch};
 pub use error::{Error, ErrorKind, Result};
