@@ -144,6 +144,7 @@ fn of_a_group_come_and_go_and_nothing_is_lost() {
     println!("{EVENTS} events: {findings}");
     assert!(findings.at_least_once(), "{findings}");
     assert!(findings.looked_at > EVENTS * 1_000, "too little went through: {findings}");
-    // What was written and not committed when a process died, or was put out: about a tenth of a second each.
-    assert!(findings.doubled.len() < EVENTS * 400, "{findings}");
+    // What was written and not committed when a process died, or was put out. The next event comes as soon as all is caught up,
+    // so that may be what piled up in seconds of silence; without commits it would be all of it, each time.
+    assert!(findings.doubled.len() < EVENTS * 1_000, "{findings}");
 }

@@ -61,26 +61,47 @@ impl Again {
             return false;
         }
         let records = lock(&self.records);
-        if records.is_empty() {
+        // A writer may have sent the last of them by now.
+        if records.is_empty() && self.open.load(SeqCst) == 0 {
             self.is_needed.store(false, SeqCst);
         }
         true
     }
 
-    /// The next record that may be sent alone: none while anything is in flight. It counts as sent.
-    pub(super) fn next(&self) -> Option<(OwnedMessage, Ticket)> {
+    /// What a writer has to do now.
+    pub(super) fn next(&self) -> Next {
         if !self.is_needed() {
-            return None;
+            return Next::Nothing;
         }
         let mut records = lock(&self.records);
         if self.open.load(SeqCst) > 0 {
-            return None;
+            return Next::Nothing;
         }
-        let next = records.pop_front();
-        match &next {
-            Some(_) => self.send(),
-            None => self.is_needed.store(false, SeqCst),
+        match records.pop_front() {
+            Some((message, ticket)) => {
+                self.send();
+                Next::Send(message, ticket)
+            }
+            None => {
+                self.is_needed.store(false, SeqCst);
+                Next::GoOn
+            }
         }
-        next
     }
+
+    /// The client did not take a record, for now: it is the next one again.
+    pub(super) fn put_back(&self, message: OwnedMessage, ticket: Ticket) {
+        let mut records = lock(&self.records);
+        self.not_sent();
+        records.push_front((message, ticket));
+    }
+}
+
+/// What a writer has to do.
+pub(super) enum Next {
+    /// A record is to be sent alone. It counts as sent.
+    Send(OwnedMessage, Ticket),
+    /// All is through: whoever waits may send.
+    GoOn,
+    Nothing,
 }

@@ -1,6 +1,7 @@
 //! What the consumer complains of while a job reads, and whether that is the end of the run: it is when the client cannot mend
 //! it by itself, and the error says what can be done. All else is kept for the report, in `heard`.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use super::error::error;
 use super::heard::With;
 use super::lock;
 use super::orders::Order;
+use super::partition::Shared;
 use super::reader::Read;
 use super::source::{KafkaShared, Mode};
 use super::start::other_assignor;
@@ -29,6 +31,11 @@ impl<R: Read> KafkaShared<R> {
                 None if self.consumer.context().has_heard() => {}
                 None => return Ok(()),
                 Some(Ok(message)) => {
+                    let is_of = |shared: &&Arc<Shared>| shared.is(message.topic(), message.partition());
+                    if let Some(shared) = self.held.all().iter().find(is_of) {
+                        // The client's position is beyond it, and it is not read.
+                        shared.draining.store(true, SeqCst);
+                    }
                     let doing = format!("a record of topic `{}` came past its partition's queue", message.topic());
                     return Err(Error::new(ErrorKind::Source, doing));
                 }

@@ -10,7 +10,7 @@ use millstream::{Bytes, OpenSource, Result};
 use rdkafka::client::OAuthToken;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Statistics, TopicPartitionList};
 
@@ -201,9 +201,13 @@ pub(super) fn listen(consumer: &BaseConsumer<Context>) {
     loop {
         match consumer.poll(Duration::ZERO) {
             Some(Err(cause)) => lock(&consumer.context().passed_over).push(cause),
+            // It came past its partition's queue: nobody reads it, so the run ends.
+            Some(Ok(_)) => {
+                lock(&consumer.context().passed_over).push(KafkaError::MessageConsumptionFatal(Code::Inconsistent));
+            }
             // What was heard hides what came behind it.
             None if consumer.context().has_heard() => {}
-            Some(Ok(_)) | None => return,
+            None => return,
         }
     }
 }

@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use millstream::{Error, ErrorKind, Offsets, Partition, Result, Wake};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::MetadataPartition;
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -25,6 +26,7 @@ use super::start::{End, Span, Starting, not_a_list};
 
 /// How long the client may take to stand at the beginning of a topic.
 const REWIND_WITHIN: Duration = Duration::from_secs(5);
+const REWIND_AGAIN_AFTER: Duration = Duration::from_millis(50);
 /// How long the group is asked who has committed.
 const LOOK_WITHIN: Duration = Duration::from_secs(1);
 
@@ -68,7 +70,14 @@ impl Coordinator {
             at_start,
         };
         // The client asks nobody about partitions that it has not heard of, and a broker may not have heard of the newest yet.
-        let mut all = starting.existing().unwrap_or_default();
+        let mut all = Vec::new();
+        for topic in &topics {
+            match (Starting { topics: std::slice::from_ref(topic), ..starting }).existing() {
+                Ok(partitions) => all.extend(partitions),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
         if !self.options.start_is_passing() {
             return starting.spans_of(partitions, None);
         }
@@ -87,20 +96,42 @@ impl Coordinator {
         self.consumer.context().heard.passes(with);
     }
 
+    /// A topic that matched the pattern may be gone: what is committed of it is not taken until the group knows.
+    pub(super) fn has_lost_topic(&self, code: Code) -> bool {
+        self.pattern.is_some() && code == Code::UnknownTopicOrPartition
+    }
+
     /// Has the client read the partitions of a topic from their beginning.
     pub(super) fn rewind(&self, topic: &str) -> Result<()> {
-        let mut list = TopicPartitionList::new();
-        for shared in self.held.all().iter().filter(|shared| shared.span.topic == topic) {
-            list.add_partition_offset(topic, shared.span.partition, Offset::Beginning)
-                .map_err(|cause| not_a_list(topic, cause))?;
+        let cannot = |cause| {
+            let doing = format!("cannot read topic `{topic}`, which was made anew, from its beginning");
+            error(ErrorKind::Source, doing, cause)
+        };
+        let deadline = Instant::now() + REWIND_WITHIN;
+        loop {
+            let mut held = self.held.all();
+            held.retain(|shared| shared.span.topic == topic);
+            let mut list = TopicPartitionList::new();
+            for shared in &held {
+                list.add_partition_offset(topic, shared.span.partition, Offset::Beginning)
+                    .map_err(|cause| not_a_list(topic, cause))?;
+            }
+            if held.is_empty() {
+                // All of it was given back meanwhile.
+                return Ok(());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let sought = self.consumer.seek_partitions(list, left).map_err(cannot)?;
+            // A partition that the client does not fetch yet cannot be moved yet.
+            match sought.elements().iter().find_map(|element| element.error().err()) {
+                None => {
+                    held.iter().for_each(|shared| shared.went_back.store(true, SeqCst));
+                    return Ok(());
+                }
+                Some(cause) if left.is_zero() => return Err(cannot(cause)),
+                Some(_) => thread::sleep(REWIND_AGAIN_AFTER),
+            }
         }
-        self.consumer.seek_partitions(list, REWIND_WITHIN).map(drop).map_err(|cause| {
-            error(
-                ErrorKind::Source,
-                format!("cannot read topic `{topic}`, which was made anew, from its beginning"),
-                cause,
-            )
-        })
     }
 
     /// Commits for those partitions that are ours at this moment. Returns how far they are committed now.

@@ -84,7 +84,7 @@ impl Heard {
     /// The client tells an error.
     pub(super) fn note(&self, error: &KafkaError, reason: &str) {
         let reason = self.settings.hide_in(reason);
-        let Some(code) = error.rdkafka_error_code() else { return };
+        let Some(code) = error.rdkafka_error_code().filter(|code| *code != Code::PartitionEOF) else { return };
         let reason = match &self.group {
             Some(group) if code == Code::GroupAuthorizationFailed => format!("group `{group}`: {reason}"),
             _ => reason,
@@ -100,6 +100,12 @@ impl Heard {
             tracing::debug!(%code, reason, "kafka client");
         }
         self.keep(weight, explained(&reason));
+        self.trouble(With::Client, None);
+    }
+
+    /// The client has something to do, and has done none of it since somebody looked before. Of what it sends again by itself it
+    /// says nothing.
+    pub(super) fn stands_still(&self) {
         self.trouble(With::Client, None);
     }
 

@@ -194,9 +194,10 @@ impl Work {
         let now = Instant::now();
         match order {
             Order::Commit(checkpoint, offsets) => {
-                let (_, mut all, _) = self.commit.take().unwrap_or((checkpoint, Offsets::new(), now));
+                let (before, mut all, _) = self.commit.take().unwrap_or((checkpoint, Offsets::new(), now));
                 all.merge(&offsets);
-                self.commit = Some((checkpoint, all, now));
+                // What settles has no checkpoint, and the answer of one that waits must not be lost.
+                self.commit = Some((checkpoint.max(before), all, now));
             }
             Order::Start(partitions) => {
                 // The group has taken us in again.
@@ -207,6 +208,9 @@ impl Work {
             Order::Settle => self.settle(),
             Order::Rewind(topic) => {
                 let rewound = self.coordinator.rewind(&topic);
+                let is_of =
+                    |partition: &Partition| partition.name().rsplit_once('/').is_some_and(|(of, _)| of == topic);
+                self.done.retain(|partition, _| !is_of(partition));
                 self.answer(rewound.map(|()| Answer::Rewound(topic)));
             }
             Order::SignOff => self.signs_off = true,
@@ -350,7 +354,7 @@ impl Work {
                 Ok(Answer::Committed(checkpoint))
             }
             Err(KafkaError::ConsumerCommit(Code::NoOffset)) => Ok(Answer::Committed(checkpoint)),
-            Err(KafkaError::ConsumerCommit(code)) if is_passing(code) => {
+            Err(KafkaError::ConsumerCommit(code)) if is_passing(code) || self.coordinator.has_lost_topic(code) => {
                 // While a group changes this is so each time: it is told when it lasts.
                 let reason = format!("cannot commit offsets of group `{group}`, retrying: {code}");
                 self.coordinator.complain(With::Commits, reason);

@@ -35,9 +35,10 @@ impl Pattern {
         if !topic.is_pattern {
             return Ok(None);
         }
-        let whole = Regex::new(&format!("^(?:{})$", topic.names[0])).map_err(|cause| {
-            let doing =
-                format!("`{}` is not a pattern of topics (the dialect is the one of the regex crate)", topic.names[0]);
+        // Also by itself: within the group below something else may be right, such as `a)|(?:b`.
+        let name = &topic.names[0];
+        let whole = Regex::new(name).and_then(|_| Regex::new(&format!("^(?:{name})$"))).map_err(|cause| {
+            let doing = format!("`{name}` is not a pattern of topics (the dialect is the one of the regex crate)");
             Error::new(ErrorKind::Option, doing).caused_by(cause)
         })?;
         let refresh = topic.settings.number("topic.metadata.refresh.interval.ms");

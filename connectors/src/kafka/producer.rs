@@ -84,6 +84,8 @@ impl Context {
         let before = std::mem::replace(&mut *lock(&self.reported), now);
         if open == 0 || now != before {
             self.heard.goes_on();
+        } else {
+            self.heard.stands_still();
         }
         self.heard.tell_what_lasts();
     }

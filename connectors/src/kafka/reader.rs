@@ -124,16 +124,22 @@ struct Queue {
 }
 
 impl Queue {
-    fn new(mut queue: PartitionQueue<Context>, wake: &Wake, clock: &Clock) -> Queue {
-        let (filled, filled_at) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(clock.now().as_nanos())));
-        let (flag, at, wake, clock) = (Arc::clone(&filled), Arc::clone(&filled_at), wake.clone(), clock.clone());
+    fn new(queue: PartitionQueue<Context>, wake: &Wake, clock: &Clock) -> Queue {
+        let filled_at = Arc::new(AtomicU64::new(clock.now().as_nanos()));
+        let mut queue = Queue { queue, filled: Arc::new(AtomicBool::new(true)), filled_at };
+        queue.listen(wake, clock);
+        queue
+    }
+
+    fn listen(&mut self, wake: &Wake, clock: &Clock) {
+        let (flag, at) = (Arc::clone(&self.filled), Arc::clone(&self.filled_at));
+        let (wake, clock) = (wake.clone(), clock.clone());
         // Called with the queue's lock held: nothing but a stamp, a flag and a wake.
-        queue.set_nonempty_callback(move || {
+        self.queue.set_nonempty_callback(move || {
             at.store(clock.now().as_nanos(), SeqCst);
             flag.store(true, SeqCst);
             wake.wake();
         });
-        Queue { queue, filled, filled_at }
     }
 
     /// When a record arrived that is taken from the queue now and was written at `written`, in milliseconds since 1970: when
@@ -213,7 +219,8 @@ impl<R: Read> KafkaReader<R> {
 
     /// Takes in what the control thread has handed to this reader.
     fn look_at_door(&mut self) {
-        let door = &self.shared.doors[self.worker];
+        let shared = Arc::clone(&self.shared);
+        let door = &shared.doors[self.worker];
         if !door.is_waited.load(SeqCst) || !door.is_waited.swap(false, SeqCst) {
             return;
         }
@@ -228,7 +235,17 @@ impl<R: Read> KafkaReader<R> {
             // It may come again before it was forgotten.
             self.put_away(|held| held.span.name == *name);
             let kept = self.away.iter().position(|(away, _)| away == name).map(|at| self.away.swap_remove(at).1);
-            let queue = queue.or(kept).expect("a queue comes with its partition at the first time, and is kept");
+            let queue = match (queue, kept) {
+                (Some(mut queue), Some(kept)) => {
+                    // Both may be the same to the client, which listens for one of them: the one that goes stops that.
+                    drop(kept);
+                    queue.listen(door.wake.get().expect("it was used at the door"), &door.clock);
+                    queue
+                }
+                (queue, kept) => {
+                    queue.or(kept).expect("a queue comes with its partition at the first time, and is kept")
+                }
+            };
             queue.filled.store(true, SeqCst);
             self.held.push(Held {
                 topic: shared.span.topic.as_str().into(),
@@ -248,7 +265,7 @@ impl<R: Read> KafkaReader<R> {
     }
 
     /// Whether no partition has anything more, and none will come.
-    fn has_ended(&self) -> bool {
+    fn is_through(&self) -> bool {
         let door = &self.shared.doors[self.worker];
         // In this order: what was handed in before the door was closed is seen.
         door.is_closed.load(SeqCst) && !door.is_waited.load(SeqCst) && self.held.iter().all(|held| held.ended)
@@ -291,15 +308,19 @@ impl<R: Read> Reader for KafkaReader<R> {
         self.look_at_door();
         let Some(index) = self.next_filled() else {
             self.look_at_all();
-            return Ok(if self.has_ended() { Polled::Ended } else { Polled::Idle });
+            return Ok(if self.is_through() { Polled::Ended } else { Polled::Idle });
         };
         self.held[index].drain(&self.shared, batch, room)?;
         let more = self.held.iter().any(|held| !held.ended && held.queue.filled.load(SeqCst));
-        Ok(match (self.has_ended(), more) {
+        Ok(match (self.is_through(), more) {
             (true, _) => Polled::Ended,
             (false, true) => Polled::More,
             (false, false) => Polled::Idle,
         })
+    }
+
+    fn has_ended(&self) -> bool {
+        self.is_through()
     }
 
     /// Of partitions that were given again meanwhile the old ones only.
@@ -395,16 +416,21 @@ impl Held {
     fn reach_end_of_log<R: Read>(&mut self, shared: &KafkaShared<R>) {
         let Some(end) = self.shared.span.end else { return };
         let position = Positions::of(&shared.consumer).get(&self.shared.span);
-        if self.went_back || position.is_some_and(|position| position >= end) {
+        if self.has_gone_back() || position.is_some_and(|position| position >= end) {
             self.end();
         } else {
             self.is_at_end = true;
         }
     }
 
+    /// Whether the log is another one by now, also when nothing stands in that yet.
+    fn has_gone_back(&self) -> bool {
+        self.went_back || self.shared.went_back.load(SeqCst)
+    }
+
     fn end(&mut self) {
         self.ended = true;
-        if !self.went_back {
+        if !self.has_gone_back() {
             self.next = self.next.max(self.shared.span.end.unwrap_or(0));
         }
     }

@@ -19,6 +19,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use crate::format::{Cause, Payload, of_record};
 
+use super::again::Next;
 use super::dead::{Letter, NOT_ENCODED};
 use super::error::{error, is_of_record};
 use super::lock;
@@ -220,6 +221,8 @@ impl<W> KafkaWriter<W> {
 /// What became of an attempt to send.
 enum Sent {
     Yes,
+    /// Records that were refused in a batch come first.
+    Later,
     NoRoom,
     Refused(Cause),
 }
@@ -288,8 +291,21 @@ impl<W> KafkaWriter<W> {
     /// Sends the next of the records that were refused in a batch, when nothing else is in flight.
     fn send_again(&self) -> Result<()> {
         let context = &self.shared.context;
-        let Some((message, ticket)) = context.again.next() else { return Ok(()) };
-        let sent = self.shared.producer.send(record_of(&message, Ticket { is_alone: true, ..ticket }));
+        let (message, ticket) = match context.again.next() {
+            Next::Send(message, ticket) => (message, ticket),
+            Next::GoOn => {
+                context.wake_writers();
+                return Ok(());
+            }
+            Next::Nothing => return Ok(()),
+        };
+        let sent = self.shared.producer.send(record_of(&message, Ticket { is_alone: true, ..ticket.clone() }));
+        if let Err((KafkaError::MessageProduction(Code::QueueFull), _)) = sent {
+            // The client frees the room of what it has reported a moment later.
+            context.again.put_back(message, ticket);
+            context.full.store(true, SeqCst);
+            return Ok(());
+        }
         if let Err((cause, _)) = sent {
             context.again.not_sent();
             let doing = format!("cannot send a record to topic `{}` again", message.topic());
@@ -312,6 +328,7 @@ impl<W> KafkaWriter<W> {
             record.headers = Some(owned(&letter.all_headers()));
             match self.shared.try_to_send(record)? {
                 Sent::Yes => drop(self.letters.pop_front()),
+                Sent::Later => return Ok(()),
                 Sent::NoRoom => {
                     self.shared.context.full.store(true, SeqCst);
                     return Ok(());
@@ -331,6 +348,11 @@ impl<W> KafkaOutlet<W> {
     fn try_to_send(&self, record: BaseRecord<'_, [u8], [u8], Arc<Ticket>>) -> Result<Sent> {
         let topic = record.topic;
         self.context.again.send();
+        // In this order: whoever sends a record alone sees this one, or this one sees that there is one.
+        if self.context.again.is_needed() {
+            self.context.again.not_sent();
+            return Ok(Sent::Later);
+        }
         let sent = self.producer.send(record);
         if sent.is_err() {
             self.context.again.not_sent();
@@ -373,6 +395,10 @@ impl<T, W: Write<T>> Writer<T> for KafkaWriter<W> {
         while let Some(value) = batch.front() {
             match self.send(value, &ticket)? {
                 Sent::Yes => {}
+                Sent::Later => {
+                    accepted = Accepted::Full;
+                    break;
+                }
                 Sent::Refused(cause) => self.refuse(value, cause, delivery)?,
                 Sent::NoRoom => {
                     self.shared.context.full.store(true, SeqCst);

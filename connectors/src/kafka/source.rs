@@ -273,13 +273,11 @@ impl<R: Read> KafkaShared<R> {
 
     /// Reads other topics from now on.
     fn subscribe(&self, topics: &[String]) -> Result<()> {
-        let membership = &self.consumer.context().membership;
         if topics.is_empty() {
             // The client takes no list without a topic.
             self.consumer.unsubscribe();
             return Ok(());
         }
-        membership.waits();
         let names: Vec<&str> = topics.iter().map(String::as_str).collect();
         self.consumer.subscribe(&names).map_err(|cause| self.cannot_read(cause))
     }
@@ -290,12 +288,20 @@ impl<R: Read> KafkaShared<R> {
     }
 
     /// Other topics match the pattern now.
-    fn follow(&self, now: Vec<String>) -> Result<()> {
+    fn follow(&self, now: &[String]) -> Result<()> {
         let Mode::Member { topics, claims, .. } = &self.mode else { return Ok(()) };
         tracing::info!(group = self.group, topics = ?now, "the topics that match the pattern have changed");
         claims.claim(now.iter().map(|name| claim(&self.settings, &self.group, name)))?;
-        self.subscribe(&now)?;
-        *lock(topics) = now;
+        self.subscribe(now)?;
+        let before = std::mem::replace(&mut *lock(topics), now.to_vec());
+        if before.is_empty() {
+            // Only a first list brings an answer for sure.
+            self.consumer.context().membership.waits();
+        }
+        // When one that is gone is made again, the client has other queues of it.
+        lock(&self.split).retain(|partition| {
+            partition.name().rsplit_once('/').is_some_and(|(topic, _)| now.iter().any(|name| name == topic))
+        });
         Ok(())
     }
 
@@ -367,7 +373,11 @@ impl<R: Read> SharedSource for KafkaShared<R> {
             Mode::Member { topics, .. } => {
                 let topics = lock(topics);
                 // Of a pattern that nothing matches yet there is nothing to subscribe to.
-                if topics.is_empty() { Ok(()) } else { self.subscribe(&topics) }
+                if topics.is_empty() {
+                    return Ok(());
+                }
+                self.consumer.context().membership.waits();
+                self.subscribe(&topics)
             }
         }
     }
@@ -388,7 +398,7 @@ impl<R: Read> SharedSource for KafkaShared<R> {
             match answer? {
                 Answer::Committed(checkpoint) => changes.push(Change::Committed(checkpoint)),
                 Answer::Started(spans) => changes.push(Change::Given(self.take_over(spans)?)),
-                Answer::Topics(topics) => self.follow(topics)?,
+                Answer::Topics(topics) => self.follow(&topics)?,
                 Answer::Rewound(topic) => {
                     lock(&self.rewinding).remove(&topic);
                     self.consumer.context().rewound(&topic);

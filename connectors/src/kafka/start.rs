@@ -219,7 +219,7 @@ impl Starting<'_> {
     ) -> Result<i64> {
         let start_at = self.options.start_at.as_ref().unwrap_or(&StartAt::Earliest);
         if let (StartAt::Latest, Some(ends)) = (start_at, self.at_start) {
-            return Ok(ends.get(key).map_or(low, |end| (*end).clamp(low, high)));
+            return Ok(ends.get(key).map_or(low, |end| (*end).min(high).max(low)));
         }
         match start_at {
             StartAt::Earliest => Ok(low),

@@ -211,6 +211,64 @@ fn read_what_matches_a_pattern_also_when_it_is_made_later() {
     assert_eq!(report.records_out(), 3, "also one with an end");
 }
 
+/// A pattern's topics change for two members of which one gets nothing new: that one waited for an answer that does not come.
+#[test]
+fn that_get_nothing_of_a_new_topic_wait_for_nothing() {
+    let Some(broker) = real("the embedded broker does not share partitions out") else { return };
+    for protocol in [GroupProtocol::Classic, GroupProtocol::Consumer] {
+        let family = format!("few{}", fastrand::u32(..));
+        let first = broker.topic(&format!("{family}-a"), 2);
+        let start = || {
+            let (here, family) = (kafka(broker).set("topic.metadata.refresh.interval.ms", "200"), family.clone());
+            let job = Job::new("few", move |flow| {
+                let topics = here.topics_matching(format!("{family}-.*")).group(&family).group_protocol(protocol);
+                flow.source(topics.json::<u64>())?.or_stop().sink(discard())
+            });
+            job.start().unwrap()
+        };
+        let members = [start(), start()];
+        settled("each has one", || members.iter().all(|member| share(member) == 1));
+        let second = broker.topic(&format!("{family}-b"), 1);
+        broker.write(&second, [(Some(0), "", Some("1"))]);
+        broker.write(&first, [(Some(0), "", Some("1")), (Some(1), "", Some("1"))]);
+        let read = || members.iter().map(|member| member.report().records_out()).sum::<u64>();
+        settled("all is read", || read() >= 3);
+        settled("nobody waits", || members.iter().all(|member| member.report().sources[0].waiting.is_none()));
+        for member in members {
+            member.stop();
+            member.wait().unwrap();
+        }
+    }
+}
+
+/// A topic of a pattern may go, also with records of it that are not committed.
+#[test]
+fn outlive_a_topic_of_their_pattern() {
+    let Some(broker) = real("the embedded broker forgets no topics") else { return };
+    let family = format!("goes{}", fastrand::u32(..));
+    let [goes, stays] = ["a", "b"].map(|name| broker.topic(&format!("{family}-{name}"), 1));
+    let (here, of_job) = (kafka(broker).set("topic.metadata.refresh.interval.ms", "200"), family.clone());
+    let job = Job::new("goes", move |flow| {
+        let topics = here.topics_matching(format!("{of_job}-.*")).group(&of_job);
+        flow.source(topics.json::<u64>())?.or_stop().sink(discard())
+    });
+    let mut running = job.checkpoint_every(Duration::from_secs(2)).start().unwrap();
+    settled("it has both", || share(&running) == 2);
+    for round in 1..=3 {
+        let goes = if round == 1 { goes.clone() } else { broker.topic(&format!("{family}-c"), 1) };
+        settled("it has what there is", || share(&running) == 2);
+        broker.write(&goes, [(Some(0), "", Some("1"))]);
+        broker.write(&stays, [(Some(0), "", Some("1"))]);
+        settled("they are read", || running.report().records_out() == 2 * round);
+        broker.delete_topic(&goes);
+        settled("what stays is committed", || broker.committed(&family, &stays, 1) == [Some(round as i64)]);
+        settled("the other one is gone", || share(&running) == 1);
+        assert!(running.wait_for(Duration::from_millis(100)).is_none(), "it goes on");
+    }
+    running.stop();
+    running.wait().unwrap();
+}
+
 /// What the report says of lag at rest is what Kafka's own tool says, and what is committed is where a job stopped.
 #[test]
 fn have_the_lag_that_the_brokers_own_tool_shows() {

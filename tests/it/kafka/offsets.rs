@@ -5,6 +5,7 @@ use std::time::Duration;
 use millstream::{Job, Trigger, discard};
 
 use super::kafka;
+use super::transactions::transaction;
 use crate::support::broker::proxy::OFFSET_FETCH;
 use crate::support::broker::{OwnBroker, real, shared};
 use crate::support::valve::Valve;
@@ -144,6 +145,41 @@ fn that_cannot_be_committed_are_told_once_and_stand_in_the_report() {
     proxy.hold(None);
     eventually("all are committed", || committed() == Some(written.get()));
     eventually("it waits for nothing", || running.report().sources[0].waiting.is_none());
+    running.stop();
+    running.wait().unwrap();
+}
+
+/// A position that moved without records took the place of a commit that waited, and nobody was told when that had passed: no
+/// checkpoint was cut any more, and a stop ran into its deadline.
+#[test]
+fn that_wait_are_answered_also_when_another_position_moves_meanwhile() {
+    if real("the embedded broker has no proxy before it").is_none() {
+        return;
+    }
+    let (own, proxy) = OwnBroker::behind_a_proxy();
+    let broker = &own.broker;
+    let topic = broker.topic("overtaken", 2);
+    let (kafka, from, group) = (kafka(broker), topic.clone(), format!("group-{topic}"));
+    let of_job = group.clone();
+    let job = Job::new("overtaken", move |flow| {
+        flow.source(kafka.topic(&from).group(&of_job).partitions([0, 1]).json::<u64>())?.or_stop().sink(discard())
+    });
+    let running = job.checkpoint_every(Duration::from_millis(50)).start().unwrap();
+    let write = |n: u64| broker.write(&topic, [(Some(1), "", Some(n.to_string().as_str()))]);
+    let committed = || broker.committed(&group, &topic, 2)[1];
+    write(1);
+    eventually("it is committed", || committed() == Some(1));
+    proxy.hold(Some(OFFSET_FETCH));
+    write(2);
+    eventually("it is read", || running.report().records_out() == 2);
+    // The commit waits by now, and the other partition's position moves with nothing to read.
+    std::thread::sleep(Duration::from_millis(500));
+    transaction(broker, &topic, 0..10, false);
+    std::thread::sleep(Duration::from_secs(2));
+    proxy.hold(None);
+    eventually("it is committed after all", || committed() == Some(2));
+    write(3);
+    eventually("and so is the next one", || committed() == Some(3));
     running.stop();
     running.wait().unwrap();
 }

@@ -154,3 +154,28 @@ fn a_limit_for_deliveries_is_an_option() {
     let error = running.wait_for(PATIENCE).expect("it ends").expect_err("it was not delivered in time");
     assert!(error.to_string().contains(&output) && error.to_string().contains("deliver_within"), "{error:#}");
 }
+
+/// Of a broker that answers no record the client says nothing for a while: nor did the report.
+#[test]
+fn a_broker_that_answers_no_record_is_told() {
+    if real("the embedded broker has no proxy before it").is_none() {
+        return;
+    }
+    let (own, proxy) = OwnBroker::behind_a_proxy();
+    let output = own.broker.topic("put-off", 1);
+    let (numbers, source) = channel::<String>(10);
+    let (kafka, to) = (kafka(&own.broker), output);
+    let job = Job::new("put off", move |flow| flow.source(&source)?.sink(kafka.topic(&to).text()));
+    let running = job.start().unwrap();
+    proxy.stall(true);
+    drop(numbers.try_send("1".to_owned()).unwrap());
+    let asked = Instant::now();
+    eventually("the report says that the sink waits", || running.report().sinks[0].waiting.is_some());
+    // Its requests run out of time behind ten seconds, and only then it complains.
+    assert!(asked.elapsed() < Duration::from_secs(9), "it took {:?}", asked.elapsed());
+    proxy.stall(false);
+    eventually("it is written", || running.report().records_out() == 1);
+    eventually("it waits for nothing", || running.report().sinks[0].waiting.is_none());
+    drop(numbers);
+    running.wait().unwrap();
+}

@@ -128,6 +128,11 @@ impl Broker {
         self.client().create().unwrap()
     }
 
+    pub fn delete_topic(&self, topic: &str) {
+        let deleted = runtime().block_on(self.admin().delete_topics(&[topic], &AdminOptions::new())).unwrap();
+        deleted.into_iter().for_each(|topic| drop(topic.unwrap()));
+    }
+
     pub fn delete_before(&self, topic: &str, partition: i32, offset: i64) {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition, Offset::Offset(offset)).unwrap();
