@@ -434,6 +434,8 @@ impl<T, W: Write<T>> Writer<T> for KafkaWriter<W> {
         self.letters.extend(lock(&self.shared.context.letters).drain(..));
         if !self.letters.is_empty() {
             self.send_letters()?;
+            // As at the end of `write`.
+            self.send_again()?;
             self.shared.sending.wake();
         }
         Ok(())

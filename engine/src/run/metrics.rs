@@ -13,7 +13,7 @@ use crate::words::{Latency, SinkMeter};
 use super::histogram::{self, escaped};
 use super::names::{
     COMMITS, EPOCHS, METRICS, Metric, MetricKind, RESTARTS, RUNNING, SINK_BYTES, SINK_LATENCY_RECENT, SINK_RECORDS,
-    SINK_SKIPPED, SOURCE_BYTES, SOURCE_LAG, SOURCE_RECORDS, STAGE_IN, STAGE_OUT,
+    SINK_SKIPPED, SOURCE_BYTES, SOURCE_LAG, SOURCE_RECORDS, STAGE_IN, STAGE_OUT, STAGE_RETRIED,
 };
 use super::plan::{Meter, Run};
 
@@ -121,6 +121,7 @@ impl Publisher {
                 Meter::Stage(meter) => {
                     self.count(&STAGE_IN, &[name], meter.records_in.get());
                     self.count(&STAGE_OUT, &[name], meter.records_out.get());
+                    self.count(&STAGE_RETRIED, &[name], meter.retried.get());
                 }
                 Meter::Sink(meter) => {
                     self.count(&SINK_RECORDS, &[name], meter.acknowledged.get());

@@ -80,6 +80,8 @@ metrics! {
         "millstream.stage.records_in" in "{record}", "Records that went into a stage.";
     STAGE_OUT: Counter "millstream_stage_records_out_total" ["job_name", "stage"],
         "millstream.stage.records_out" in "{record}", "Records that came out of a stage.";
+    STAGE_RETRIED: Counter "millstream_stage_retried_calls_total" ["job_name", "stage"],
+        "millstream.stage.retried_calls" in "{call}", "Calls that had failed and were made again.";
     SINK_RECORDS: Counter "millstream_sink_records_total" ["job_name", "sink"],
         "millstream.sink.records" in "{record}", "Records that a sink has acknowledged.";
     SINK_BYTES: Counter "millstream_sink_written_bytes_total" ["job_name", "sink"],

@@ -104,7 +104,7 @@ impl Backlog {
     /// So many records wait before the stage, which does `slice` of them at once: it is behind from four slices on, and until
     /// one is left, so that it is never idle while sources wait for it.
     pub(crate) fn look(&mut self, waiting: usize, slice: usize) {
-        let is_behind = if self.is_behind { waiting > slice } else { waiting > 4 * slice };
+        let is_behind = if self.is_behind { waiting > slice } else { waiting > slice.saturating_mul(4) };
         if is_behind == self.is_behind {
             return;
         }
