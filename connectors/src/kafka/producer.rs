@@ -316,6 +316,6 @@ fn check_topic(producer: &BaseProducer<Context>, topic: &Topic, dead: Option<&st
 }
 
 /// Takes in what the client has to tell; one poll takes one thing.
-pub(super) fn listen(producer: &BaseProducer<Context>) {
+fn listen(producer: &BaseProducer<Context>) {
     producer.poll(Duration::from_millis(1));
 }

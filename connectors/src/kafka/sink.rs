@@ -25,7 +25,7 @@ use super::error::{error, is_of_record};
 use super::lock;
 use super::message::Message;
 use super::options::OnRefused;
-use super::producer::{Context, Kind, Ticket, connect, listen};
+use super::producer::{Context, Kind, Ticket, connect};
 use super::topic::Topic;
 
 /// What a format makes of a record.
@@ -137,6 +137,7 @@ impl<W> KafkaOutlet<W> {
 fn deliver(producer: &BaseProducer<Context>, context: &Context, sending: &Sending) {
     // One long wait after the other: a wait ends with up to a millisecond of spinning, so few of them.
     const WAIT: Duration = Duration::from_secs(1);
+    const TOLD_AT_ONCE: usize = 16;
     while !context.closing.load(SeqCst) {
         if producer.in_flight_count() > 0 {
             producer.poll(WAIT);
@@ -151,8 +152,9 @@ fn deliver(producer: &BaseProducer<Context>, context: &Context, sending: &Sendin
         }
         sending.asleep.store(false, SeqCst);
         if is_idle {
-            // Also then the client has something to tell, and tokens to ask for.
-            listen(producer);
+            // Also then the client has something to tell, and tokens to ask for. A poll that does not wait takes one thing, and
+            // spins not a moment; one that waits for a millisecond spins for all of it.
+            (0..TOLD_AT_ONCE).for_each(|_| producer.poll(Duration::ZERO));
         }
     }
 }
