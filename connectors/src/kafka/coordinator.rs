@@ -2,12 +2,12 @@
 //! begin that the group gives us.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use millstream::{Error, ErrorKind, Offsets, Partition, Result, Wake};
+use millstream::{Error, ErrorKind, Offsets, Partition, Result};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::MetadataPartition;
@@ -18,7 +18,6 @@ use super::consumer::Context;
 use super::error::{error, is_lost};
 use super::heard::With;
 use super::options::SourceOptions;
-use super::orders::Answer;
 use super::partition::{Held, Positions};
 use super::pattern::Pattern;
 use super::signature::{Life, Signature};
@@ -30,7 +29,7 @@ const REWIND_AGAIN_AFTER: Duration = Duration::from_millis(50);
 /// How long the group is asked who has committed.
 const LOOK_WITHIN: Duration = Duration::from_secs(1);
 
-/// What the thread needs to know.
+/// A group, and what has to be known to ask it.
 pub(super) struct Coordinator {
     pub(super) consumer: Arc<BaseConsumer<Context>>,
     pub(super) held: Arc<Held>,
@@ -45,8 +44,6 @@ pub(super) struct Coordinator {
     pub(super) patience: Option<Duration>,
     /// Under what, because no group knows of this run, commits are signed.
     pub(super) signature: Option<Signature>,
-    pub(super) wake: Wake,
-    pub(super) answers: Arc<Mutex<Vec<Result<Answer>>>>,
 }
 
 impl Coordinator {

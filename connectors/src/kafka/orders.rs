@@ -1,5 +1,5 @@
-//! The thread that waits for the group's coordinator, which sleeps in between, because nobody else may wait; and because the
-//! answer of an asynchronous commit never reaches the application through the client's event interface (librdkafka 2.12
+//! The thread that waits for the group's [`coordinator`](super::coordinator), which sleeps in between, because nobody else may
+//! wait; and because the answer of an asynchronous commit never reaches the application through the client's event interface (librdkafka 2.12
 //! posts it only for a callback that rdkafka 0.39 does not set).
 
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use millstream::{CheckpointId, Error, ErrorKind, Last, Offsets, Partition, Result, spawn_watched};
+use millstream::{CheckpointId, Error, ErrorKind, Last, Offsets, Partition, Result, Wake, spawn_watched};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
@@ -17,7 +17,7 @@ use super::coordinator::Coordinator;
 use super::error::{is_changing, is_lost, is_passing};
 use super::heard::With;
 use super::lock;
-use super::partition::Positions;
+use super::partition::{Positions, topic_of};
 use super::signature::{Life, RENEW_EVERY};
 use super::start::{Span, next};
 
@@ -59,21 +59,24 @@ pub(super) enum Answer {
     Rewound(String),
 }
 
+type Answers = Arc<Mutex<Vec<Result<Answer>>>>;
+
 /// The way to the thread.
 pub(super) struct Orders {
     orders: Mutex<Option<Sender<Order>>>,
-    answers: Arc<Mutex<Vec<Result<Answer>>>>,
+    answers: Answers,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// Nobody waits for the thread any more, and another run may have begun.
     is_left: Arc<AtomicBool>,
 }
 
 impl Orders {
-    pub(super) fn start(coordinator: Coordinator) -> Result<Orders> {
+    /// Whoever is woken looks at the answers.
+    pub(super) fn start(coordinator: Coordinator, wake: Wake) -> Result<Orders> {
         let (orders, receiver) = mpsc::channel();
-        let (answers, is_left) = (Arc::clone(&coordinator.answers), Arc::<AtomicBool>::default());
-        let work = Work::new(coordinator, Arc::clone(&is_left));
-        let (failed, wake) = (Arc::clone(&answers), work.coordinator.wake.clone());
+        let (answers, is_left) = (Answers::default(), Arc::<AtomicBool>::default());
+        let work = Work::new(coordinator, (Arc::clone(&answers), wake.clone()), Arc::clone(&is_left));
+        let failed = Arc::clone(&answers);
         let thread = spawn_watched(
             "group",
             move || work.run(&receiver),
@@ -129,6 +132,8 @@ struct Asked {
 /// The thread with what it still has to do.
 struct Work {
     coordinator: Coordinator,
+    answers: Answers,
+    wake: Wake,
     /// A commit that did not pass, and when it is sent again. One that is waiting is replaced by the newer one.
     commit: Option<(CheckpointId, Offsets, Instant)>,
     start: Option<Asked>,
@@ -145,10 +150,12 @@ struct Work {
 }
 
 impl Work {
-    fn new(coordinator: Coordinator, is_left: Arc<AtomicBool>) -> Work {
+    fn new(coordinator: Coordinator, (answers, wake): (Answers, Wake), is_left: Arc<AtomicBool>) -> Work {
         Work {
             look_at: coordinator.pattern.is_some().then(Instant::now),
             coordinator,
+            answers,
+            wake,
             commit: None,
             start: None,
             refused_since: None,
@@ -208,9 +215,7 @@ impl Work {
             Order::Settle => self.settle(),
             Order::Rewind(topic) => {
                 let rewound = self.coordinator.rewind(&topic);
-                let is_of =
-                    |partition: &Partition| partition.name().rsplit_once('/').is_some_and(|(of, _)| of == topic);
-                self.done.retain(|partition, _| !is_of(partition));
+                self.done.retain(|partition, _| topic_of(partition) != topic);
                 self.answer(rewound.map(|()| Answer::Rewound(topic)));
             }
             Order::SignOff => self.signs_off = true,
@@ -218,8 +223,8 @@ impl Work {
     }
 
     fn answer(&self, answer: Result<Answer>) {
-        lock(&self.coordinator.answers).push(answer);
-        self.coordinator.wake.wake();
+        lock(&self.answers).push(answer);
+        self.wake.wake();
     }
 
     fn find_starts(&mut self) {

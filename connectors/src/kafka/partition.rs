@@ -113,6 +113,11 @@ impl Shared {
     }
 }
 
+/// The topic of a partition, whose name is as in `orders/3`.
+pub(super) fn topic_of(partition: &Partition) -> &str {
+    partition.name().rsplit_once('/').map_or("", |(topic, _)| topic)
+}
+
 /// The client's positions by partition.
 pub(super) struct Positions(Option<TopicPartitionList>);
 

@@ -26,7 +26,7 @@ use super::error::error;
 use super::group::{Asked, list_of};
 use super::lock;
 use super::orders::{Answer, Order, Orders};
-use super::partition::{Claim, Held, Positions, Shared};
+use super::partition::{Claim, Held, Positions, Shared, topic_of};
 use super::pattern::Pattern;
 use super::reader::{Door, Read, owner};
 use super::signature::Signature;
@@ -156,7 +156,7 @@ impl<R: Read> KafkaShared<R> {
             Mode::Assigned { spans, claim: Mutex::default() }
         };
         let (consumer, held) = (Arc::new(consumer), Arc::<Held>::default());
-        let orders = Orders::start(Coordinator {
+        let coordinator = Coordinator {
             consumer: Arc::clone(&consumer),
             held: Arc::clone(&held),
             settings: Arc::clone(&topic.settings),
@@ -166,9 +166,8 @@ impl<R: Read> KafkaShared<R> {
             pattern: pattern.filter(|_| joins),
             patience: joins.then(|| 2 * session_timeout(&topic.settings)),
             signature,
-            wake: open.wake.clone(),
-            answers: Arc::default(),
-        })?;
+        };
+        let orders = Orders::start(coordinator, open.wake.clone())?;
         Ok(KafkaShared {
             consumer,
             held,
@@ -299,9 +298,7 @@ impl<R: Read> KafkaShared<R> {
             self.consumer.context().membership.waits();
         }
         // When one that is gone is made again, the client has other queues of it.
-        lock(&self.split).retain(|partition| {
-            partition.name().rsplit_once('/').is_some_and(|(topic, _)| now.iter().any(|name| name == topic))
-        });
+        lock(&self.split).retain(|partition| now.iter().any(|topic| topic_of(partition) == topic));
         Ok(())
     }
 

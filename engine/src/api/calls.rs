@@ -50,7 +50,8 @@ impl Calls {
     /// Each attempt may take the whole of [`within`](Calls::within). What the last attempt came to goes on.
     ///
     /// A record that waits for its next attempt is not one of the `at_once`: other records are called for meanwhile, and
-    /// in order as many as [`ordered`](Calls::ordered) says. Its memory stays counted ([`Job::memory`](crate::Job::memory)). In order, the answers of those behind it wait for it. A
+    /// in order as many as [`ordered`](Calls::ordered) says. Its memory stays counted
+    /// ([`Job::memory`](crate::Job::memory)). In order, the answers of those behind it wait for it. A
     /// [stop](crate::Running::stop) waits for further attempts; after the deadline of a
     /// [`stop_within`](crate::Running::stop_within) none is made. Futures must come to a `Result`. An error that another
     /// attempt does not help is one that the future returns as `Ok`, such as `Ok(Err(no_such_customer))`. Each attempt is

@@ -233,8 +233,7 @@ impl<T: 'static> Reader for GenerateReader<T> {
         if self.made > before {
             batch.read_to(self.partition.clone(), Offset(self.made));
         }
-        let is_last = self.source.count.is_some_and(|count| next(self.made) >= count);
-        Ok(match (is_last, next(self.made) < due) {
+        Ok(match (self.has_ended(), next(self.made) < due) {
             (true, _) => Polled::Ended,
             (false, true) => Polled::More,
             (false, false) if next(self.made) < all_due => Polled::More,
