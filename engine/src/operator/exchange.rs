@@ -10,6 +10,7 @@ use timely::communication::Push;
 use timely::dataflow::channels::pact::DistributorPact;
 use timely::dataflow::channels::pushers::exchange::Distributor;
 use timely::dataflow::channels::{ContainerBytes, Message};
+use timely::progress::Stamp;
 
 use crate::words::{Batch, EventTime, Stall};
 
@@ -60,20 +61,20 @@ impl<T> Distributor<Batch<T>> for InTurn {
     fn partition<Time: Clone, P: Push<Message<Time, Batch<T>>>>(
         &mut self,
         batch: &mut Batch<T>,
-        time: &Time,
+        stamp: &Stamp<Time>,
         pushers: &mut [P],
     ) {
         self.stall.depart(batch.len());
         let share = batch.len().div_ceil(self.peers).max(1);
         while !Batch::is_empty(batch) {
             let rest = batch.split_off(share.min(batch.len()));
-            Message::push_at(batch, time.clone(), &mut pushers[self.turn]);
+            Message::push_at(batch, stamp.clone(), &mut pushers[self.turn]);
             *batch = rest;
             self.turn = (self.turn + 1) % self.peers;
         }
     }
 
-    fn flush<Time: Clone, P: Push<Message<Time, Batch<T>>>>(&mut self, _: &Time, _: &mut [P]) {}
+    fn flush<Time: Clone, P: Push<Message<Time, Batch<T>>>>(&mut self, _: &Stamp<Time>, _: &mut [P]) {}
 
     fn relax(&mut self) {}
 }

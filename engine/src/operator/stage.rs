@@ -9,7 +9,7 @@ use std::time::Duration;
 use timely::Accountable;
 use timely::container::NoopBuilder;
 use timely::dataflow::channels::pact::ParallelizationContract;
-use timely::dataflow::operators::Capability;
+use timely::dataflow::operators::{Capability, InputCapability};
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::{Scope, Stream};
@@ -203,7 +203,7 @@ pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
             for input in &mut inputs {
                 // In the order of arrival; `for_each_time` sorts unstably and would mix up batches of one epoch.
                 input.for_each(|capability, batch| {
-                    let at: Capabilities = (0..ports).map(|port| capability.retain(port)).collect();
+                    let at = capabilities_of(&capability, ports);
                     if setting.is_exchange && setting.stall.arrive(batch.len()) {
                         setting.pulse.wake_ingests();
                     }
@@ -223,6 +223,12 @@ pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
         }
     });
     Ok(())
+}
+
+/// A capability of a batch's epoch for each of the ports.
+fn capabilities_of(capability: &InputCapability<u64>, ports: usize) -> Capabilities {
+    let retain = |port| capability.retain_least(port).expect("a batch is sent at one epoch");
+    (0..ports).map(retain).collect()
 }
 
 /// How many records run through a chain at once: what takes about a millisecond.
