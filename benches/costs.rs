@@ -1,12 +1,15 @@
-//! What single features cost: what does a record pay for `partition_results`, metadata, receipts, `map_async` and metrics?
+//! What single features cost: how much does `partition_results`, metadata, receipts, `map_async` or
+//! metrics add to a record?
 //!
-//! Question: nanoseconds of wall clock per record, on one worker, that a pipeline with the feature takes more than the same
-//! one without. Method: both over the same preloaded input, interleaved A-B-A, medians of the differences with the
-//! bootstrap's 95 % interval. In memory the sink drops what it gets; metadata are those of Kafka (key, two headers, origin),
-//! read from a preloaded topic by bounded runs, whose start is in both. Metrics are CPU at a fixed rate, first without an
-//! exporter and then with one, for it cannot be taken out again.
+//! Question: how many nanoseconds of wall-clock time per record, on one worker, a pipeline with the
+//! feature takes more than the same one without. Method: both over the same preloaded input,
+//! interleaved A-B-A, medians of the differences with the bootstrap's 95 % interval. In memory, the
+//! sink drops its records. Metadata are those of Kafka (key, two headers, origin), read from a
+//! preloaded topic by bounded runs, whose start is in both. Metrics are CPU at a fixed rate, first
+//! without an exporter and then with one, because an installed exporter cannot be removed.
 //!
-//! Not shown: what a feature costs under contention, and calls that take time: `map_async` is given futures that are ready.
+//! Not shown: what a feature costs under contention, and calls that take time: `map_async` gets
+//! futures that are ready.
 //!
 //! ```text
 //! tests/kafka/broker up
@@ -29,13 +32,13 @@ use tokio::sync::{mpsc, oneshot};
 
 #[derive(Debug, Parser)]
 struct Options {
-    /// Bootstrap servers of a real broker; without them metadata are left out
+    /// Bootstrap servers of a real broker; without them, metadata are left out
     #[arg(long, env = "MILLSTREAM_KAFKA")]
     brokers: Option<String>,
     /// Pairs of runs
     #[arg(long, default_value_t = 7)]
     pairs: usize,
-    /// Everything once, briefly: only to see that it runs
+    /// Run everything once, briefly, only to see that it works
     #[arg(long)]
     smoke: bool,
     /// Passed by `cargo bench`
@@ -49,18 +52,18 @@ fn main() {
     if options.smoke {
         options.pairs = 1;
     }
-    println!("nanoseconds a record, {} pairs: without, with, and the difference with its 95 % interval", options.pairs);
+    println!("ns per record, {} pairs: without, with, and the difference with its 95 % interval", options.pairs);
     partition_results(options.pairs, 8_000_000 / scale);
     receipts(options.pairs, 400_000 / scale);
     map_async(options.pairs, 400_000 / scale);
     if let Some(brokers) = &options.brokers {
         metadata(brokers, options.pairs, 400_000 / scale);
     }
-    // Last, because a recorder cannot be taken out again.
+    // Last, because an installed recorder cannot be removed.
     metrics(options.pairs, if options.smoke { Duration::from_millis(200) } else { Duration::from_secs(5) });
 }
 
-/// A-B-A: each run of `with` between two of `without`.
+/// A-B-A: each run of `with` is between two of `without`.
 fn pair(name: &str, pairs: usize, records: u64, without: &dyn Fn(), with: &dyn Fn()) {
     let nanos = |run: &dyn Fn()| {
         let begin = Instant::now();
@@ -110,7 +113,7 @@ fn partition_results(pairs: usize, records: u64) {
 
 fn receipts(pairs: usize, records: u64) {
     const ROOM: usize = 1_024;
-    // By hand: what an answer per record costs without any engine.
+    // By hand: the cost of an answer per record without an engine.
     let by_hand = || {
         let (sender, mut receiver) = mpsc::channel::<(u64, oneshot::Sender<()>)>(ROOM);
         let reader = thread::spawn(move || {
@@ -210,7 +213,8 @@ fn metadata(brokers: &str, pairs: usize, records: u64) {
     pair("metadata (key, 2 headers) over bare bytes", pairs, records, &|| read(false), &|| read(true));
 }
 
-/// A job that makes records as fast as it can counts its CPU per record; with a recorder it is the same job again.
+/// A job that generates records at a fixed rate reports its CPU per record; then the same job runs
+/// again with a recorder.
 fn metrics(pairs: usize, time: Duration) {
     let per_record = || {
         let job = Job::new("metrics", |flow| flow.source(generate(|n| n))?.map(|n| n + 1).sink(discard()));
@@ -219,12 +223,12 @@ fn metrics(pairs: usize, time: Duration) {
         comparison.runs[0].cpu_per_record.map_or(f64::NAN, |cpu| cpu.as_nanos() as f64)
     };
     let without: Vec<f64> = (0..pairs).map(|_| per_record()).collect();
-    PrometheusBuilder::new().install_recorder().expect("it is the only one");
+    PrometheusBuilder::new().install_recorder().expect("no other recorder is installed");
     let with: Vec<f64> = (0..pairs).map(|_| per_record()).collect();
     let differences: Vec<f64> = without.iter().zip(&with).map(|(without, with)| with - without).collect();
     println!(
         "{:44} {:9.1} {:9.1}   {}",
-        "metrics told each second, CPU at 20 000/s",
+        "metrics sent each second, CPU at 20 000/s",
         median(&without),
         median(&with),
         estimate(&differences)

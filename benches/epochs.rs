@@ -1,11 +1,12 @@
-//! Epochs and wake-ups in memory: how long until an epoch is through, until a record has crossed to another worker,
-//! until a job has started, and what an idle one uses.
+//! Epochs and wake-ups in memory: how long it takes until an epoch is complete, until a record has
+//! crossed to another worker, and until a job has started, and what an idle job uses.
 //!
-//! Method: (1) a record each millisecond and an epoch each hundred, through ten operators on one spinning worker; the
-//! report's own histograms, from the source's downgrade and from opening the epoch on the ticker's thread, until
-//! everything before it is through. (2) A record each millisecond through an exchange
-//! between two parked workers, from `send` to the writer, those only that changed the worker. (3) `start` to the first
-//! value, a hundred times. (4) CPU of this process while a job waits. Not shown: other loads on the machine.
+//! Method: (1) A record each millisecond and an epoch each hundred, through ten operators on one
+//! spinning worker. The report's own histograms run from the source's downgrade, and from the
+//! opening of the epoch on the ticker's thread, until everything before it is complete. (2) A
+//! record each millisecond through an exchange between two parked workers, from `send` to the
+//! writer; only records that changed workers count. (3) From `start` to the first value, a hundred
+//! times. (4) CPU of this process while a job waits. Not shown: other loads on the machine.
 //!
 //! `cargo bench --bench epochs`
 
@@ -49,7 +50,7 @@ fn epoch_through_ten_operators(records: u64) {
     }
     drop(sender);
     let report = running.wait().expect("nothing can fail");
-    let parts = [("the source's downgrade", report.frontier, " (to reach: 15, 40)"), ("its opening", report.epoch, "")];
+    let parts = [("the source's downgrade", report.frontier, " (target: 15, 40)"), ("its opening", report.epoch, "")];
     for (from, epoch, to_reach) in parts {
         println!(
             "an epoch from {from} to the sink's frontier, ten operators, one spinning worker: p50 {:.1} p99 {:.1} us, {} of them{to_reach}",
@@ -64,7 +65,8 @@ fn record_across_two_parked_workers(records: usize) {
     let (sender, source) = channel::<Instant>(16);
     let (results, ends) = (collect(), records);
     let sink = results.clone();
-    // `Instant` cannot be encoded, and within a process nothing is: nanoseconds since the beginning are.
+    // `Instant` cannot be encoded, and nothing is encoded within a process: the stream carries
+    // nanoseconds since the beginning.
     let begin = Instant::now();
     let job = Job::new("across", move |flow| {
         flow.source(&source)?
@@ -80,12 +82,12 @@ fn record_across_two_parked_workers(records: usize) {
         thread::sleep(Duration::from_millis(1));
         drop(sender.try_send(Instant::now()).expect("there is room"));
     }
-    results.wait_for(ends, Duration::from_secs(10)).expect("they all come");
+    results.wait_for(ends, Duration::from_secs(10)).expect("all records arrive");
     drop(sender);
     running.wait().expect("nothing can fail");
     let mut histogram = Histogram::new(3).expect("three digits are allowed");
     results.values().into_iter().filter(|(crossed, _)| *crossed).for_each(|(_, nanos)| histogram += nanos);
-    print("a record across the exchange of two parked workers", &histogram, "to reach: p50 60");
+    print("a record across the exchange of two parked workers", &histogram, "target: p50 60");
 }
 
 fn start_to_first_record(times: usize) {
@@ -96,11 +98,11 @@ fn start_to_first_record(times: usize) {
         let begin = Instant::now();
         let job = Job::new("start", move |flow| flow.source(rows(0..1))?.sink(&sink));
         let running = job.start().expect("nothing can fail");
-        results.wait_for(1, Duration::from_secs(10)).expect("it comes");
+        results.wait_for(1, Duration::from_secs(10)).expect("the record arrives");
         histogram += begin.elapsed().as_nanos() as u64;
         running.wait().expect("nothing can fail");
     }
-    print("start to first record, in memory", &histogram, "to reach: 60 000");
+    print("start to first record, in memory", &histogram, "target: 60 000");
 }
 
 fn idle(time: Duration) {
@@ -112,7 +114,7 @@ fn idle(time: Duration) {
     thread::sleep(time);
     let used = cpu(std::process::id()) - before;
     println!(
-        "an idle job in memory: {:.3} % of a core (to reach: 0.1)",
+        "an idle job in memory uses {:.3} % of a core (target: 0.1)",
         used.as_secs_f64() / time.as_secs_f64() * 100.0
     );
     drop(sender);

@@ -1,6 +1,7 @@
-//! F, the hand-written loop that every figure stands beside: consume, parse, keep what costs something, serialise,
-//! produce under the same key; offsets committed once a second behind their acknowledgements. One thread, no library
-//! but the client. `floor BROKERS INPUT OUTPUT GROUP`, ended by its driver. It may be replaced by a better one.
+//! F, the hand-written loop that every figure is compared with: consume, parse, keep orders that
+//! cost something, serialise, produce under the same key; offsets are committed once a second,
+//! after their records are acknowledged. One thread, no library but the client. Usage:
+//! `floor BROKERS INPUT OUTPUT GROUP`; its driver ends it. It may be replaced by a better one.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -30,7 +31,7 @@ struct Invoice {
     pad: String,
 }
 
-/// Offsets in flight, and the next to read, of each of four partitions.
+/// For each of four partitions, the offsets in flight and the next offset to read.
 #[derive(Default)]
 struct Partitions {
     open: [Mutex<BTreeSet<i64>>; 4],

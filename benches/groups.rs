@@ -1,13 +1,17 @@
-//! Members of a group that come, go and die: how long does nothing come out, and of which partitions?
+//! Members of a group that join, leave and are killed: for how long is there no output, and of
+//! which partitions?
 //!
-//! Question: while two processes of the example `transform` share 8 partitions at a fixed rate, and a third comes, goes, is
-//! killed or is paused: the longest silence of a partition that keeps its owner, of one that moves, and from the start of a
-//! process to the end of that silence in the first partition that it gets; and the latency from due over a rolling deploy, in which every process is ended and
-//! replaced in turn. Method: orders carry the partition they were written to, an observer reads the invoices and notes when
-//! each partition's came; who owns which partition is read from the processes' own reports before and after. A silence is
-//! measured beside the 1000 / rate × partitions milliseconds that lie between two records of a partition anyway.
+//! Question: two processes of the example `transform` share 8 partitions at a fixed rate, and a
+//! third joins, leaves, is killed or is paused. How long is the longest silence of a partition that
+//! keeps its owner, and of one that moves? How long is it from the start of a process to the end of
+//! that silence in the first partition that it gets? And what is the latency from due time over a
+//! rolling deploy, in which every process is ended and replaced in turn? Method: orders carry the
+//! partition they were written to; an observer reads the invoices and records when those of each
+//! partition arrive; the owners of the partitions are read from the processes' own reports before
+//! and after. A silence includes the 1000 / rate × partitions milliseconds that are always between
+//! two records of a partition.
 //!
-//! Not shown: groups of many members, brokers over a network, and what a container's start adds.
+//! Not shown: groups of many members, brokers over a network, and the start-up time of a container.
 //!
 //! ```text
 //! tests/kafka/broker up
@@ -39,16 +43,16 @@ struct Options {
     /// Bootstrap servers of a real broker
     #[arg(long, env = "MILLSTREAM_KAFKA", default_value = "127.0.0.1:19092")]
     brokers: String,
-    /// Orders a second
+    /// Orders per second
     #[arg(long, default_value_t = 2_000)]
     rate: u64,
-    /// How members agree: classic, or the broker's own, consumer
+    /// The group protocol: classic, or the broker's own, consumer
     #[arg(long, default_value = "classic")]
     protocol: String,
-    /// How often each event happens
+    /// The number of times each event happens
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Everything once, briefly: only to see that it runs
+    /// Run everything once, briefly, only to see that it works
     #[arg(long)]
     smoke: bool,
     /// Passed by `cargo bench`
@@ -67,13 +71,13 @@ struct Seen {
 /// What the observer has seen, with the times of all arrivals.
 #[derive(Default)]
 struct Arrivals {
-    /// By partition: when it came and when it was due.
+    /// By partition: when each record arrived and when it was due.
     of: BTreeMap<i32, Vec<(u64, u64)>>,
 }
 
 impl Arrivals {
-    /// The longest time without a record of the partition that ends after `from` and begins before `until`, also when it
-    /// has not ended by then.
+    /// The longest time without a record of the partition that ends after `from` and begins before
+    /// `until`, including one that has not ended by then.
     fn silence(&self, partition: i32, from: u64, until: u64) -> (Duration, u64) {
         let arrivals = &self.of[&partition];
         let open = arrivals.last().map(|last| (last.0, until.max(last.0)));
@@ -82,7 +86,7 @@ impl Arrivals {
         within.map(|(begin, end)| (Duration::from_nanos(end - begin), end)).max().unwrap_or_default()
     }
 
-    /// From due to here, of what was due in that time.
+    /// The latency from due time of the records that were due in this period.
     fn latency(&self, from: u64, until: u64) -> Histogram<u64> {
         let mut latency = Histogram::new(3).expect("three digits are allowed");
         let all = self.of.values().flatten().filter(|(_, due)| (from..until).contains(due));
@@ -105,19 +109,19 @@ fn main() {
         let observer = scope.spawn(|| observe(&options.brokers, &output, &done, &sent, &arrivals));
         let bench = Bench { options: &options, input: &input, output: &output, arrivals: &arrivals };
         let members = bench.run();
-        // The members outlive the last order.
+        // The members keep running until the last order is processed.
         done.store(true, SeqCst);
         observer.join().expect("it only reads");
         members.into_iter().for_each(Member::stop);
     });
-    let arrivals = arrivals.into_inner().expect("nobody panics under it");
+    let arrivals = arrivals.into_inner().expect("no lock holder panics");
     let seen: usize = arrivals.of.values().map(Vec::len).sum();
     let due: BTreeSet<u64> = arrivals.of.values().flatten().map(|(_, due)| *due).collect();
     println!("{} orders, {seen} invoices, {} of them for the first time", sent.load(SeqCst), due.len());
     assert_eq!(due.len() as u64, sent.load(SeqCst), "records were lost");
 }
 
-/// Keeps to the rate, whatever happens.
+/// Writes orders at the fixed rate, whatever happens.
 fn write(options: &Options, input: &str, done: &AtomicBool, sent: &AtomicU64) {
     let mut config = client(&options.brokers);
     config.set("linger.ms", "0").set("acks", "all").set("enable.idempotence", "true");
@@ -128,7 +132,7 @@ fn write(options: &Options, input: &str, done: &AtomicBool, sent: &AtomicU64) {
         let due = begin + id * 1_000_000_000 / options.rate;
         thread::sleep(Duration::from_nanos(due.saturating_sub(monotonic_nanos())));
         let partition = (id % PARTITIONS as u64) as i32;
-        // Where it was written stands in `cents`, which the example hands on as an amount.
+        // `cents` carries the partition; the example passes it on as the amount.
         let order = Order { id, due, customer: id % 1_000, cents: 100 * i64::from(partition + 1), pad: &pad };
         let (key, payload) = (order.customer.to_string(), serde_json::to_vec(&order).expect("an order is JSON"));
         let mut record = BaseRecord::to(input).partition(partition).key(&key).payload(&payload);
@@ -140,7 +144,7 @@ fn write(options: &Options, input: &str, done: &AtomicBool, sent: &AtomicU64) {
         id += 1;
         sent.store(id, SeqCst);
     }
-    producer.flush(Duration::from_secs(20)).expect("the broker is there");
+    producer.flush(Duration::from_secs(20)).expect("the broker is up");
 }
 
 fn observe(brokers: &str, output: &str, done: &AtomicBool, sent: &AtomicU64, arrivals: &Mutex<Arrivals>) {
@@ -151,7 +155,7 @@ fn observe(brokers: &str, output: &str, done: &AtomicBool, sent: &AtomicU64, arr
         let now = monotonic_nanos();
         let invoice: Seen = serde_json::from_slice(message.payload().unwrap_or_default()).expect("an invoice is JSON");
         let partition = invoice.amount as i32 - 1;
-        arrivals.lock().expect("nobody panics under it").of.entry(partition).or_default().push((now, invoice.due));
+        arrivals.lock().expect("no lock holder panics").of.entry(partition).or_default().push((now, invoice.due));
         seen.insert(invoice.due);
         quiet = Instant::now();
     }
@@ -167,10 +171,10 @@ struct Member {
 impl Member {
     fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.child.id() as i32).expect("a process has an id");
-        kill_process(pid, signal).expect("it lives");
+        kill_process(pid, signal).expect("the process is running");
     }
 
-    /// Ends in good order.
+    /// Ends the process with SIGTERM, so that it drains and commits.
     fn stop(mut self) {
         self.signal(Signal::TERM);
         assert!(self.child.wait().expect("it ends").success(), "it drains and commits");
@@ -222,22 +226,24 @@ impl Bench<'_> {
             .arg(&report)
             .stdout(Stdio::null())
             .spawn()
-            .expect("it is there");
+            .expect("the program was built");
         Member { child, report, started }
     }
 
-    /// Long enough for the group to come to rest, and for reports to say so.
+    /// Waits long enough for the group to settle and for reports to show it.
     fn settle(&self) {
         let seconds = match (self.options.smoke, self.options.protocol == "classic") {
             (true, _) => 4,
             (false, true) => 6,
-            // Members hear of changes in heart-beats, each 5 s, and a partition takes several to move.
+            // Members learn of changes in heartbeats, every 5 s, and a partition takes several to
+            // move.
             (false, false) => 20,
         };
         thread::sleep(Duration::from_secs(seconds));
     }
 
-    /// Silences since `from`, of partitions that had the same owner before and after, and of the others.
+    /// Adds the silences since `from`, of partitions that had the same owner before and after, and
+    /// of the others.
     fn silences(
         &self,
         from: u64,
@@ -246,7 +252,7 @@ impl Bench<'_> {
         new: Option<&Member>,
         to: &mut Silences,
     ) {
-        let arrivals = self.arrivals.lock().expect("nobody panics under it");
+        let arrivals = self.arrivals.lock().expect("no lock holder panics");
         let now = monotonic_nanos();
         let milliseconds = |silence: Duration| silence.as_secs_f64() * 1e3;
         let mut first = Vec::new();
@@ -269,14 +275,15 @@ impl Bench<'_> {
         let (rate, rounds) = (self.options.rate, self.options.rounds);
         let between = 1e3 * f64::from(PARTITIONS) / rate as f64;
         println!(
-            "{rate} orders a second over {PARTITIONS} partitions, a record each {between:.0} ms; {rounds} rounds; ms"
+            "{rate} orders per second over {PARTITIONS} partitions, a record each {between:.0} ms; {rounds} rounds; ms"
         );
         println!("{:28} {:>22} {:>22} {:>22}", "", "kept, median max", "moved, median max", "start to records again");
         let mut members = vec![self.member(), self.member()];
         self.settle();
         self.settle();
         self.come_and_go(&members);
-        // When the broker decides, only its own settings say when a member is missed: after 45 s.
+        // With the broker's own protocol, only the broker's settings decide when a member is
+        // missed: after 45 s.
         if self.options.protocol == "classic" {
             self.fall_silent(&mut members);
         }
@@ -304,7 +311,7 @@ impl Bench<'_> {
         print("a member leaves", &leaves);
     }
 
-    /// One of two processes is killed, or stands still.
+    /// One of two processes is killed, or paused.
     fn fall_silent(&self, members: &mut [Member]) {
         let [mut kills, mut pauses]: [Silences; 2] = Default::default();
         for _ in 0..self.options.rounds.min(3) {
@@ -340,10 +347,10 @@ impl Bench<'_> {
         }
         let until = monotonic_nanos();
         self.settle();
-        let latency = self.arrivals.lock().expect("nobody panics under it").latency(from, until);
+        let latency = self.arrivals.lock().expect("no lock holder panics").latency(from, until);
         let at = |quantile| latency.value_at_quantile(quantile) as f64 / 1e6;
         println!(
-            "rolling deploy, {} restarts in {:.0} s: p50 {:.1} p90 {:.1} p99 {:.1} max {:.1} ms from due (to reach: p99 3000)",
+            "rolling deploy, {} restarts in {:.0} s: p50 {:.1} p90 {:.1} p99 {:.1} max {:.1} ms from due time (target: p99 3000)",
             2 * self.options.rounds,
             Duration::from_nanos(until - from).as_secs_f64(),
             at(0.5),

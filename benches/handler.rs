@@ -1,5 +1,5 @@
-//! The service of the example `embed` by hand: axum, rdkafka's own producer for async programs, and nothing between. What
-//! `http.rs` holds the example against.
+//! The service of the example `embed` by hand: axum, rdkafka's own async producer, and nothing in
+//! between. `http.rs` compares the example with it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 
 #[derive(Debug, Parser)]
 struct Options {
-    /// Where to listen
+    /// The address to listen on
     #[arg(long)]
     listen: String,
     /// Bootstrap servers

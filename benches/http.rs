@@ -1,11 +1,14 @@
-//! An HTTP handler with a job inside: what does the example `embed` add to the same service by hand?
+//! An HTTP handler with a job inside: what does the example `embed` add, compared with the same
+//! service by hand?
 //!
-//! Question: from when a `POST /orders` was due until its answer, which comes when Kafka has the invoice. Method: pairs
-//! H-E-E-H (`handler.rs`, the example) on fresh topics of one broker, an open loop at a fixed rate over kept connections,
-//! p50 and p99; ratios are of neighbours, with the bootstrap's 95 % interval. The example also reads its invoices back in a
-//! second job; the hand-written service does not.
+//! Question: the time from when a `POST /orders` was due until its answer, which is sent once Kafka
+//! has the invoice. Method: pairs H-E-E-H (`handler.rs`, the example) on fresh topics of one
+//! broker; an open loop at a fixed rate over kept-alive connections; p50 and p99. Ratios are of
+//! neighbouring runs, with the bootstrap's 95 % interval. The example also reads its invoices back
+//! in a second job; the hand-written service does not.
 //!
-//! Not shown: services over a network, TLS, and rates at which broker and driver leave no CPU to the service.
+//! Not shown: services over a network, TLS, and rates at which the broker and the driver leave no
+//! CPU to the service.
 //!
 //! ```text
 //! tests/kafka/broker up
@@ -30,16 +33,16 @@ struct Options {
     /// Bootstrap servers of a real broker
     #[arg(long, env = "MILLSTREAM_KAFKA", default_value = "127.0.0.1:19092")]
     brokers: String,
-    /// Orders a second
+    /// Orders per second
     #[arg(long, default_value_t = 200)]
     rate: u64,
     /// Pairs of services
     #[arg(long, default_value_t = 7)]
     pairs: usize,
-    /// Seconds measured in each run, after two that are not
+    /// Seconds measured in each run, after two of warm-up
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    /// Everything once, briefly: only to see that it runs
+    /// Run everything once, briefly, only to see that it works
     #[arg(long)]
     smoke: bool,
     /// Passed by `cargo bench`
@@ -47,13 +50,13 @@ struct Options {
     bench: bool,
 }
 
-/// What a run showed, in milliseconds.
+/// The results of a run, in milliseconds.
 struct Run {
     p50: f64,
     p99: f64,
     /// CPU of the service per request, in microseconds.
     cpu: f64,
-    /// By how much the driver itself was late, at the median; in every latency.
+    /// How late the driver itself was, at the median; included in every latency.
     late: f64,
 }
 
@@ -62,8 +65,9 @@ fn main() {
     if options.smoke {
         (options.pairs, options.seconds) = (1, 1);
     }
-    println!("{} posts a second, {} pairs, {} s each; ms from due", options.rate, options.pairs, options.seconds);
-    // The first run after a broker's start measures the broker's; it is not counted.
+    println!("{} posts/s, {} pairs, {} s each; ms from due time", options.rate, options.pairs, options.seconds);
+    // The first run after the broker has started measures the broker's start too; it is not
+    // counted.
     measure("handler", &options);
     let mut runs: [Vec<Run>; 2] = [Vec::new(), Vec::new()];
     for pair in 0..options.pairs {
@@ -71,7 +75,7 @@ fn main() {
         for name in order {
             let run = measure(name, &options);
             println!(
-                "{name:16} p50 {:.3} p99 {:.3}  {:.0} µs CPU a post, driver late {:.3}",
+                "{name:16} p50 {:.3} p99 {:.3}  {:.0} µs CPU per post, driver late {:.3}",
                 run.p50, run.p99, run.cpu, run.late
             );
             runs[usize::from(name != "handler")].push(run);
@@ -82,12 +86,12 @@ fn main() {
     let ratio = |f: fn(&Run) -> f64| estimate(&hand.iter().zip(embed).map(|(h, e)| f(e) / f(h)).collect::<Vec<_>>());
     println!("median  H p50 {:.3} p99 {:.3}", middle(hand, |run| run.p50), middle(hand, |run| run.p99));
     println!("median  E p50 {:.3} p99 {:.3}", middle(embed, |run| run.p50), middle(embed, |run| run.p99));
-    println!("E / H   p50 {} (to reach: 1.15)", ratio(|run| run.p50));
-    println!("E / H   p99 {} (to reach: 1.15)", ratio(|run| run.p99));
+    println!("E / H   p50 {} (target: 1.15)", ratio(|run| run.p50));
+    println!("E / H   p99 {} (target: 1.15)", ratio(|run| run.p99));
     println!("E / H   CPU {}", ratio(|run| run.cpu));
 }
 
-/// A service, ended with this.
+/// A service, killed when this is dropped.
 struct Service(Child);
 
 impl Drop for Service {
@@ -100,7 +104,7 @@ impl Drop for Service {
 fn measure(name: &str, options: &Options) -> Run {
     let output = format!("bench-http-{}", fastrand::u32(..));
     create(&options.brokers, &[&output], 4);
-    // Free a moment ago; nobody else here opens ports.
+    // The port was free a moment ago, and nothing else here opens ports.
     let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
     let child = Command::new(program(name, "cargo build --release --example embed --bin handler"))
         .args(["--listen", &address.to_string(), "--brokers", &options.brokers, "--output", &output])
@@ -111,7 +115,8 @@ fn measure(name: &str, options: &Options) -> Run {
     drive(&format!("http://{address}/orders"), service.0.id(), options)
 }
 
-/// Posts from a thread of its own: tokio's timers wait for whole milliseconds.
+/// Sends posts from a thread of its own, because tokio's timers have a resolution of whole
+/// milliseconds.
 fn drive(url: &str, pid: u32, options: &Options) -> Run {
     let client = reqwest::Client::builder().tcp_nodelay(true).build().expect("the settings are constants");
     let runtime =
@@ -138,7 +143,7 @@ fn drive(url: &str, pid: u32, options: &Options) -> Run {
         tasks.push(runtime.spawn(async move {
             post(&client, &url, id).await.expect("it is answered with 200");
             if id >= warm {
-                *latencies.lock().expect("nobody panics under it") += due.elapsed().as_nanos() as u64;
+                *latencies.lock().expect("no lock holder panics") += due.elapsed().as_nanos() as u64;
             }
         }));
     }
@@ -146,7 +151,7 @@ fn drive(url: &str, pid: u32, options: &Options) -> Run {
         runtime.block_on(task).expect("every post is answered");
     }
     let used = cpu(pid).saturating_sub(before).as_secs_f64() * 1e6 / (count - warm) as f64;
-    let latencies = latencies.lock().expect("nobody panics under it");
+    let latencies = latencies.lock().expect("no lock holder panics");
     assert_eq!(latencies.len(), count - warm);
     let at = |quantile| latencies.value_at_quantile(quantile) as f64 / 1e6;
     Run { p50: at(0.5), p99: at(0.99), cpu: used, late: late.value_at_quantile(0.5) as f64 / 1e6 }

@@ -1,13 +1,15 @@
 //! Kafka to Kafka: what does the engine add to a hand-written loop?
 //!
-//! Question: latency, CPU and throughput of the `transform` example (E) beside F (`floor.rs`), the same work by hand
-//! with the same client settings. Method: pairs F-E-E-F on fresh topics of one broker, an open loop at a fixed rate,
-//! latency from when an order was *due* until its invoice is read, a histogram for each run, the machine's own hiccups
-//! beside it. Figures are medians over runs; differences and ratios are of neighbours, with the bootstrap's 95 %
+//! Question: latency, CPU and throughput of the `transform` example (E) compared with F
+//! (`floor.rs`), the same work by hand with the same client settings. Method: pairs F-E-E-F on
+//! fresh topics of one broker; an open loop at a fixed rate; latency from when an order was *due*
+//! until its invoice is read; a histogram for each run, and the machine's own hiccups. Figures are
+//! medians over runs. Differences and ratios are of neighbouring runs, with the bootstrap's 95 %
 //! interval.
 //!
-//! Not shown: brokers over a network, replication, more than one partition leader, and rates at which broker and driver
-//! leave no CPU to the process under test (on two shared cores some thousands a second).
+//! Not shown: brokers over a network, replication, more than one partition leader, and rates at
+//! which the broker and the driver leave no CPU to the process under test (on two shared cores, a
+//! few thousand per second).
 //!
 //! ```text
 //! tests/kafka/broker up
@@ -36,31 +38,31 @@ struct Options {
     /// Bootstrap servers of a real broker
     #[arg(long, env = "MILLSTREAM_KAFKA", default_value = "127.0.0.1:19092")]
     brokers: String,
-    /// Orders a second
+    /// Orders per second
     #[arg(long, value_delimiter = ',')]
     rates: Vec<u64>,
     /// Pairs of F and E at each rate
     #[arg(long, default_value_t = 7)]
     pairs: usize,
-    /// Seconds measured in each run, after three that are not
+    /// Seconds measured in each run, after three of warm-up
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    /// A million orders are there before the process starts
+    /// Measure throughput: all orders are written before the process starts
     #[arg(long)]
     saturate: bool,
-    /// Orders there when saturating
+    /// Orders to write for --saturate
     #[arg(long, default_value_t = 1_000_000)]
     orders: u64,
-    /// Intervals of micro-batches at 1 000 a second
+    /// Intervals of micro-batches to measure, at 1 000 orders per second
     #[arg(long, value_delimiter = ',')]
     ticks: Vec<String>,
-    /// Batches of each interval
+    /// Batches for each interval
     #[arg(long, default_value_t = 1_000)]
     batches: u64,
-    /// Start, idle CPU, memory and size
+    /// Measure start time, idle CPU, memory and program size
     #[arg(long)]
     footprint: bool,
-    /// Everything once, briefly: only to see that it runs
+    /// Run everything once, briefly, only to see that it works
     #[arg(long)]
     smoke: bool,
     /// Passed by `cargo bench`
@@ -68,7 +70,7 @@ struct Options {
     bench: bool,
 }
 
-/// Which of the two.
+/// Which of the two programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Who {
     Floor,
@@ -103,12 +105,12 @@ fn main() {
     }
 }
 
-/// A program beside this one, in the folder of release builds.
+/// The path of a program in the folder of release builds, beside this one.
 fn program(name: &str) -> PathBuf {
     machine::program(name, "cargo build --release --example transform --bin floor")
 }
 
-/// A process under test on topics of its own.
+/// A process under test, with its own topics.
 struct Subject {
     child: Child,
     input: String,
@@ -125,7 +127,8 @@ impl Subject {
         (input, output)
     }
 
-    /// In a group of its own: a member that was killed keeps the next one waiting for a session.
+    /// Starts the process in its own group, because a member that was killed would keep the next
+    /// one waiting until its session times out.
     fn start(who: Who, options: &Options, (input, output): (String, String), trigger: &str) -> Subject {
         let group = &format!("bench-{}", fastrand::u64(..));
         let report = std::env::temp_dir().join(format!("{output}.jsonl"));
@@ -160,15 +163,16 @@ impl Drop for Subject {
     }
 }
 
-/// F-E-E-F at one rate.
+/// Measures pairs F-E-E-F at one rate.
 fn pairs(options: &Options, rate: u64) {
-    println!("\n{rate} orders a second, 1.2 kB, {} pairs, {} s each; ms from due time", options.pairs, options.seconds);
+    println!("\n{rate} orders/s, 1.2 kB, {} pairs, {} s each; ms from due time", options.pairs, options.seconds);
     println!(
         "{:8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>10} {:>8}",
         "", "p50", "p90", "p99", "p99.9", "max", "CPU s/M", "RSS MB"
     );
     let mut runs: [Vec<Run>; 2] = [Vec::new(), Vec::new()];
-    // The first run after a broker's start measures the broker's; it is not counted.
+    // The first run after the broker has started measures the broker's start too; it is not
+    // counted.
     let first = Subject::start(Who::Floor, options, Subject::topics(options), "");
     first.drive(options, rate, options.seconds);
     drop(first);
@@ -213,9 +217,9 @@ fn pairs(options: &Options, rate: u64) {
         middle(engine, &p50),
         middle(engine, &p99)
     );
-    println!("E - F    p50 {} ms (to reach: 0.05, upper 0.15)", paired(&p50, |e, f| e - f));
-    println!("E / F    p99 {} (to reach: 1.2, upper 1.4)", paired(&p99, |e, f| e / f));
-    println!("E / F    CPU {} (to reach: 1.2)", paired(&Run::cpu_per_million, |e, f| e / f));
+    println!("E - F    p50 {} ms (target: 0.05, upper 0.15)", paired(&p50, |e, f| e - f));
+    println!("E / F    p99 {} (target: 1.2, upper 1.4)", paired(&p99, |e, f| e / f));
+    println!("E / F    CPU {} (target: 1.2)", paired(&Run::cpu_per_million, |e, f| e / f));
     println!(
         "hiccups  p99 {:.3} max {:.3} ms",
         hiccups.value_at_quantile(0.99) as f64 / 1e6,
@@ -223,7 +227,8 @@ fn pairs(options: &Options, rate: u64) {
     );
 }
 
-/// A preloaded topic, from cold start to the last output; rates by the broker's own append times.
+/// Measures a preloaded topic, from cold start to the last output; rates come from the broker's
+/// append times.
 fn saturate(options: &Options) {
     println!("\n{} orders preloaded, no driver", options.orders);
     println!("{:8} {:>12} {:>10} {:>10}", "", "records/s", "CPU s/M", "RSS MB");
@@ -250,10 +255,10 @@ fn saturate(options: &Options) {
         let ratios: Vec<f64> = figures[0].iter().zip(&figures[1]).map(|(f, e)| figure(e) / figure(f)).collect();
         estimate(&ratios)
     };
-    println!("E / F    records/s {} (to reach: 0.9)   CPU {} (to reach: 1.15)", ratio(|f| f.0), ratio(|f| f.1));
+    println!("E / F    records/s {} (target: 0.9)   CPU {} (target: 1.15)", ratio(|f| f.0), ratio(|f| f.1));
 }
 
-/// Waits until a topic holds so many records, without reading them.
+/// Waits until a topic has this many records, without reading them.
 fn wait_for_end(options: &Options, topic: &str, records: u64) {
     let consumer: BaseConsumer = millstream_benches::topics::client(&options.brokers).create().expect("constants");
     let deadline = Instant::now() + Duration::from_secs(120);
@@ -264,7 +269,7 @@ fn wait_for_end(options: &Options, topic: &str, records: u64) {
         if ends.sum::<u64>() >= records {
             return;
         }
-        assert!(Instant::now() < deadline, "{topic} stays short of {records} records");
+        assert!(Instant::now() < deadline, "{topic} did not get {records} records in time");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -281,7 +286,7 @@ fn append_times(options: &Options, topic: &str, records: u64) -> (i64, i64) {
     (first, last)
 }
 
-/// What the engine's own report says at the end of a run, in milliseconds.
+/// The figures of the engine's own report at the end of a run, in milliseconds.
 struct Own {
     latency: f64,
     queue: f64,
@@ -291,7 +296,7 @@ struct Own {
     elapsed: f64,
 }
 
-/// One run of the engine at 1 000 a second, and what its report says of it.
+/// Runs the engine once at 1 000 orders per second; returns the run and the figures of its report.
 fn reported(options: &Options, trigger: &str, seconds: u64) -> (Run, Own) {
     let subject = Subject::start(Who::Engine, options, Subject::topics(options), trigger);
     std::thread::sleep(Duration::from_millis(800));
@@ -311,14 +316,14 @@ fn reported(options: &Options, trigger: &str, seconds: u64) -> (Run, Own) {
     (run, own)
 }
 
-/// Micro-batches: the model is half an interval of waiting, the floor, and the batch's own time B. B is what a record of
-/// a batch needs from its tick to its acknowledgement beyond what one needs that comes alone, by the engine's own report,
-/// in two runs of their own.
+/// Measures micro-batches against a model: half an interval of waiting, the floor, and the batch's
+/// own time B. B is how much longer a record in a batch takes from its tick to its acknowledgement
+/// than a record that comes alone, by the engine's own report in two separate runs.
 fn ticks(options: &Options, tick: &str) {
     let interval = tick.trim_end_matches(char::is_alphabetic).parse::<f64>().expect("a number and a unit");
     let interval = if tick.ends_with("ms") { interval } else { interval * 1e3 };
     let seconds = ((interval * options.batches as f64 / 1e3) as u64).max(options.seconds);
-    println!("\nmicro-batch of {tick} at 1 000 a second, {seconds} s; ms from due time");
+    println!("\nmicro-batch of {tick} at 1 000 per second, {seconds} s; ms from due time");
     let floor = Subject::start(Who::Floor, options, Subject::topics(options), "");
     std::thread::sleep(Duration::from_millis(800));
     let floor = floor.drive(options, 1_000, options.seconds).milliseconds(0.5);
@@ -330,7 +335,7 @@ fn ticks(options: &Options, tick: &str) {
     let model = interval / 2.0 + floor + batch;
     println!("E        p50 {p50:.3} p99 {:.3} max {:.3}", run.milliseconds(0.99), run.latency.max() as f64 / 1e6);
     println!(
-        "model    T/2 {:.1} + F {floor:.3} + B {batch:.3} = {model:.3}   E / model {:.3} (to reach: within 5 %)",
+        "model    T/2 {:.1} + F {floor:.3} + B {batch:.3} = {model:.3}   E / model {:.3} (target: within 5 %)",
         interval / 2.0,
         p50 / model
     );
@@ -346,19 +351,20 @@ fn ticks(options: &Options, tick: &str) {
     );
 }
 
-/// Start to first output, idle CPU, idle memory, size of the stripped program.
+/// Measures the time from start to first output, idle CPU, idle memory, and the size of the
+/// stripped program.
 fn footprint(options: &Options) {
     println!("\nfootprint of `transform`");
     for who in [Who::Floor, Who::Engine] {
         let topics = Subject::topics(options);
         driver::preload(&options.brokers, &topics.0, 1);
         let consumer = driver::consumer(&options.brokers, &topics.1, PARTITIONS);
-        // The consumer's own start is over before the clock runs.
+        // The consumer has started before the clock runs.
         drop(consumer.poll(Duration::from_millis(700)));
         let begin = Instant::now();
         let subject = Subject::start(who, options, topics, "continuous");
         while consumer.poll(Duration::from_millis(5)).is_none() {
-            assert!(begin.elapsed() < Duration::from_secs(30), "nothing comes");
+            assert!(begin.elapsed() < Duration::from_secs(30), "no output arrives");
         }
         let first = begin.elapsed();
         std::thread::sleep(Duration::from_secs(2));

@@ -1,9 +1,10 @@
 //! Encodings between processes: what would a record cost on the wire?
 //!
-//! Question: nanoseconds a record to encode a batch of `(u64, String)` and decode it again, for bincode (what timely
-//! uses), postcard (what the engine uses), columnar (views without copies) and abomonation (unsound: RUSTSEC-2021-0120;
-//! here only to show that the data path gives nothing up without it). Method: the same batch of 1 024 through each, in
-//! turn, medians. Not shown: the wire itself.
+//! Question: nanoseconds per record to encode a batch of `(u64, String)` and decode it again, for
+//! bincode (which timely uses), postcard (which the engine uses), columnar (views without copies)
+//! and abomonation (unsound: RUSTSEC-2021-0120; only here to show that the data path loses nothing
+//! without it). Method: the same batch of 1 024 records through each in turn, medians. Not shown:
+//! the wire itself.
 //!
 //! `cargo bench --bench wire`
 
@@ -21,7 +22,7 @@ fn main() {
     let smoke = std::env::args().any(|argument| argument == "--smoke");
     let rounds = if smoke { 10 } else { 2_000 };
     let batch: Vec<Record> = (0..1_024).map(|n| (n, format!("record {n:>12}"))).collect();
-    println!("encode and decode 1 024 records of (u64, String); ns a record, median of {rounds}; bytes a record");
+    println!("encode and decode 1 024 records of (u64, String); ns per record, median of {rounds}; bytes per record");
     let bincode = |batch: &Vec<Record>| bincode::serialize(batch).expect("it can be encoded");
     report("bincode", rounds, &batch, bincode, |bytes| {
         bincode::deserialize::<Vec<Record>>(bytes).expect("it was encoded").len()
@@ -78,7 +79,7 @@ fn columnar(rounds: usize, batch: &[Record]) {
     print("columnar, views", median(&times), size, batch.len());
 }
 
-/// Encodes, patches pointers in place, and clones out what it points to.
+/// Encodes, patches pointers in place, and clones what they point to.
 fn abomonation(rounds: usize, batch: &Vec<Record>) {
     let mut size = 0;
     let mut bytes: Vec<u8> = Vec::new();
@@ -95,14 +96,14 @@ fn abomonation(rounds: usize, batch: &Vec<Record>) {
     print("abomonation, owned", median(&times), size, batch.len());
 }
 
-#[allow(unsafe_code, reason = "abomonation has no safe interface; that is what is shown")]
+#[allow(unsafe_code, reason = "abomonation has no safe interface, which this bench shows")]
 fn abomonate(batch: &Vec<Record>, bytes: &mut Vec<u8>) {
-    // SAFETY: none is claimed beyond this type on this compiler: strings need no alignment, and the buffer is the
-    // allocator's, which aligns to eight.
+    // SAFETY: claimed only for this type on this compiler: strings need no alignment, and the
+    // buffer comes from the allocator, which aligns to eight.
     unsafe { abomonation::encode(batch, bytes) }.expect("a vector takes every byte");
 }
 
-#[allow(unsafe_code, reason = "abomonation has no safe interface; that is what is shown")]
+#[allow(unsafe_code, reason = "abomonation has no safe interface, which this bench shows")]
 fn unabomonate(bytes: &mut [u8]) -> usize {
     // SAFETY: as above; the bytes were written by `abomonate`.
     let (batch, _) = unsafe { abomonation::decode::<Vec<Record>>(bytes) }.expect("it was encoded");

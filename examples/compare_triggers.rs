@@ -1,15 +1,18 @@
-//! The same pipeline on the same orders, record by record and in batches of 10, 100 and 1000 ms: what does a batch cost?
+//! Runs the same pipeline on the same orders, record by record and in batches of 10, 100 and 1000
+//! ms: what does a batch cost?
 //!
 //! ```text
 //! cargo run --release --example compare_triggers -- --page compare.html
-//! cargo run --release --example compare_triggers -- --brokers localhost:9092 --input orders --output scratch --fill
+//! cargo run --release --example compare_triggers -- \
+//!     --brokers localhost:9092 --input orders --output scratch --fill
 //! ```
 //!
-//! Without `--brokers` the orders are made in this process and the invoices stay in its memory: the engine alone. With
-//! them it goes from Kafka to Kafka; each run writes its invoices to the output topic, and nothing of the input is
-//! committed.
+//! Without `--brokers`, the orders are generated and the invoices kept in this process: this
+//! measures the engine alone. With `--brokers`, the records go from Kafka to Kafka; each run writes
+//! its invoices to the output topic, and no offsets of the input are committed.
 //!
-//! Status: 0 at the end, 1 when something failed (the reason is on standard error), 2 for a wrong flag.
+//! Exit status: 0 at the end, 1 if something failed (the reason is on standard error), 2 for a
+//! wrong flag.
 
 mod support;
 
@@ -32,31 +35,31 @@ pub(crate) struct Options {
     /// The topic to read, from its beginning
     #[arg(long, default_value = "orders", requires = "brokers")]
     input: String,
-    /// The topic to write; it gets the invoices of every run
+    /// The topic to write; each run writes its invoices to it
     #[arg(long, default_value = "invoices", requires = "brokers")]
     output: String,
-    /// Writes orders to the input topic first, as many as are needed
+    /// Write orders to the input topic first, as many as needed
     #[arg(long, requires = "brokers")]
     fill: bool,
-    /// What to compare: continuous, or intervals of micro-batches
+    /// The triggers to compare: continuous, or intervals of micro-batches
     #[arg(long, value_delimiter = ',', default_value = "continuous,10ms,100ms,1s", value_parser = support::trigger)]
     triggers: Vec<Trigger>,
-    /// How long each trigger is measured, after a second of warm-up
+    /// How long to measure each trigger, after a second of warm-up
     #[arg(long = "for", default_value = "20s", value_parser = humantime::parse_duration)]
     time: Duration,
-    /// Orders that are due each second
+    /// Orders per second
     #[arg(long, default_value_t = 1_000.0)]
     rate: f64,
     /// Threads that process records
     #[arg(long, default_value_t = 1)]
     workers: usize,
-    /// A file that gets the page, with plot and table
+    /// A file for the page, with plot and table
     #[arg(long)]
     page: Option<PathBuf>,
-    /// A file that gets the plot alone, as SVG
+    /// A file for the plot alone, as SVG
     #[arg(long)]
     plot: Option<PathBuf>,
-    /// A file that gets everything, as JSON
+    /// A file for all results, as JSON
     #[arg(long)]
     json: Option<PathBuf>,
 }
@@ -76,7 +79,7 @@ impl From<Order> for Invoice {
     }
 }
 
-/// From Kafka to Kafka.
+/// The pipeline from Kafka to Kafka.
 fn topics(flow: &Flow<'_>, kafka: &Kafka, options: &Options) -> Result<()> {
     flow.source(kafka.topic(&options.input).json::<Order>().with_metadata())?
         .or_stop()
@@ -85,7 +88,7 @@ fn topics(flow: &Flow<'_>, kafka: &Kafka, options: &Options) -> Result<()> {
         .sink(kafka.topic(&options.output).json().with_metadata())
 }
 
-/// Within this process.
+/// The pipeline within this process.
 fn memory(flow: &Flow<'_>, invoices: &Collected<Invoice>) -> Result<()> {
     flow.source(generate(|id| order(id, 0)))?.filter(|order| order.cents > 0).map(Invoice::from).sink(invoices)
 }

@@ -1,23 +1,28 @@
-//! A service of one's own with jobs inside: an order that is posted is answered when Kafka has its invoice, and not before.
+//! A web service with jobs inside: an order that is posted is answered once Kafka has its invoice,
+//! not before.
 //!
 //! ```text
 //! cargo run --release --example embed
-//! curl -d '{"id": 1, "customer": 7, "cents": 1250}' -H 'content-type: application/json' localhost:8080/orders
+//! curl -d '{"id": 1, "customer": 7, "cents": 1250}' -H 'content-type: application/json' \
+//!     localhost:8080/orders
 //! curl localhost:8080/report
 //! curl localhost:8080/metrics
 //! curl localhost:8080/readyz
 //! ```
 //!
-//! `POST /orders` says 200 when the broker has the invoice, 503 when that cannot be known in time, and 400 with the cause for
-//! a body that is no order. `GET /report` shows what both jobs do: one makes invoices, the other reads them back and adds up
-//! what was sold. `GET /metrics` is what Prometheus asks for: the jobs tell the `metrics` facade, its exporter shows it, and the
-//! histogram of latencies, which a fleet can add up, stands behind it.
+//! `POST /orders` answers 200 when the broker has the invoice, 503 when this cannot be known in
+//! time, and 400 with the cause for a body that is not an order. `GET /report` shows what both jobs
+//! do: one makes invoices, the other reads them back and adds up the sales. `GET /metrics` is for
+//! Prometheus: it shows the metrics that the jobs send to the `metrics` facade, followed by the
+//! histogram of latencies, which can be added up over a fleet.
 //!
-//! `GET /livez` says 200 while the jobs work or mend themselves, `GET /readyz` while they also have their partitions and have
-//! caught up; otherwise both say 503 with the reasons. `kubernetes.yaml` beside this file asks for them.
+//! `GET /livez` answers 200 while the jobs work or recover by themselves, `GET /readyz` while they
+//! also have their partitions and have caught up. Otherwise both answer 503 with the reasons.
+//! `kubernetes.yaml` beside this file uses them as probes.
 //!
-//! SIGINT and SIGTERM let requests be answered, drain the jobs and commit. Status: 0 after that, 1 when the service could not
-//! start or a job failed (the reason is on standard error), 2 for a wrong flag.
+//! On SIGINT and SIGTERM the service answers the open requests, drains the jobs and commits. Exit
+//! status: 0 after that, 1 if the service could not start or a job failed (the reason is on
+//! standard error), 2 for a wrong flag.
 
 mod support;
 
@@ -34,7 +39,7 @@ use axum::{Json, Router};
 use clap::Parser;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use millstream::{
-    Bytes, Error, ErrorKind, Health, HealthLimits, Job, JobEvent, Reporter, Restart, Result, Running, Sender,
+    ByteSize, Error, ErrorKind, Health, HealthLimits, Job, JobEvent, JobHandle, Restart, Result, Running, Sender,
     Undelivered, channel, discard, histograms,
 };
 use millstream_connectors::{Kafka, StartAt};
@@ -43,24 +48,24 @@ use support::embedded::{Embedded, brokers};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Answers an order that is posted when Kafka has its invoice
+/// Answers a posted order once Kafka has its invoice
 #[derive(Debug, Parser)]
 pub(crate) struct Options {
-    /// Where to listen
+    /// The address to listen on
     #[arg(long, default_value = "127.0.0.1:8080")]
     pub(crate) listen: String,
-    /// Bootstrap servers; without them a broker runs in this process
+    /// Bootstrap servers; without them, a broker runs in this process
     #[arg(long)]
     brokers: Option<String>,
     /// The topic of the invoices
     #[arg(long, default_value = "invoices")]
     output: String,
-    /// Not ready while more invoices than this wait to be read back
+    /// The service is not ready while more invoices than this wait to be read back
     #[arg(long, default_value_t = 10_000)]
     lag_at_most: u64,
 }
 
-/// What is posted.
+/// The body of a posted order.
 #[derive(Clone, Debug, Deserialize)]
 struct Order {
     id: u64,
@@ -75,13 +80,13 @@ struct Invoice {
     amount: f64,
 }
 
-/// What the handlers share.
+/// The state that the handlers share.
 #[derive(Debug)]
 struct Service {
     orders: Sender<Order>,
-    /// In cents, as read back from Kafka.
+    /// The sales in cents, as read back from Kafka.
     sold: AtomicU64,
-    reports: OnceLock<[Reporter; 2]>,
+    reports: OnceLock<[JobHandle; 2]>,
     limits: HealthLimits,
     metrics: PrometheusHandle,
 }
@@ -90,8 +95,8 @@ struct Service {
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How long the jobs may drain when the service stops.
 pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(10);
-/// For the records of each job.
-pub(crate) const MEMORY: Bytes = Bytes::mebibytes(64);
+/// The memory for the records of each job.
+pub(crate) const MEMORY: ByteSize = ByteSize::mebibytes(64);
 
 async fn post_order(
     State(service): State<Arc<Service>>,
@@ -102,7 +107,7 @@ async fn post_order(
     if order.cents <= 0 {
         return Err((
             StatusCode::BAD_REQUEST,
-            "`cents` must be more than nothing: there would be no invoice".to_owned(),
+            "`cents` must be greater than zero: otherwise there is no invoice".to_owned(),
         ));
     }
     let answered = tokio::time::timeout(ANSWER_WITHIN, async {
@@ -112,13 +117,13 @@ async fn post_order(
             _ => unavailable(cause.to_string()),
         })
     });
-    let late = || unavailable("Kafka has not acknowledged the invoice in time; it may still".to_owned());
+    let late = || unavailable("Kafka has not acknowledged the invoice in time; it may still do so".to_owned());
     answered.await.map_err(|_| late())?.map(|()| StatusCode::OK)
 }
 
 async fn get_report(State(service): State<Arc<Service>>) -> Response {
     let sold = service.sold.load(SeqCst) as f64 / 100.0;
-    let jobs = service.reports.get().map(|reports| reports.each_ref().map(Reporter::report));
+    let jobs = service.reports.get().map(|reports| reports.each_ref().map(JobHandle::report));
     Json(serde_json::json!({ "sold": sold, "jobs": jobs })).into_response()
 }
 
@@ -126,10 +131,10 @@ async fn get_metrics(State(service): State<Arc<Service>>) -> String {
     service.metrics.render() + &histograms()
 }
 
-/// What both jobs say of their health, a line each, as an orchestrator's probe asks for it.
+/// The health of both jobs, a line each, for an orchestrator's probe.
 fn probe(service: &Service, is_well: fn(&Health) -> bool) -> (StatusCode, String) {
     let Some(reports) = service.reports.get() else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the jobs start\n".to_owned());
+        return (StatusCode::SERVICE_UNAVAILABLE, "the jobs are starting\n".to_owned());
     };
     let health = reports.each_ref().map(|report| (report.report().job, report.health(&service.limits)));
     let status =
@@ -145,24 +150,24 @@ async fn get_readyz(State(service): State<Arc<Service>>) -> (StatusCode, String)
     probe(&service, Health::is_ready)
 }
 
-/// What an operator wants to read in the log.
+/// Logs the events that an operator wants to see.
 fn log(event: &JobEvent) {
     let job = &event.report().job;
     match event {
         JobEvent::Started(_) => eprintln!("{job}: started"),
-        JobEvent::Restarted { reason, report } => eprintln!("{job}: restart {} after {reason:#}", report.restarts),
+        JobEvent::Restarted { reason, report } => eprintln!("{job}: restart {} after: {reason:#}", report.restarts),
         JobEvent::Ended { outcome: Ok(()), .. } => eprintln!("{job}: ended"),
         JobEvent::Ended { outcome: Err(error), .. } => eprintln!("{job}: failed: {error:#}"),
         _ => {}
     }
 }
 
-const AGAIN: Restart = Restart::Backoff { first: Duration::from_millis(100), most: Duration::from_secs(5) };
+const AGAIN: Restart = Restart::Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(5) };
 
 fn start_jobs(kafka: &Kafka, output: &str, limits: HealthLimits) -> Result<(Arc<Service>, [Running; 2])> {
     let metrics = PrometheusBuilder::new()
         .install_recorder()
-        .map_err(|cause| Error::new(ErrorKind::Option, "cannot install the exporter of metrics").caused_by(cause))?;
+        .map_err(|cause| Error::new(ErrorKind::Config, "cannot install the metrics exporter").caused_by(cause))?;
     let (orders, source) = channel::<Order>(1_024);
     let service = Arc::new(Service { orders, sold: AtomicU64::new(0), reports: OnceLock::new(), limits, metrics });
     let start = |job: Job| job.memory(MEMORY).restart(AGAIN).on_progress(Duration::from_secs(60), log).start();
@@ -173,7 +178,7 @@ fn start_jobs(kafka: &Kafka, output: &str, limits: HealthLimits) -> Result<(Arc<
     });
     let invoices = start(invoices)?;
     let (from, topic, shared) = (kafka.clone(), output.to_owned(), Arc::clone(&service));
-    // A group of its own for each life: it only watches.
+    // Each process uses a group of its own, because this job only watches.
     let life = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     let sold = Job::new("sold", move |flow| {
         let service = Arc::clone(&shared);
@@ -184,15 +189,15 @@ fn start_jobs(kafka: &Kafka, output: &str, limits: HealthLimits) -> Result<(Arc<
         flow.source(written.json::<Invoice>())?.or_skip().inspect(add).sink(discard())
     });
     let jobs = [invoices, start(sold)?];
-    drop(service.reports.set(jobs.each_ref().map(Running::reporter)));
+    drop(service.reports.set(jobs.each_ref().map(Running::handle)));
     Ok((service, jobs))
 }
 
 async fn serve(options: Options, kafka: Kafka) -> Result<()> {
-    let cannot = |doing: String| move |cause: std::io::Error| Error::new(ErrorKind::Option, doing).caused_by(cause);
+    let cannot = |doing: String| move |cause: std::io::Error| Error::new(ErrorKind::Config, doing).caused_by(cause);
     let listener = TcpListener::bind(&options.listen).await;
-    let listener = listener.map_err(cannot(format!("cannot listen at {}", options.listen)))?;
-    // To connect may take long, and an async thread must not.
+    let listener = listener.map_err(cannot(format!("cannot listen on {}", options.listen)))?;
+    // Connecting can block for long, which an async thread must not do.
     let limits = HealthLimits::new().lag_at_most(options.lag_at_most);
     let started = tokio::task::spawn_blocking(move || start_jobs(&kafka, &options.output, limits)).await;
     let (service, jobs) = started.map_err(|cause| Error::new(ErrorKind::Panic, "cannot start").caused_by(cause))??;
@@ -204,7 +209,7 @@ async fn serve(options: Options, kafka: Kafka) -> Result<()> {
     let asked = async move {
         tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
     };
-    println!("listening at {}", options.listen);
+    println!("listening on {}", options.listen);
     let [mut invoices, mut sold] = jobs;
     tokio::select! {
         served = axum::serve(listener, app).with_graceful_shutdown(asked) => {
@@ -214,7 +219,7 @@ async fn serve(options: Options, kafka: Kafka) -> Result<()> {
         ended = &mut invoices => return ended.map(drop),
         ended = &mut sold => return ended.map(drop),
     }
-    // Every request is answered by now.
+    // All requests have been answered.
     for running in [&invoices, &sold] {
         running.stop_within(STOP_WITHIN);
     }
@@ -228,7 +233,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
         None => Some(Embedded::start("orders", &options.output, Some(0))?),
     };
     let runtime = tokio::runtime::Runtime::new();
-    let runtime = runtime.map_err(|cause| Error::new(ErrorKind::Option, "cannot start tokio").caused_by(cause))?;
+    let runtime = runtime.map_err(|cause| Error::new(ErrorKind::Config, "cannot start tokio").caused_by(cause))?;
     let kafka = Kafka::new(brokers(embedded.as_ref(), options.brokers.as_ref()));
     runtime.block_on(serve(options, kafka))
 }

@@ -1,14 +1,18 @@
-//! Extract, transform, load: the orders of `transform` in, cleaned and enriched JSON out under the same key, and what is no
-//! order to a topic of dead letters. A second mode sends those back, when the program or the data have been mended.
+//! Extract, transform, load: reads the orders of `transform`, writes cleaned and enriched JSON
+//! under the same key, and writes records that are not orders to a topic of dead letters. A second
+//! mode sends those back when the program or the data has been fixed.
 //!
 //! ```text
 //! cargo run --release --example etl
-//! cargo run --release --example etl -- --brokers localhost:9092 --input orders --output clean-orders
-//! cargo run --release --example etl -- --brokers localhost:9092 --input orders --replay --cause "missing field"
+//! cargo run --release --example etl -- \
+//!     --brokers localhost:9092 --input orders --output clean-orders
+//! cargo run --release --example etl -- \
+//!     --brokers localhost:9092 --input orders --replay --cause "missing field"
 //! ```
 //!
-//! SIGINT and SIGTERM drain, commit and end; a second one aborts. Status: 0 when the job has ended or was stopped, 1 when it
-//! could not start, failed or was aborted (the reason is on standard error), 2 for a wrong flag.
+//! On SIGINT or SIGTERM the job drains, commits and ends; a second signal aborts it. Exit status: 0
+//! if the job ended or was stopped, 1 if it could not start, failed or was aborted (the reason is
+//! on standard error), 2 for a wrong flag.
 
 mod support;
 
@@ -22,7 +26,7 @@ use support::Options;
 use support::embedded::{Embedded, Order, print};
 use support::replay::{Filter, replay};
 
-/// Cleans orders, from topic to topic, and sets aside what is no order
+/// Cleans orders, from topic to topic, and sets aside records that are not orders
 #[derive(Debug, Parser)]
 pub(crate) struct Etl {
     #[command(flatten)]
@@ -30,17 +34,17 @@ pub(crate) struct Etl {
     /// The topic to write
     #[arg(long, default_value = "clean-orders")]
     output: String,
-    /// The topic of what is no order [default: the input's name and `.dead`]
+    /// The topic for records that are not orders [default: the input's name and `.dead`]
     #[arg(long)]
     dead_letters: Option<String>,
-    /// Sends the dead letters back to where they were read, and ends
+    /// Send the dead letters back to the topics they were read from, and exit
     #[arg(long, requires = "brokers")]
     replay: bool,
     #[command(flatten)]
     filter: Filter,
 }
 
-/// The job's name, and its group's when no other is named.
+/// The job's name; also the default name of its group.
 const NAME: &str = "etl";
 
 /// An order as the rest of the company wants it.
@@ -78,7 +82,7 @@ fn pipeline(flow: &Flow<'_>, kafka: &Kafka, options: &Options, output: &str, dea
 pub(crate) fn run(etl: Etl) -> Result<()> {
     let Etl { common: mut options, output, dead_letters, replay: is_replay, filter } = etl;
     if !is_replay && (filter.origin.is_some() || filter.cause.is_some()) {
-        return Err(Error::new(ErrorKind::Option, "`--origin` and `--cause` go with `--replay`"));
+        return Err(Error::new(ErrorKind::Config, "`--origin` and `--cause` need `--replay`"));
     }
     let dead_letters = dead_letters.unwrap_or_else(|| format!("{}.dead", options.input));
     let embedded = match options.brokers {

@@ -1,4 +1,4 @@
-//! Words of lines that come from a socket, on the console: as they come, or batch by batch.
+//! Prints the words of lines from a socket on the console: as they arrive, or batch by batch.
 //!
 //! ```text
 //! nc -lk 9999
@@ -6,10 +6,11 @@
 //! cargo run --release --example lines -- --connect localhost:9999 --trigger 5s
 //! ```
 //!
-//! Type lines where netcat listens.
+//! Type lines into netcat.
 //!
-//! SIGINT and SIGTERM drain, commit and end; a second one aborts. Status: 0 when the job has ended or was stopped, 1 when it
-//! could not start, failed or was aborted (the reason is on standard error), 2 for a wrong flag.
+//! On SIGINT or SIGTERM the job drains, commits and ends; a second signal aborts it. Exit status: 0
+//! if the job ended or was stopped, 1 if it could not start, failed or was aborted (the reason is
+//! on standard error), 2 for a wrong flag.
 
 mod support;
 
@@ -21,13 +22,14 @@ use millstream_connectors::{console, lines};
 use serde::Serialize;
 use support::{run_job, trigger};
 
-/// Shows the words of lines that come from a socket
+/// Shows the words of lines from a socket
 #[derive(Debug, Parser)]
 pub(crate) struct Options {
-    /// Where lines come from
+    /// The address to read lines from
     #[arg(long, default_value = "localhost:9999")]
     connect: String,
-    /// continuous, available-now (until the other side closes), or the interval of micro-batches, such as 5s
+    /// continuous, available-now (until the other side closes the connection), or the interval of
+    /// micro-batches, such as 5s
     #[arg(long, default_value = "continuous", value_parser = trigger)]
     trigger: Trigger,
     /// Stop after this time, such as 30s

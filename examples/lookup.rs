@@ -1,15 +1,18 @@
-//! Orders with their prices, asked of another service: many requests at once, answers in the order of the orders, and late
-//! ones as values.
+//! Looks up the price of each order in another service: many requests at once, answers in the order
+//! of the orders, and late answers as values.
 //!
 //! ```text
 //! cargo run --release --example lookup
-//! cargo run --release --example lookup -- --service http://localhost:9000 --at-once 64 --within 200ms
+//! cargo run --release --example lookup -- \
+//!     --service http://localhost:9000 --at-once 64 --within 200ms
 //! ```
 //!
-//! Without `--service` a small one runs in this process; it takes 5 ms for an answer, and for some a second.
+//! Without `--service`, a small service runs in this process. It answers after 5 ms, and for a few
+//! products after one second.
 //!
-//! SIGINT and SIGTERM drain, commit and end; a second one aborts. Status: 0 when the job has ended or was stopped, 1 when it
-//! could not start, failed or was aborted (the reason is on standard error), 2 for a wrong flag.
+//! On SIGINT or SIGTERM the job drains, commits and ends; a second signal aborts it. Exit status: 0
+//! if the job ended or was stopped, 1 if it could not start, failed or was aborted (the reason is
+//! on standard error), 2 for a wrong flag.
 
 mod support;
 
@@ -27,25 +30,26 @@ use support::run_job;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
-/// Asks another service for the price of each order, many at once
+/// Looks up the price of each order in another service, many at once
 #[derive(Debug, Parser)]
 pub(crate) struct Options {
-    /// A service that answers `GET /price/<product>` with `{"cents": 123}`; without it one runs in this process
+    /// A service that answers `GET /price/<product>` with `{"cents": 123}`; without it, one runs in
+    /// this process
     #[arg(long)]
     service: Option<String>,
-    /// Orders each second
+    /// Orders per second
     #[arg(long, default_value_t = 200.0)]
     rate: f64,
-    /// Orders in all
+    /// The total number of orders
     #[arg(long, default_value_t = 1_000)]
     orders: u64,
-    /// Requests at once
+    /// The maximum number of requests in flight
     #[arg(long, default_value = "32")]
     at_once: NonZeroUsize,
-    /// How long an answer may take
+    /// The maximum time to wait for an answer
     #[arg(long, default_value = "100ms", value_parser = humantime::parse_duration)]
     within: Duration,
-    /// How many are shown
+    /// The number of orders to show
     #[arg(long, default_value_t = 10)]
     show: u64,
 }
@@ -55,7 +59,7 @@ struct Price {
     cents: u64,
 }
 
-/// What is known of an order's price.
+/// An order and its price, or why the price is unknown.
 type Answer = (u64, Result<Price, String>);
 
 async fn price(Path(product): Path<u64>) -> Json<Price> {
@@ -64,9 +68,9 @@ async fn price(Path(product): Path<u64>) -> Json<Price> {
     Json(Price { cents: 100 + product })
 }
 
-/// Starts the small service; its address.
+/// Starts the small service and returns its address.
 fn start_service(runtime: &Runtime) -> Result<String> {
-    let failed = |cause| Error::new(ErrorKind::Option, "cannot start the service").caused_by(cause);
+    let failed = |cause| Error::new(ErrorKind::Config, "cannot start the service").caused_by(cause);
     runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
@@ -85,7 +89,7 @@ fn show((order, price): Answer) -> String {
 
 pub(crate) fn run(options: Options) -> Result<()> {
     let runtime = Runtime::new();
-    let runtime = runtime.map_err(|cause| Error::new(ErrorKind::Option, "cannot start tokio").caused_by(cause))?;
+    let runtime = runtime.map_err(|cause| Error::new(ErrorKind::Config, "cannot start tokio").caused_by(cause))?;
     let service = options.service.clone().map_or_else(|| start_service(&runtime), Ok)?;
     let Options { rate, orders, at_once, within, show: first, .. } = options;
     let client = reqwest::Client::new();

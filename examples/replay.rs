@@ -1,12 +1,15 @@
-//! Sends dead letters back to the topics where they were read, with the value, key and headers they had: all of them, or
-//! those of one origin or cause. The group remembers how far the letters were looked at, so each goes back once; those
-//! that were left out were looked at too. Another `--group` begins with the first letter.
+//! Sends dead letters back to the topics they were read from, with their original value, key and
+//! headers: all of them, or those of one origin or cause. The group commits how many letters were
+//! read, so each goes back once; letters that do not match count as read too. Another `--group`
+//! starts with the first letter.
 //!
 //! ```text
-//! cargo run --release --example replay -- --brokers localhost:9092 --letters orders.dead --cause "missing field"
+//! cargo run --release --example replay -- \
+//!     --brokers localhost:9092 --letters orders.dead --cause "missing field"
 //! ```
 //!
-//! Status: 0 at the end, 1 when something failed (the reason is on standard error), 2 for a wrong flag.
+//! Exit status: 0 at the end, 1 if something failed (the reason is on standard error), 2 for a
+//! wrong flag.
 
 mod support;
 
@@ -15,7 +18,7 @@ use millstream::Result;
 use millstream_connectors::Kafka;
 use support::replay::{Filter, replay};
 
-/// Sends dead letters back to the topics where they were read
+/// Sends dead letters back to the topics they were read from
 #[derive(Debug, Parser)]
 pub(crate) struct Options {
     /// Bootstrap servers
@@ -24,8 +27,8 @@ pub(crate) struct Options {
     /// The topic of the dead letters
     #[arg(long)]
     letters: String,
-    /// The consumer group that remembers how far the letters were looked at, also those that were left out; another one
-    /// begins with the first letter
+    /// The consumer group that commits how many letters were read, including those that do not
+    /// match; another group starts with the first letter
     #[arg(long, default_value = "replay")]
     group: String,
     #[command(flatten)]

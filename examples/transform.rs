@@ -1,16 +1,18 @@
-//! Orders in, invoices out: reads orders from a topic, keeps those that cost something, and writes invoices to another
-//! under the same key, at least once.
+//! Orders in, invoices out: reads orders from a topic, keeps those that cost something, and writes
+//! invoices under the same key to another topic, at least once.
 //!
 //! ```text
 //! cargo run --release --example transform
-//! cargo run --release --example transform -- --brokers localhost:9092 --input orders --output invoices
+//! cargo run --release --example transform -- \
+//!     --brokers localhost:9092 --input orders --output invoices
 //! ```
 //!
-//! Without `--brokers` it brings its own broker, generates 250 orders a second, and shows the time from when an order
-//! was due until its invoice is read, for a minute.
+//! Without `--brokers` it starts its own broker, generates 250 orders a second for a minute, and
+//! shows the time from when an order was due until its invoice is read.
 //!
-//! SIGINT and SIGTERM drain, commit and end; a second one aborts. Status: 0 when the job has ended or was stopped, 1 when it
-//! could not start, failed or was aborted (the reason is on standard error), 2 for a wrong flag.
+//! On SIGINT or SIGTERM the job drains, commits and ends; a second signal aborts it. Exit status: 0
+//! if the job ended or was stopped, 1 if it could not start, failed or was aborted (the reason is
+//! on standard error), 2 for a wrong flag.
 
 mod support;
 
@@ -24,7 +26,7 @@ use serde::Serialize;
 use support::Options;
 use support::embedded::{Embedded, Order, print};
 
-/// Makes an invoice of each order that costs something, from topic to topic
+/// Makes an invoice for each order that costs something, from topic to topic
 #[derive(Debug, Parser)]
 pub(crate) struct Transform {
     #[command(flatten)]

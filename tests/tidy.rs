@@ -1,4 +1,5 @@
-//! The house in order: floors, secrets, sizes, and words that do not belong in a library.
+//! Checks of the source tree: imports between floors, secrets, file sizes, and words that do not
+//! belong in a library.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the workspace").to_owned()
 }
 
-/// Every file under a folder of the workspace, with its path from the root and its text.
+/// All files under a folder of the workspace, with their paths from the root and their text.
 fn files(folder: &str, extension: &str) -> Vec<(String, String)> {
     fn walk(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).expect("the folder can be read") {
@@ -33,7 +34,7 @@ fn files(folder: &str, extension: &str) -> Vec<(String, String)> {
     files
 }
 
-/// Everything before a file's tests, without comments.
+/// The lines of a file before its tests, without comment lines.
 fn code(text: &str) -> Vec<(usize, &str)> {
     let body = text.split("#[cfg(test)]").next().unwrap_or_default();
     body.lines()

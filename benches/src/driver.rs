@@ -1,5 +1,5 @@
-//! The open loop: orders go out at moments that were fixed before, whatever comes back, and latency counts from when an
-//! order was *due* until its invoice is here.
+//! An open loop: orders are sent at times that are fixed in advance, whatever comes back. Latency
+//! counts from when an order was *due* until its invoice is read.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
@@ -14,43 +14,43 @@ use serde::{Deserialize, Serialize};
 use crate::machine::{cpu, monotonic_nanos};
 use crate::topics::client;
 
-/// Partitions of every topic here.
+/// The number of partitions of every topic.
 pub const PARTITIONS: i32 = 4;
 
-/// What goes in, as JSON: 1.2 kB here.
+/// The input, as JSON: 1.2 kB each.
 #[derive(Debug, Serialize)]
 pub struct Order<'p> {
     /// Its number.
     pub id: u64,
     /// When it was due, in nanoseconds of the monotonic clock.
     pub due: u64,
-    /// Who pays.
+    /// The customer who pays.
     pub customer: u64,
-    /// How much.
+    /// The amount in cents.
     pub cents: i64,
-    /// What makes it long.
+    /// Padding.
     pub pad: &'p str,
 }
 
-/// What is looked at of what comes out.
+/// The fields of an invoice that are read.
 #[derive(Debug, Deserialize)]
 struct Seen {
     id: u64,
     due: u64,
 }
 
-/// What a run at a fixed rate showed.
+/// The results of a run at a fixed rate.
 #[derive(Debug)]
 pub struct Run {
-    /// Nanoseconds from due to here.
+    /// Latency in nanoseconds, from due time.
     pub latency: Histogram<u64>,
-    /// The same of the first and of the last quarter.
+    /// The latency in the first and in the last quarter.
     pub quarters: [Histogram<u64>; 2],
     /// Nanoseconds by which the driver itself was late.
     pub late: Histogram<u64>,
-    /// What the process under test used in the measured time.
+    /// CPU time of the process under test in the measured time.
     pub cpu: Duration,
-    /// Orders that were measured, and those of them whose invoices came.
+    /// The number of measured orders, and of their invoices.
     pub sent: u64,
     pub received: u64,
 }
@@ -67,7 +67,8 @@ impl Run {
     }
 }
 
-/// Drives the process `pid`, which turns orders of `input` into invoices of `output`, at a fixed rate.
+/// Drives the process `pid`, which turns orders of `input` into invoices of `output`, at a fixed
+/// rate.
 pub fn drive(brokers: &str, input: &str, output: &str, pid: u32, rate: u64, warm: Duration, measured: Duration) -> Run {
     let warm_orders = (rate as f64 * warm.as_secs_f64()) as u64;
     let orders = warm_orders + (rate as f64 * measured.as_secs_f64()) as u64;
@@ -128,7 +129,8 @@ fn observe(
     let histogram = || Histogram::new(3).expect("three digits are allowed");
     let (mut latency, mut quarters) = (histogram(), [histogram(), histogram()]);
     let mut seen_at = Instant::now();
-    // Until everything is here, or nothing has come for a while after the last was sent.
+    // Ends when all invoices have arrived, or when none has arrived for a while after the last
+    // order was sent.
     while received.load(SeqCst) < orders - warm {
         let quiet = if sent_all.load(SeqCst) { Duration::from_secs(5) } else { Duration::from_secs(30) };
         if seen_at.elapsed() > quiet {
@@ -152,7 +154,7 @@ fn observe(
     (latency, quarters)
 }
 
-/// A consumer of a whole topic from its beginning.
+/// Creates a consumer of a whole topic from its beginning.
 pub fn consumer(brokers: &str, topic: &str, partitions: i32) -> BaseConsumer {
     let consumer: BaseConsumer = client(brokers)
         .set("group.id", "observer")
@@ -170,7 +172,7 @@ pub fn consumer(brokers: &str, topic: &str, partitions: i32) -> BaseConsumer {
     consumer
 }
 
-/// Puts so many orders into a topic, as fast as it takes them.
+/// Writes this many orders to a topic as fast as possible.
 pub fn preload(brokers: &str, input: &str, orders: u64) {
     let producer: BaseProducer = client(brokers)
         .set("linger.ms", "20")

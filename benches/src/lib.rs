@@ -1,5 +1,5 @@
-//! What the benches share: a driver that keeps to its schedule, a look at a process's CPU and memory, and statistics
-//! that say how sure they are.
+//! What the benches share: a driver that keeps to its schedule, measurements of a process's CPU and
+//! memory, and statistics with confidence intervals.
 
 pub mod driver;
 pub mod machine;

@@ -1,5 +1,5 @@
-//! The machine under a measurement: a clock that all processes share, what a process has used, and how often the
-//! machine itself stood still.
+//! The machine during a measurement: a clock that all processes share, the resources a process has
+//! used, and stalls of the machine itself.
 
 use std::env;
 use std::fs;
@@ -18,16 +18,16 @@ pub fn monotonic_nanos() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// A program that was built beside this bench; `command` builds it.
+/// The path of a program that was built beside this bench; `command` builds it.
 pub fn program(name: &str, command: &str) -> PathBuf {
-    let own = env::current_exe().expect("a process knows its program");
-    let path = own.parent().and_then(Path::parent).expect("it lies in target/release/deps").join(name);
+    let own = env::current_exe().expect("the path of the current program is known");
+    let path = own.parent().and_then(Path::parent).expect("it is in target/release/deps").join(name);
     assert!(path.exists(), "{name} is not built: {command}");
     path
 }
 
-/// CPU time, user and system, that the living threads of a process have used; in nanoseconds, where `/proc/<pid>/stat`
-/// counts ticks of ten milliseconds.
+/// CPU time, user and system, that the live threads of a process have used. It has a resolution of
+/// nanoseconds, while `/proc/<pid>/stat` counts ticks of ten milliseconds.
 pub fn cpu(pid: u32) -> Duration {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Duration::ZERO };
     let nanos = threads.flatten().map(|thread| {
@@ -37,7 +37,7 @@ pub fn cpu(pid: u32) -> Duration {
     Duration::from_nanos(nanos.sum())
 }
 
-/// Resident memory of a process in bytes, of which `(now, most)`.
+/// Resident memory of a process in bytes: `(now, peak)`.
 pub fn memory(pid: u32) -> (u64, u64) {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let kilobytes = |name: &str| {
@@ -47,14 +47,15 @@ pub fn memory(pid: u32) -> (u64, u64) {
     (kilobytes("VmRSS:") * 1024, kilobytes("VmHWM:") * 1024)
 }
 
-/// Sleeps for 1 ms at a time and notes by how much the machine overslept: what no engine can be blamed for.
+/// Sleeps for 1 ms at a time and records by how much the machine oversleeps: delays that no engine
+/// causes.
 pub struct Hiccups {
     done: Arc<AtomicBool>,
     thread: Option<JoinHandle<Histogram<u64>>>,
 }
 
 impl Hiccups {
-    /// Begins to look.
+    /// Starts to measure.
     pub fn start() -> Hiccups {
         let done = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&done);
@@ -70,7 +71,7 @@ impl Hiccups {
         Hiccups { done, thread: Some(thread) }
     }
 
-    /// What was seen.
+    /// Stops and returns the delays.
     pub fn stop(mut self) -> Histogram<u64> {
         self.done.store(true, SeqCst);
         self.thread.take().and_then(|thread| thread.join().ok()).expect("the thread only sleeps")

@@ -1,7 +1,7 @@
-//! Medians with their uncertainty: pairs are differences or ratios of neighbours in time, and the interval is the
-//! bootstrap's.
+//! Medians with their uncertainty: a paired figure is a difference or ratio of two runs next to
+//! each other in time, and the interval comes from a bootstrap.
 
-/// The middle of a few figures.
+/// The median of a few figures.
 pub fn median(figures: &[f64]) -> f64 {
     let mut sorted = figures.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -13,7 +13,7 @@ pub fn median(figures: &[f64]) -> f64 {
     }
 }
 
-/// A median with the 95 % interval of its bootstrap.
+/// A median with its 95 % bootstrap interval.
 #[derive(Clone, Copy, Debug)]
 pub struct Estimate {
     pub median: f64,
@@ -21,7 +21,7 @@ pub struct Estimate {
     pub high: f64,
 }
 
-/// Estimates the median of paired figures.
+/// Estimates the median of paired figures and its interval.
 pub fn estimate(figures: &[f64]) -> Estimate {
     const RESAMPLES: usize = 10_000;
     let mut random = fastrand::Rng::with_seed(1);

@@ -1,4 +1,4 @@
-//! Topics of a run: made fresh, so that no run sees another's.
+//! The topics of a run: created for it, so that no run sees another's records.
 
 use std::time::{Duration, Instant};
 
@@ -8,19 +8,19 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::runtime;
 
-/// A configuration for a client of these brokers.
+/// A client configuration for these brokers.
 pub fn client(brokers: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers);
     config
 }
 
-/// Makes topics and waits until the broker knows their leaders.
+/// Creates topics and waits until each of their partitions has a leader.
 pub fn create(brokers: &str, topics: &[&str], partitions: i32) {
     create_with(brokers, topics, partitions, &[]);
 }
 
-/// As [`create`], with properties.
+/// As [`create`], with topic properties.
 pub fn create_with(brokers: &str, topics: &[&str], partitions: i32, properties: &[(&str, &str)]) {
     let admin: AdminClient<DefaultClientContext> = client(brokers).create().expect("the settings are constants");
     let runtime = runtime::Builder::new_current_thread().build().expect("a runtime without drivers needs nothing");

@@ -1,5 +1,5 @@
-//! Results on standard output, for looking at: a line for each record, a table for what comes together, or a numbered table for
-//! each batch (`batches`).
+//! Results on standard output, to look at: a line for each record, a table for the records that
+//! arrive together, or a numbered table for each batch (`batches`).
 
 mod batches;
 mod row;
@@ -9,10 +9,8 @@ use std::io::{self, Write as _};
 use std::sync::{Arc, Mutex};
 
 use comfy_table::presets;
-use millstream::{
-    Accepted, Batch, Bytes, Delivery, Error, ErrorKind, OpenSink, Result, SharedSink, Sink, SinkMeter, Wake, Worker,
-    Writer,
-};
+use millstream::connector::{Accepted, Batch, Delivery, Fingerprint, OpenSink, SharedSink, Wake, Worker, Writer};
+use millstream::{ByteSize, Error, ErrorKind, Result, Sink};
 use serde::Serialize;
 
 use crate::lock;
@@ -25,7 +23,7 @@ pub fn console() -> Console {
     Console { first: None, out: Out::default() }
 }
 
-/// See [`console`].
+/// A console that prints lines; see [`console`].
 #[derive(Clone, Debug)]
 pub struct Console {
     first: Option<u64>,
@@ -33,33 +31,33 @@ pub struct Console {
 }
 
 impl Console {
-    /// Prints only the first so many records of a run; the others are dropped, and count as done.
+    /// Prints only the first `records` records of a run. The others are dropped, but acknowledged.
     #[must_use]
     pub fn first(self, records: u64) -> Console {
         Console { first: Some(records), ..self }
     }
 
-    /// Prints tables instead: one for what reaches the sink together, with a column for each field of a record. Under
-    /// micro-batches that is a batch, or a part of it.
+    /// Prints tables instead: one for the records that reach the sink together, with a column for
+    /// each field. With micro-batches these are a batch or a part of it.
     #[must_use]
     pub fn table(self) -> ConsoleTable {
         ConsoleTable(self)
     }
 
-    /// Prints each micro-batch as one table with its number and its first `rows` records, as Spark's console does; see
-    /// [`ConsoleBatches`].
+    /// Prints each micro-batch as one table with its number and its first `rows` records, as
+    /// Spark's console does; see [`ConsoleBatches`].
     #[must_use]
     pub fn each_batch(self, rows: usize) -> ConsoleBatches {
         ConsoleBatches::new(self, rows)
     }
 }
 
-/// Where a console prints: on standard output, or, in tests, into memory.
+/// Where a console prints: to standard output or, in tests, to memory.
 #[derive(Clone, Debug, Default)]
 struct Out(Option<Arc<Mutex<String>>>);
 
 impl Out {
-    /// What belongs together is written at once, so that workers do not write into each other's lines.
+    /// Writes the text in one piece, so that workers do not write into each other's lines.
     fn print(&self, text: &str) -> Result<()> {
         if let Some(memory) = &self.0 {
             lock(memory).push_str(text);
@@ -77,9 +75,9 @@ pub struct ConsoleTable(Console);
 /// What the writers of a console share.
 #[derive(Debug)]
 pub struct ConsoleShared {
-    /// How many records of the run may still be printed, when not all.
+    /// How many records of the run may still be printed; `None` if all.
     left: Mutex<Option<u64>>,
-    meter: Arc<SinkMeter>,
+    fingerprint: Option<Arc<Fingerprint>>,
     out: Out,
 }
 
@@ -87,12 +85,12 @@ impl SharedSink for ConsoleShared {}
 
 impl ConsoleShared {
     fn new(console: &Console, open: OpenSink) -> ConsoleShared {
-        ConsoleShared { left: Mutex::new(console.first), meter: open.meter, out: console.out.clone() }
+        ConsoleShared { left: Mutex::new(console.first), fingerprint: open.fingerprint, out: console.out.clone() }
     }
 
-    /// Adds a record to the fingerprint of a run that is compared with others, printed or not.
+    /// Adds a record, printed or not, to the fingerprint, if there is one.
     fn note(&self, text: impl FnOnce() -> String) {
-        if let Some(fingerprint) = self.meter.fingerprint() {
+        if let Some(fingerprint) = &self.fingerprint {
             fingerprint.add(&text());
         }
     }
@@ -104,12 +102,12 @@ impl ConsoleShared {
         Ok(row)
     }
 
-    /// A record that is not printed.
+    /// Adds a record that is not printed to the fingerprint, if there is one.
     fn skip<T: Serialize>(&self, record: &T) -> Result<()> {
-        if self.meter.fingerprint().is_some() { self.row(record).map(drop) } else { Ok(()) }
+        if self.fingerprint.is_some() { self.row(record).map(drop) } else { Ok(()) }
     }
 
-    /// How many of so many records are printed.
+    /// How many of the next `records` records are printed.
     fn admit(&self, records: usize) -> usize {
         match &mut *lock(&self.left) {
             None => records,
@@ -159,7 +157,7 @@ impl<T: fmt::Display> Writer<T> for ConsoleWriter {
         }
         batch.for_each(|record| self.0.note(|| record.to_string()));
         self.0.out.print(&text)?;
-        delivery.acknowledge(records as u64, Bytes(text.len() as u64));
+        delivery.acknowledge(records as u64, ByteSize(text.len() as u64));
         Ok(Accepted::All)
     }
 }
@@ -197,7 +195,7 @@ impl<T: Serialize> Writer<T> for TableWriter {
             format!("{}\n", table(&rows).load_preset(presets::UTF8_BORDERS_ONLY))
         };
         self.0.out.print(&text)?;
-        delivery.acknowledge(records as u64, Bytes(text.len() as u64));
+        delivery.acknowledge(records as u64, ByteSize(text.len() as u64));
         Ok(Accepted::All)
     }
 }
@@ -224,7 +222,7 @@ mod tests {
     #[test]
     fn no_more_than_the_first_are_printed() {
         let shared =
-            ConsoleShared { left: Mutex::new(console().first(3).first), meter: Arc::default(), out: Out::default() };
+            ConsoleShared { left: Mutex::new(console().first(3).first), fingerprint: None, out: Out::default() };
         assert_eq!((shared.admit(2), shared.admit(2), shared.admit(2)), (2, 1, 0));
     }
 }

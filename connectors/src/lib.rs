@@ -1,5 +1,5 @@
-//! Sources and sinks for [millstream]: Kafka and files of a directory, with JSON, CSV, text, bytes, Avro and Protobuf as
-//! formats; lines from a socket; the console.
+//! Sources and sinks for [millstream]: Kafka, the files of a directory, lines from a socket, the
+//! console. Formats are JSON, CSV, text, bytes, Avro and Protobuf.
 //!
 //! ```no_run
 //! use millstream::{Job, Result};
@@ -27,14 +27,14 @@
 //!
 //! # Features
 //!
-//! All of them are off by default.
+//! All features are off by default.
 //!
 //! | feature | adds |
 //! |---|---|
-//! | `avro` | `Avro`, behind the ids of a schema registry or bare |
+//! | `avro` | `Avro`, with the ids of a schema registry or bare |
 //! | `protobuf` | `Protobuf`, likewise |
-//! | `exact-numbers` | numbers in a `serde_json::Value` as they stand, in the whole program; see [`Json`] before you do |
-//! | `tls` | TLS, and SASL by SCRAM and OAUTHBEARER, to brokers, https to a registry (`Registry::tls`); builds OpenSSL from source, which wants perl and takes minutes |
+//! | `exact-numbers` | numbers in a `serde_json::Value` keep their digits, in the whole program; read [`Json`] before you enable it |
+//! | `tls` | TLS and SASL (SCRAM, OAUTHBEARER) to brokers, https to a registry (`Registry::tls`); builds OpenSSL from source, which needs perl and takes minutes |
 
 pub mod console;
 pub mod file;
@@ -60,7 +60,8 @@ pub use socket::lines;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Locks, also after somebody panicked under the lock: what is guarded here is valid at every step.
+/// Locks a mutex, even after a thread panicked while it held it: what is guarded here is valid at
+/// every step.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

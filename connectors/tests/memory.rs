@@ -1,5 +1,6 @@
-//! What formats say that a decoded value holds, beside what it does hold: counted by the allocator. A binary of its own with
-//! one test, because the allocator counts for all threads.
+//! Compares what formats estimate that a decoded value holds with what it does hold, as the
+//! allocator counts it. A binary of its own with one test, because the allocator counts for all
+//! threads.
 
 #![allow(clippy::print_stdout, reason = "figures are printed")]
 
@@ -15,24 +16,24 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Decodes a payload and compares what the format counts with what is held.
+/// Decodes a payload and compares what the format counts with what the value holds.
 #[track_caller]
 fn check<F: Decode>(what: &str, format: &F, payload: &[u8], least: f64, most: f64) {
     let region = Region::new(ALLOCATOR);
-    let value = format.decode(Some(payload)).expect("it is one");
+    let value = format.decode(Some(payload)).expect("it can be decoded");
     let change = region.change();
     let held = (change.bytes_allocated as isize - change.bytes_deallocated as isize) as f64;
     let counted = format.held(Some(payload), &value).0 as f64;
     let part = counted / held;
     println!("{what:40} {:>8} bytes, {held:>8} held, {counted:>8} counted, {part:.2}", payload.len());
-    assert!((least..=most).contains(&part), "{what}: {part:.2} of what is held is counted");
-    let sized = format.decode_sized(Some(payload)).expect("it is one").1.0;
-    assert_eq!(sized as f64, counted, "{what}: the other way to ask says the same");
+    assert!((least..=most).contains(&part), "{what}: {part:.2} of the memory held is counted");
+    let sized = format.decode_sized(Some(payload)).expect("it can be decoded").1.0;
+    assert_eq!(sized as f64, counted, "{what}: `decode_sized` counts the same");
 }
 
 fn encoded<V, F: Encode<V>>(format: &F, value: &V) -> Vec<u8> {
     let mut payload = Vec::new();
-    format.encode(value, &mut payload).expect("it can be written");
+    format.encode(value, &mut payload).expect("it can be encoded");
     payload
 }
 
@@ -60,8 +61,8 @@ fn what_is_counted_is_at_least_most_of_what_is_held() {
     };
     value("value: small object", &json!({"a": 1}));
     value("value: nested objects", &json!({"a": {"b": {"c": {"d": "e"}}}}));
-    value("value: order", &serde_json::to_value(order(30)).expect("it is one"));
-    value("value: list of orders", &(0..1_000).map(|n| serde_json::to_value(order(n)).expect("it is one")).collect());
+    value("value: order", &serde_json::to_value(order(30)).expect("it is JSON"));
+    value("value: list of orders", &(0..1_000).map(|n| serde_json::to_value(order(n)).expect("it is JSON")).collect());
     value("value: numbers", &(0..1_025).collect());
     for fields in [11, 12, 20, 100, 10_000] {
         value(&format!("value: {fields} fields"), &(0..fields).map(|n| (format!("k{n:06}"), Value::from(n))).collect());
@@ -115,9 +116,9 @@ fn binary() {
     const ORDER: &str = r#"{"type": "record", "name": "Order", "fields": [
         {"name": "customer", "type": "string"}, {"name": "street", "type": "string"},
         {"name": "note", "type": ["null", "string"]}, {"name": "cents", "type": "long"}]}"#;
-    let avro = Avro::<Order>::bare(ORDER).expect("it is a schema");
+    let avro = Avro::<Order>::bare(ORDER).expect("the schema is valid");
     check("avro: struct of text", &avro, &encoded(&avro, &order(30)), 0.8, 10.0);
-    let avro = Avro::<Vec<String>>::bare(r#"{"type": "array", "items": "string"}"#).expect("it is a schema");
+    let avro = Avro::<Vec<String>>::bare(r#"{"type": "array", "items": "string"}"#).expect("the schema is valid");
     let texts: Vec<String> = (0..1_000).map(|n| format!("text number {n}")).collect();
     check("avro: list of texts", &avro, &encoded(&avro, &texts), 0.8, 4.0);
 }

@@ -1,4 +1,5 @@
-//! What is written is read back as the same value, or it is refused: in every format, for values at random.
+//! Every format reads a value back as it was written, or refuses to write it: tested with random
+//! values.
 
 #![allow(clippy::print_stdout, reason = "a seed is printed")]
 
@@ -20,7 +21,7 @@ fn random() -> Rng {
     Rng::with_seed(seed)
 }
 
-/// Writes a value behind what is there already, as a sink does, and reads it back; says whether it was written.
+/// Appends a value to a buffer, as a sink does, and reads it back. Returns whether it was written.
 #[track_caller]
 fn check<V: Debug, F: Decode<Value = V> + Encode<V> + Debug>(format: &F, value: &V) -> bool {
     let mut payload = b"before".to_vec();
@@ -31,7 +32,7 @@ fn check<V: Debug, F: Decode<Value = V> + Encode<V> + Debug>(format: &F, value: 
     };
     let shown = String::from_utf8_lossy(written.unwrap_or(b"a tombstone"));
     let read = format.decode(written).unwrap_or_else(|cause| panic!("{format:?}: {value:?} as {shown}: {cause}"));
-    // By what is shown of them, because no NaN is equal to another.
+    // Compared as debug text, because NaN is not equal to itself.
     assert_eq!(format!("{read:?}"), format!("{value:?}"), "{format:?}: as {shown}");
     true
 }
@@ -56,7 +57,7 @@ fn text(random: &mut Rng) -> String {
         "1.10",
     ];
     match random.u8(..3) {
-        0 => random.choice(ODD).expect("there are some").to_owned(),
+        0 => random.choice(ODD).expect("the list is not empty").to_owned(),
         1 => (0..random.usize(..9)).map(|_| random.char(..)).collect(),
         _ => (0..random.usize(1..40)).map(|_| random.alphabetic()).collect(),
     }
@@ -66,7 +67,7 @@ fn double(random: &mut Rng) -> f64 {
     const ODD: [f64; 9] =
         [0.0, -0.0, 1.1, f64::MAX, f64::MIN_POSITIVE, 5e-324, f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
     match random.u8(..8) {
-        0 => random.choice(ODD).expect("there are some"),
+        0 => random.choice(ODD).expect("the list is not empty"),
         1 => random.i32(..).into(),
         _ => f64::from_bits(random.u64(..)),
     }
@@ -113,7 +114,7 @@ fn tree(random: &mut Rng, depth: usize) -> Tree {
     }
 }
 
-/// A value that JSON has a way to write.
+/// Whether JSON can represent the value.
 fn is_plain(tree: &Tree) -> bool {
     let kind = match &tree.kind {
         Kind::Plain => true,
@@ -135,7 +136,7 @@ fn json_typed() {
     }
 }
 
-/// Without `float_roundtrip` some of these came back as their neighbours.
+/// Without `float_roundtrip` some of these were read back as a neighbouring value.
 #[test]
 fn json_doubles() {
     let (mut random, format) = (random(), Json::new());
@@ -168,7 +169,8 @@ fn json_of_any_shape() {
     }
 }
 
-/// A field and an entry of a map that stands beside it may have one name: serde writes both, and reads neither back.
+/// A field and an entry of a flattened map may have the same name: serde writes both, and can read
+/// neither back.
 #[test]
 fn json_of_maps_beside_fields() {
     #[derive(Debug, Deserialize, Serialize)]
@@ -205,7 +207,7 @@ struct Row {
 fn csv() {
     let mut random = random();
     for round in 0..ROUNDS {
-        let format = Csv::new().delimiter(random.choice(*b",;\t|").expect("there are some"));
+        let format = Csv::new().delimiter(random.choice(*b",;\t|").expect("the list is not empty"));
         let row = Row {
             first: text(&mut random),
             maybe: maybe(&mut random, text),
@@ -263,7 +265,7 @@ fn avro() {
         named: BTreeMap<String, i64>,
     }
     let (mut random, format) =
-        (random(), millstream_connectors::Avro::<Reading>::bare(SCHEMA).expect("it is a schema"));
+        (random(), millstream_connectors::Avro::<Reading>::bare(SCHEMA).expect("the schema is valid"));
     for _ in 0..ROUNDS {
         let reading = Reading {
             number: random.i32(..),
@@ -313,7 +315,7 @@ fn protobuf() {
     for _ in 0..ROUNDS {
         let whole = Whole {
             number: random.i64(..),
-            // prost takes -0.0 for the 0.0 that is not written.
+            // prost treats -0.0 as 0.0, which is not written.
             float: double(&mut random) as f32 + 0.0,
             maybe: maybe(&mut random, text),
             part: maybe(&mut random, part),

@@ -34,7 +34,8 @@
 //! | to test a pipeline, step by step | [`TestRun`] |
 //! | to see what continuous and micro-batch differ in | [`Job::compare`] |
 //! | records on a schedule, for a try or a measurement | [`generate`] |
-//! | a connector of your own | the traits [`Source`] and [`Sink`] |
+//! | to see what will run, before it runs | [`Job::explain`] |
+//! | a connector of your own | the module [`connector`] |
 //!
 //! # What can be watched
 //!
@@ -43,7 +44,7 @@
 //! too. Once a second the [`metrics`] facade is told, so that whatever exporter the program has installed shows [`METRICS`], but
 //! for the histogram of latencies: [`histograms`] gives it as text for Prometheus, to be appended to the exporter's.
 //!
-//! [`Job::on_progress`] tells a function of the program what happens to the job, [`Running::health`] says whether it is alive
+//! [`Job::on_progress`] tells a function of the program what happens to the job, [`JobHandle::health`] says whether it is alive
 //! and ready, and [`jobs()`] lists the jobs of the process.
 //!
 //! `Job::live` draws rate, latency and lag on a terminal. It is there with the feature `terminal`, which is on by default, and
@@ -52,8 +53,8 @@
 //! # What it is not
 //!
 //! It is no cluster: a job is threads of your process. It keeps no state yet: pipelines are stateless, and at least
-//! once, with the source's committed offsets as their memory. The order of records is kept per input partition until a
-//! [`rebalance`](Stream::rebalance).
+//! once, with the source's committed offsets as their memory. The order of records is kept per input partition, until a
+//! [`rebalance`](Stream::rebalance) or [unordered calls](Calls::unordered).
 //!
 //! # The code, in reading order
 //!
@@ -73,23 +74,23 @@ mod run;
 
 mod api;
 
+pub mod connector;
+
 pub use api::{
-    Blocking, CallPolicy, Calls, ComparedRun, Comparison, Flow, For, Job, Reporter, Restart, Results, RetriedCalls,
-    Running, RunningJob, SourceControl, Stopper, Stream, TestRun, Trigger, jobs,
+    Blocking, CallPolicy, Calls, ComparedRun, Comparison, ExplainedNode, ExplainedOperator, Explanation, Flow, For,
+    Job, JobHandle, Restart, Results, RetriedCalls, Running, SourceControl, Stream, TestRun, Trigger, jobs,
 };
 pub use io::{
-    Accepted, Acknowledges, AtStop, Change, ChannelSource, Claims, Collected, CollectedWithKeys, Delivery, Discard,
-    Generate, KeyedSink, Lag, Last, OpenSink, OpenSource, Polled, Progress, Reader, Receipt, Rows, SendError, Sender,
-    SharedSink, SharedSource, Sink, Source, Taken, Undelivered, Wake, Writer, channel, collect, discard, generate,
-    rows,
+    ChannelSource, Collected, CollectedWithKeys, Discard, End, Generate, KeyedSink, Lag, Receipt, Rows, SendError,
+    Sender, Sink, Source, Undelivered, channel, collect, discard, generate, rows,
 };
+pub use run::graph::NodeKind;
 pub use run::health::{Health, HealthLimits};
 pub use run::histogram::histograms;
 pub use run::listener::JobEvent;
 pub use run::names::{METRICS, Metric, MetricKind};
 pub use run::report::{Report, SinkReport, SourceReport, StageReport};
 pub use words::{
-    Batch, Bytes, CheckpointId, Clock, Epoch, Error, ErrorKind, EventTime, Fingerprint, Headers, Keyed,
-    LatencySnapshot, Malformed, Moment, Offset, Offsets, Origin, Partition, Percentile, RECORD_OVERHEAD, Result, Room,
-    SinkMeter, TimedOut, Worker, spawn, spawn_watched,
+    BatchValues, ByteSize, Clock, Error, ErrorKind, EventTime, Headers, Keyed, LatencySnapshot, Malformed, Origin,
+    Percentile, Result, TimedOut, WallTime,
 };

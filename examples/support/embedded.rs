@@ -1,5 +1,6 @@
-//! A broker in this process, a generator that keeps to a fixed schedule, and an observer that measures from the moment
-//! at which each order was *due*: a generator that falls behind cannot hide it.
+//! A broker in this process, a generator that keeps to a fixed schedule, and an observer that
+//! measures from the moment when each order was *due*, so that a generator that falls behind cannot
+//! hide it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,8 +18,9 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
 const PARTITIONS: i32 = 4;
-/// Orders a second. The broker looks through its whole log for each fetch, so what it costs grows with the square of what it
-/// holds: at 1 000 a second it used a core after a minute, and the median was 4 ms.
+/// Orders per second. The broker searches its whole log for each fetch, so its cost grows with the
+/// square of what it holds: at 1 000 per second it used a core after a minute, and the median was 4
+/// ms.
 const RATE: u64 = 250;
 
 /// Nanoseconds of the monotonic clock, which all processes of a machine share.
@@ -27,12 +29,12 @@ pub fn monotonic_nanos() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// Those that were named, or the embedded one's.
+/// The brokers that were named, or the embedded one.
 pub fn brokers(embedded: Option<&Embedded>, named: Option<&String>) -> String {
     embedded.map(|embedded| &embedded.brokers).or(named).cloned().unwrap_or_default()
 }
 
-/// The last words of an example: what the observer has seen, and the job's own report.
+/// Prints the result of an example: what the observer has seen, and the job's own report.
 pub fn print(embedded: Option<&Embedded>, report: &Report) {
     if let Some(embedded) = embedded {
         embedded.wait_for(report.sinks[0].acknowledged);
@@ -41,7 +43,7 @@ pub fn print(embedded: Option<&Embedded>, report: &Report) {
     println!("{report}");
 }
 
-/// What the examples read.
+/// The input of the examples.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Order {
     pub id: u64,
@@ -52,13 +54,13 @@ pub struct Order {
     pub pad: String,
 }
 
-/// One order in ten is not kept by `transform`.
+/// Creates an order. `transform` drops one in ten.
 pub fn order(id: u64, due: u64) -> Order {
     let cents = if id % 10 == 9 { -(id as i64 % 5_000) } else { id as i64 % 90_000 + 1 };
     Order { id, due, customer: id % 1_000, cents, pad: "x".repeat(1_000) }
 }
 
-/// The running broker with its generator and observer.
+/// A running broker with its generator and observer.
 pub struct Embedded {
     pub brokers: String,
     generated: Arc<AtomicU64>,
@@ -70,7 +72,8 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// Starts all three; with `preload` so many orders are there before anybody reads, and none follow.
+    /// Starts all three. With `preload`, this many orders are written before the job reads, and
+    /// none after.
     pub fn start(input: &str, output: &str, preload: Option<u64>) -> Result<Embedded> {
         let failed =
             |cause: String| Error::new(ErrorKind::Unreachable, "cannot start the embedded broker").caused_by(cause);
@@ -100,7 +103,7 @@ impl Embedded {
         self.broker.create_topic(name, PARTITIONS);
     }
 
-    /// A few records that are no orders.
+    /// Writes a few records that are not orders.
     pub fn write_malformed(&self, topic: &str) -> Result<()> {
         let producer: BaseProducer = client(&self.brokers).create().expect("the settings are constants");
         for payload in ["no JSON", "{\"id\": 1}", ""] {
@@ -127,7 +130,7 @@ impl Embedded {
         self.threads.push(thread::spawn(move || observe(&brokers, &topic, &latencies, &done)));
     }
 
-    /// Waits until the observer has seen so many records, or a moment longer than it needs.
+    /// Waits until the observer has seen this many records, for at most two seconds.
     pub fn wait_for(&self, records: u64) {
         let seen = || self.latencies.lock().unwrap_or_else(PoisonError::into_inner).len();
         let deadline = Instant::now() + Duration::from_secs(2);
@@ -136,7 +139,7 @@ impl Embedded {
         }
     }
 
-    /// The latencies so far, from due time to the observer, in one line.
+    /// One line with the latencies so far, from due time to the observer.
     pub fn line(&self) -> String {
         let latencies = self.latencies.lock().unwrap_or_else(PoisonError::into_inner);
         let at = |quantile| latencies.value_at_quantile(quantile) as f64 / 1e6;
@@ -156,7 +159,8 @@ impl Embedded {
 impl Drop for Embedded {
     fn drop(&mut self) {
         self.done.store(true, SeqCst);
-        // They look at `done` at least every 100 ms; a panic of theirs was printed.
+        // The threads check `done` at least every 100 ms. If one of them panicked, that was
+        // printed.
         self.threads.drain(..).for_each(|thread| drop(thread.join()));
     }
 }
@@ -198,7 +202,7 @@ fn observe(brokers: &str, topic: &str, latencies: &Mutex<Histogram<u64>>, done: 
     for partition in 0..PARTITIONS {
         all.add_partition_offset(topic, partition, Offset::Beginning).expect("the beginning is an offset");
     }
-    consumer.assign(&all).expect("the topic was made above");
+    consumer.assign(&all).expect("the topic was created above");
     while !done.load(SeqCst) {
         let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) else { continue };
         let now = monotonic_nanos();

@@ -1,5 +1,5 @@
-//! What the Kafka examples share: their flags, signals, the report file, and, when no broker is named, a broker in
-//! this process with a generator before it and an observer behind it.
+//! What the Kafka examples share: flags, signals, the report file, and, if no broker is named, a
+//! broker in this process with a generator and an observer.
 
 #![allow(dead_code, unreachable_pub, reason = "no example uses all of it")]
 
@@ -15,15 +15,16 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use millstream::{Error, ErrorKind, Job, Report, Result, Stopper, Trigger};
+use millstream::{Error, ErrorKind, Job, JobHandle, Report, Result, Trigger};
 use millstream_connectors::{GroupProtocol, Kafka, StartAt, Topic, report};
 
 use embedded::{Embedded, brokers};
 
-// The flags of every Kafka example. A doc comment here would be the text of `--help` wherever an example has none.
+// The flags of every Kafka example. A doc comment here would become the text of `--help` in an
+// example without one of its own.
 #[derive(Clone, Debug, Parser)]
 pub struct Options {
-    /// Bootstrap servers; without them a broker, a generator and an observer run in this process
+    /// Bootstrap servers; without them, a broker, a generator and an observer run in this process
     #[arg(long)]
     pub brokers: Option<String>,
     /// A property of librdkafka, such as session.timeout.ms=6000; can be repeated
@@ -32,13 +33,13 @@ pub struct Options {
     /// The topic to read
     #[arg(long, default_value = "orders")]
     pub input: String,
-    /// The consumer group that remembers how far the input is done [default: the example's name]
+    /// The consumer group that commits how much of the input is done [default: the example's name]
     #[arg(long)]
     pub group: Option<String>,
-    /// How members agree on who reads what: classic, or the broker's own, consumer
+    /// The group protocol: classic, or consumer, in which the broker assigns partitions
     #[arg(long, default_value = "classic", value_parser = group_protocol)]
     pub group_protocol: GroupProtocol,
-    /// Where to begin when the group has no offsets: earliest or latest
+    /// Where to start if the group has no committed offsets: earliest or latest
     #[arg(long, default_value = "earliest", value_parser = start)]
     pub start: StartAt,
     /// continuous, available-now, or the interval of micro-batches, such as 100ms
@@ -47,7 +48,7 @@ pub struct Options {
     /// Threads that process records
     #[arg(long, default_value_t = 1)]
     pub workers: usize,
-    /// A file that gets the job's report each second, as lines of JSON
+    /// A file for the job's report, written every second as a line of JSON
     #[arg(long)]
     pub report: Option<PathBuf>,
     /// Stop after this time, such as 30s [default: 60s without --brokers, else never]
@@ -62,7 +63,7 @@ impl Options {
         self.set.iter().fold(kafka, |kafka, (property, value)| kafka.set(property, value))
     }
 
-    /// The topic to read, as a member of the group; of the job's own when none is named.
+    /// The topic to read, as a member of the named group, or of the job's own group.
     pub fn topic(&self, kafka: &Kafka) -> Topic {
         let topic = kafka.topic(&self.input).group_protocol(self.group_protocol).start_at(self.start.clone());
         match &self.group {
@@ -76,12 +77,12 @@ fn group_protocol(text: &str) -> Result<GroupProtocol, &'static str> {
     match text {
         "classic" => Ok(GroupProtocol::Classic),
         "consumer" => Ok(GroupProtocol::Consumer),
-        _ => Err("neither `classic` nor `consumer`"),
+        _ => Err("must be `classic` or `consumer`"),
     }
 }
 
 fn property(text: &str) -> Result<(String, String), &'static str> {
-    let (property, value) = text.split_once('=').ok_or("there is no `=` in it")?;
+    let (property, value) = text.split_once('=').ok_or("must contain `=`")?;
     Ok((property.to_owned(), value.to_owned()))
 }
 
@@ -89,7 +90,7 @@ fn start(text: &str) -> Result<StartAt, String> {
     match text {
         "earliest" => Ok(StartAt::Earliest),
         "latest" => Ok(StartAt::Latest),
-        _ => Err("neither `earliest` nor `latest`".to_owned()),
+        _ => Err("must be `earliest` or `latest`".to_owned()),
     }
 }
 
@@ -99,19 +100,19 @@ pub fn trigger(text: &str) -> Result<Trigger, String> {
         "available-now" => Ok(Trigger::AvailableNow),
         interval => match humantime::Duration::from_str(interval) {
             Ok(interval) => Ok(Trigger::micro_batch(interval.into())),
-            Err(_) => Err("neither `continuous`, `available-now` nor an interval such as `100ms`".to_owned()),
+            Err(_) => Err("must be `continuous`, `available-now` or an interval such as `100ms`".to_owned()),
         },
     }
 }
 
-/// Runs a job under the flags of a Kafka example.
+/// Runs a job with the flags of a Kafka example.
 pub fn run(job: Job, options: &Options, each_second: impl FnMut(&Report)) -> Result<Report> {
     let job = job.workers(options.workers).trigger(options.trigger);
     let job = if options.brokers.is_some() { job.live() } else { job };
     run_job(job, options.report.as_deref(), options.duration, each_second)
 }
 
-/// Runs a job until it ends, is stopped by a signal, or its time is over.
+/// Runs a job until it ends, a signal stops it, or its time is over.
 pub fn run_job(
     job: Job,
     report: Option<&Path>,
@@ -120,11 +121,11 @@ pub fn run_job(
 ) -> Result<Report> {
     let stopper = stop_on_signals();
     let mut running = job.start()?;
-    drop(stopper.set(running.stopper()));
+    drop(stopper.set(running.handle()));
     let mut lines = report
         .map(File::create)
         .transpose()
-        .map_err(|cause| Error::new(ErrorKind::Option, "cannot create the report's file").caused_by(cause))?;
+        .map_err(|cause| Error::new(ErrorKind::Config, "cannot create the report file").caused_by(cause))?;
     let deadline = duration.map(|duration| Instant::now() + duration);
     let mut stopped = false;
     loop {
@@ -148,20 +149,20 @@ fn write(lines: &mut Option<impl Write>, report: &Report) -> Result<()> {
     lines
         .as_mut()
         .map_or(Ok(()), |lines| report::write_line(report, lines))
-        .map_err(|cause| Error::new(ErrorKind::Sink, "cannot write to the report's file").caused_by(cause))
+        .map_err(|cause| Error::new(ErrorKind::Sink, "cannot write to the report file").caused_by(cause))
 }
 
-/// The first SIGINT or SIGTERM drains, commits and ends; a second one aborts. Before the job has started there is nothing
-/// to drain.
-fn stop_on_signals() -> Arc<OnceLock<Stopper>> {
-    let (stopper, count) = (Arc::<OnceLock<Stopper>>::default(), AtomicUsize::new(0));
+/// The first SIGINT or SIGTERM makes the job drain, commit and end; a second one aborts it. Before
+/// the job has started, there is nothing to drain.
+fn stop_on_signals() -> Arc<OnceLock<JobHandle>> {
+    let (stopper, count) = (Arc::<OnceLock<JobHandle>>::default(), AtomicUsize::new(0));
     let of_job = Arc::clone(&stopper);
     let set = ctrlc::set_handler(move || match (of_job.get(), count.fetch_add(1, SeqCst)) {
         (None, _) => std::process::exit(0),
         (Some(stopper), 0) => stopper.stop(),
         (Some(stopper), _) => stopper.abort(),
     });
-    // Only one handler can be set in a process; in a test there may be one already.
+    // A process can have only one handler; in a test there may be one already.
     drop(set);
     stopper
 }

@@ -1,11 +1,11 @@
-//! The way back of dead letters, as a job with an end.
+//! Replay of dead letters, as a job that ends.
 
 use clap::Args;
 use millstream::{Job, Report, Result, Trigger};
 use millstream_connectors::{DeadLetter, Kafka, Message};
 
-// Which letters go back; all of them when nothing is said. The others count as done. A doc comment here would be the text
-// of `--help` wherever an example has none.
+// Which letters to send back; all of them by default. The others count as done. A doc comment here
+// would become the text of `--help` in an example without one of its own.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Filter {
     /// Only letters of records that were read from this topic
@@ -24,7 +24,7 @@ impl Filter {
     }
 }
 
-/// Sends what is in the topic now back to where it was read.
+/// Sends the letters that are in the topic now back to the topics they were read from.
 pub fn replay(kafka: &Kafka, letters: String, group: String, filter: Filter) -> Result<Report> {
     let kafka = kafka.clone();
     let job = Job::new("replay", move |flow| {

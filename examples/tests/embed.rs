@@ -1,5 +1,6 @@
-//! The real service: it answers when the broker has the invoice, and says so when it cannot know. Its metrics are what
-//! Prometheus' own linter wants, and its manifest for Kubernetes says what it really does.
+//! The real service: it answers once the broker has the invoice, and reports when it cannot know.
+//! Its metrics pass Prometheus' own linter, and its Kubernetes manifest matches what the program
+//! does.
 
 #[path = "../embed.rs"]
 #[allow(dead_code, reason = "its own main is not called here")]
@@ -16,10 +17,10 @@ use krafka::testing::FakeBroker;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use serde_json::{Value, json};
 
-/// No test waits for longer.
+/// The longest that a test waits for something.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Sends a request; the status and what came with it, or nothing when nobody answers.
+/// Sends a request and returns the status and body of the answer, or `None` if there is no answer.
 fn request(address: &str, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     let head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n");
@@ -31,7 +32,8 @@ fn request(address: &str, method: &str, path: &str, body: &str) -> Option<(u16, 
     Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
 }
 
-/// Has Prometheus' own linter look at what the service shows. Without it, which is `promtool` in the path, this says so.
+/// Checks the service's metrics with Prometheus' own linter, `promtool`. If it is not in the path,
+/// prints that the check is skipped, or panics if `MILLSTREAM_NO_SKIP` is set.
 #[track_caller]
 fn lint(metrics: &str) {
     let started =
@@ -39,17 +41,17 @@ fn lint(metrics: &str) {
     let mut linter = match started {
         Ok(linter) => linter,
         Err(_) if std::env::var_os("MILLSTREAM_NO_SKIP").is_none() => {
-            return println!("skipped: there is no promtool to look at the metrics");
+            return println!("skipped: there is no promtool to check the metrics");
         }
         Err(error) => panic!("cannot start promtool: {error}"),
     };
     linter.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
     let output = linter.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.is_empty(), "promtool says: {said}\n{metrics}");
+    assert!(output.status.success() && said.is_empty(), "promtool reports: {said}\n{metrics}");
 }
 
-/// A broker in this process with the topic of the invoices.
+/// A broker in this process, with the topic for the invoices.
 struct Broker {
     broker: FakeBroker,
     _runtime: tokio::runtime::Runtime,
@@ -64,14 +66,14 @@ impl Broker {
     }
 }
 
-/// The service in a process of its own.
+/// The service in its own process.
 struct Service {
     child: Child,
     address: String,
 }
 
 fn start(broker: &Broker) -> Service {
-    // The service inherits it: a thousand connections are a thousand files.
+    // The service inherits the limit: a thousand connections need a thousand open files.
     let files = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).unwrap();
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
@@ -94,7 +96,7 @@ impl Drop for Service {
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
-        assert!(Instant::now() < deadline, "it never came to be that {what}");
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -112,20 +114,20 @@ fn answers_when_the_broker_has_the_invoice() {
     };
     wait_until("the service listens", || post("{}").is_some());
     let written = || broker.next_offset("invoices", 0).unwrap_or(0);
-    // The job that adds up what was sold reads what is written once it has its partition.
+    // The job that adds up the sales reads everything written after it has its partition.
     wait_until("the service is ready", || get("/readyz").is_some_and(|(status, _)| status == 200));
     let before = written();
     let sold_before = sold();
     assert_eq!(post(r#"{"id": 1, "customer": 7, "cents": 1250}"#).unwrap().0, 200);
-    assert_eq!(written(), before + 1, "an answer means that the broker has it");
+    assert_eq!(written(), before + 1, "an answer means that the broker has the invoice");
     for (body, names) in
         [("{", "EOF"), (r#"{"id": 1, "customer": 7}"#, "cents"), (r#"{"id": 1, "customer": 7, "cents": 0}"#, "cents")]
     {
         let (status, cause) = post(body).unwrap();
         assert!(status == 400 && cause.contains(names), "{body}: {status} {cause}");
     }
-    assert_eq!(written(), before + 1, "what is no order leaves nothing");
-    // A thousand at once, each on a connection of its own.
+    assert_eq!(written(), before + 1, "a body that is not an order writes no invoice");
+    // A thousand orders at once, each on its own connection.
     let all_are_there = Barrier::new(1_000);
     std::thread::scope(|scope| {
         for id in 0..1_000 {
@@ -140,12 +142,12 @@ fn answers_when_the_broker_has_the_invoice() {
     });
     assert_eq!(written(), before + 1_001);
     // 12.50, and a thousand times 1.00.
-    wait_until("all that was posted is sold", || ((sold() - sold_before) * 100.0).round() == 101_250.0);
+    wait_until("all posted orders are added up", || ((sold() - sold_before) * 100.0).round() == 101_250.0);
     let (status, report) = get("/report").unwrap();
     assert!(status == 200 && report.contains("\"acknowledged\":1001"), "{report}");
     let shows = |line: &str| get("/metrics").unwrap().1.contains(line);
     assert!(shows("millstream_running_jobs{job_name=\"invoices\"} 1"), "{:?}", get("/metrics"));
-    wait_until("the histogram has all of them", || {
+    wait_until("the histogram counts all of them", || {
         shows("millstream_sink_latency_seconds_count{job_name=\"invoices\",sink=\"kafka invoices\"} 1001")
     });
     lint(&get("/metrics").unwrap().1);
@@ -155,22 +157,23 @@ fn answers_when_the_broker_has_the_invoice() {
     }
     broker.crash(0);
     let asked = Instant::now();
-    assert_eq!(post(r#"{"id": 2, "customer": 7, "cents": 1}"#).unwrap().0, 503, "nobody can know");
+    assert_eq!(post(r#"{"id": 2, "customer": 7, "cents": 1}"#).unwrap().0, 503, "the outcome is unknown");
     assert!(asked.elapsed() < Duration::from_secs(10), "it took {:?}", asked.elapsed());
     assert_eq!(get("/livez").unwrap().0, 200, "a new process would not help");
     broker.restart(0);
-    wait_until("it recovers", || post(r#"{"id": 3, "customer": 7, "cents": 1}"#).unwrap().0 == 200);
+    wait_until("the service recovers", || post(r#"{"id": 3, "customer": 7, "cents": 1}"#).unwrap().0 == 200);
     kill_process(Pid::from_child(&service.child), Signal::TERM).unwrap();
     assert!(service.child.wait().unwrap().success());
 }
 
-/// A number with a unit of Kubernetes, in bytes.
+/// A Kubernetes quantity, in bytes.
 fn bytes(quantity: &Value) -> u64 {
-    let mebibytes = quantity.as_str().and_then(|text| text.strip_suffix("Mi")).expect("memory is in Mi");
+    let mebibytes = quantity.as_str().and_then(|text| text.strip_suffix("Mi")).expect("memory is given in Mi");
     mebibytes.parse::<u64>().unwrap() << 20
 }
 
-/// A manifest that names another port or path than the program has, or too short an end, is found out in production only.
+/// Without this test, a wrong port or path in the manifest, or too short a grace period, would only
+/// be noticed in production.
 #[test]
 fn the_manifest_says_what_the_program_does() {
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/kubernetes.yaml")).unwrap();
@@ -179,13 +182,14 @@ fn the_manifest_says_what_the_program_does() {
     assert_eq!((&deployment["kind"], &service["kind"]), (&json!("Deployment"), &json!("Service")));
     let pod = &deployment["spec"]["template"];
     for labels in [&deployment["spec"]["selector"]["matchLabels"], &service["spec"]["selector"]] {
-        assert_eq!(*labels, pod["metadata"]["labels"], "the selector finds no pod");
+        assert_eq!(*labels, pod["metadata"]["labels"], "the selector matches the pod's labels");
     }
     let container = &pod["spec"]["containers"][0];
     let port = &container["ports"][0];
     assert_eq!(service["spec"]["ports"][0]["targetPort"], port["name"]);
 
-    // The program takes these arguments, and listens where the probes and Prometheus ask.
+    // The program accepts these arguments, and listens where the probes and Prometheus send
+    // requests.
     let arguments: Vec<&str> = container["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap()).collect();
     let options: embed::Options = clap::Parser::try_parse_from([&["embed"], &arguments[..]].concat()).unwrap();
     assert_eq!(options.listen, format!("0.0.0.0:{}", port["containerPort"]));
@@ -206,11 +210,11 @@ fn the_manifest_says_what_the_program_does() {
         });
     }
 
-    // It ends in time, and fits.
+    // It shuts down in time, and its memory fits the limit.
     let seconds = |value: &Value| Duration::from_secs(value.as_u64().unwrap());
     let grace = seconds(&pod["spec"]["terminationGracePeriodSeconds"]);
     let pre_stop = seconds(&container["lifecycle"]["preStop"]["sleep"]["seconds"]);
     let needed = pre_stop + embed::ANSWER_WITHIN + embed::STOP_WITHIN;
-    assert!(grace >= needed + Duration::from_secs(5), "an end may take {needed:?}, and {grace:?} are given");
-    assert!(bytes(&container["resources"]["limits"]["memory"]) >= 4 * embed::MEMORY.0, "two jobs, and as much again");
+    assert!(grace >= needed + Duration::from_secs(5), "a shutdown may take {needed:?}, the grace period is {grace:?}");
+    assert!(bytes(&container["resources"]["limits"]["memory"]) >= 4 * embed::MEMORY.0, "the memory of two jobs, twice");
 }

@@ -1,4 +1,5 @@
-//! The other examples, called as a user would call them, and what they leave behind: on standard output, in topics, in files.
+//! The other examples, called as a user would call them, and their results: on standard output, in
+//! topics, and in files.
 
 use std::io::Write;
 use std::net::TcpListener;
@@ -12,10 +13,10 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use serde_json::{Value, json};
 
-/// No test waits for longer.
+/// The longest that a test waits for something.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The example beside this test's own program.
+/// A command for an example; its program is beside the test's own program.
 fn example(name: &str, arguments: &[&str]) -> Command {
     let own = std::env::current_exe().unwrap();
     let folder = own.parent().and_then(|deps| deps.parent()).unwrap().join("examples");
@@ -24,7 +25,7 @@ fn example(name: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// What the example prints, which ends with status 0.
+/// Runs an example that must end with status 0, and returns what it prints.
 #[track_caller]
 fn printed(name: &str, arguments: &[&str]) -> String {
     let Output { status, stdout, stderr } =
@@ -46,7 +47,8 @@ fn compare_triggers_writes_what_it_found() {
     let read = |path: &str| std::fs::read_to_string(path).unwrap();
     let found: Value = serde_json::from_str(&read(&json)).unwrap();
     assert_eq!(found["results"], "Equal", "{found}");
-    // Nine orders in ten are kept, and a second of them is measured: but for those that came together with one of the warm-up.
+    // Nine orders in ten are kept, and one second is measured, except for orders that arrived
+    // together with one of the warm-up.
     assert_eq!(found["runs"][1]["records_out"], 1800, "{found}");
     let measured = found["runs"][0]["latency"]["count"].as_u64().unwrap();
     assert!((1..=900).contains(&measured), "{found}");
@@ -87,7 +89,7 @@ impl Kafka {
         producer.flush(PATIENCE).unwrap();
     }
 
-    /// All of a topic: keys and values.
+    /// The keys and values of all records in a topic.
     fn read(&self, topic: &str) -> Vec<(String, String)> {
         let consumer: BaseConsumer = self.client().set("group.id", "reads").create().unwrap();
         let mut all = TopicPartitionList::new();
@@ -96,7 +98,7 @@ impl Kafka {
         let end = self.broker.next_offset(topic, 0).unwrap_or(0) as usize;
         let (mut found, deadline) = (Vec::new(), Instant::now() + PATIENCE);
         while found.len() < end {
-            assert!(Instant::now() < deadline, "{topic} has {end} records, {found:?} came");
+            assert!(Instant::now() < deadline, "{topic} has {end} records, only {found:?} arrived");
             if let Some(message) = consumer.poll(Duration::from_millis(50)) {
                 let message = message.unwrap();
                 let text = |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap_or_default().to_vec()).unwrap();
@@ -126,13 +128,13 @@ fn etl_cleans_what_is_there_sets_aside_what_is_no_order_and_replay_sends_that_ba
         .collect();
     let cleaned = |id: u64, amount: f64, size: &str| json!({ "id": id, "due": 0, "customer": "C000007", "amount": amount, "currency": "EUR", "size": size });
     let expected = [("a".to_owned(), cleaned(1, 9.99, "small")), ("e".to_owned(), cleaned(3, 500.0, "large"))];
-    assert_eq!(clean, expected, "what costs nothing is left out");
+    assert_eq!(clean, expected, "orders that cost nothing are left out");
     let record = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     assert_eq!(kafka.read("orders.dead"), [record("c", incomplete), record("d", "no JSON")]);
 
     let flags = ["--brokers", &kafka.address, "--letters", "orders.dead", "--cause", "missing field"];
     let report = printed("replay", &flags);
-    assert!(report.contains("2 records"), "both letters are looked at: {report}");
+    assert!(report.contains("2 records"), "both letters are read: {report}");
     let orders = kafka.read("orders");
     assert_eq!(orders[5..], [record("c", incomplete)], "the letter goes back to its topic under its key");
     printed("replay", &flags);
@@ -156,7 +158,7 @@ fn lookup_asks_for_every_price_and_shows_late_answers_as_such() {
     assert!(shown.contains("150 done"), "{shown}");
 }
 
-/// What `lines` prints of two lines that come from a socket.
+/// The output of `lines` for two lines from a socket.
 fn words_of(trigger: &str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -176,7 +178,7 @@ fn lines_shows_words_batch_by_batch() {
     let shown = words_of("50ms");
     let line = "-------------------------------------------";
     assert!(shown.starts_with(&format!("{line}\nBatch: 0\n{line}\n+----+-------+\n|word|letters|\n")), "{shown}");
-    // Two lines may be two batches.
+    // The two lines may be in different batches.
     let rows = shown.lines().filter(|line| line.starts_with('|') && !line.contains("word"));
     let words: Vec<Vec<&str>> = rows.map(|row| row.trim_matches('|').split('|').map(str::trim).collect()).collect();
     assert_eq!(words, [["to", "2"], ["be", "2"], ["or", "2"], ["not", "3"], ["to", "2"], ["be", "2"]], "{shown}");

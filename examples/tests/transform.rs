@@ -1,5 +1,5 @@
-//! The example called, and the real process under signals: the first one drains, commits and ends with status 0, a second
-//! one aborts. A job that fails ends it with status 1.
+//! The example as a function, and as a real process that gets signals: the first makes it drain,
+//! commit and exit with status 0, a second one aborts it. If the job fails, it exits with status 1.
 
 #[path = "../transform.rs"]
 #[allow(dead_code, reason = "its own main is not called here")]
@@ -17,7 +17,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// No test waits for longer.
+/// The longest that a test waits for something.
 const PATIENCE: Duration = Duration::from_secs(30);
 const ORDERS: u64 = 1_000;
 
@@ -32,7 +32,8 @@ struct Running {
     runtime: tokio::runtime::Runtime,
 }
 
-/// The example beside this test's own program, copying a thousand orders of a broker in this process.
+/// Starts the example, whose program is beside the test's own, on a thousand orders of a broker in
+/// this process.
 fn start() -> Running {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let broker = runtime.block_on(FakeBroker::start()).unwrap();
@@ -50,7 +51,8 @@ fn start() -> Running {
     let own = std::env::current_exe().unwrap();
     let example: PathBuf = own.parent().and_then(|deps| deps.parent()).unwrap().join("examples/transform");
     let mut command = Command::new(example);
-    // Only what is read again after a restart is not committed by then: the interval is a second.
+    // Offsets are committed once a second. Without the commit at shutdown, the last records would
+    // be read again.
     command.args(["--brokers", &broker.bootstrap_servers(), "--group", "signals"]);
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("cargo builds examples with tests");
     Running { child, broker, runtime }
@@ -66,7 +68,7 @@ fn client(broker: &FakeBroker) -> ClientConfig {
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
-        assert!(Instant::now() < deadline, "it never came to be that {what}");
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -103,7 +105,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());
-        // The broker's tasks end with their runtime.
+        // The broker's tasks end when their runtime is dropped.
         let _ = &self.runtime;
     }
 }
@@ -123,7 +125,7 @@ fn the_first_one_drains_commits_and_ends_with_status_0() {
 fn a_second_one_aborts_what_cannot_drain() {
     let mut running = start();
     wait_until("the invoices are written", || running.written() == ORDERS);
-    // What comes now is read, and nothing answers its commit any more.
+    // From now on, nothing answers a commit.
     running.broker.crash(0);
     running.signal(Signal::TERM);
     std::thread::sleep(Duration::from_millis(500));
@@ -132,7 +134,7 @@ fn a_second_one_aborts_what_cannot_drain() {
     let asked = Instant::now();
     let status = running.status();
     assert!(asked.elapsed() < Duration::from_secs(5), "it took {:?}", asked.elapsed());
-    // It may have committed before the broker was gone, and then there was nothing to wait for.
+    // The process may have committed before the broker was gone; then it had nothing to wait for.
     assert_eq!(status, Some(if drains { 1 } else { 0 }));
 }
 
@@ -152,6 +154,6 @@ fn a_job_that_fails_ends_with_status_1_and_says_why() {
 fn one_before_the_job_has_started_ends_it_with_status_0() {
     let mut running = start();
     running.signal(Signal::TERM);
-    // Before the handler is set the default ends the process by the signal itself, and that is no status.
+    // Before the handler is set, the signal itself ends the process, which then has no exit status.
     assert!(matches!(running.status(), Some(0) | None));
 }

@@ -1,4 +1,4 @@
-//! A real process, killed with SIGKILL and weighed from outside.
+//! A real process, killed with SIGKILL, and its memory measured from outside.
 
 mod members;
 
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use millstream_tests::compare;
 use rdkafka::producer::BaseRecord;
 
-/// No test waits for longer.
+/// The longest that a test waits for something.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Killed with SIGKILL when it is dropped.
@@ -21,7 +21,7 @@ struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended.
+        // It may have ended already.
         drop(self.0.kill());
         drop(self.0.wait());
     }
@@ -32,7 +32,7 @@ fn target(arguments: &[&str]) -> Process {
     Process(command.args(arguments).stdout(Stdio::null()).spawn().expect("the target starts"))
 }
 
-/// A seed that is printed, so that a failure can be repeated with `MILLSTREAM_SEED`.
+/// Prints a seed, so that a failure can be repeated with `MILLSTREAM_SEED`.
 fn seed() -> u64 {
     let seed = std::env::var("MILLSTREAM_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
@@ -40,8 +40,9 @@ fn seed() -> u64 {
     seed
 }
 
-/// Under both triggers in turn. Kill times are uniform over a second and a half, the start of the process included; 2 000
-/// records a second flow all the while. The checker is shown to find planted faults in its own tests.
+/// Under both triggers in turn. Kill times are uniform over a second and a half, including the
+/// start of the process; 2 000 records a second are written throughout. The checker's own tests
+/// show that it finds planted faults.
 #[test]
 fn nothing_is_lost_over_fifty_kills() {
     const KILLS: usize = 50;
@@ -53,7 +54,7 @@ fn nothing_is_lost_over_fifty_kills() {
         for kill in 0..KILLS {
             let mut process = start(if kill % 2 == 0 { "continuous" } else { "20" });
             std::thread::sleep(Duration::from_millis(random.u64(0..1_500)));
-            assert!(process.0.try_wait().expect("it is ours").is_none(), "it ended by itself");
+            assert!(process.0.try_wait().expect("it is a child of this process").is_none(), "it ended by itself");
         }
     };
     broker.under_load(&input, |n| n.to_string(), during);
@@ -71,12 +72,13 @@ fn nothing_is_lost_over_fifty_kills() {
     println!("{KILLS} kills: {findings}");
     assert!(findings.at_least_once(), "{findings}");
     assert!(findings.looked_at > KILLS * 500, "too little went through: {findings}");
-    // An engine that never commits would write all of it again after each kill.
+    // An engine that never commits would write all records again after each kill.
     assert!(findings.doubled.len() < findings.looked_at / 4, "too much is repeated: {findings}");
-    assert!(!findings.doubled.is_empty(), "fifty kills in the middle of work repeat something, or nothing was killed");
+    assert!(!findings.doubled.is_empty(), "nothing is repeated: the kills did not hit a working process");
 }
 
-/// What a micro-batch holds back is read, and neither written nor committed: a process that dies then has lost nothing.
+/// The records that wait for a micro-batch are read, but neither written nor committed: a process
+/// that is killed then loses nothing.
 #[test]
 fn a_kill_in_the_middle_of_a_micro_batchs_queue_loses_nothing() {
     let broker = broker::shared();
@@ -90,7 +92,7 @@ fn a_kill_in_the_middle_of_a_micro_batchs_queue_loses_nothing() {
     let wait_until = |what: &str, holds: &dyn Fn() -> bool| {
         let deadline = Instant::now() + PATIENCE;
         while !holds() {
-            assert!(Instant::now() < deadline, "it never came to be that {what}");
+            assert!(Instant::now() < deadline, "timed out waiting until {what}");
             std::thread::sleep(Duration::from_millis(20));
         }
     };
@@ -100,9 +102,9 @@ fn a_kill_in_the_middle_of_a_micro_batchs_queue_loses_nothing() {
     drop(first);
     let second = start("600000");
     write(500..1_000);
-    // It has had time to read them many times over, and its tick is minutes away.
+    // It has had ample time to read them, and its tick is minutes away.
     std::thread::sleep(Duration::from_secs(3));
-    assert_eq!(committed(), 500, "what waits for its tick is not done");
+    assert_eq!(committed(), 500, "records that wait for their tick are not committed");
     assert_eq!(broker.records(&output).iter().flatten().count(), 500);
     drop(second);
     let third = start("continuous");
@@ -114,10 +116,10 @@ fn a_kill_in_the_middle_of_a_micro_batchs_queue_loses_nothing() {
 
 #[test]
 fn memory_stays_bounded_before_a_slow_sink() {
-    // The default. A broker sends whole batches of a producer, here of a megabyte: 64 of them is the least that can be
-    // fetched ahead, whatever the bound.
+    // The default. A broker sends whole batches of a producer, here of a megabyte each, so at least
+    // 64 of them are fetched ahead, whatever the bound.
     const MEMORY: u64 = 256 << 20;
-    let Some(broker) = broker::real("a million records would be in this process's own memory") else { return };
+    let Some(broker) = broker::real("the embedded broker would keep a million records in memory") else { return };
     let input = broker.topic("backlog", 64);
     let (producer, value) = (broker.producer(), "x".repeat(1_200));
     for n in 0..1_000_000_i32 {
@@ -130,12 +132,12 @@ fn memory_stays_bounded_before_a_slow_sink() {
     while begin.elapsed() < Duration::from_secs(12) {
         std::thread::sleep(Duration::from_millis(100));
         let status = std::fs::read_to_string(format!("/proc/{}/status", child.0.id())).expect("the target runs");
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("its high-water mark is told");
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("it has a high-water mark");
         most = line.split_whitespace().nth(1).and_then(|kilobytes| kilobytes.parse::<u64>().ok()).expect("a number")
             * 1024;
     }
     drop(child);
-    println!("most memory: {} MiB of {} MiB", most >> 20, MEMORY >> 20);
-    assert!(most > MEMORY / 3, "only {} MiB: the backlog was not there", most >> 20);
-    assert!(most < MEMORY * 115 / 100, "{} MiB of {} MiB and 15 %", most >> 20, MEMORY >> 20);
+    println!("peak memory: {} MiB of {} MiB", most >> 20, MEMORY >> 20);
+    assert!(most > MEMORY / 3, "only {} MiB: the backlog did not build up", most >> 20);
+    assert!(most < MEMORY * 115 / 100, "{} MiB, more than {} MiB and 15 %", most >> 20, MEMORY >> 20);
 }

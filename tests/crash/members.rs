@@ -1,5 +1,5 @@
-//! Two and three processes of the example `transform` in one group that start, are rolled, are killed, and stand still for
-//! longer than a session.
+//! Two or three processes of the example `transform` in one group: they are started, replaced,
+//! killed, and paused for longer than a session.
 
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering::SeqCst;
@@ -19,17 +19,17 @@ const EVENTS: usize = 30;
 /// What happens to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
-    /// One more comes.
+    /// Another process starts.
     Start,
-    /// One is replaced: it drains at SIGTERM, and another one has started before.
+    /// A process is replaced: a new one starts, and the old one drains on SIGTERM.
     Roll,
-    /// One dies, and another one starts.
+    /// A process is killed, and another one may start.
     Kill,
-    /// One stands still until its group has put it out, and goes on.
+    /// A process is stopped until its group has removed it, and then continues.
     Pause,
 }
 
-/// How far the group is done with its input.
+/// How much of its input the group has committed.
 struct Watch {
     consumer: BaseConsumer,
     topic: String,
@@ -44,7 +44,7 @@ impl Watch {
     fn committed(&self) -> i64 {
         let mut list = TopicPartitionList::new();
         list.add_partition_range(&self.topic, 0, PARTITIONS - 1);
-        // A broker's coordinator needs a while to begin; then nothing is committed.
+        // A group coordinator needs a while to start; until then, nothing is committed.
         let Ok(committed) = self.consumer.committed_offsets(list, Duration::from_secs(10)) else { return 0 };
         let of = |offset| match offset {
             Offset::Offset(offset) => offset,
@@ -53,11 +53,11 @@ impl Watch {
         committed.elements().iter().map(|element| of(element.offset())).sum()
     }
 
-    /// Waits until so many records are done.
+    /// Waits until the group has committed this many records.
     fn wait_for(&self, records: i64, what: &str) {
         let begin = Instant::now();
         while self.committed() < records {
-            assert!(begin.elapsed() < PATIENCE, "after {what} the group stays at {} of {records}", self.committed());
+            assert!(begin.elapsed() < PATIENCE, "after {what} the group is stuck at {} of {records}", self.committed());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -66,12 +66,12 @@ impl Watch {
 fn transform(broker: &broker::Broker, input: &str, output: &str) -> Process {
     let mut command = Command::new(env!("CARGO_BIN_EXE_transform"));
     command.args(["--brokers", &broker.address, "--input", input, "--output", output, "--group", input]);
-    // The shortest session that a broker allows by default.
+    // The shortest session timeout that a broker allows by default.
     command.args(["--workers", "2", "--set", "session.timeout.ms=6000"]);
     Process(command.stdout(Stdio::null()).spawn().expect("the example starts"))
 }
 
-/// One in ten costs nothing, and no invoice is written for it.
+/// One order in ten costs nothing, and gets no invoice.
 fn order(n: u64) -> String {
     json!({ "id": n, "due": 0, "customer": n % 100, "cents": n % 10, "pad": "" }).to_string()
 }
@@ -79,7 +79,7 @@ fn order(n: u64) -> String {
 /// Orders that cost something, or invoices: a list for each partition.
 fn records(broker: &broker::Broker, topic: &str) -> Vec<Vec<Record>> {
     let record = |read: &broker::Read| {
-        let value: Value = serde_json::from_str(read.value.as_ref().expect("no tombstone is written")).expect("JSON");
+        let value: Value = serde_json::from_str(read.value.as_ref().expect("there are no tombstones")).expect("JSON");
         let record = || Record {
             id: value["id"].as_u64().expect("a number"),
             key: read.key.clone().unwrap_or_default().into_bytes(),
@@ -95,7 +95,7 @@ fn signal(process: &Process, signal: Signal) {
 
 #[test]
 fn of_a_group_come_and_go_and_nothing_is_lost() {
-    let Some(broker) = broker::real("the embedded broker does not share partitions out") else { return };
+    let Some(broker) = broker::real("the embedded broker does not assign partitions") else { return };
     let (input, output) = (broker.topic("members-in", PARTITIONS), broker.topic("members-out", PARTITIONS));
     let mut random = fastrand::Rng::with_seed(seed());
     let start = || transform(broker, &input, &output);
@@ -108,7 +108,7 @@ fn of_a_group_come_and_go_and_nothing_is_lost() {
                 2 => random.choice([Event::Start, Event::Roll, Event::Kill, Event::Pause]),
                 _ => random.choice([Event::Roll, Event::Kill, Event::Pause]),
             };
-            let event = event.expect("there are some");
+            let event = event.expect("the list of events is not empty");
             let chosen = random.usize(..members.len());
             let begin = Instant::now();
             match event {
@@ -117,11 +117,11 @@ fn of_a_group_come_and_go_and_nothing_is_lost() {
                     members.push(start());
                     let mut old = members.swap_remove(chosen);
                     signal(&old, Signal::TERM);
-                    assert!(old.0.wait().expect("it was asked to end").success(), "it did not drain");
+                    assert!(old.0.wait().expect("the process can be waited for").success(), "it did not drain");
                 }
                 Event::Kill => {
                     drop(members.swap_remove(chosen));
-                    // Three are enough, and one is too few.
+                    // Keeps the number of members at two or three.
                     if members.len() < 2 || random.bool() {
                         members.push(start());
                     }
@@ -134,7 +134,7 @@ fn of_a_group_come_and_go_and_nothing_is_lost() {
             }
             watch.wait_for(sent.load(SeqCst) as i64, &format!("{event:?}"));
             println!("{number}: {event:?} with {} members: done after {:?}", members.len(), begin.elapsed());
-            assert!(members.iter_mut().all(|child| child.0.try_wait().expect("it is ours").is_none()), "one ended");
+            assert!(members.iter_mut().all(|child| child.0.try_wait().expect("it is a child").is_none()), "one ended");
         }
         members
     });
@@ -144,7 +144,9 @@ fn of_a_group_come_and_go_and_nothing_is_lost() {
     println!("{EVENTS} events: {findings}");
     assert!(findings.at_least_once(), "{findings}");
     assert!(findings.looked_at > EVENTS * 1_000, "too little went through: {findings}");
-    // What was written and not committed when a process died, or was put out. The next event comes as soon as all is caught up,
-    // so that may be what piled up in seconds of silence; without commits it would be all of it, each time.
+    // Repeats are records that were written but not committed when a process was killed or removed
+    // from the group. The next event comes as soon as the group has caught up, so they may be as
+    // many as piled up during seconds of silence. Without commits, every event would repeat all
+    // records.
     assert!(findings.doubled.len() < EVENTS * 1_000, "{findings}");
 }

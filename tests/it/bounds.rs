@@ -4,15 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use millstream::{Bytes, Calls, Job, Result, Stream, Trigger, channel, collect, discard, rows};
+use millstream::{ByteSize, Calls, Job, Result, Stream, Trigger, channel, collect, discard, rows};
 
 use crate::support::eventually;
 use crate::support::script::{RECORD, Script};
 use crate::support::valve::Valve;
 
 /// Memory under which so many records can be under way.
-fn memory_for(records: u64) -> Bytes {
-    Bytes(records * RECORD.0 * 2)
+fn memory_for(records: u64) -> ByteSize {
+    ByteSize(records * RECORD.0 * 2)
 }
 
 #[test]
@@ -35,12 +35,12 @@ fn a_stalled_sink_stops_the_reading() {
 /// By what records point to, when the source says how much that is.
 #[test]
 fn a_stalled_sink_stops_a_channel_of_large_records() {
-    let large: fn(&u64) -> Bytes = |_| Bytes::mebibytes(1);
-    for (points_to, at_least, at_most) in [(large, 8, 11), (|_| Bytes(0), 100, 100)] {
+    let large: fn(&u64) -> ByteSize = |_| ByteSize::mebibytes(1);
+    for (points_to, at_least, at_most) in [(large, 8, 11), (|_| ByteSize(0), 100, 100)] {
         let ((numbers, source), valve) = (channel::<u64>(100), Valve::shut());
         let (source, sink) = (source.sized(points_to), valve.clone());
         (0..100).for_each(|n| drop(numbers.try_send(n).unwrap()));
-        let job = Job::new("sized", move |flow| flow.source(&source)?.sink(&sink)).memory(Bytes::mebibytes(20));
+        let job = Job::new("sized", move |flow| flow.source(&source)?.sink(&sink)).memory(ByteSize::mebibytes(20));
         let running = job.start().unwrap();
         eventually("the budget is used", || valve.taken().len() >= at_least);
         std::thread::sleep(Duration::from_millis(100));
@@ -97,7 +97,7 @@ fn several_sources_share_what_one_has_alone() {
         let job = Job::new("shared memory", move |flow| {
             scripts.iter().try_for_each(|script| flow.source(script)?.sink(discard()))
         });
-        job.memory(Bytes(1_200)).run().unwrap();
+        job.memory(ByteSize(1_200)).run().unwrap();
         log.prefetch.load(SeqCst)
     };
     assert_eq!((prefetch(1), prefetch(3)), (300, 100), "a quarter of the job's memory in all");

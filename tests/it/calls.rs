@@ -145,7 +145,7 @@ fn that_fail_are_made_again_after_a_restart() {
         };
         flow.source(&script)?.map_async(Calls::ordered(8), call).or_stop().or_stop().sink(&sink)
     });
-    let again = Restart::Backoff { first: MILLI, most: MILLI };
+    let again = Restart::Backoff { first: MILLI, longest: MILLI };
     let report = job.restart(again).checkpoint_every(MILLI).run().unwrap();
     assert_eq!(report.restarts, 1);
     let mut values = results.values();

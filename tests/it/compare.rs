@@ -70,7 +70,7 @@ fn results_that_differ_are_found() {
     let comparison = job.compare(triggers(), fast(1_000)).unwrap();
     let Results::Different { what } = &comparison.results else { panic!("{:?}", comparison.results) };
     assert!(what.contains("`collect`") && what.contains("micro-batch 20ms"), "{what}");
-    assert!(comparison.to_string().contains("DID NOT WRITE THE SAME"), "{comparison}");
+    assert!(comparison.to_string().contains("WROTE DIFFERENT RECORDS"), "{comparison}");
 }
 
 #[test]
@@ -121,15 +121,15 @@ fn mistakes_are_errors_that_say_so() {
     }
     let job = || Job::new("mistakes", |flow| flow.source(generate(|n| n))?.sink(discard()));
     let continuous = [Trigger::Continuous];
-    check(job(), &[], fast(1), ErrorKind::Option, "no trigger");
-    check(job(), &[Trigger::AvailableNow], fast(1), ErrorKind::Option, "AvailableNow");
-    check(job(), &continuous, fast(0), ErrorKind::Option, "nothing to measure");
-    check(job(), &continuous, fast(1).rate(f64::NAN), ErrorKind::Option, "`rate`");
+    check(job(), &[], fast(1), ErrorKind::Config, "no trigger");
+    check(job(), &[Trigger::AvailableNow], fast(1), ErrorKind::Config, "AvailableNow");
+    check(job(), &continuous, fast(0), ErrorKind::Config, "nothing to measure");
+    check(job(), &continuous, fast(1).rate(f64::NAN), ErrorKind::Config, "`rate`");
     let nothing = Job::new("nothing", |flow| flow.source(rows(0..0))?.sink(discard()));
     check(nothing, &continuous, fast(1), ErrorKind::NotFound, "no records");
     let (_sender, source) = channel::<u64>(1);
     let once = Job::new("once", move |flow| flow.source(&source)?.sink(discard()));
-    check(once, &continuous, fast(1), ErrorKind::Option, "`channel`");
+    check(once, &continuous, fast(1), ErrorKind::Config, "`channel`");
 }
 
 #[test]

@@ -156,7 +156,7 @@ fn stop_drains_a_channel_that_is_fuller_than_memory() {
         let results = collect();
         let sink = results.clone();
         let job = Job::new("full channel", move |flow| flow.source(&source)?.sink(&sink));
-        let running = job.trigger(trigger).memory(millstream::Bytes(400)).start().unwrap();
+        let running = job.trigger(trigger).memory(millstream::ByteSize(400)).start().unwrap();
         let receipts: Vec<_> = (0..1_000).map(|n| orders.try_send(n).unwrap()).collect();
         running.stop();
         running.wait().unwrap();
@@ -171,7 +171,7 @@ fn stop_drains_a_channel_into_a_sink_that_frees_memory_at_commits_only() {
     let valve = Valve::at_commit();
     let sink = valve.clone();
     let job = Job::new("staged channel", move |flow| flow.source(&source)?.sink(&sink));
-    let mut running = job.memory(millstream::Bytes(400)).start().unwrap();
+    let mut running = job.memory(millstream::ByteSize(400)).start().unwrap();
     (0..500).for_each(|n| drop(orders.try_send(n).unwrap()));
     running.stop_within(PATIENCE);
     running.wait_for(PATIENCE).expect("it does not hang").unwrap();

@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use millstream::{Error, ErrorKind, Job, Malformed, OpenSink, Restart, Sink, Trigger, Wake, Worker, collect, rows};
+use millstream::connector::{OpenSink, Wake, Worker};
+use millstream::{Error, ErrorKind, Job, Malformed, Restart, Sink, Trigger, collect, rows};
 
 use crate::support::eventually;
 use crate::support::script::Script;
 use crate::support::valve::Valve;
 
-const QUICKLY: Restart = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(5) };
+const QUICKLY: Restart = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(5) };
 
 #[test]
 fn a_panic_on_one_of_four_workers_ends_the_job_with_the_operators_name() {

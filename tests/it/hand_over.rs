@@ -16,7 +16,7 @@ fn a_taken_partition_is_committed_before_it_is_given_back() {
         (Script::numbers(4_000, 4, 2).batches_of(16).endless(), Valve::shut(), Clock::simulated());
     let (log, sink) = (script.log.clone(), valve.clone());
     let job = Job::new("taken", move |flow| flow.source(&script)?.sink(&sink)).workers(2).clock(clock);
-    let running = job.hand_over_within(Duration::from_secs(30)).start().unwrap();
+    let running = job.drain_within(Duration::from_secs(30)).start().unwrap();
     eventually("some of it is taken", || valve.taken().len() > 500);
     log.take(&["p1", "p2"]);
     std::thread::sleep(Duration::from_millis(50));
@@ -37,7 +37,7 @@ fn a_partition_that_cannot_be_drained_is_given_back_in_time() {
     let (script, valve) = (Script::numbers(4_000, 4, 2).endless(), Valve::shut());
     let (log, sink) = (script.log.clone(), valve.clone());
     let job = Job::new("not drained", move |flow| flow.source(&script)?.sink(&sink));
-    let running = job.hand_over_within(Duration::from_millis(100)).start().unwrap();
+    let running = job.drain_within(Duration::from_millis(100)).start().unwrap();
     eventually("some of it is taken", || valve.taken().len() > 500);
     log.take(&["p0"]);
     eventually("it is given back", || !log.given_back.lock().unwrap().is_empty());
@@ -109,7 +109,7 @@ fn a_taken_partition_waits_for_no_tick() {
     let (log, sink) = (script.log.clone(), valve.clone());
     let job = Job::new("between ticks", move |flow| flow.source(&script)?.sink(&sink));
     let job = job.trigger(Trigger::micro_batch(Duration::from_secs(3_600))).clock(clock);
-    let running = job.hand_over_within(Duration::from_secs(30)).start().unwrap();
+    let running = job.drain_within(Duration::from_secs(30)).start().unwrap();
     eventually("it reads", || log.polls.load(std::sync::atomic::Ordering::SeqCst) > 10);
     log.take(&["p0"]);
     eventually("it is given back", || !log.given_back.lock().unwrap().is_empty());
@@ -125,7 +125,7 @@ fn a_partition_of_a_reader_that_has_ended_is_given_back_at_once() {
         flow.source(&endless)?.sink(millstream::discard())?;
         flow.source(&script)?.sink(&sink)
     });
-    let job = job.hand_over_within(Duration::from_secs(300)).checkpoint_every(Duration::from_millis(10));
+    let job = job.drain_within(Duration::from_secs(300)).checkpoint_every(Duration::from_millis(10));
     let running = job.workers(2).start().unwrap();
     eventually("all of it is committed", || log.committed() == 400);
     log.take(&["p0"]);

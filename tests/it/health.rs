@@ -5,10 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
-use millstream::{
-    Batch, Health, HealthLimits, Job, OpenSource, Polled, Reader, Restart, Result, Room, SharedSource, Source, Trigger,
-    Wake, Worker, channel, discard,
-};
+use millstream::connector::{OpenSource, Polled, ReadBatch, Reader, Room, SharedSource, Wake, Worker};
+use millstream::{Health, HealthLimits, Job, Restart, Result, Source, Trigger, channel, discard};
 
 use super::kafka::kafka;
 use crate::support::broker::shared;
@@ -28,7 +26,7 @@ fn a_job_that_works_is_alive_and_ready_until_it_is_asked_to_stop() {
     let valve = Valve::shut();
     let sink = valve.clone();
     let running = Job::new("well", move |flow| flow.source(&source)?.sink(&sink)).start().unwrap();
-    let (reporter, limits) = (running.reporter(), HealthLimits::new());
+    let (reporter, limits) = (running.handle(), HealthLimits::new());
     let health = || reporter.health(&limits);
     becomes("alive and ready", health, |health| health.is_ready() && health.to_string() == "alive and ready");
     drop(numbers.try_send(1).unwrap());
@@ -46,7 +44,7 @@ fn a_job_that_failed_is_not_alive_and_says_why() {
     let (numbers, source) = channel::<u64>(10);
     let job = Job::new("fails", move |flow| flow.source(&source)?.inspect(|_| panic!("on purpose")).sink(discard()));
     let running = job.start().unwrap();
-    let reporter = running.reporter();
+    let reporter = running.handle();
     drop(numbers.try_send(1).unwrap());
     running.wait().unwrap_err();
     let health = reporter.health(&HealthLimits::new());
@@ -58,7 +56,7 @@ fn a_job_that_waits_for_its_next_run_is_alive_and_not_ready() {
     let (numbers, source) = channel::<u64>(10);
     let fails = |n: &u64| assert!(*n != 7, "no sevens");
     let job = Job::new("rests", move |flow| flow.source(&source)?.inspect(fails).sink(discard()));
-    let long = Restart::Backoff { first: Duration::from_secs(600), most: Duration::from_secs(600) };
+    let long = Restart::Backoff { first: Duration::from_secs(600), longest: Duration::from_secs(600) };
     let running = job.restart(long).start().unwrap();
     drop(numbers.try_send(7).unwrap());
     let is_resting = |health: &Health| {
@@ -140,7 +138,7 @@ fn a_job_that_lags_is_alive_and_not_ready_until_it_has_caught_up() {
     let job = Job::new("lags", move |flow| {
         flow.source(kafka.topic(&from).group(&from).partitions([0]).json::<u64>())?.or_stop().sink(&sink)
     });
-    let running = job.memory(millstream::Bytes(64)).start().unwrap();
+    let running = job.memory(millstream::ByteSize(64)).start().unwrap();
     let health = |most| running.health(&HealthLimits::new().lag_at_most(most));
     let reason = format!("`kafka {topic}` is ");
     becomes(
@@ -191,7 +189,7 @@ impl Source for Queues {
 impl Reader for Idle {
     type Item = u64;
 
-    fn poll(&mut self, _: &mut Batch<u64>, _: Room) -> Result<Polled> {
+    fn poll(&mut self, _: &mut ReadBatch<u64>, _: Room) -> Result<Polled> {
         Ok(Polled::Idle)
     }
 }

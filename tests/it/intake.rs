@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use millstream::{Bytes, ChannelSource, Clock, ErrorKind, Job, TestRun, Trigger, channel, collect, discard, rows};
+use millstream::{ByteSize, ChannelSource, Clock, ErrorKind, Job, TestRun, Trigger, channel, collect, discard, rows};
 
 use crate::support::script::Script;
 use crate::support::valve::Valve;
@@ -123,7 +123,7 @@ fn what_the_program_has_said_lasts_over_a_restart() {
     let (script, results) = (Script::numbers(1_000, 1, 7).batches_of(8).failing_at(20), collect());
     let (log, sink) = (script.log.clone(), results.clone());
     let job = Job::new("again", move |flow| flow.source(&script)?.sink(&sink));
-    let restart = millstream::Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(1) };
+    let restart = millstream::Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
     let running = job.restart(restart).start().unwrap();
     running.source("script").expect("its kind is its name").rate_at_most(Some(0.001));
     running.source("script").expect("its kind is its name").rate_at_most(None);
@@ -164,7 +164,7 @@ fn a_source_with_a_backlog_leaves_the_others_their_turn() {
         flow.source(&one)?.sink(&sink)
     });
     // Ten records.
-    let running = job.memory(Bytes(160)).start().unwrap();
+    let running = job.memory(ByteSize(160)).start().unwrap();
     let mut acknowledged = 0;
     eventually("the second source has its turn", || {
         if valve.taken().len() as u64 >= acknowledged + 10 {
@@ -187,7 +187,7 @@ fn a_batch_is_not_released_for_memory_that_is_free_again() {
     let running = job
         .trigger(Trigger::micro_batch(Duration::from_secs(1)))
         .clock(clock.clone())
-        .memory(Bytes(size))
+        .memory(ByteSize(size))
         .start()
         .unwrap();
     (0..20).for_each(|n| drop(numbers.try_send(n).unwrap()));

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use millstream::{ErrorKind, HealthLimits, Job, JobEvent, Restart, RunningJob, channel, collect, discard, jobs, rows};
+use millstream::{ErrorKind, HealthLimits, Job, JobEvent, JobHandle, Restart, channel, collect, discard, jobs, rows};
 
 use crate::support::{events, eventually};
 
@@ -72,7 +72,7 @@ fn hear_the_reason_of_each_restart_and_the_error_of_the_end() {
     let job = Job::new("restarts", |flow| {
         flow.source(rows(0..10_u64))?.inspect(|n| assert!(*n != 7, "no sevens")).sink(discard())
     });
-    let restart = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(1) };
+    let restart = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
     let error = job.restart(restart).on_progress(OFTEN, heard.listener()).run().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Panic);
     // Three runs in a row that fail at one record are the end.
@@ -122,7 +122,7 @@ fn that_hang_hold_up_neither_records_nor_restarts_nor_the_stop() {
             thread::sleep(Duration::from_millis(1));
         }
     };
-    let restart = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(1) };
+    let restart = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
     let job = job.restart(restart).on_progress(OFTEN, hang).on_progress(OFTEN, other);
     let running = job.start().unwrap();
     numbers.try_send(1).unwrap().wait().unwrap();
@@ -150,11 +150,11 @@ fn of_a_job_that_does_not_start_hear_nothing() {
 fn without_an_interval_are_refused() {
     let job = Job::new("never", |flow| flow.source(rows([1]))?.sink(discard())).on_progress(Duration::ZERO, |_| {});
     let error = job.run().unwrap_err();
-    assert!(error.kind() == ErrorKind::Option && error.to_string().contains("on_progress"), "{error}");
+    assert!(error.kind() == ErrorKind::Config && error.to_string().contains("on_progress"), "{error}");
 }
 
 /// The listed jobs of that name; other tests have theirs.
-fn listed(name: &str) -> Vec<RunningJob> {
+fn listed(name: &str) -> Vec<JobHandle> {
     jobs().into_iter().filter(|job| job.name() == name).collect()
 }
 
@@ -172,7 +172,7 @@ fn a_process_lists_its_jobs_from_start_to_end_and_can_stop_those_without_a_handl
     assert_eq!(counts, [1, 2], "the oldest first, each with its own report");
     assert!(listed(name)[1].health(&HealthLimits::new()).is_alive());
     second.detach();
-    listed(name)[1].stopper().stop();
+    listed(name)[1].stop();
     eventually("the detached job ends", || listed(name).len() == 1);
     first.stop();
     first.wait().unwrap();

@@ -6,10 +6,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millstream::{
-    Accepted, Batch, Bytes, Calls, Delivery, Flow, Job, OpenSink, Result, Sink, Stream, Trigger, Wake, Worker, Writer,
-    generate,
-};
+use millstream::connector::{Accepted, Batch, Delivery, OpenSink, Wake, Worker, Writer};
+use millstream::{ByteSize, Calls, Flow, Job, Result, Sink, Stream, Trigger, generate};
 use millstream_connectors::files;
 
 /// Never has room.
@@ -91,7 +89,8 @@ fn in_a_process_of_its_own() {
     let trigger =
         if trigger == "continuous" { Trigger::Continuous } else { Trigger::micro_batch(Duration::from_millis(10)) };
     let before = resident();
-    let running = Job::new("memory", pipeline(case)).trigger(trigger).workers(2).memory(Bytes(MEMORY)).start().unwrap();
+    let running =
+        Job::new("memory", pipeline(case)).trigger(trigger).workers(2).memory(ByteSize(MEMORY)).start().unwrap();
     let mut most = 0;
     for _ in 0..60 {
         std::thread::sleep(Duration::from_millis(25));

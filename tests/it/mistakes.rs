@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-use millstream::{Bytes, Error, ErrorKind, Flow, Job, Restart, Result, channel, discard, rows};
+use millstream::{ByteSize, Error, ErrorKind, Flow, Job, Restart, Result, channel, discard, rows};
 
 use crate::support::eventually;
 
@@ -40,8 +40,8 @@ fn in_a_pipeline() {
     check(job(fork), ErrorKind::Pipeline, "`forked` does not reach a sink");
     let twins = |flow: &Flow<'_>| flow.source(rows(0..3))?.map(|n| n).named("x").map(|n| n).named("x").sink(discard());
     check(job(twins), ErrorKind::Pipeline, "two operators are named `x`");
-    let own = |_: &Flow<'_>| Err(Error::new(ErrorKind::Option, "my own check"));
-    check(job(own), ErrorKind::Option, "my own check");
+    let own = |_: &Flow<'_>| Err(Error::new(ErrorKind::Config, "my own check"));
+    check(job(own), ErrorKind::Config, "my own check");
     check(job(|_| panic!("in the plan")), ErrorKind::Panic, "`mistaken`");
 }
 
@@ -61,16 +61,16 @@ fn in_a_pipeline_that_is_not_the_same_each_time() {
 
 #[test]
 fn in_the_options_of_a_job() {
-    check(job(good).workers(0), ErrorKind::Option, "`workers`");
-    check(job(good).memory(Bytes(0)), ErrorKind::Option, "`memory`");
-    check(job(good).checkpoint_every(Duration::ZERO), ErrorKind::Option, "`checkpoint_every`");
-    check(job(good).stuck_after(Duration::ZERO), ErrorKind::Option, "`stuck_after`");
-    check(Job::new("", good), ErrorKind::Option, "name");
-    let backwards = Restart::Backoff { first: Duration::from_secs(2), most: Duration::from_secs(1) };
-    check(job(good).restart(backwards), ErrorKind::Option, "`Restart::Backoff`");
+    check(job(good).workers(0), ErrorKind::Config, "`workers`");
+    check(job(good).memory(ByteSize(0)), ErrorKind::Config, "`memory`");
+    check(job(good).checkpoint_every(Duration::ZERO), ErrorKind::Config, "`checkpoint_every`");
+    check(job(good).stuck_after(Duration::ZERO), ErrorKind::Config, "`stuck_after`");
+    check(Job::new("", good), ErrorKind::Config, "name");
+    let backwards = Restart::Backoff { first: Duration::from_secs(2), longest: Duration::from_secs(1) };
+    check(job(good).restart(backwards), ErrorKind::Config, "`Restart::Backoff`");
     // Zero doubled is zero: a source that fails at once would be started again without pause, for ever.
-    let busy = Restart::Backoff { first: Duration::ZERO, most: Duration::from_secs(1) };
-    check(job(good).restart(busy), ErrorKind::Option, "greater than zero");
+    let busy = Restart::Backoff { first: Duration::ZERO, longest: Duration::from_secs(1) };
+    check(job(good).restart(busy), ErrorKind::Config, "greater than zero");
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn in_a_channel_that_is_read_twice() {
     let (_orders, source) = channel::<u64>(1);
     let other = source.clone();
     let first = Job::new("first", move |flow| flow.source(&source)?.sink(discard())).start().unwrap();
-    check(job(move |flow| flow.source(&other)?.sink(discard())), ErrorKind::Option, "channel");
+    check(job(move |flow| flow.source(&other)?.sink(discard())), ErrorKind::Config, "channel");
     drop(first);
 }
 

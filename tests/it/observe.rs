@@ -94,7 +94,7 @@ fn latencies_are_a_histogram_that_counts_every_record_over_restarts() {
         flow.source(&source)?.inspect(falls).sink(discard())
     });
     let tick = Duration::from_millis(40);
-    let restart = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(1) };
+    let restart = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
     let running = job.trigger(Trigger::micro_batch(tick)).clock(clock.clone()).restart(restart).start().unwrap();
     let send_and_tick = |n: u64| {
         drop(numbers.try_send(n).unwrap());
@@ -162,7 +162,7 @@ fn counts_go_on_over_a_restart() {
         let falls = move |n: &u64| assert!(*n != 700 || fell.swap(true, SeqCst), "once");
         flow.source(rows(0..1_000_u64))?.inspect(falls).sink(discard())
     });
-    let restart = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(1) };
+    let restart = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
     let report = job.restart(restart).run().unwrap();
     assert_eq!((report.restarts, value(name, "millstream_restarts_total", "")), (1, 1.0));
     let done = value(name, "millstream_sink_records_total", ",sink=\"discard\"");
@@ -182,7 +182,7 @@ fn metrics_are_told_while_the_job_runs_and_lag_is_nobodys_when_it_has_ended() {
     let job = Job::new(name, move |flow| {
         flow.source(kafka.topic(&from).group(&from).partitions([0]).json::<u64>())?.or_stop().sink(&sink)
     });
-    let running = job.memory(millstream::Bytes(64)).start().unwrap();
+    let running = job.memory(millstream::ByteSize(64)).start().unwrap();
     let numbers: Vec<String> = (0..1_000).map(|n| n.to_string()).collect();
     broker.write(&topic, numbers.iter().map(|n| (None, "", Some(n.as_str()))));
     let lag = format!(",source=\"kafka {topic}\",partition=\"{topic}/0\"");

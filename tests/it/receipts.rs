@@ -79,7 +79,7 @@ fn what_a_fault_leaves_undone_is_not_done() {
     drop(running.wait());
 }
 
-const AGAIN: Restart = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(1) };
+const AGAIN: Restart = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
 
 /// The next run could not have the channel, and the job ended with an error about a second reader that there was not.
 #[test]
@@ -130,7 +130,7 @@ fn a_channel_that_a_job_reads_twice_is_refused() {
         flow.source(&source)?.sink(discard())
     });
     let error = job.start().unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Option);
+    assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.to_string().contains("channel"), "{error}");
 }
 

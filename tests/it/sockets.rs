@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use millstream::{Bytes, Clock, Collected, ErrorKind, Job, Malformed, Trigger, collect, discard};
+use millstream::{ByteSize, Clock, Collected, ErrorKind, Job, Malformed, Trigger, collect, discard};
 use millstream_connectors::{files, lines, socket::Lines};
 use socket2::SockRef;
 
@@ -33,13 +33,13 @@ fn come_as_they_are_written_and_the_connection_is_made_again() {
     });
     let job = Job::new("lines", move |flow| flow.source(lines(&address))?.or_stop().sink(&sink));
     let running = job.workers(2).start().unwrap();
-    let values: Vec<String> = results.wait_for(5, PATIENCE).expect("they all come");
-    // A byte order mark is no part of a text here either.
-    assert_eq!(values, ["one", "two", "thr", "ee", "vier ä"], "what is torn when the other side closes is a line");
+    let values: Vec<String> = results.wait_for(5, PATIENCE).expect("all lines arrive");
+    // A byte order mark is not part of a text here either.
+    assert_eq!(values, ["one", "two", "thr", "ee", "vier ä"], "a close ends an unfinished line");
     running.stop();
     let asked = Instant::now();
     running.wait().unwrap();
-    assert!(asked.elapsed() < Duration::from_secs(2), "a silent connection keeps nobody");
+    assert!(asked.elapsed() < Duration::from_secs(2), "a silent connection does not delay the stop");
     drop(other_side.join());
 }
 
@@ -51,13 +51,14 @@ fn that_are_too_long_or_no_text_are_malformed_and_hold_up_nothing() {
         let mut stream = listener.accept().unwrap().0;
         stream.write_all(&vec![b'a'; 64 << 10]).unwrap();
         stream.write_all(b"\nshort\n\xff\xfe\n").unwrap();
-        // A hundred megabytes, and then a line without an end: memory holds the beginning of each.
+        // A hundred megabytes, and then a line without an end: memory holds only the beginning of
+        // each.
         (0..100).for_each(|_| stream.write_all(&vec![b'b'; 1 << 20]).unwrap());
         stream.write_all(b"\nafter\n").unwrap();
         (0..20).for_each(|_| stream.write_all(&vec![b'c'; 1 << 20]).unwrap());
     });
     let job = Job::new("long lines", move |flow| {
-        let lines = flow.source(lines(&address).line_max(Bytes(100_000)))?;
+        let lines = flow.source(lines(&address).line_max(ByteSize(100_000)))?;
         let told = |line: Result<String, Malformed>| match line {
             Ok(line) => format!("{} bytes", line.len()),
             Err(malformed) => format!("malformed, {} bytes", malformed.bytes.map_or(0, |bytes| bytes.len())),
@@ -91,7 +92,7 @@ fn of_a_fast_sender_wait_for_a_slow_job() {
         line.len()
     };
     let job = Job::new("slow", move |flow| flow.source(lines(&address))?.or_stop().map(slow).sink(&sink));
-    let running = job.memory(Bytes(4 << 20)).start().unwrap();
+    let running = job.memory(ByteSize(4 << 20)).start().unwrap();
     assert!(sent.join().unwrap() < 500, "200 MB went into a job of 4 MiB");
     running.abort();
     drop(running);
@@ -100,18 +101,18 @@ fn of_a_fast_sender_wait_for_a_slow_job() {
 #[test]
 fn from_nobody_are_an_error_at_start() {
     let job = Job::new("nobody", |flow| flow.source(lines("127.0.0.1:9"))?.or_stop().sink(millstream::discard()));
-    let error = job.start().expect_err("nobody listens");
+    let error = job.start().expect_err("nothing listens there");
     assert_eq!(error.kind(), ErrorKind::Unreachable);
     assert!(error.to_string().contains("127.0.0.1:9"), "{error}");
     let job = Job::new("no length", |flow| {
-        flow.source(lines("127.0.0.1:9").line_max(Bytes(0)))?.or_stop().sink(millstream::discard())
+        flow.source(lines("127.0.0.1:9").line_max(ByteSize(0)))?.or_stop().sink(millstream::discard())
     });
-    assert_eq!(job.start().expect_err("no line would fit").kind(), ErrorKind::Option);
+    assert_eq!(job.start().expect_err("no line would fit").kind(), ErrorKind::Config);
     let (job, _) = telling(lines("127.0.0.1:9").idle_max(Duration::ZERO));
-    assert_eq!(job.start().expect_err("every connection would be idle").kind(), ErrorKind::Option);
+    assert_eq!(job.start().expect_err("every connection would be idle").kind(), ErrorKind::Config);
 }
 
-/// A job that tells lines as they are, and malformed ones by their cause and bytes.
+/// A job that collects lines as they are, and malformed ones as their cause and bytes.
 fn telling(source: Lines) -> (Job, Collected<String>) {
     let results = collect();
     let sink = results.clone();
@@ -125,13 +126,14 @@ fn telling(source: Lines) -> (Job, Collected<String>) {
     (job, results)
 }
 
-/// Closes with a reset, once what was written has arrived.
+/// Closes the connection with a reset; called once what was written has arrived.
 fn reset(stream: TcpStream) {
     SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
     drop(stream);
 }
 
-/// A connection that was reset in a run that ends was an end like any other, and the half line before it was in no record.
+/// In a bounded run a reset counted as an end like any other, and the half line before it was in no
+/// record.
 #[test]
 fn of_a_connection_that_breaks_are_accounted_for_and_a_run_that_ends_fails() {
     for half in ["", "and a ha"] {
@@ -141,7 +143,7 @@ fn of_a_connection_that_breaks_are_accounted_for_and_a_run_that_ends_fails() {
         let mut stream = listener.accept().unwrap().0;
         stream.write_all(b"one\n").unwrap();
         stream.write_all(half.as_bytes()).unwrap();
-        results.wait_for(1, PATIENCE).expect("the first line comes");
+        results.wait_for(1, PATIENCE).expect("the first line arrives");
         reset(stream);
         let error = running.wait().expect_err("a connection that broke has not ended");
         assert_eq!(error.kind(), ErrorKind::Source);
@@ -150,7 +152,7 @@ fn of_a_connection_that_breaks_are_accounted_for_and_a_run_that_ends_fails() {
         assert_eq!(values[0], "one");
         match half {
             "" => assert_eq!(values.len(), 1, "{values:?}"),
-            half => assert_eq!(values[1..], [format!("! the connection broke within this line: {half}")]),
+            half => assert_eq!(values[1..], [format!("! the connection broke in the middle of this line: {half}")]),
         }
     }
 }
@@ -163,19 +165,20 @@ fn of_a_connection_that_breaks_are_followed_by_those_of_the_next_and_it_is_said(
     let running = job.start().unwrap();
     let mut stream = listener.accept().unwrap().0;
     stream.write_all(b"one\nand a ha").unwrap();
-    results.wait_for(1, PATIENCE).expect("the first line comes");
+    results.wait_for(1, PATIENCE).expect("the first line arrives");
     reset(stream);
     let mut stream = listener.accept().unwrap().0;
     stream.write_all(b"two\n").unwrap();
-    results.wait_for(3, PATIENCE).expect("the next connection's line comes");
-    assert_eq!(results.values(), ["one", "! the connection broke within this line: and a ha", "two"]);
+    results.wait_for(3, PATIENCE).expect("the line of the next connection arrives");
+    assert_eq!(results.values(), ["one", "! the connection broke in the middle of this line: and a ha", "two"]);
     assert!(events::was_logged(&["the connection broke", &address]));
-    eventually("it is said", || events::was_logged(&["connected again", &address]));
+    eventually("it is logged", || events::was_logged(&["reconnected", &address]));
     running.stop();
     running.wait().unwrap();
 }
 
-/// The peer is gone without a word, as behind a router that has forgotten the connection: it was waited for, for ever.
+/// The peer is gone without closing the connection, as behind a router that has forgotten it: the
+/// source waited for it for ever.
 #[test]
 fn from_a_silent_peer_are_waited_for_no_longer_than_is_asked_for() {
     let (listener, address) = listen();
@@ -184,7 +187,7 @@ fn from_a_silent_peer_are_waited_for_no_longer_than_is_asked_for() {
     let running = job.clock(clock.clone()).start().unwrap();
     let mut silent = listener.accept().unwrap().0;
     silent.write_all(b"one\nhal").unwrap();
-    results.wait_for(1, PATIENCE).expect("the first line comes");
+    results.wait_for(1, PATIENCE).expect("the first line arrives");
     listener.set_nonblocking(true).unwrap();
     let mut next = None;
     eventually("the connection is made again", || {
@@ -193,8 +196,8 @@ fn from_a_silent_peer_are_waited_for_no_longer_than_is_asked_for() {
         next.is_some()
     });
     next.unwrap().0.write_all(b"two\n").unwrap();
-    results.wait_for(3, PATIENCE).expect("the next line comes");
-    assert_eq!(results.values(), ["one", "! the connection broke within this line: hal", "two"]);
+    results.wait_for(3, PATIENCE).expect("the next line arrives");
+    assert_eq!(results.values(), ["one", "! the connection broke in the middle of this line: hal", "two"]);
     running.abort();
     drop((running, silent));
 
@@ -202,14 +205,15 @@ fn from_a_silent_peer_are_waited_for_no_longer_than_is_asked_for() {
     let (job, results) = telling(lines(&address).idle_max(Duration::from_millis(100)));
     let running = job.trigger(Trigger::AvailableNow).start().unwrap();
     let silent = listener.accept().unwrap().0;
-    let error = running.wait().expect_err("silence is no end");
+    let error = running.wait().expect_err("silence is not an end");
     assert_eq!(error.kind(), ErrorKind::Source);
-    assert!(format!("{error:#}").contains("nothing came for 100ms"), "{error:#}");
+    assert!(format!("{error:#}").contains("received nothing for 100ms"), "{error:#}");
     assert!(results.is_empty());
     drop(silent);
 }
 
-/// Without one a peer that has vanished is never missed. The kernel says which timer a connection has: `02` is keep-alive.
+/// Without keep-alive a peer that has vanished is never detected. The kernel reports the timer of a
+/// connection: `02` is keep-alive.
 #[test]
 #[cfg(target_os = "linux")]
 fn come_by_a_connection_that_is_kept_alive() {
@@ -232,8 +236,9 @@ fn come_by_a_connection_that_is_kept_alive() {
     drop((running, accepted));
 }
 
-/// What a line's bound counts is its bytes without its end, and without the mark that may stand before the first of a file:
-/// with `\r\n` a line of a socket had room for one byte less.
+/// The length of a line is that of its bytes without the line ending, and without the byte order
+/// mark that may precede the first line of a file. A line of a socket that ended with `\r\n` had
+/// room for one byte less.
 #[test]
 fn may_be_as_long_in_a_socket_as_in_a_file_with_either_end() {
     let long = |len: usize| "x".repeat(len);
@@ -247,13 +252,13 @@ fn may_be_as_long_in_a_socket_as_in_a_file_with_either_end() {
                 bytes.as_bytes().chunks(chunk).take(100).for_each(|chunk| stream.write_all(chunk).unwrap());
                 stream.write_all(&bytes.as_bytes()[(100 * chunk).min(bytes.len())..]).unwrap();
             });
-            let (job, of_socket) = telling(lines(&address).line_max(Bytes(10)));
+            let (job, of_socket) = telling(lines(&address).line_max(ByteSize(10)));
             job.trigger(Trigger::AvailableNow).run().unwrap();
             other_side.join().unwrap();
             let directory = tempfile::tempdir().unwrap();
             std::fs::write(directory.path().join("a"), &text).unwrap();
             let of_file = collect();
-            let (source, sink) = (files(directory.path()).record_max(Bytes(10)).lines(), of_file.clone());
+            let (source, sink) = (files(directory.path()).record_max(ByteSize(10)).lines(), of_file.clone());
             let told = |line: Result<String, Malformed>| {
                 line.unwrap_or_else(|bad| format!("! {} bytes", bad.bytes.unwrap().len()))
             };
@@ -276,8 +281,8 @@ fn may_be_as_long_in_a_socket_as_in_a_file_with_either_end() {
     }
 }
 
-/// Lines are there all at once, and their stage is slow: the last has waited for all others, and the report said that it had
-/// waited for its own batch.
+/// All lines arrive at once, and their stage is slow: the last line waits for all others, but the
+/// report said that it had waited only for its own batch.
 #[test]
 fn that_wait_to_be_read_wait_under_every_trigger_alike() {
     for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::ZERO)] {
@@ -292,7 +297,7 @@ fn that_wait_to_be_read_wait_under_every_trigger_alike() {
         eventually("all are through", || running.report().records_out() == 500);
         running.stop();
         let report = running.wait().unwrap();
-        // 500 records of 2 ms: the median waits for half a second.
+        // 500 records of 2 ms each: the median record waits for half a second.
         assert!(report.sinks[0].latency.p50 > Duration::from_millis(300), "{trigger:?}: {report}");
     }
 }

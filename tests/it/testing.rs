@@ -102,7 +102,7 @@ fn generated_records_go_on_when_a_run_is_started_again() {
         let fail = move |n: &u64| assert!(*n != 600 || has_failed.swap(true, SeqCst), "once");
         flow.source(generate(|n| n).rate(10.0))?.inspect(fail).sink(&sink)
     });
-    let backoff = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(1) };
+    let backoff = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
     let running = job.checkpoint_every(SECOND / 10).restart(backoff).clock(clock.clone()).start().unwrap();
     for due in 1..=600 {
         eventually("what is due comes", || results.len() >= due);
@@ -143,7 +143,7 @@ fn a_channel_is_fed_beside_other_sources_and_keys_are_seen() {
 fn a_job_that_restarts_in_production_fails_in_a_test() {
     let (numbers, source) = channel::<u64>(10);
     let job = Job::new("falls", move |flow| flow.source(&source)?.inspect(|n| assert!(*n != 3)).sink(discard()));
-    let restart = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(1) };
+    let restart = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
     let mut test = TestRun::start(job.restart(restart)).unwrap();
     assert_eq!(test.feed(&numbers, [1, 2, 3]).unwrap_err().kind(), ErrorKind::Panic);
 }

@@ -1,33 +1,34 @@
-//! The independent checker: compares what went in with what came out, knowing nothing of the engine. For a pipeline
-//! that makes at most one output of an input, under the same key, at least once.
+//! The independent checker: compares input with output, without knowledge of the engine. It is for
+//! a pipeline that makes at most one output of each input, under the same key, at least once.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-/// A record as the checker sees it: which one it is, and under which key.
+/// A record as the checker sees it: its id and its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     pub id: u64,
     pub key: Vec<u8>,
 }
 
-/// What the checker found wrong; ids, in order.
+/// What the checker found wrong: ids, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Findings {
-    /// Expected, and not there.
+    /// Expected, but missing.
     pub lost: Vec<u64>,
-    /// There more than once; wrong only where exactly once is promised.
+    /// Present more than once; wrong only where exactly once is promised.
     pub doubled: Vec<u64>,
-    /// There, and not expected, or under another key.
+    /// Present, but not expected, or under another key.
     pub alien: Vec<u64>,
-    /// There for the first time behind one of the same partition and key that came after it.
+    /// Present for the first time after a record of the same input partition and key that came
+    /// later in the input.
     pub disordered: Vec<u64>,
-    /// Outputs looked at.
+    /// The number of outputs checked.
     pub looked_at: usize,
 }
 
 impl Findings {
-    /// Whether the promise of at least once in order is kept.
+    /// Whether every record arrived at least once and in order.
     pub fn at_least_once(&self) -> bool {
         self.lost.is_empty() && self.alien.is_empty() && self.disordered.is_empty()
     }
@@ -52,8 +53,8 @@ impl fmt::Display for Findings {
     }
 }
 
-/// Compares `expected`, a list for each input partition in its order, with the `outputs` of each output partition in
-/// theirs.
+/// Compares `expected`, an ordered list for each input partition, with `outputs`, an ordered list
+/// for each output partition.
 pub fn compare(expected: &[Vec<Record>], outputs: &[Vec<Record>]) -> Findings {
     let mut findings = Findings::default();
     let mut known: HashMap<u64, (usize, usize, &[u8])> = HashMap::new();
@@ -62,7 +63,8 @@ pub fn compare(expected: &[Vec<Record>], outputs: &[Vec<Record>]) -> Findings {
             .extend(records.iter().enumerate().map(|(at, record)| (record.id, (partition, at, record.key.as_slice()))));
     }
     let mut seen: BTreeMap<u64, usize> = BTreeMap::new();
-    // How far each key of each input partition has come, by first appearances.
+    // The furthest position that each key of each input partition has reached, by first
+    // appearances.
     let mut reached: HashMap<(usize, &[u8]), usize> = HashMap::new();
     for record in outputs.iter().flatten() {
         findings.looked_at += 1;
@@ -118,7 +120,7 @@ mod tests {
     fn finds_a_planted_duplicate() {
         let findings = plant(|outputs| outputs.push(outputs[3].clone()));
         assert_eq!(findings.doubled, [3]);
-        assert!(findings.at_least_once(), "a repeat is no loss and no disorder");
+        assert!(findings.at_least_once(), "a repeat is neither a loss nor disorder");
     }
 
     #[test]

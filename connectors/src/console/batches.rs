@@ -1,14 +1,15 @@
-//! A table for each micro-batch, with its number: what Spark's console prints. The rows of a batch, of all workers, are kept
-//! until its checkpoint is complete on all of them; then they are printed as one block, before any source commits.
+//! A table for each micro-batch, with its number, as Spark's console prints it. The rows of a batch
+//! from all workers are kept until its checkpoint is complete on all of them. Then they are printed
+//! as one block, before any source commits.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use comfy_table::CellAlignment;
-use millstream::{
-    Accepted, Acknowledges, Batch, Bytes, CheckpointId, Delivery, Error, ErrorKind, OpenSink, Result, SharedSink, Sink,
-    Wake, Worker, Writer,
+use millstream::connector::{
+    Accepted, Acknowledges, Batch, CheckpointId, Committed, Delivery, OpenSink, SharedSink, Wake, Worker, Writer,
 };
+use millstream::{ByteSize, Error, ErrorKind, Result, Sink};
 use serde::Serialize;
 
 use crate::lock;
@@ -32,18 +33,20 @@ use super::{Console, ConsoleShared};
 ///
 /// ```
 ///
-/// Columns are the fields of the batch's first record, `value` when it has none. Cells of more than 20 characters are cut, as
-/// Spark cuts them; [`untruncated`](ConsoleBatches::untruncated) leaves them whole. Each batch is one block with any number of
-/// workers. The rows of a partition keep their order; of several partitions, those come first that arrive first.
+/// Columns are the fields of the batch's first record, or `value` when it has none. Cells of more
+/// than 20 characters are cut, as in Spark; [`untruncated`](ConsoleBatches::untruncated) prints
+/// them in full. Each batch is one block with any number of workers. The rows of a partition keep
+/// their order; rows of several partitions are in order of arrival.
 ///
-/// Numbers begin at 0 in each run, also in one that follows a failure. A batch of which no record reaches the console is not
-/// printed, and its number is left out.
+/// Numbers begin at 0 in each run, also in one that follows a failure. A batch without records for
+/// the console is not printed, and its number is skipped.
 ///
-/// In [`Continuous`](millstream::Trigger::Continuous) and `AvailableNow` a batch is what lies between two checkpoints, as in
-/// Spark's continuous mode: a second of records by default ([`Job::checkpoint_every`](millstream::Job::checkpoint_every)).
+/// With [`Continuous`](millstream::Trigger::Continuous) and `AvailableNow` a batch is the records
+/// between two checkpoints, as in Spark's continuous mode: those of one second by default
+/// ([`Job::checkpoint_every`](millstream::Job::checkpoint_every)).
 ///
-/// A batch is acknowledged when it is printed, so its memory is free only then, and a batch that is not finished when the job
-/// fails is printed by the run that reads it again.
+/// A batch is acknowledged when it is printed, so its memory is freed only then. A batch that is
+/// not finished when the job fails is printed by the run that reads it again.
 #[derive(Clone, Debug)]
 pub struct ConsoleBatches {
     console: Console,
@@ -54,9 +57,9 @@ pub struct ConsoleBatches {
 /// How cells are written.
 #[derive(Clone, Copy, Debug)]
 enum Cells {
-    /// To the right, 20 characters at most.
+    /// Right-aligned, at most 20 characters.
     Cut,
-    /// To the left.
+    /// Left-aligned, in full.
     Whole,
 }
 
@@ -65,7 +68,7 @@ impl ConsoleBatches {
         ConsoleBatches { console, rows, cells: Cells::Cut }
     }
 
-    /// Prints cells whole, however long they are.
+    /// Prints cells in full, however long they are.
     #[must_use]
     pub fn untruncated(self) -> ConsoleBatches {
         ConsoleBatches { cells: Cells::Whole, ..self }
@@ -81,7 +84,7 @@ pub struct BatchesShared {
     open: Mutex<BTreeMap<CheckpointId, Block>>,
 }
 
-/// A batch that is not complete.
+/// A batch that is not complete yet.
 #[derive(Debug, Default)]
 struct Block {
     rows: Vec<Row>,
@@ -99,7 +102,7 @@ impl<T: Serialize + 'static> Sink<T> for ConsoleBatches {
 
     fn connect(self, open: OpenSink) -> Result<BatchesShared> {
         if self.rows == 0 {
-            return Err(Error::new(ErrorKind::Option, "`each_batch` must show at least one row"));
+            return Err(Error::new(ErrorKind::Config, "`each_batch` must show at least one row"));
         }
         let ConsoleBatches { console, rows, cells } = self;
         Ok(BatchesShared { console: ConsoleShared::new(&console, open), rows, cells, open: Mutex::default() })
@@ -115,31 +118,31 @@ impl SharedSink for BatchesShared {
         Acknowledges::WhenCommitted
     }
 
-    fn commit(&self, checkpoint: CheckpointId) -> Result<()> {
+    fn commit(&self, checkpoint: CheckpointId) -> Result<Committed> {
         let mut open = lock(&self.open);
-        let later = open.split_off(&checkpoint.next());
+        let later = open.split_off(&CheckpointId::new(checkpoint.number() + 1));
         let complete = std::mem::replace(&mut *open, later);
         drop(open);
         for (checkpoint, block) in complete {
             let mut bytes = self.print(checkpoint, &block)?;
             for (delivery, records) in block.deliveries {
-                // The first one carries all that was written.
+                // The first delivery carries all the bytes written.
                 delivery.settle(records, std::mem::take(&mut bytes));
             }
         }
-        Ok(())
+        Ok(Committed::Now)
     }
 }
 
 impl BatchesShared {
-    fn print(&self, checkpoint: CheckpointId, block: &Block) -> Result<Bytes> {
+    fn print(&self, checkpoint: CheckpointId, block: &Block) -> Result<ByteSize> {
         if block.rows.is_empty() {
-            // `Console::first` has had its records.
-            return Ok(Bytes(0));
+            // The limit of `Console::first` was reached.
+            return Ok(ByteSize(0));
         }
         let text = block.text(checkpoint.number() - 1, self.cells);
         self.console.out.print(&text)?;
-        Ok(Bytes(text.len() as u64))
+        Ok(ByteSize(text.len() as u64))
     }
 }
 
@@ -158,7 +161,7 @@ impl Block {
 
 impl Cells {
     fn table(self, rows: &[Row]) -> comfy_table::Table {
-        /// The frame that Spark draws, in the order of `comfy_table`'s own.
+        /// Spark's table frame, in the order of a `comfy_table` preset.
         const FRAME: &str = "||--+-++|    ++++++";
         let mut table = table_of(rows, |cell| self.written(&cell));
         table.load_preset(FRAME);
@@ -171,7 +174,7 @@ impl Cells {
         table
     }
 
-    /// On one line, whatever is in it.
+    /// The text of a cell on one line: control characters are escaped.
     fn written(self, cell: &str) -> String {
         const LENGTH_MAX: usize = 20;
         const MORE: &str = "...";
@@ -314,7 +317,7 @@ mod tests {
     fn to_show_no_rows_is_refused() {
         let job = Job::new("none", |flow| flow.source(rows([1_u64]))?.sink(console().each_batch(0)));
         let error = job.run().unwrap_err();
-        assert!(error.kind() == ErrorKind::Option && format!("{error:#}").contains("each_batch"), "{error:#}");
+        assert!(error.kind() == ErrorKind::Config && format!("{error:#}").contains("each_batch"), "{error:#}");
     }
 
     /// The number and the values of each block.

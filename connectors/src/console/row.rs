@@ -1,4 +1,4 @@
-//! A record as a row of a table: its fields as columns, in the order in which it has them.
+//! A record as a row of a table, with its fields as columns in their own order.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-/// A record as JSON: what has fields, and what is one value.
+/// A record as JSON text and as fields.
 #[derive(Clone, Debug)]
 pub(super) struct Row {
     text: String,
@@ -22,7 +22,7 @@ struct Fields(Vec<(String, Value)>);
 impl Row {
     pub(super) fn of<T: Serialize>(record: &T) -> Result<Row> {
         let cannot =
-            |cause| Error::new(ErrorKind::Malformed, "cannot make a row of a table of a record").caused_by(cause);
+            |cause| Error::new(ErrorKind::Malformed, "cannot format the record as a table row").caused_by(cause);
         let text = serde_json::to_string(record).map_err(cannot)?;
         let fields = if text.starts_with('{') {
             serde_json::from_str(&text).map_err(cannot)?
@@ -51,7 +51,7 @@ pub(super) fn table(rows: &[Row]) -> Table {
     table_of(rows, |cell| cell)
 }
 
-/// The same, with each cell written in another way.
+/// The same, with each cell passed through `written`.
 pub(super) fn table_of(rows: &[Row], written: impl Fn(String) -> String) -> Table {
     let columns: Vec<&String> =
         rows.first().map_or_else(Vec::new, |row| row.fields.0.iter().map(|(name, _)| name).collect());
@@ -63,7 +63,7 @@ pub(super) fn table_of(rows: &[Row], written: impl Fn(String) -> String) -> Tabl
     table
 }
 
-/// A map of `serde_json` may sort its fields; this keeps them as they come.
+/// A `serde_json` map may sort its fields; this keeps their order.
 impl<'de> Deserialize<'de> for Fields {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Fields, D::Error> {
         struct InOrder;

@@ -1,11 +1,12 @@
-//! What is shared between the thread that reads files, the workers and the control thread: blocks that are read ahead, and
+//! State shared by the feed thread, the workers and the control thread: the blocks read ahead, and
 //! how far each file is committed.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use millstream::{Clock, Lag, Moment, Offset, Offsets, OpenSource, Partition, Wake};
+use millstream::connector::{Moment, Offset, Offsets, OpenSource, Partition, Wake};
+use millstream::{Clock, Lag};
 
 use crate::lock;
 
@@ -13,10 +14,11 @@ use super::block::Block;
 
 pub(super) struct Ahead {
     state: Mutex<State>,
-    /// The thread is called: there is room, something was committed, the run is over, or a look is due.
+    /// Wakes the feed thread: there is room, something was committed, the run is over, or a look is
+    /// due.
     changed: Condvar,
     clock: Clock,
-    /// Memory for each worker.
+    /// The memory for each worker's queue, in bytes.
     most: u64,
     is_bounded: bool,
 }
@@ -24,25 +26,25 @@ pub(super) struct Ahead {
 #[derive(Default)]
 struct State {
     queues: Vec<Queue>,
-    /// Nothing more will come.
+    /// The feed thread pushes no more blocks.
     has_ended: bool,
-    /// Nobody reads any more.
+    /// The run is over: no worker reads any more.
     is_over: bool,
     is_called: bool,
-    /// The thread found a worker without room.
+    /// The feed thread found a worker without room.
     is_full: bool,
-    /// The thread looks at the directory then.
+    /// When the feed thread, which is resting, looks at the directory next.
     due: Option<Moment>,
     places: HashMap<Partition, Place>,
     /// Files that are gone, and since when, until the engine forgets them too.
     departed: HashMap<Partition, Moment>,
-    /// Files that the engine forgets at this moment.
+    /// Files that the engine has been asked to forget and has not forgotten yet.
     recalled: HashSet<Partition>,
-    /// How often a file was cut: what it holds then is another partition.
+    /// How often each file was truncated: after each time its contents are another partition.
     cuts: HashMap<String, u64>,
-    /// How many files were deleted or moved.
+    /// The number of files deleted or moved.
     disposed: u64,
-    /// Of these nothing more is wanted.
+    /// Partitions that the engine no longer reads: their blocks are dropped.
     refused: HashSet<Partition>,
 }
 
@@ -53,36 +55,37 @@ struct Queue {
     wake: Option<Wake>,
 }
 
-/// How far a file has come.
+/// The offsets of a file.
 #[derive(Clone, Debug)]
 struct Place {
     path: Partition,
-    /// Who reads it.
     worker: usize,
     start: u64,
     committed: u64,
     end: u64,
-    /// How far it was handed on, of a file that is not there any more, or not yet in this run; when it comes back it is read
-    /// on.
+    /// Set while the file is gone, or not found yet in this run: how far it was handed on. Reading
+    /// continues there when the file is back.
     left: Option<u64>,
 }
 
-/// Between a file's partition and how often it was cut.
+/// Separates the partition of a file from the number of times it was truncated.
 const CUT: char = '+';
 
-/// What a worker finds.
+/// What a worker finds in its queue.
 pub(super) enum Next {
     Block(Box<Block>),
     Nothing,
     End,
 }
 
-/// Chunks are at most so large, and at least so large however little memory there is.
+/// The largest chunk, and the smallest, however little memory there is.
 const CHUNK_MOST: u64 = 64 << 10;
 const CHUNK_LEAST: u64 = 4 << 10;
-/// Files that are gone are forgotten so many at a time: each time the engine cuts a checkpoint.
+/// Files that are gone are forgotten once there are this many, because the engine cuts a checkpoint
+/// each time.
 const DEPARTED_MOST: usize = 1024;
-/// A file that is away for no longer is read on when it is back, also when there are many: a directory may be mounted anew.
+/// A file that is back within this time is read on, however many are gone: a directory may be
+/// remounted.
 const AWAY_MOST: Duration = Duration::from_secs(600);
 
 impl Ahead {
@@ -93,7 +96,7 @@ impl Ahead {
             changed: Condvar::new(),
             clock: open.clock.clone(),
             most: open.prefetch.0 / open.workers as u64,
-            is_bounded: open.bounded,
+            is_bounded: open.is_bounded(),
         }
     }
 
@@ -101,14 +104,14 @@ impl Ahead {
         lock(&self.state)
     }
 
-    // For the thread.
+    // For the feed thread.
 
-    /// How much is read from a file at once.
+    /// The number of bytes read from a file at once.
     pub(super) fn chunk(&self) -> usize {
         (self.most / 4).clamp(CHUNK_LEAST, CHUNK_MOST) as usize
     }
 
-    /// Whether a worker may have another chunk. It always may have one.
+    /// Whether a worker's queue has room for another chunk. An empty queue always has room.
     pub(super) fn has_room(&self, worker: usize) -> bool {
         let mut state = self.lock();
         let bytes = state.queues[worker].bytes;
@@ -131,9 +134,9 @@ impl Ahead {
         }
     }
 
-    /// Waits until it is called, or until then.
+    /// Waits until the thread is called, or until `until`.
     pub(super) fn rest(&self, until: Option<Moment>) {
-        // A simulated clock tells nobody outside the engine that it was moved; `serve` looks.
+        // A simulated clock does not wake this thread when it is moved; `serve` does.
         const MOST: Duration = Duration::from_secs(3600);
         let mut state = self.lock();
         state.due = until;
@@ -156,12 +159,12 @@ impl Ahead {
         self.lock().is_over
     }
 
-    /// Whether all that is there was read.
+    /// Whether a bounded run has read all its files.
     pub(super) fn has_ended(&self) -> bool {
         self.lock().has_ended
     }
 
-    /// The partition of what a file holds, by that of the file.
+    /// The partition of what a file contains now, from the partition of the file.
     pub(super) fn contents(&self, file: &str) -> Partition {
         match self.lock().cuts.get(file) {
             None => Partition::new(file),
@@ -169,14 +172,16 @@ impl Ahead {
         }
     }
 
-    /// A file was cut: what it holds from now on is something else, so that no commit of before is taken for one of now.
+    /// Notes that a file was truncated. Its contents are a new partition from now on, so that a
+    /// commit of the old contents is not mistaken for one of the new.
     pub(super) fn cut(&self, file: &str) {
         *self.lock().cuts.entry(file.to_owned()).or_default() += 1;
     }
 
-    /// A file has come, and this worker is to read it; says where reading begins, as this or an earlier run left it, and who
-    /// reads it: whoever did before, while not all of that is committed. `None` while the engine forgets that it was there
-    /// before: the next look finds it again.
+    /// Adds a file that `worker` is to read. Returns the offset where reading begins, as this or an
+    /// earlier run left it, and the worker that reads it: the previous one as long as what it read
+    /// is not all committed. Returns `None` while the engine is still forgetting the file; the next
+    /// look finds it again.
     pub(super) fn arrive(
         &self,
         partition: &Partition,
@@ -200,14 +205,14 @@ impl Ahead {
         Some((begin, place.worker))
     }
 
-    /// A file has changed its length.
+    /// Sets the end of a file whose length has changed.
     pub(super) fn stretch(&self, partition: &Partition, end: u64) {
         if let Some(place) = self.lock().places.get_mut(partition) {
             place.end = end;
         }
     }
 
-    /// A file is gone, and was handed on so far.
+    /// Notes that a file is gone and was handed on up to `at`.
     pub(super) fn depart(&self, partition: &Partition, at: u64) {
         let mut state = self.lock();
         if let Some(place) = state.places.get_mut(partition) {
@@ -217,7 +222,7 @@ impl Ahead {
         }
     }
 
-    /// A file was deleted or moved by us.
+    /// Counts a file that the source deleted or moved.
     pub(super) fn dispose(&self) {
         self.lock().disposed += 1;
     }
@@ -245,13 +250,13 @@ impl Ahead {
         Next::Block(Box::new(block))
     }
 
-    /// Whether there is nothing more for a worker to take, ever.
+    /// Whether a worker has taken its last block.
     pub(super) fn is_through(&self, worker: usize) -> bool {
         let state = self.lock();
         state.has_ended && state.queues[worker].blocks.is_empty()
     }
 
-    /// Nothing more of these is wanted, also of what is there.
+    /// Drops the blocks of these partitions, those in the queue and all later ones.
     pub(super) fn refuse(&self, worker: usize, partitions: &[Partition]) {
         let mut guard = self.lock();
         let state = &mut *guard;
@@ -264,7 +269,7 @@ impl Ahead {
 
     // For the control thread.
 
-    /// Takes over what an earlier run committed. Its files count as gone until they are seen.
+    /// Takes over what an earlier run committed. Its files count as gone until a look finds them.
     pub(super) fn resume(&self, offsets: &Offsets) {
         let mut state = self.lock();
         for (partition, Offset(committed)) in offsets.iter() {
@@ -288,12 +293,13 @@ impl Ahead {
             }
         }
         if self.is_bounded {
-            // Something may be done, and there are no looks that would find it.
+            // A file may be done now, and a bounded run has no further look that would find it.
             self.call(&mut state);
         }
     }
 
-    /// The thread sleeps by the machine's time, and this clock may be another.
+    /// Calls the feed thread when a look is due: the thread sleeps in real time, and the clock may
+    /// be simulated.
     pub(super) fn look_when_due(&self) {
         let mut state = self.lock();
         if state.due.is_some_and(|due| self.clock.now() >= due) {
@@ -301,7 +307,8 @@ impl Ahead {
         }
     }
 
-    /// Files that are gone for long and of which everything is committed, once there are many of them.
+    /// Takes the files that have been gone for long and are fully committed, once many files are
+    /// gone.
     pub(super) fn forget_departed(&self) -> Vec<Partition> {
         let mut guard = self.lock();
         let state = &mut *guard;
@@ -316,7 +323,7 @@ impl Ahead {
         for partition in &gone {
             state.places.remove(partition);
             let file = partition.name().rsplit_once(CUT).map_or(partition.name(), |(file, _)| file);
-            // What a file held before it was cut may be gone for long, and the file not.
+            // The contents before a truncation may be gone for long while the file still exists.
             let newest = state.cuts.get(file).map(|cuts| Partition::new(format!("{file}{CUT}{cuts}")));
             if newest.is_some_and(|newest| !state.places.contains_key(&newest)) {
                 state.cuts.remove(file);
@@ -326,18 +333,19 @@ impl Ahead {
         gone
     }
 
-    /// The engine has forgotten them.
+    /// Notes that the engine has forgotten these partitions.
     pub(super) fn given_back(&self, partitions: &[Partition]) {
         let mut state = self.lock();
         state.recalled.retain(|partition| !partitions.contains(partition));
     }
 
-    /// How many files were deleted or moved.
+    /// The number of files deleted or moved.
     pub(super) fn disposed(&self) -> u64 {
         self.lock().disposed
     }
 
-    /// Of files that are not done; of a run with an end all, so that its progress can be told.
+    /// The lag of the files that are not done; in a bounded run of all files, so that its progress
+    /// can be reported.
     pub(super) fn lag(&self) -> Vec<Lag> {
         let lag =
             |place: &Place| Lag::new(&place.path, Offset(place.start), Offset(place.committed), Offset(place.end));
@@ -390,7 +398,7 @@ mod tests {
             }
             assert!(bytes <= most.max(CHUNK_LEAST), "{bytes} of {most}");
             assert!(bytes * 2 >= most, "{bytes} of {most}");
-            assert!(ahead.has_room(1), "another is not held up");
+            assert!(ahead.has_room(1), "the other worker is not held up");
         }
     }
 
@@ -419,11 +427,11 @@ mod tests {
         first.commit(&[(before.clone(), Offset(9)), (after.clone(), Offset(2))].into_iter().collect());
         first.depart(&before, 9);
         assert_eq!((first.committed(&before), first.committed(&after)), (9, 2));
-        // A run that follows finds the newest.
+        // A later run finds the newest partition.
         let second = ahead(1, 0);
         second.resume(&[(before, Offset(9)), (after.clone(), Offset(2))].into_iter().collect());
         assert_eq!(second.contents("a#1"), after);
-        assert_eq!(second.arrive(&after, &path, 7, 0), Some((2, 0)), "one that was away is read on");
+        assert_eq!(second.arrive(&after, &path, 7, 0), Some((2, 0)), "a file that was away is read on");
     }
 
     #[test]

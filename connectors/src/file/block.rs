@@ -1,9 +1,9 @@
-//! What the thread hands to a worker: a piece of one file, cut into records but not decoded.
+//! What the feed thread hands to a worker: a piece of one file, cut into records but not decoded.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use millstream::{Moment, Offset, Partition};
+use millstream::connector::{Moment, Offset, Partition};
 
 use crate::format::Header;
 
@@ -13,9 +13,9 @@ pub(super) struct Block {
     /// The file's path.
     pub(super) path: Partition,
     pub(super) content: Content,
-    /// Where its partition stands after all of it, when that moved.
+    /// The offset of its partition after all of the block, if the block moves it.
     pub(super) position: Option<(Partition, Offset)>,
-    /// When the thread had read it, and a worker could have.
+    /// When the feed thread had read it, so that a worker could take it.
     pub(super) arrived: Moment,
 }
 
@@ -30,13 +30,13 @@ pub(super) enum Content {
 #[derive(Debug)]
 pub(super) struct Records {
     pub(super) bytes: Vec<u8>,
-    /// Where in the file the bytes begin.
+    /// The offset in the file where the bytes begin.
     pub(super) offset: u64,
     pub(super) ranges: Vec<Range<usize>>,
     pub(super) header: Option<Arc<Header>>,
 }
 
-/// What is wrong with a file, or with a record that is too long to be held.
+/// What is wrong with a file, or with a record that is too long to be kept.
 #[derive(Debug)]
 pub(super) struct Flaw {
     pub(super) at: u64,
@@ -44,7 +44,7 @@ pub(super) struct Flaw {
     pub(super) cause: String,
 }
 
-/// What a block takes beside what it holds.
+/// The memory that a block takes in addition to its contents.
 const BLOCK_OVERHEAD: usize = 256;
 
 impl Block {
@@ -53,7 +53,7 @@ impl Block {
         Block { path: path.clone(), content: Content::Flaw(flaw), position: None, arrived: Moment::default() }
     }
 
-    /// The memory that it takes.
+    /// The memory that it takes, in bytes.
     pub(super) fn size(&self) -> u64 {
         let content = match &self.content {
             Content::Records(records) => records.bytes.capacity() + size_of_val(&records.ranges[..]),
@@ -68,7 +68,7 @@ impl Block {
     }
 }
 
-/// Why a record is too long.
+/// The cause of a record that is too long.
 pub(super) fn too_long(most: usize) -> String {
     format!("the record is longer than {most} bytes")
 }

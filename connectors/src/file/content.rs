@@ -1,4 +1,4 @@
-//! What a file is, by its first bytes and not by its name: text, compressed, or nothing that is made of lines.
+//! Detects what a file is, by its first bytes and not by its name: text, compressed, or neither.
 
 use std::fmt;
 use std::fs::File;
@@ -23,7 +23,7 @@ impl fmt::Display for Packing {
 }
 
 impl Packing {
-    /// What the first `until` bytes of a file hold, of which several may follow each other.
+    /// Decompresses the first `until` bytes of a file, which may be several members or frames.
     pub(super) fn unpack(self, mut file: File, until: u64) -> io::Result<Box<dyn Read + Send>> {
         file.seek(SeekFrom::Start(0))?;
         let packed = BufReader::with_capacity(BUFFER, file.take(until));
@@ -36,31 +36,31 @@ impl Packing {
 
 const BUFFER: usize = 32 << 10;
 
-/// What the first bytes say.
+/// What a file is, as its first bytes show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Text,
     Packed(Packing),
-    /// Not text, but what is named here.
+    /// Not text; the value says what it is.
     Foreign(&'static str),
-    /// It may become anything.
+    /// Too short to tell.
     Open,
 }
 
-/// So many of the first bytes are looked at.
+/// The number of bytes at the beginning that are looked at.
 pub(super) const HEAD: usize = 1024;
 
 const PACKED: [(&[u8], Packing); 2] = [(b"\x1f\x8b\x08", Packing::Gzip), (b"\x28\xb5\x2f\xfd", Packing::Zstd)];
 
-/// Beginnings that no text has, and of which the zeros alone would not tell.
+/// The first bytes of formats that are not text and that zeros alone would not reveal.
 const FOREIGN: [(&[u8], &str); 17] = [
     (b"PK\x03\x04", "is a ZIP archive"),
     (b"PK\x05\x06", "is a ZIP archive"),
-    (b"BZh", "is compressed by bzip2"),
-    (b"\xfd7zXZ\0", "is compressed by xz"),
-    (b"\x04\x22\x4d\x18", "is compressed by lz4"),
-    (b"\xff\x06\0\0sNaPpY", "is compressed by Snappy"),
-    (b"\x1f\x9d", "is compressed by compress"),
+    (b"BZh", "is compressed with bzip2"),
+    (b"\xfd7zXZ\0", "is compressed with xz"),
+    (b"\x04\x22\x4d\x18", "is compressed with lz4"),
+    (b"\xff\x06\0\0sNaPpY", "is compressed with Snappy"),
+    (b"\x1f\x9d", "is compressed with compress"),
     (b"7z\xbc\xaf\x27\x1c", "is a 7z archive"),
     (b"Rar!\x1a\x07", "is a RAR archive"),
     (b"\x89PNG\r\n\x1a\n", "is a PNG image"),
@@ -68,20 +68,21 @@ const FOREIGN: [(&[u8], &str); 17] = [
     (b"%PDF-", "is a PDF document"),
     (b"PAR1", "is a Parquet file"),
     (b"Obj\x01", "is an Avro container file"),
-    (b"\x7fELF", "is a program"),
+    (b"\x7fELF", "is an ELF binary"),
     (b"\xff\xfe", "is encoded in UTF-16 or UTF-32"),
     (b"\xfe\xff", "is encoded in UTF-16"),
 ];
 
-/// The frames that zstd skips, with which some of its writers begin: any first byte of sixteen, and these.
+/// The magic of zstd's skippable frames, with which some writers begin: one of sixteen first bytes,
+/// then these.
 const SKIPPED: &[u8] = b"\x2a\x4d\x18";
 /// What follows `BZh` and a digit.
 const BZIP2: &[u8] = b"1AY&SY";
-/// Where the header of a tar archive has its magic.
+/// The offset of the magic in a tar header, and the magic.
 const TAR: (usize, &[u8]) = (257, b"ustar");
 
 impl Kind {
-    /// Of what begins like this. `is_all` when nothing follows.
+    /// The kind of a file that begins with `head`. `is_all` means that nothing follows.
     pub(super) fn of(head: &[u8], is_all: bool) -> Kind {
         if let Some((_, packing)) = PACKED.iter().find(|(magic, _)| head.starts_with(magic)) {
             return Kind::Packed(*packing);
@@ -102,7 +103,7 @@ impl Kind {
             return Kind::Foreign("is encoded in UTF-16");
         }
         if is_binary(head) {
-            return Kind::Foreign("has bytes that no text has");
+            return Kind::Foreign("contains binary data");
         }
         let mut magics = PACKED.iter().map(|(magic, _)| *magic).chain(FOREIGN.iter().map(|(magic, _)| *magic));
         let is_beginning = magics.any(|magic| magic.starts_with(head));
@@ -110,14 +111,16 @@ impl Kind {
     }
 }
 
-/// Whether each second byte is zero, as in text of two bytes a letter: no hole does that.
+/// Whether there are many zeros, and only at every second byte, as in text of two bytes per
+/// character. A hole has zeros at every byte.
 fn is_wide(head: &[u8]) -> bool {
     let zeros = |odd: usize| head.iter().skip(odd).step_by(2).filter(|byte| **byte == 0).count();
     let (even, odd) = (zeros(0), zeros(1));
     even.min(odd) == 0 && even.max(odd) * 4 > head.len() && head.len() > 3
 }
 
-/// Whether there are zeros beside what no text has. Zeros alone are a hole in a text.
+/// Whether there are zeros and control characters, apart from zeros at the beginning. Zeros alone
+/// are a hole in a text.
 fn is_binary(head: &[u8]) -> bool {
     let is_control = |byte: &u8| (1..=8).contains(byte) || (14..=26).contains(byte) || (28..=31).contains(byte);
     let begin = head.iter().position(|byte| *byte != 0).unwrap_or(head.len());
@@ -158,7 +161,7 @@ mod tests {
             b"\x1b[31mred\x1b[0m\n",
             b"\x01 a control character\n",
         ];
-        // Of no bytes at all everything is the beginning.
+        // An empty file may become anything, so it is checked on its own.
         texts[1..].iter().for_each(|text| check(text, Kind::Text));
         assert_eq!(Kind::of(texts[0], true), Kind::Text);
     }
@@ -179,6 +182,6 @@ mod tests {
         }
         check(b"a\0b\0c\0\n\0", Kind::Foreign("is encoded in UTF-16"));
         check(b"\0a\0b\0c\0\n", Kind::Foreign("is encoded in UTF-16"));
-        check(b"a\n\x02\x00\x05", Kind::Foreign("has bytes that no text has"));
+        check(b"a\n\x02\x00\x05", Kind::Foreign("contains binary data"));
     }
 }

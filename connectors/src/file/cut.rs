@@ -1,11 +1,11 @@
-//! Finds where records end, in bytes that come in parts.
+//! Finds where records end in bytes that arrive in parts.
 
 use csv_core::{ReadRecordResult, Reader};
 use memchr::memchr;
 
 use crate::format::{self, Framing};
 
-/// Stands within one file; what it was given last may end anywhere.
+/// Finds the ends of the records of one file. The parts that it is given may end anywhere.
 #[derive(Debug)]
 pub(super) enum Cutter {
     Lines,
@@ -20,19 +20,19 @@ impl Cutter {
         }
     }
 
-    /// How many bytes of what follows belong to the record under way, its end among them; `None` when it goes on after
-    /// them.
+    /// The number of bytes that belong to the current record, including its end; `None` when the
+    /// record continues after them.
     pub(super) fn end_in(&mut self, bytes: &[u8]) -> Option<usize> {
         match self {
             Cutter::Lines => memchr(b'\n', bytes).map(|at| at + 1),
             Cutter::Rows(parser) => {
-                // Only the end is wanted, so that fields are written into nowhere.
+                // Only the end matters, so the fields are discarded.
                 let (mut nowhere, mut ends, mut taken) = ([0; 1 << 10], [0; 1 << 6], 0);
                 while taken < bytes.len() {
                     let (result, read, ..) = parser.read_record(&bytes[taken..], &mut nowhere, &mut ends);
                     taken += read;
                     if result == ReadRecordResult::Record {
-                        // A row that ends with `\r` ends with the `\n` behind it.
+                        // A row that ends with `\r` includes the `\n` after it.
                         let has_both = bytes[taken - 1] == b'\r' && bytes.get(taken) == Some(&b'\n');
                         return Some(taken + usize::from(has_both));
                     }
@@ -42,7 +42,8 @@ impl Cutter {
         }
     }
 
-    /// Nothing follows: whether what came since the last end, which is not nothing, is a record.
+    /// Whether the bytes since the last end, of which there is at least one, are a record when
+    /// nothing follows.
     pub(super) fn is_record_at_end(&mut self) -> bool {
         match self {
             Cutter::Lines => true,
@@ -58,7 +59,7 @@ mod tests {
 
     const CSV: Framing = Framing::Csv { delimiter: b',', columns: Columns::ByName };
 
-    /// What is cut when the text comes in parts that end at `at` and behind each byte of `step`.
+    /// The records of a text that comes in parts of `step` bytes.
     fn cut(framing: Framing, text: &str, step: usize) -> Vec<String> {
         let (mut cutter, mut records, mut record) = (Cutter::new(framing), Vec::new(), Vec::new());
         for mut part in text.as_bytes().chunks(step) {
@@ -100,7 +101,7 @@ mod tests {
     #[test]
     fn rows_may_end_with_carriage_returns() {
         assert_eq!(cut(CSV, "a,b\r\nc,d\r\n", 100), ["a,b\r\n", "c,d\r\n"]);
-        // Where a part ends between the two, the second is an empty line before the next row.
+        // When a part ends between the two bytes, the second is an empty line before the next row.
         assert_eq!(cut(CSV, "a,b\r\nc,d\r\n", 4), ["a,b\r", "\nc,d\r\n"]);
         assert_eq!(cut(CSV, "a,b\rc,d", 1), ["a,b\r", "c,d"]);
     }

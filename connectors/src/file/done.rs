@@ -1,4 +1,4 @@
-//! What becomes of files that are done, and which of them were not read whole.
+//! What happens to files that are done, and which files had a record cut.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -6,39 +6,42 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use millstream::{Error, ErrorKind, Partition, Result};
+use millstream::connector::Partition;
+use millstream::{Error, ErrorKind, Result};
 
 use crate::lock;
 
-/// What becomes of a file when every output of its records is acknowledged.
+/// What happens to a file when every output of its records is acknowledged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WhenDone {
-    /// It stays. A new process reads it again.
+    /// The file stays. A new process reads it again.
     #[default]
     Keep,
-    /// It is deleted.
+    /// The file is deleted.
     Delete,
-    /// It is moved to this directory, which is made when it is not there. It must lie on the same file system and cannot be
-    /// the one that is read. Beside a file of its name it gets a number behind its own; it never replaces one, also when
-    /// several processes move files there.
+    /// The file is moved to this directory, which is created if it does not exist. The directory
+    /// must be on the same file system and must not be the one that is read. A file never replaces
+    /// another, even when several processes move files there: when the name exists, a number is
+    /// appended to it.
     MoveTo(PathBuf),
 }
 
 impl WhenDone {
-    /// What can be known to go wrong is an error at start. Says where files go, when they go anywhere.
+    /// Checks at start what can be checked then. Returns the directory that files are moved to, if
+    /// any.
     pub(super) fn check(&self, directory: &Path) -> Result<Option<PathBuf>> {
         let WhenDone::MoveTo(target) = self else { return Ok(None) };
         let wrong = |kind, why: &str| {
-            Error::new(kind, format!("cannot move files of {} to {}{why}", directory.display(), target.display()))
+            Error::new(kind, format!("cannot move files from {} to {}{why}", directory.display(), target.display()))
         };
         let made = fs::create_dir_all(target).and_then(|()| target.canonicalize());
         let made = made.map_err(|cause| wrong(ErrorKind::NotFound, "").caused_by(cause))?;
         if made == directory {
-            return Err(wrong(ErrorKind::Option, ", which is the directory that is read"));
+            return Err(wrong(ErrorKind::Config, ", which is the directory being read"));
         }
         if file_system(directory) != file_system(&made) {
-            return Err(wrong(ErrorKind::Option, ", which is on another file system"));
+            return Err(wrong(ErrorKind::Config, ", which is on another file system"));
         }
         Ok(Some(made))
     }
@@ -52,12 +55,13 @@ impl WhenDone {
     }
 }
 
-/// Moves a file into another directory, with a number behind its name while there is one of that name.
+/// Moves a file into another directory, with a number appended to its name when the name exists.
 fn archive(file: &Path, target: &Path) -> io::Result<()> {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     let mut free = target.join(&*name);
     let mut number = 1;
-    // To look whether there is one and then to rename would replace what another process has moved there in between.
+    // Checking for the name first could replace a file that another process moves there before the
+    // rename.
     while let Err(cause) = move_to_free(file, &free) {
         if cause.kind() != io::ErrorKind::AlreadyExists {
             return Err(cause);
@@ -68,14 +72,14 @@ fn archive(file: &Path, target: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Moves a file, unless there is one of that name, which is [`io::ErrorKind::AlreadyExists`].
+/// Moves a file, or fails with [`io::ErrorKind::AlreadyExists`] when the name exists.
 #[cfg(any(target_os = "linux", target_vendor = "apple"))]
 fn move_to_free(file: &Path, free: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     use rustix::io::Errno;
 
     match renameat_with(CWD, file, CWD, free, RenameFlags::NOREPLACE) {
-        // Not every file system can do it in one step.
+        // Not every file system can do this in one step.
         Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => link_to_free(file, free),
         moved => Ok(moved?),
     }
@@ -86,7 +90,7 @@ fn move_to_free(file: &Path, free: &Path) -> io::Result<()> {
     link_to_free(file, free)
 }
 
-/// In two steps: a process that dies between them leaves the file under both names.
+/// Moves a file in two steps: a process that dies between them leaves it under both names.
 fn link_to_free(file: &Path, free: &Path) -> io::Result<()> {
     fs::hard_link(file, free)?;
     fs::remove_file(file)
@@ -97,19 +101,20 @@ fn file_system(directory: &Path) -> Option<u64> {
     fs::metadata(directory).ok().map(|metadata| std::os::unix::fs::MetadataExt::dev(&metadata))
 }
 
-/// Elsewhere the first file that cannot be moved tells.
+/// Unknown on this platform: the first move fails instead.
 #[cfg(not(unix))]
 fn file_system(_: &Path) -> Option<u64> {
     None
 }
 
-/// The files of a job in a directory of which a record was cut. A run that follows a failed one goes on behind that record,
-/// and has to know.
+/// The files in a job's directory that had a record cut. A run that follows a failed one resumes
+/// behind that record, and has to know.
 #[derive(Clone, Debug, Default)]
 pub(super) struct CutFiles(Arc<Mutex<HashSet<Partition>>>);
 
 impl CutFiles {
-    /// Those of a job, of which this run is not the first, or is.
+    /// The cut files of a job: those known from earlier runs when this run resumes one, otherwise
+    /// none.
     pub(super) fn of(job: &str, directory: &Path, resumes: bool) -> CutFiles {
         static ALL: Mutex<BTreeMap<(String, PathBuf), CutFiles>> = Mutex::new(BTreeMap::new());
         let files = lock(&ALL).entry((job.to_owned(), directory.to_owned())).or_default().clone();
@@ -127,7 +132,7 @@ impl CutFiles {
         lock(&self.0).contains(partition)
     }
 
-    /// A file is gone.
+    /// Forgets a file that was deleted or moved.
     pub(super) fn forget(&self, partition: &Partition) {
         lock(&self.0).remove(partition);
     }
@@ -137,41 +142,41 @@ impl CutFiles {
 mod tests {
     use super::*;
 
-    /// Two processes found the same name free, and one of two files was replaced by the other.
+    /// Two processes found the same name free, and one of their files replaced the other.
     #[test]
     fn what_several_move_to_one_directory_is_all_there() {
-        let kept = tempfile::tempdir().expect("a directory");
+        let kept = tempfile::tempdir().expect("a temporary directory can be created");
         let target = kept.path().join("target");
-        fs::create_dir(&target).expect("it can be made");
+        fs::create_dir(&target).expect("the directory can be created");
         std::thread::scope(|scope| {
             for mover in 0..4 {
                 let (own, target) = (kept.path().join(mover.to_string()), &target);
-                fs::create_dir(&own).expect("it can be made");
+                fs::create_dir(&own).expect("the directory can be created");
                 scope.spawn(move || {
                     for file in 0..250 {
-                        fs::write(own.join("same"), format!("{mover} {file}")).expect("it can be written");
-                        archive(&own.join("same"), target).expect("it can be moved");
+                        fs::write(own.join("same"), format!("{mover} {file}")).expect("the file can be written");
+                        archive(&own.join("same"), target).expect("the file can be moved");
                     }
                 });
             }
         });
-        let names = fs::read_dir(&target).expect("it can be read").count();
+        let names = fs::read_dir(&target).expect("the directory can be read").count();
         assert_eq!(names, 1_000);
     }
 
     #[test]
     fn no_way_to_move_replaces_a_file() {
-        let kept = tempfile::tempdir().expect("a directory");
+        let kept = tempfile::tempdir().expect("a temporary directory can be created");
         let (file, taken) = (kept.path().join("file"), kept.path().join("taken"));
         for moved in [move_to_free, link_to_free] {
-            fs::write(&file, "new").expect("it can be written");
-            fs::write(&taken, "old").expect("it can be written");
+            fs::write(&file, "new").expect("the file can be written");
+            fs::write(&taken, "old").expect("the file can be written");
             let refused = moved(&file, &taken).expect_err("the name is taken");
             assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
-            assert_eq!(fs::read_to_string(&taken).expect("it is there"), "old");
+            assert_eq!(fs::read_to_string(&taken).expect("the file exists"), "old");
             moved(&file, &kept.path().join("free")).expect("the name is free");
             assert!(!file.exists());
-            fs::remove_file(kept.path().join("free")).expect("it is there");
+            fs::remove_file(kept.path().join("free")).expect("the file exists");
         }
     }
 }

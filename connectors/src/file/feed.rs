@@ -1,4 +1,5 @@
-//! The thread of a source of files: looks at the directory when that is due, and reads for whichever worker has room.
+//! The feed thread of a file source: looks at the directory when a look is due, and reads for every
+//! worker that has room.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
@@ -8,7 +9,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use millstream::{Clock, Error, ErrorKind, Moment, OpenSource, Partition, Result};
+use millstream::connector::{Moment, OpenSource, Partition};
+use millstream::{Clock, Error, ErrorKind, Result};
 
 use super::ahead::Ahead;
 use super::block::{Block, Flaw};
@@ -18,19 +20,20 @@ use super::reading::{Ending, Failure, Manner, Opened, Reading};
 use super::watch::{FileId, Known};
 use super::{Files, WhenDone};
 
-/// Files that are held open, so that what is deleted or replaced can still be read to its end; half of these may be settled
-/// ones. Of one beyond these, what was not read by then is malformed.
+/// The most files that are held open, so that a deleted or replaced file can still be read to its
+/// end. At most half of them may be settled files. When a file beyond these is gone, a malformed
+/// record reports what was not read of it.
 pub(super) const HELD_MOST: usize = 128;
 
 pub(super) struct Feed {
     pub(super) files: Files,
     pub(super) matching: Matching,
-    /// Where files are moved to, which is not read.
+    /// Directories that files are moved to, and that are not read.
     pub(super) except: Vec<PathBuf>,
     pub(super) manner: Manner,
     pub(super) clock: Clock,
     pub(super) ahead: Arc<Ahead>,
-    /// The run ends with what was there when it began.
+    /// The run ends with what existed when it began.
     pub(super) is_bounded: bool,
     pub(super) look_at: Moment,
     pub(super) is_missing: bool,
@@ -38,17 +41,17 @@ pub(super) struct Feed {
     pub(super) known: HashMap<FileId, Known>,
     pub(super) by_name: HashMap<String, FileId>,
     pub(super) next_id: u64,
-    /// What cannot even be looked at, and the last look that found it so.
+    /// Files whose metadata cannot be read, and the last look that found them so.
     pub(super) troubled: HashMap<String, u64>,
-    /// Files that are no longer there under their names, and still read.
+    /// Files that are no longer there under their names, but are still read.
     pub(super) leaving: HashSet<Partition>,
-    /// When the first look was over.
+    /// When the first look began.
     began: Instant,
     pub(super) desks: Vec<Desk>,
     pub(super) held: usize,
 }
 
-/// What one worker's files wait for.
+/// The tasks of one worker's files, and the file being read.
 #[derive(Default)]
 pub(super) struct Desk {
     pub(super) tasks: VecDeque<Task>,
@@ -61,7 +64,7 @@ pub(super) enum Task {
 }
 
 impl Feed {
-    /// Looks for the first time.
+    /// Creates the feed and looks at the directory for the first time.
     pub(super) fn connect(
         (files, matching, except): (Files, Matching, Vec<PathBuf>),
         manner: Manner,
@@ -75,7 +78,7 @@ impl Feed {
             manner,
             clock: open.clock.clone(),
             ahead,
-            is_bounded: open.bounded,
+            is_bounded: open.is_bounded(),
             look_at: Moment::default(),
             is_missing: false,
             looks: 0,
@@ -104,7 +107,7 @@ impl Feed {
                 self.look_again();
                 self.dispose();
             }
-            // Each worker in turn, so that none waits for another's files.
+            // One step for each worker in turn, so that none waits for another's files.
             let has_moved = (0..self.desks.len()).fold(false, |moved, worker| self.advance(worker) | moved);
             if has_moved {
                 continue;
@@ -114,7 +117,8 @@ impl Feed {
             }
             self.ahead.rest((!self.is_bounded).then_some(self.look_at));
         }
-        // What was written a moment ago may be written still. A run that was broken off does not wait for that.
+        // A file that changed a moment ago may still be written. A run that was cut short does not
+        // wait for that.
         while self.dispose() == Left::Unsettled && self.is_bounded && self.is_all_done() {
             thread::sleep(SETTLES_IN);
         }
@@ -125,7 +129,7 @@ impl Feed {
         self.ahead.has_ended() && self.known.values().all(is_done)
     }
 
-    /// Does a step for a worker, when it has room. Says whether there was one.
+    /// Takes one step for a worker that has something to do and has room. Returns whether it did.
     fn advance(&mut self, worker: usize) -> bool {
         let desk = &mut self.desks[worker];
         if (desk.reading.is_none() && desk.tasks.is_empty()) || !self.ahead.has_room(worker) {
@@ -160,7 +164,8 @@ impl Feed {
             Ok((false, _)) => return self.written_anew(file),
             opened => opened.map(|(_, opened)| opened),
         };
-        // From the last position handed on, when it cannot be opened: what was being left out is found too long again.
+        // If the file cannot be opened, reading continues at the last offset handed on: a record
+        // that was being skipped is found to be too long again.
         let handed = known.progress.handed;
         let progress = std::mem::replace(&mut known.progress, Progress::from(handed));
         let (path, partition) = (known.path.clone(), known.partition.clone());
@@ -176,7 +181,7 @@ impl Feed {
         }
     }
 
-    /// What was read of a file is not what stands there: the next look finds another file.
+    /// The file no longer contains what was read of it: the next look finds another file.
     fn written_anew(&mut self, file: FileId) {
         self.read_anew(file);
         self.end_task(file);
@@ -187,14 +192,14 @@ impl Feed {
         if !known.has_left {
             let (next, was_done) = (known.progress.next, known.was_done);
             let flaw = format!(
-                "the file was written anew after {next} bytes of it were read; it is read again from its beginning"
+                "the file was overwritten after {next} bytes of it were read; it is read again from the beginning"
             );
             self.ahead.cut(&known.file);
             self.leave(file, (!was_done).then_some(flaw));
         }
     }
 
-    /// A turn is over: what is known of the file by now is kept.
+    /// Ends a turn and keeps the file's progress.
     fn put_back(&mut self, file: FileId, reading: Reading, failed: Option<Failure>) {
         let (read_to, until, ending) = (reading.read_to(), reading.until, reading.ending);
         let is_shorter = !reading.is_unpacking() && read_to < until;
@@ -206,12 +211,12 @@ impl Feed {
                 known.is_unreadable = false;
                 self.ahead.stretch(&known.partition, known.progress.end(known.seen.len));
                 if self.is_bounded && is_shorter {
-                    let cause = format!("the file was cut shorter: it had {until} bytes, and ended at {read_to}");
+                    let cause = format!("the file was truncated: it had {until} bytes and ended at {read_to}");
                     self.ahead.push(known.worker, flawed(&known.path, read_to, cause));
                 }
                 self.hold(file, held);
             }
-            // The rest of it may be on its way.
+            // The rest may still be written.
             Some(Failure::Damaged(_)) if ending == Ending::Open => self.hold(file, held),
             Some(failure) => self.fail(file, failure),
         }
@@ -226,7 +231,8 @@ impl Feed {
         }
     }
 
-    /// A file cannot be read, which is said once. What became of one that is gone the next look says, if there is one.
+    /// Reports once that a file cannot be read. The next look, if there is one, reports what
+    /// happened to a file that is gone.
     fn fail(&mut self, file: FileId, failure: Failure) {
         let Some(known) = self.known.get_mut(&file) else { return };
         let at = known.progress.next;
@@ -239,7 +245,7 @@ impl Feed {
             }
             Failure::Foreign(what) => {
                 known.is_refused = true;
-                Flaw { at, bytes: None, cause: format!("the file is not text: it {what}; it is not read") }
+                Flaw { at, bytes: None, cause: format!("the file is not text: it {what}; it is skipped") }
             }
             Failure::Damaged(flaw) => {
                 known.is_refused = true;
@@ -260,7 +266,7 @@ impl Feed {
         self.forget_if_left(file);
     }
 
-    /// Deletes or moves what is done. Says whether there is more that only has to settle.
+    /// Deletes or moves the files that are done. Returns whether other files only have to settle.
     fn dispose(&mut self) -> Left {
         if self.files.when_done == WhenDone::Keep && self.files.when_cut == WhenDone::Keep {
             return Left::Nothing;
@@ -287,7 +293,7 @@ impl Feed {
         for file in done {
             let Some(known) = self.known.get_mut(&file) else { continue };
             let path = self.files.directory.join(&known.name);
-            // What has changed since the last look is not done.
+            // A file that has changed since the last look is not done.
             if !std::fs::metadata(&path).is_ok_and(|metadata| Seen::of(&metadata) == known.seen) {
                 continue;
             }
@@ -300,32 +306,33 @@ impl Feed {
                 }
                 Err(cause) => {
                     known.stays = true;
-                    tracing::warn!(file = %path.display(), %cause, "cannot delete or move the file; it stays");
+                    tracing::warn!(file = %path.display(), %cause, "cannot delete or move the file; it stays in place");
                 }
             }
         }
         left
     }
 
-    /// In a run that looks once: whether a file has not changed for a while before it was looked at, or since.
+    /// In a run that looks once: whether a file has not changed for `settled_after`, before the
+    /// look or since.
     fn has_settled_before(&self, seen: &Seen) -> bool {
         let age = seen.modified.and_then(|modified| SystemTime::now().duration_since(modified).ok());
         age.is_some_and(|age| age >= self.files.settled_after) || self.began.elapsed() >= self.files.settled_after
     }
 }
 
-/// What is left of the files that are read and committed.
+/// What remains of the files that are read and committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Left {
     Nothing,
-    /// Some changed a moment ago.
+    /// Some files changed a moment ago.
     Unsettled,
 }
 
-/// How often it is looked whether a file has settled.
+/// How often the end of a run checks whether a file has settled.
 const SETTLES_IN: Duration = Duration::from_millis(50);
 
-/// What becomes of a file that is done.
+/// What happens to a file that is done.
 fn becomes<'a>(files: &'a Files, manner: &Manner, known: &Known) -> &'a WhenDone {
     match manner.cut.contains(&known.partition) {
         true => &files.when_cut,
@@ -333,7 +340,8 @@ fn becomes<'a>(files: &'a Files, manner: &Manner, known: &Known) -> &'a WhenDone
     }
 }
 
-/// Opens a file that was seen. Between the look and now another may have got its name: the next look finds that.
+/// Opens a file that was seen. If another file has taken its name since the look, this fails, and
+/// the next look finds that file.
 fn open(files: &Files, name: &str, seen: &Seen) -> io::Result<File> {
     let path = files.directory.join(name);
     let file = open_at_once(&path)?;
@@ -347,7 +355,7 @@ fn open(files: &Files, name: &str, seen: &Seen) -> io::Result<File> {
     Ok(file)
 }
 
-/// Of a pipe the opening would wait for a writer.
+/// Opens a file without blocking: opening a pipe would wait for a writer.
 #[cfg(unix)]
 pub(super) fn open_at_once(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
@@ -362,7 +370,7 @@ pub(super) fn open_at_once(path: &Path) -> io::Result<File> {
     File::open(path)
 }
 
-/// A malformed record that is none of the file's own.
+/// A malformed record about the file, not one that the file contains.
 pub(super) fn flawed(path: &Partition, at: u64, cause: String) -> Block {
     Block::flaw(path, Flaw { at, bytes: None, cause })
 }

@@ -1,17 +1,19 @@
-//! Holes of zeros in text. A log that is copied and then cut (`copytruncate`) under a writer that does not append goes on
-//! where that writer stands, and what lies before it reads as zeros; so does what a machine had not written when its power
-//! failed. A hole is no part of any record.
+//! Holes of zeros in text. When a log is copied and then truncated (`copytruncate`) under a writer
+//! that does not append, the writer continues at its old offset, and everything before that reads
+//! as zeros. So does data that a machine had not written when its power failed. A hole is not part
+//! of any record.
 
 use std::fs::File;
 
-use millstream::Partition;
+use millstream::connector::Partition;
 
-/// A hole at the beginning of a record may have any length; zeros within one are a hole when there are so many.
+/// The least number of zeros within a record that are a hole. A hole at the beginning of a record
+/// may have any length.
 pub(super) const WITHIN_LEAST: usize = 64;
-/// Where a hole is as long as this the file system is asked where it ends.
+/// From this length on, the file system is asked where a hole ends.
 const ASK_FROM: u64 = 4 << 10;
 
-/// A hole that is being left out.
+/// A hole that is being skipped.
 #[derive(Debug, Default)]
 pub(super) struct Gap {
     at: u64,
@@ -19,7 +21,7 @@ pub(super) struct Gap {
 }
 
 impl Gap {
-    /// So many zeros at that offset belong to it.
+    /// Adds `len` zeros at the offset `at`.
     pub(super) fn extend(&mut self, at: u64, len: u64) {
         if self.len == 0 {
             self.at = at;
@@ -27,15 +29,16 @@ impl Gap {
         self.len += len;
     }
 
-    /// Something else follows, or nothing.
+    /// Ends the hole, if there is one, and logs it.
     pub(super) fn end(&mut self, path: &Partition) {
         let Gap { at, len: bytes } = std::mem::take(self);
         if bytes > 0 {
-            tracing::warn!(file = path.name(), at, bytes, "left out a hole of zeros");
+            tracing::warn!(file = path.name(), at, bytes, "skipped a hole of zeros");
         }
     }
 
-    /// Where the data behind it begin, when the file system knows of nothing but zeros before.
+    /// Where the data after the hole begin, if the file system knows that there are only zeros
+    /// before them.
     pub(super) fn data(&self, file: &File, offset: u64, until: u64) -> Option<u64> {
         if self.len < ASK_FROM {
             return None;
@@ -49,7 +52,7 @@ impl Gap {
 fn next_data(file: &File, offset: u64) -> Option<u64> {
     match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(offset)) {
         Ok(data) => Some(data),
-        // There is nothing but zeros behind it.
+        // Only zeros follow.
         Err(rustix::io::Errno::NXIO) => Some(u64::MAX),
         Err(_) => None,
     }
@@ -60,7 +63,7 @@ fn next_data(_: &File, _: u64) -> Option<u64> {
     None
 }
 
-/// How many zeros the bytes begin with.
+/// The number of zeros at the beginning.
 pub(super) fn zeros(bytes: &[u8]) -> usize {
     bytes.iter().take_while(|byte| **byte == 0).count()
 }

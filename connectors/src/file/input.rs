@@ -1,4 +1,5 @@
-//! Where the bytes of a turn come from: the file as it is, or what is unpacked of it, which can only be read on.
+//! The input of a turn: a file as it is, or its decompressed contents, which can only be read
+//! forwards.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -8,7 +9,7 @@ use super::progress::Form;
 
 pub(super) struct Input {
     file: File,
-    /// How much of the file is read.
+    /// The file is read up to this offset.
     until: u64,
     unpacking: Option<Unpacking>,
 }
@@ -16,23 +17,23 @@ pub(super) struct Input {
 struct Unpacking {
     packing: Packing,
     stream: Box<dyn Read + Send>,
-    /// So much was read in an earlier turn.
+    /// The number of bytes to skip, because an earlier turn has read them.
     to_skip: u64,
 }
 
-/// What one step of skipping has met.
+/// The result of one step of skipping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Skipped {
     Some,
-    /// There is no more, and there should be.
+    /// The contents ended before everything was skipped.
     Everything,
 }
 
-/// So many chunks are skipped in one step.
+/// The most chunks that are skipped in one step.
 const SKIPPED_MOST: usize = 16;
 
 impl Input {
-    /// Stands at the beginning.
+    /// Begins at the beginning of the file.
     pub(super) fn new(file: File, until: u64, form: Form) -> io::Result<Input> {
         let unpacking = match form {
             Form::Packed { packing, .. } => {
@@ -47,7 +48,7 @@ impl Input {
         self.unpacking.as_ref().map(|unpacking| unpacking.packing)
     }
 
-    /// The file, when it is read as it is.
+    /// The file, if it is read as it is.
     pub(super) fn plain(&self) -> Option<&File> {
         self.unpacking.is_none().then_some(&self.file)
     }
@@ -56,7 +57,8 @@ impl Input {
         self.file
     }
 
-    /// Goes on at `offset`, from `at`. What is unpacked is ahead.
+    /// Continues at `offset`, coming from `at`. In decompressed contents `offset` is not before
+    /// `at`.
     pub(super) fn go_to(&mut self, at: u64, offset: u64) -> io::Result<()> {
         match &mut self.unpacking {
             None => self.file.seek(SeekFrom::Start(offset)).map(drop),
@@ -67,7 +69,7 @@ impl Input {
         }
     }
 
-    /// How much there is behind `at`, as far as is known.
+    /// The number of bytes after `at`; `u64::MAX` if it is unknown.
     pub(super) fn left(&self, at: u64) -> u64 {
         match self.unpacking {
             None => self.until.saturating_sub(at),
@@ -75,12 +77,12 @@ impl Input {
         }
     }
 
-    /// Whether something has to be skipped before it can be read on.
+    /// Whether bytes have to be skipped before reading can continue.
     pub(super) fn is_behind(&self) -> bool {
         self.unpacking.as_ref().is_some_and(|unpacking| unpacking.to_skip > 0)
     }
 
-    /// Skips for a while, so that the thread can do something else.
+    /// Skips some chunks and returns, so that the thread can do something else.
     pub(super) fn skip(&mut self, chunk: usize) -> io::Result<Skipped> {
         let mut nowhere = vec![0; chunk];
         for _ in 0..SKIPPED_MOST {
@@ -94,7 +96,7 @@ impl Input {
         Ok(Skipped::Some)
     }
 
-    /// Reads once; nothing is the end.
+    /// Reads once; zero bytes mean the end.
     pub(super) fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match &mut self.unpacking {
             None => read(&mut self.file, into),
@@ -102,10 +104,10 @@ impl Input {
         }
     }
 
-    /// Looks at the beginning of what was unpacked.
+    /// Checks the beginning of decompressed contents.
     ///
     /// # Errors
-    /// What it is, when that is not text either.
+    /// When they are not text either; the error says what they are.
     pub(super) fn look_at(&self, begin: &[u8]) -> Result<(), &'static str> {
         if self.unpacking.is_none() {
             return Ok(());

@@ -1,4 +1,4 @@
-//! A look at the directory: which files it holds and what they are like.
+//! A look at the directory: which files it contains, and their metadata.
 
 use std::cmp::Ordering as Order;
 use std::fs::{self, DirEntry, Metadata};
@@ -12,16 +12,16 @@ use millstream::{Error, ErrorKind, Result};
 
 use super::Files;
 
-/// Which files come first of those that one look at the directory finds.
+/// The order in which the files found by one look at the directory are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FileOrder {
-    /// That which was modified longest ago; of those modified at the same moment, by name.
+    /// By modification time, oldest first; files with the same time by name.
     #[default]
     Modified,
     /// By name, byte by byte: `log-10` before `log-9`.
     Name,
-    /// By name, numbers within it by what they count: `log-9` before `log-10`.
+    /// By name, with the numbers in it compared as numbers: `log-9` before `log-10`.
     NameAndNumber,
 }
 
@@ -32,7 +32,7 @@ pub(super) struct Reach {
     pub(super) links: Links,
 }
 
-/// What becomes of names that writers give to files that are not whole.
+/// Whether temporary names are read: those that writers give to unfinished files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Temporary {
     LeftOut,
@@ -46,19 +46,20 @@ pub(super) enum Links {
     Anywhere,
 }
 
-/// What uploaders and editors append to the name of a file that is not whole: browsers, FTP clients, `hdfs dfs -put`.
+/// What uploaders and editors append to the name of an unfinished file: browsers, FTP clients,
+/// `hdfs dfs -put`.
 const TEMPORARY: [&str; 6] = [".part", ".filepart", ".tmp", "._copying_", "~", ".crdownload"];
 
-/// Whether a name is hidden, or of a file that is not whole.
+/// Whether a name is hidden or belongs to an unfinished file.
 pub(super) fn is_temporary(name: &str) -> bool {
     name.starts_with(['.', '_']) || final_name(name) != name
 }
 
-/// The name that a file gets when it is whole.
+/// The name that a file gets when it is finished.
 pub(super) fn final_name(name: &str) -> &str {
     let mut own = name;
     for ending in TEMPORARY {
-        // Endings are ASCII, and so the byte before one is the end of a character.
+        // The endings are ASCII, so the byte before one ends a character.
         if own.len() > ending.len()
             && own.as_bytes()[own.len() - ending.len()..].eq_ignore_ascii_case(ending.as_bytes())
         {
@@ -71,13 +72,13 @@ pub(super) fn final_name(name: &str) -> &str {
     }
 }
 
-/// A file that was found, or why it is none that can be read.
+/// A file that was found, or why it cannot be read.
 pub(super) struct Found {
     pub(super) name: String,
     pub(super) seen: Result<Seen, String>,
 }
 
-/// What a file was like when it was looked at.
+/// The metadata of a file when it was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
     pub(super) len: u64,
@@ -96,20 +97,21 @@ impl Seen {
         }
     }
 
-    /// Whether it is the file that was seen before, as it was or changed.
+    /// Whether it is the file that was seen before, changed or not.
     ///
-    /// A file system whose inodes are not stable, nor has it births, must not make a new file of each at each look, so one
-    /// that looks the same there is the same.
+    /// On a file system with neither stable inodes nor birth times, a file of the same length and
+    /// modification time is the same one. Otherwise each look would find only new files.
     pub(super) fn is_same_as(&self, before: &Seen) -> bool {
         let is_same_inode = (self.inode, self.born) == (before.inode, before.born);
         let tells_births = self.born.is_some() || before.born.is_some();
         is_same_inode || !tells_births && (self.len, self.modified) == (before.len, before.modified)
     }
 
-    /// Tells the file from others that had or will have its name. Inodes are used again, so the birth is part of it.
+    /// Distinguishes the file from all others that ever have its name. Inodes are reused, so the
+    /// birth time is part of it.
     ///
-    /// Where a file system does not tell that, each life of a file is another one: a restart reads it again rather than
-    /// begin in the middle of a stranger.
+    /// Without birth times a file gets another identity each time: a restart reads it again instead
+    /// of beginning in the middle of another file.
     pub(super) fn identity(&self) -> String {
         static LIVES: AtomicU64 = AtomicU64::new(0);
         match self.born.and_then(|born| born.duration_since(UNIX_EPOCH).ok()) {
@@ -129,16 +131,16 @@ fn inode(_: &Metadata) -> u64 {
     0
 }
 
-/// The path that a file gets when it is whole.
+/// The path that a file gets when it is finished.
 pub(super) fn final_path(path: &str) -> String {
     let name = path.rfind('/').map_or(0, |at| at + 1);
     format!("{}{}", &path[..name], final_name(&path[name..]))
 }
 
-/// The glob that names must match, and whether it is one of paths.
+/// The glob that names must match, and whether it applies to paths.
 pub(super) struct Matching {
     glob: Option<GlobMatcher>,
-    /// Directories are entered, and paths matched.
+    /// Directories are entered, and the glob matches paths.
     is_deep: bool,
 }
 
@@ -147,7 +149,7 @@ impl Matching {
         let Some(glob) = &files.matching else { return Ok(Matching { glob: None, is_deep: false }) };
         let is_deep = glob.contains('/') || glob.contains("**");
         let made = GlobBuilder::new(glob).literal_separator(is_deep).build().map_err(|cause| {
-            Error::new(ErrorKind::Option, format!("`matching`: `{glob}` is not a valid glob")).caused_by(cause)
+            Error::new(ErrorKind::Config, format!("`matching`: `{glob}` is not a valid glob")).caused_by(cause)
         })?;
         Ok(Matching { glob: Some(made.compile_matcher()), is_deep })
     }
@@ -157,25 +159,25 @@ impl Matching {
     }
 }
 
-/// A look at one directory, and at those within it.
+/// A look at a directory and its subdirectories.
 pub(super) struct Look<'a> {
     pub(super) directory: &'a Path,
     pub(super) matching: &'a Matching,
     pub(super) order: FileOrder,
     pub(super) reach: Reach,
-    /// Directories to which files are moved.
+    /// Directories that files are moved to, and that are not entered.
     pub(super) except: &'a [PathBuf],
 }
 
 impl Look<'_> {
-    /// The files that are there, in order. Their names are paths from the directory on.
+    /// The files that exist, in order. Their names are paths relative to the directory.
     pub(super) fn look(&self) -> io::Result<Vec<Found>> {
         let mut found = Vec::new();
         let mut within = Vec::new();
         self.enter(Path::new(""), &mut found, &mut within)?;
         while let Some(directory) = within.pop() {
             match self.enter(&directory, &mut found, &mut within) {
-                // It was deleted since its own directory was read.
+                // It was deleted after its parent directory was read.
                 Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
                 Err(cause) => found.push(Found {
                     name: directory.to_string_lossy().into_owned(),
@@ -204,7 +206,7 @@ impl Look<'_> {
                 continue;
             }
             let path = directory.join(&file_name);
-            // Not behind a link, which may lead around in a circle.
+            // Links to directories are not followed, because they may form a cycle.
             if self.matching.is_deep && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 if !self.except.contains(&entry.path()) {
                     within.push(path);
@@ -220,18 +222,18 @@ impl Look<'_> {
         Ok(())
     }
 
-    /// What an entry is like; nothing when it is not there, or a directory.
+    /// The metadata of an entry; `None` if it no longer exists or is a directory.
     fn see(&self, entry: &DirEntry) -> Option<Result<Seen, String>> {
         let path = entry.path();
         let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
         Some(match fs::metadata(&path) {
             Ok(metadata) if metadata.is_dir() => return None,
             Ok(_) if path.to_str().is_none() => Err("the file name is not valid UTF-8".to_owned()),
-            // To open a pipe would be to wait for its writer.
+            // Opening a pipe would wait for its writer.
             Ok(metadata) if !metadata.is_file() => Err(NOT_REGULAR.to_owned()),
             Ok(_) if is_link && !leads_within(&path, self.directory, self.reach.links) => Err(LEADS_OUT.to_owned()),
             Ok(metadata) => Ok(Seen::of(&metadata)),
-            // It was deleted since the directory was read, or it is a link to nothing.
+            // It was deleted after the directory was read. A dangling link is an error instead.
             Err(cause) if cause.kind() == io::ErrorKind::NotFound && !is_link => return None,
             Err(cause) => Err(cause.to_string()),
         })
@@ -239,20 +241,21 @@ impl Look<'_> {
 }
 
 pub(super) const NOT_REGULAR: &str = "not a regular file";
-pub(super) const LEADS_OUT: &str = "the link leads out of the directory";
+pub(super) const LEADS_OUT: &str = "the link points outside the directory";
 
-/// Whether a path that may be a link ends in the directory. What cannot be followed is found out when it is opened.
+/// Whether a path that may be a link leads into the directory. A link that cannot be followed
+/// passes, and opening it fails later.
 pub(super) fn leads_within(path: &Path, directory: &Path, links: Links) -> bool {
     links == Links::Anywhere || path.canonicalize().map_or(true, |end| end.starts_with(directory))
 }
 
-/// Compares texts, and where both have digits, the numbers that these are.
+/// Compares texts; digits at the same place in both are compared as numbers.
 fn by_number(left: &str, right: &str) -> Order {
     let (mut left_rest, mut right_rest) = (left, right);
     loop {
         let ((left_text, left_number), (right_text, right_number)) = (run(&mut left_rest), run(&mut right_rest));
         let is_over = left_number.is_empty() && right_number.is_empty();
-        // Without the zeros before them, the longer number is the larger.
+        // Without leading zeros, the longer number is the larger.
         let (a, b) = (left_number.trim_start_matches('0'), right_number.trim_start_matches('0'));
         let has_number = |number: &str| !number.is_empty();
         let order = match left_text == right_text {
@@ -269,7 +272,7 @@ fn by_number(left: &str, right: &str) -> Order {
     }
 }
 
-/// The text before the next number, and that number.
+/// Splits off the text before the next number, and that number.
 fn run<'a>(rest: &mut &'a str) -> (&'a str, &'a str) {
     let digits = rest.find(|letter: char| letter.is_ascii_digit()).unwrap_or(rest.len());
     let (text, behind) = rest.split_at(digits);

@@ -1,4 +1,4 @@
-//! How far a file was read, and by what it is known again: what is kept of it between two turns.
+//! What is kept of a file between two turns: how far it was read, and how to recognise it.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -9,40 +9,40 @@ use crate::format::Header;
 use super::content::Packing;
 use super::cut::Cutter;
 
-/// How far a file was read; what is kept of it between two turns. Positions in a compressed file are positions in what it
-/// holds.
+/// How far a file was read. Offsets in a compressed file count decompressed bytes.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    /// Where reading goes on: between two records, or within one that is too long.
+    /// Where reading continues: between two records, or within one that is too long.
     pub(super) next: u64,
-    /// The position that was handed to the worker last.
+    /// The offset that was last handed to the worker.
     pub(super) handed: u64,
-    /// The rest of a record that is too long is being left out.
+    /// Set while the rest of a record that is too long is being skipped.
     pub(super) skipping: Option<Skipping>,
     pub(super) header: Option<Arc<Header>>,
     pub(super) form: Form,
-    /// What stood before `handed` when it was read; of a compressed file, where it was read to.
+    /// The bytes before `handed` when they were read. Of a compressed file: its last bytes if it
+    /// was read to its end, otherwise its first.
     tail: Vec<u8>,
 }
 
-/// Where reading stands within a record that is too long.
+/// The state of reading within a record that is too long.
 #[derive(Debug)]
 pub(super) struct Skipping {
     pub(super) cutter: Cutter,
-    /// How much of it was left out.
+    /// The number of bytes skipped so far.
     pub(super) bytes: u64,
 }
 
-/// How a file holds its records.
+/// How a file contains its records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Form {
-    /// It was not looked at.
+    /// It has not been looked at.
     #[default]
     Unknown,
     Plain,
     Packed {
         packing: Packing,
-        /// The last turn has read all that was there.
+        /// Set if the last turn read to the end.
         whole: Option<Whole>,
     },
 }
@@ -50,17 +50,17 @@ pub(super) enum Form {
 /// A compressed file that was read to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Whole {
-    /// How long it was.
+    /// The length of the file.
     pub(super) packed: u64,
-    /// How much it held.
+    /// The length of its contents.
     pub(super) unpacked: u64,
 }
 
-/// By so much of what was read a file is known again: one that was written anew has something else there.
+/// The number of bytes by which a file is recognised: a file that was overwritten has others there.
 const TAIL: usize = 256;
 
 impl Progress {
-    /// As an earlier run committed it.
+    /// The progress of a file that was committed up to `committed`.
     pub(super) fn from(committed: u64) -> Progress {
         Progress { next: committed, handed: committed, ..Progress::default() }
     }
@@ -69,7 +69,7 @@ impl Progress {
         matches!(self.form, Form::Packed { .. })
     }
 
-    /// How much of the file itself was read.
+    /// The number of bytes read of the file itself.
     pub(super) fn file_read(&self) -> u64 {
         match self.form {
             Form::Unknown | Form::Plain => self.next,
@@ -77,8 +77,8 @@ impl Progress {
         }
     }
 
-    /// Whether a file of that length was read, and handed on, to its end. The position of one whose last record is being left
-    /// out has not been handed on.
+    /// Whether a file of that length was read, and handed on, to its end. If its last record is
+    /// being skipped, its end has not been handed on.
     pub(super) fn is_whole(&self, len: u64) -> bool {
         let end = match self.form {
             Form::Unknown | Form::Plain => len,
@@ -88,8 +88,8 @@ impl Progress {
         self.next == end && self.handed == end
     }
 
-    /// The position at the end of a file of that length. Of a compressed one that was not read to its end it is as if what
-    /// follows were not compressed.
+    /// The offset at the end of a file of that length. The unread part of a compressed file counts
+    /// as if it were not compressed.
     pub(super) fn end(&self, len: u64) -> u64 {
         match self.form {
             Form::Unknown | Form::Plain => len,
@@ -98,7 +98,7 @@ impl Progress {
         }
     }
 
-    /// Whether what was read last still stands there.
+    /// Whether the bytes that were read last are still there.
     pub(super) fn is_of(&self, file: &mut File) -> io::Result<bool> {
         let len = self.tail.len() as u64;
         let begin = match self.form {
@@ -109,10 +109,10 @@ impl Progress {
         Ok(read_from(file, begin, len)? == self.tail)
     }
 
-    /// These bytes, which stand before it, were handed on up to that position.
+    /// Notes that everything up to `position` was handed on; `bytes` are those before it.
     pub(super) fn hand(&mut self, bytes: &[u8], position: u64) {
         if self.handed + bytes.len() as u64 != position {
-            // Something was left out before it.
+            // Something was skipped before these bytes.
             self.tail.clear();
         }
         self.handed = position;
@@ -122,11 +122,12 @@ impl Progress {
         }
     }
 
-    /// A turn at a compressed file that was so long is over. One that was not read to its end is known again by its beginning.
+    /// Ends a turn at a compressed file of length `len`. A file that was not read to its end is
+    /// recognised by its beginning.
     pub(super) fn remember_packed(&mut self, file: &mut File, len: u64) {
         let Form::Packed { whole, .. } = self.form else { return };
         let begin = if whole.is_some() { len.saturating_sub(TAIL as u64) } else { 0 };
-        // What cannot be read is found out in the next turn.
+        // A read error shows again in the next turn.
         self.tail = read_from(file, begin, len.min(TAIL as u64)).unwrap_or_default();
     }
 }

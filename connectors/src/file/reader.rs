@@ -1,11 +1,10 @@
-//! The worker's half: decodes the records of the blocks that the thread has cut.
+//! The worker's half of the source: decodes the records of the blocks that the feed thread has cut.
 
 use std::fmt;
 use std::sync::Arc;
 
-use millstream::{
-    Batch, Bytes, Headers, Malformed, Offset, Origin, Partition, Polled, RECORD_OVERHEAD, Reader, Result, Room, Worker,
-};
+use millstream::connector::{Offset, Partition, Polled, RECORD_OVERHEAD, ReadBatch, Reader, Room, Worker};
+use millstream::{ByteSize, End, Headers, Malformed, Origin, Result};
 
 use crate::format::{Cause, Decode, Framing, of_record, without_mark};
 
@@ -13,28 +12,28 @@ use super::ahead::Next;
 use super::block::{Block, Content, Records, too_long};
 use super::source::FilesShared;
 
-/// What a record becomes.
+/// How a record is decoded and what it becomes.
 pub trait Shape: Clone + Send + Sync + 'static {
-    /// How it is decoded.
+    /// The format of the records.
     type Format: Decode;
-    /// What comes out.
+    /// What the source returns for a record.
     type Value: 'static;
 
-    /// How it is decoded.
+    /// The format of the records.
     fn format(&self) -> &Self::Format;
 
-    /// The same, to be opened.
+    /// The same, so that it can be opened.
     fn format_mut(&mut self) -> &mut Self::Format;
 
-    /// What comes out.
+    /// Makes what the source returns from a decoded value and its origin.
     fn shape(&self, value: <Self::Format as Decode>::Value, origin: impl FnOnce() -> Origin) -> Self::Value;
 }
 
-/// Records are bare values.
+/// Records as bare values.
 #[derive(Clone, Debug)]
 pub struct Values<F>(pub(super) F);
 
-/// Records are pairs of a value and where it was read.
+/// Records as pairs of a value and its origin.
 #[derive(Clone, Debug)]
 pub struct WithOrigin<F>(pub(super) F);
 
@@ -76,7 +75,7 @@ impl<F: Decode + Clone + Send + Sync> Shape for WithOrigin<F> {
 pub struct FileReader<S> {
     shared: Arc<FilesShared<S>>,
     worker: usize,
-    /// A block of which some records did not fit into the last batch, and how many did.
+    /// A block that did not fit into the last batch completely, and how many of its records did.
     begun: Option<(Box<Block>, usize)>,
 }
 
@@ -85,8 +84,9 @@ impl<S: Shape> FileReader<S> {
         FileReader { shared, worker: worker.index, begun: None }
     }
 
-    /// Adds the records of a block from the `next`th on; says how many of all were added.
-    fn add(&self, block: &Block, mut next: usize, batch: &mut Batch<Item<S>>, room: Room) -> Result<usize> {
+    /// Adds the records of a block from index `next` on. Returns the index of the first record that
+    /// was not added.
+    fn add(&self, block: &Block, mut next: usize, batch: &mut ReadBatch<Item<S>>, room: Room) -> Result<usize> {
         let records = match &block.content {
             Content::Records(records) => records,
             Content::Flaw(flaw) => {
@@ -102,7 +102,13 @@ impl<S: Shape> FileReader<S> {
         Ok(next)
     }
 
-    fn add_record(&self, path: &Partition, records: &Records, index: usize, batch: &mut Batch<Item<S>>) -> Result<()> {
+    fn add_record(
+        &self,
+        path: &Partition,
+        records: &Records,
+        index: usize,
+        batch: &mut ReadBatch<Item<S>>,
+    ) -> Result<()> {
         let (shape, framing) = (&self.shared.shape, self.shared.framing);
         let range = &records.ranges[index];
         let (skipped, record) = content(framing, &records.bytes[range.clone()]);
@@ -140,12 +146,12 @@ type Item<S> = Result<<S as Shape>::Value, Malformed>;
 
 pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// What a record takes of the engine's memory, with what it holds beside its own size.
-fn taken<S: Shape>(held: u64) -> Bytes {
-    Bytes(held + size_of::<Item<S>>() as u64 + RECORD_OVERHEAD.0)
+/// The engine's memory that a record takes; `held` is what it holds in addition to its own size.
+fn taken<S: Shape>(held: u64) -> ByteSize {
+    ByteSize(held + size_of::<Item<S>>() as u64 + RECORD_OVERHEAD.0)
 }
 
-/// A record without its end and what else is no part of it, and how many bytes were before it.
+/// A record without its end and without empty lines before it, and the number of bytes before it.
 pub(super) fn content(framing: Framing, bytes: &[u8]) -> (usize, &[u8]) {
     let (begin, is_row) = match framing {
         // Empty lines before a row.
@@ -155,7 +161,7 @@ pub(super) fn content(framing: Framing, bytes: &[u8]) -> (usize, &[u8]) {
     let record = &bytes[begin..];
     let without_feed = record.strip_suffix(b"\n");
     let record = match without_feed.unwrap_or(record) {
-        // Rows may end with this alone.
+        // A row may end with `\r` alone.
         line if without_feed.is_some() || is_row => line.strip_suffix(b"\r").unwrap_or(line),
         line => line,
     };
@@ -170,20 +176,21 @@ fn malformed(path: &Partition, offset: u64, bytes: Option<&[u8]>, cause: String)
 impl<S: Shape> Reader for FileReader<S> {
     type Item = Item<S>;
 
-    fn poll(&mut self, batch: &mut Batch<Item<S>>, room: Room) -> Result<Polled> {
+    fn poll(&mut self, batch: &mut ReadBatch<Item<S>>, room: Room) -> Result<Polled> {
         let (block, next) = match self.begun.take() {
             Some(begun) => begun,
             None => match self.shared.ahead.take(self.worker) {
                 Next::Block(block) => (block, 0),
                 Next::Nothing => return Ok(Polled::Idle),
-                Next::End => return Ok(Polled::Ended),
+                // A directory may get more files.
+                Next::End => return Ok(Polled::Ended(End::OfRun)),
             },
         };
         let next = self.add(&block, next, batch, room)?;
         batch.arrived(block.arrived);
         match (&block.content, &block.position) {
             (Content::Records(records), Some((partition, _))) if next < records.ranges.len() => {
-                // To the beginning of the next record, which is the end of the one before it.
+                // Up to the beginning of the next record, which is the end of the one before it.
                 batch.read_to(partition.clone(), Offset(records.offset + records.ranges[next].start as u64));
                 self.begun = Some((block, next));
             }
@@ -193,13 +200,14 @@ impl<S: Shape> Reader for FileReader<S> {
         Ok(Polled::More)
     }
 
-    fn has_ended(&self) -> bool {
-        self.begun.is_none() && self.shared.ahead.is_through(self.worker)
+    fn has_ended(&self) -> Option<End> {
+        (self.begun.is_none() && self.shared.ahead.is_through(self.worker)).then_some(End::OfRun)
     }
 
-    /// In a run that is compared with others. In all others what is forgotten is gone from the directory, and may come back.
-    fn forget(&mut self, partitions: &[Partition]) {
-        if self.shared.compared {
+    /// Has an effect only where the engine has enough of a file. In all other runs the file is gone
+    /// from the directory, and may come back.
+    fn unassign(&mut self, partitions: &[Partition]) {
+        if self.shared.is_sample {
             self.begun.take_if(|(block, _)| block.is_of(partitions));
             self.shared.ahead.refuse(self.worker, partitions);
         }

@@ -1,4 +1,5 @@
-//! One turn at one file: from where it was left to where it was seen to end, a chunk at a time.
+//! One turn at one file: reads from where the last turn stopped to the end that a look found, a
+//! chunk at a time.
 
 use std::fs::File;
 use std::io;
@@ -7,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use memchr::memchr;
-use millstream::{Moment, Offset, Partition};
+use millstream::connector::{Moment, Offset, Partition};
 
 use crate::format::{self, Framing, Header};
 
@@ -20,21 +21,21 @@ use super::input::{Input, Skipped};
 use super::progress::{Form, Progress, Skipping, Whole};
 use super::reader::{self, BYTE_ORDER_MARK};
 
-/// What becomes of a last record without an end.
+/// What happens to a last record without an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
     /// It is left for the next turn.
     Open,
-    /// It is taken as it stands.
+    /// It is taken as it is.
     AsItStands,
 }
 
-/// Whether a file is looked at before it is read.
+/// Whether the contents of a file are checked before it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Contents {
-    /// It is text, or text that is compressed.
+    /// Text or compressed text.
     Text,
-    /// Whatever bytes it has.
+    /// Any bytes, read as they are.
     Raw,
 }
 
@@ -47,18 +48,18 @@ pub(super) struct Manner {
     pub(super) cut: CutFiles,
 }
 
-/// Why a turn has ended before its time.
+/// Why a turn ended early.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// The file cannot be read.
     System(io::Error),
-    /// It is not text, but what is named here.
+    /// It is not text; the value says what it is.
     Foreign(&'static str),
-    /// It is compressed, and cut short or damaged.
+    /// It is compressed, and truncated or damaged.
     Damaged(Flaw),
-    /// It holds less than was read of it before.
+    /// It contains less than was read before.
     Shorter,
-    /// There is too little of it to say what it is.
+    /// It is too short to tell what it is.
     Open(File),
 }
 
@@ -77,23 +78,24 @@ pub(super) struct Reading {
     manner: Manner,
     progress: Progress,
     cutter: Cutter,
-    /// The rest of a record that is too long is being left out, and how much of it was.
+    /// The number of bytes skipped so far, while the rest of a record that is too long is being
+    /// skipped.
     skipped: Option<u64>,
     gap: Gap,
-    /// Where to go on once the header is read.
+    /// Where to continue once the header is read.
     resume_at: u64,
-    /// Where the buffer begins in the file, or in what it holds.
+    /// The offset of the buffer in the file, or in its decompressed contents.
     offset: u64,
     buffer: Vec<u8>,
     /// How much of the buffer has been searched for ends.
     scanned: usize,
-    /// Where the next zero is, or the end of the buffer. It is searched for again behind it.
+    /// The index of the next zero, or the end of the buffer; updated when it is passed.
     filled: usize,
-    /// The file has ended before `until`.
+    /// A read has found the end of the input.
     is_at_end: bool,
 }
 
-/// What a file is read with.
+/// An open file and how far to read it.
 pub(super) struct Opened {
     pub(super) file: File,
     pub(super) path: Partition,
@@ -152,7 +154,7 @@ impl Reading {
         self.manner.framing.has_header() && self.progress.header.is_none()
     }
 
-    /// To what is ahead, or still in the buffer.
+    /// Moves to an offset that is ahead, or still in the buffer.
     fn go_to(&mut self, offset: u64) -> io::Result<()> {
         let read_to = self.read_to();
         (self.scanned, self.filled) = (0, 0);
@@ -166,7 +168,7 @@ impl Reading {
         Ok(())
     }
 
-    /// How far the file was read, or what it holds.
+    /// How far the file, or its decompressed contents, were read.
     pub(super) fn read_to(&self) -> u64 {
         self.offset + self.buffer.len() as u64
     }
@@ -180,7 +182,7 @@ impl Reading {
         self.input.packing().is_some()
     }
 
-    /// Reads at most a chunk, and hands on what it made whole.
+    /// Reads at most one chunk, and hands on the records that are complete.
     pub(super) fn step(&mut self, chunk: usize, mut hand: impl FnMut(Block)) -> Result<(), Failure> {
         self.fill(chunk)?;
         let mut ranges = Vec::new();
@@ -192,14 +194,14 @@ impl Reading {
             hand(self.block_until(begin, ranges));
         }
         self.leave_out_what_is_too_long(&mut hand);
-        // A header alone, empty lines, or the end of a record that was left out.
+        // Moves the offset behind a header alone, empty lines, or the end of a skipped record.
         if self.is_done() && self.skipped.is_none() && !self.is_header_due() && self.offset > self.progress.handed {
             hand(self.block_until(0, Vec::new()));
         }
         Ok(())
     }
 
-    /// What is kept until the next turn.
+    /// The file and the progress to keep until the next turn.
     pub(super) fn into_progress(mut self) -> (File, Progress) {
         let is_header_torn = self.is_header_due() && self.ending == Ending::Open;
         let unpacked = self.read_to();
@@ -234,7 +236,7 @@ impl Reading {
         }
     }
 
-    /// A hole may be too long to be read.
+    /// Moves past a hole, which may be too long to be read.
     fn pass_over_gap(&mut self) -> io::Result<()> {
         if self.buffer.is_empty()
             && let Some(file) = self.input.plain()
@@ -247,22 +249,22 @@ impl Reading {
         Ok(())
     }
 
-    /// What the failure of a read is: of the file system, or of what was compressed. In the record under way nothing is to be
-    /// had any more but what came of it.
+    /// Whether a failed read is a fault of the file system or of the compressed data. Of the
+    /// current record only the bytes read so far are available.
     fn failed(&self, cause: io::Error) -> Failure {
         let Some(packing) = self.input.packing().filter(|_| cause.raw_os_error().is_none()) else {
             return Failure::System(cause);
         };
         let cause = match cause.kind() {
-            io::ErrorKind::UnexpectedEof => format!("the file is cut short: its {packing} data has no end"),
-            _ => format!("the file is damaged: its {packing} data cannot be unpacked: {cause}"),
+            io::ErrorKind::UnexpectedEof => format!("the file is truncated: its {packing} data has no end"),
+            _ => format!("the file is damaged: cannot decompress its {packing} data: {cause}"),
         };
         let is_torn = self.skipped.is_none() && !self.buffer.is_empty();
         let most = self.buffer.len().min(self.manner.record_max);
         Failure::Damaged(Flaw { at: self.offset, bytes: is_torn.then(|| self.buffer[..most].to_vec()), cause })
     }
 
-    /// Finds the records that are whole, and where the one under way begins.
+    /// Finds the complete records. Returns where the current one begins.
     fn cut(&mut self, ranges: &mut Vec<Range<usize>>) -> io::Result<usize> {
         let mut begin = 0;
         loop {
@@ -283,7 +285,7 @@ impl Reading {
         }
     }
 
-    /// Zeros at the beginning of a record are no part of it.
+    /// Skips zeros at the beginning of a record, which are not part of it.
     fn leave_out_gap(&mut self) {
         if self.manner.contents == Contents::Raw || self.scanned == self.buffer.len() {
             return;
@@ -296,7 +298,7 @@ impl Reading {
         }
     }
 
-    /// Searches for the end of the record under way.
+    /// Searches for the end of the current record.
     fn search(&mut self) -> Found {
         let is_last = self.is_done() && self.ending == Ending::AsItStands;
         while self.scanned < self.buffer.len() {
@@ -316,7 +318,7 @@ impl Reading {
                 return if is_record { Found::Record } else { Found::NoRecord };
             }
             if zeros > 0 && zeros == rest.len() && !is_last {
-                // There may be more of them.
+                // More zeros may follow.
                 return Found::Nothing;
             }
             self.cutter.end_in(&rest[..zeros]);
@@ -333,10 +335,11 @@ impl Reading {
         }
     }
 
-    /// A record is whole, or the rest of one that was left out, or the header. Says whether reading goes on elsewhere.
+    /// Ends a record, the rest of a skipped one, or the header. Returns whether reading continues
+    /// at another offset.
     fn end_record(&mut self, range: Range<usize>, ranges: &mut Vec<Range<usize>>) -> io::Result<bool> {
         if let Some(skipped) = self.skipped.take() {
-            // The end of a header that is too long is no header either.
+            // The end of a header that is too long is not a header either.
             self.say_left_out(skipped + range.len() as u64);
         } else if self.is_header_due() {
             let end = self.offset + range.end as u64;
@@ -353,7 +356,7 @@ impl Reading {
         Ok(false)
     }
 
-    /// What the worker finds too long it cuts, and the file is not done with that.
+    /// Notes a record that the worker will cut because it is too long: its file is not done.
     fn look_at_length(&mut self, range: Range<usize>) {
         let most = self.manner.record_max;
         if range.len() > most {
@@ -365,7 +368,7 @@ impl Reading {
         }
     }
 
-    /// Nothing follows what is there.
+    /// Takes the rest of the buffer as the last record, because nothing follows it.
     fn take_last(&mut self, begin: usize, ranges: &mut Vec<Range<usize>>) -> usize {
         let range = begin..self.buffer.len();
         if let Some(skipped) = self.skipped.take() {
@@ -387,7 +390,7 @@ impl Reading {
         }
     }
 
-    /// The first `len` bytes of the buffer leave it.
+    /// Takes the first `len` bytes out of the buffer as a block.
     fn block_until(&mut self, len: usize, ranges: Vec<Range<usize>>) -> Block {
         let rest = self.buffer.split_off(len);
         let mut bytes = mem::replace(&mut self.buffer, rest);
@@ -406,12 +409,12 @@ impl Reading {
         }
     }
 
-    /// A record that is longer than it may be is malformed at once, by its beginning. Its position stays until its end is
-    /// found, so that a later run does not begin in the middle of it.
+    /// Reports a record that is too long as malformed at once, with its beginning. The offset moves
+    /// only when its end is found, so that a later run does not begin in the middle of it.
     fn leave_out_what_is_too_long(&mut self, hand: &mut impl FnMut(Block)) {
         let most = self.manner.record_max;
         let is_marked = self.offset == 0 && self.buffer.starts_with(BYTE_ORDER_MARK);
-        // It may still turn out to be as long as it may be, with an end of two bytes.
+        // It may still be short enough, if it ends with a line ending of two bytes.
         let beside = 2 + if is_marked { BYTE_ORDER_MARK.len() } else { 0 };
         if self.skipped.is_none() && self.buffer.len() > most.saturating_add(beside) {
             let bytes = Some(self.buffer[..most].to_vec());
@@ -419,7 +422,7 @@ impl Reading {
             hand(Block::flaw(&self.path, flaw));
             self.note_cut();
             if self.is_header_due() {
-                // Under a header without columns each row is malformed and says why.
+                // With a header without columns every row is malformed and its cause says why.
                 self.progress.header = Some(Arc::new(Header(Default::default())));
                 self.resume_at = self.offset;
             }
@@ -441,14 +444,14 @@ impl Reading {
 
     fn say_left_out(&self, bytes: u64) {
         let record_max = self.manner.record_max;
-        tracing::warn!(file = self.path.name(), bytes, record_max, "left out the rest of a record that is too long");
+        tracing::warn!(file = self.path.name(), bytes, record_max, "skipped the rest of a record that is too long");
     }
 }
 
-/// What a search has found.
+/// What a search found.
 enum Found {
     Record,
-    /// Nothing that counts as a record, and it is over.
+    /// The end of something that does not count as a record.
     NoRecord,
     Nothing,
 }

@@ -1,4 +1,5 @@
-//! The source as the engine sees it: checks at start, begins and ends the thread, hears what is committed.
+//! The source as the engine sees it: checks options at start, starts and ends the feed thread,
+//! receives commits.
 
 use std::fmt;
 use std::fs;
@@ -6,10 +7,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use millstream::{
-    Bytes, Change, CheckpointId, Error, ErrorKind, Lag, Last, Malformed, Offsets, OpenSource, Progress, Result,
-    SharedSource, Source, Taken, Wake, Worker, spawn,
+use millstream::connector::{
+    CheckpointId, Closing, Committed, Extent, Offsets, OpenSource, Revoked, SharedSource, SourceEvent, Wake, Worker,
+    spawn,
 };
+use millstream::{ByteSize, Error, ErrorKind, Lag, Malformed, Result, Source};
 
 use crate::format::{Decode, Framing, Measured};
 use crate::lock;
@@ -36,11 +38,11 @@ impl<S> FileRecords<S> {
 }
 
 impl<F> FileRecords<Values<F>> {
-    /// Each value with where it was read: `Result<(T, Origin), Malformed>`, whose partition is the path of the file and
-    /// whose offset is where in it the record begins.
+    /// Adds its origin to each value: `Result<(T, Origin), Malformed>`. The partition of the origin
+    /// is the path of the file, and its offset is where the record begins.
     ///
     /// ```
-    /// use millstream::{Job, Trigger, collect};
+    /// use millstream::{collect, Job, Trigger};
     /// use millstream_connectors::files;
     ///
     /// # let directory = tempfile::tempdir().unwrap();
@@ -63,10 +65,10 @@ impl<F> FileRecords<Values<F>> {
 }
 
 impl<F: Decode> FileRecords<Values<F>> {
-    /// How much memory a value holds beside its own size, where the format's own estimate ([`Decode::held`]) is far off:
-    /// [`Job::memory`](millstream::Job::memory) bounds the sum. Called for each record; comes before
-    /// [`with_origin`](FileRecords::with_origin).
-    pub fn sized(self, held: fn(&F::Value) -> Bytes) -> FileRecords<Values<Measured<F, F::Value>>> {
+    /// How much memory a value holds in addition to its own size, for when the format's estimate
+    /// ([`Decode::held`]) is far off: [`Job::memory`](millstream::Job::memory) bounds the sum.
+    /// Called for each record. Use it before [`with_origin`](FileRecords::with_origin).
+    pub fn sized(self, held: fn(&F::Value) -> ByteSize) -> FileRecords<Values<Measured<F, F::Value>>> {
         FileRecords { files: self.files, shape: Values(Measured::new(self.shape.0, held)) }
     }
 }
@@ -82,8 +84,9 @@ impl<S: Shape> Source for FileRecords<S> {
 
     fn connect(self, open: OpenSource) -> Result<FilesShared<S>> {
         let (mut files, mut shape) = (self.files, self.shape);
-        if open.compared {
-            // Other runs read them again.
+        let is_sample = open.extent == Extent::Sample;
+        if is_sample {
+            // Files stay where they are.
             (files.when_done, files.when_cut) = (WhenDone::Keep, WhenDone::Keep);
         }
         let zero = [
@@ -92,7 +95,7 @@ impl<S: Shape> Source for FileRecords<S> {
             ("settled_after", files.settled_after.is_zero()),
         ];
         if let Some((option, _)) = zero.iter().find(|(_, is_zero)| *is_zero) {
-            return Err(Error::new(ErrorKind::Option, format!("`{option}` must be greater than zero")));
+            return Err(Error::new(ErrorKind::Config, format!("`{option}` must be greater than zero")));
         }
         let matching = Matching::of(&files)?;
         let cannot = |cause: std::io::Error| {
@@ -102,7 +105,7 @@ impl<S: Shape> Source for FileRecords<S> {
             };
             Error::new(kind, format!("cannot read the directory {}", files.directory.display())).caused_by(cause)
         };
-        // Absolute, so that a position means the same file wherever the process stands.
+        // Absolute, so that an offset belongs to the same file whatever the working directory is.
         let directory = files.directory.canonicalize().map_err(cannot)?;
         drop(fs::read_dir(&directory).map_err(cannot)?);
         files.directory = directory;
@@ -115,14 +118,13 @@ impl<S: Shape> Source for FileRecords<S> {
         let end_within = END_WITHIN.saturating_add(settles_within);
         let record_max = usize::try_from(files.record_max.0).unwrap_or(usize::MAX);
         let ahead = Arc::new(Ahead::new(&open));
-        let started_at = open.resume.clone().unwrap_or_default();
+        let started_at = open.resume.offsets().clone();
         ahead.resume(&started_at);
-        let cut = CutFiles::of(&open.job, &files.directory, open.resume.is_some());
+        let cut = CutFiles::of(&open.job, &files.directory, !open.resume.offsets().is_empty());
         let manner = Manner { framing, record_max, contents: files.contents, cut };
         let feed = Feed::connect((files, matching, except), manner, &open, Arc::clone(&ahead))?;
         let thread = Mutex::new(Thread::Ready(Box::new(feed)));
-        let compared = open.compared;
-        Ok(FilesShared { ahead, shape, framing, record_max, compared, started_at, end_within, thread })
+        Ok(FilesShared { ahead, shape, framing, record_max, is_sample, started_at, end_within, thread })
     }
 
     fn reader(shared: &Arc<FilesShared<S>>, worker: Worker, wake: Wake) -> Result<FileReader<S>> {
@@ -131,28 +133,29 @@ impl<S: Shape> Source for FileRecords<S> {
     }
 }
 
-/// The half of a source of files that a process has once.
+/// The part of a file source that exists once per process.
 pub struct FilesShared<S> {
     pub(super) ahead: Arc<Ahead>,
     pub(super) shape: S,
     pub(super) framing: Framing,
     pub(super) record_max: usize,
     /// Other runs read the same records.
-    pub(super) compared: bool,
+    pub(super) is_sample: bool,
     started_at: Offsets,
-    /// How long the end of a run waits for the thread while nothing moves.
+    /// How long the end of a run waits for the feed thread while it makes no progress.
     end_within: Duration,
     thread: Mutex<Thread>,
 }
 
 enum Thread {
     Ready(Box<Feed>),
-    /// What hangs up when the thread ends.
+    /// Disconnects when the thread ends.
     Running(Receiver<()>),
     Ended,
 }
 
-/// How long the end of a run waits for a file system in which nothing moves, beside what has to settle.
+/// How long the end of a run waits for a file system that makes no progress, in addition to the
+/// time for files to settle.
 const END_WITHIN: Duration = Duration::from_secs(5);
 
 impl<S> FilesShared<S> {
@@ -176,7 +179,7 @@ impl<S: Shape> SharedSource for FilesShared<S> {
         Ok(())
     }
 
-    fn serve(&self) -> Result<Vec<Change>> {
+    fn serve(&self) -> Result<Vec<SourceEvent>> {
         if let Thread::Running(ended) = &*self.thread()
             && ended.try_recv() == Err(TryRecvError::Disconnected)
         {
@@ -184,17 +187,17 @@ impl<S: Shape> SharedSource for FilesShared<S> {
         }
         self.ahead.look_when_due();
         let departed = self.ahead.forget_departed();
-        Ok(if departed.is_empty() { Vec::new() } else { vec![Change::Taken(Taken::new(departed))] })
+        Ok(if departed.is_empty() { Vec::new() } else { vec![SourceEvent::Revoked(Revoked::new(departed))] })
     }
 
-    fn give_back(&self, taken: Taken) -> Result<()> {
+    fn unassign(&self, taken: Revoked) -> Result<()> {
         self.ahead.given_back(taken.partitions());
         Ok(())
     }
 
-    fn commit(&self, _: CheckpointId, offsets: &Offsets) -> Result<Progress> {
+    fn commit(&self, _: CheckpointId, offsets: &Offsets) -> Result<Committed> {
         self.ahead.commit(offsets);
-        Ok(Progress::Done)
+        Ok(Committed::Now)
     }
 
     fn started_at(&self) -> Offsets {
@@ -205,8 +208,9 @@ impl<S: Shape> SharedSource for FilesShared<S> {
         self.ahead.lag()
     }
 
-    /// Waits for the thread: what is committed by now is deleted or moved, and a run that follows finds it done.
-    fn close(&self, _: Last) {
+    /// Waits for the feed thread, which deletes or moves the files that are committed by now, so
+    /// that the next run does not find them.
+    fn close(&self, _: Closing) {
         self.ahead.be_over();
         let Thread::Running(ended) = std::mem::replace(&mut *self.thread(), Thread::Ended) else { return };
         loop {
@@ -214,7 +218,7 @@ impl<S: Shape> SharedSource for FilesShared<S> {
             match ended.recv_timeout(self.end_within) {
                 Err(RecvTimeoutError::Timeout) if self.ahead.disposed() > disposed => {}
                 Err(RecvTimeoutError::Timeout) => {
-                    tracing::warn!("a file system does not answer, and its thread is left behind");
+                    tracing::warn!("the file system does not respond; the thread that reads files is abandoned");
                     return;
                 }
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => return,

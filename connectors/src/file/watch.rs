@@ -1,10 +1,11 @@
-//! What is known of each file, and what a look at the directory changes in it: new, grown, settled, gone, replaced.
+//! What is known of each file, and how a look at the directory changes it: new, grown, settled,
+//! gone, replaced.
 
 use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
 
-use millstream::{Moment, Partition};
+use millstream::connector::{Moment, Partition};
 
 use super::Files;
 use super::content::{self, Kind};
@@ -13,10 +14,10 @@ use super::look::{self, Found, Look, Seen, Temporary};
 use super::progress::Progress;
 use super::reading::{Contents, Ending};
 
-/// A look takes at most one part in so many of the time.
+/// Looks take at most one part in this many of the time.
 const LOOK_SHARE: u32 = 10;
 
-/// A file, and not its name.
+/// Identifies a file, not its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct FileId(pub(super) u64);
 
@@ -24,26 +25,26 @@ pub(super) struct Known {
     pub(super) name: String,
     pub(super) path: Partition,
     pub(super) partition: Partition,
-    /// The partition, before it was ever cut.
+    /// The partition that it had before it was ever truncated.
     pub(super) file: String,
     pub(super) worker: usize,
     pub(super) seen: Seen,
-    /// Since when it has looked like that.
+    /// Since when `seen` has not changed.
     pub(super) since: Moment,
-    /// It had been read and had settled before it changed last.
+    /// It had been read and had settled before its last change.
     pub(super) was_done: bool,
     pub(super) looked: u64,
     pub(super) progress: Progress,
     pub(super) held: Option<File>,
-    /// How many tasks there are for it.
+    /// The number of its tasks.
     pub(super) tasks: usize,
-    /// It could not be read, and that was said.
+    /// It could not be read, and this was reported.
     pub(super) is_unreadable: bool,
-    /// What it holds cannot be read: not tried again before it has changed.
+    /// Its contents cannot be read: not tried again until it changes.
     pub(super) is_refused: bool,
-    /// It could not be deleted or moved, and that was said.
+    /// It could not be deleted or moved, and this was logged.
     pub(super) stays: bool,
-    /// It is gone, replaced or cut: forgotten after its last task.
+    /// It is gone, replaced or truncated: forgotten after its last task.
     pub(super) has_left: bool,
 }
 
@@ -65,7 +66,7 @@ impl Feed {
                 tracing::info!(directory = %self.files.directory.display(), "the directory can be read again");
             }
             Ok(()) => {}
-            // What was seen before is no longer seen, which is not the same as gone.
+            // The files are no longer visible, which is not the same as gone.
             Err(cause) if !self.is_missing => {
                 self.is_missing = true;
                 tracing::warn!(directory = %self.files.directory.display(), %cause, "cannot read the directory");
@@ -98,7 +99,7 @@ impl Feed {
             match (seen, self.by_name.get(&name).copied()) {
                 (Ok(seen), Some(file)) if self.is_still(file, &seen) => self.see_again(file, seen),
                 (Ok(seen), _) => {
-                    // A file without bytes is work too, when there are many of them.
+                    // An empty file counts as work too, since there may be many of them.
                     let worker = (0..loads.len()).min_by_key(|worker| loads[*worker]).unwrap_or_default();
                     loads[worker] += seen.len.max(1);
                     self.see_first(name, seen, worker);
@@ -113,7 +114,7 @@ impl Feed {
         for file in gone {
             let known = &self.known[&file];
             let missing = known.seen.len.saturating_sub(known.progress.file_read());
-            let flaw = format!("the file is gone, and its last {missing} bytes were not read");
+            let flaw = format!("the file is gone and its last {missing} bytes were not read");
             self.leave(file, (missing > 0 && known.held.is_none()).then_some(flaw));
         }
         let leaving = |known: &Known| known.has_left && known.tasks == 0;
@@ -124,8 +125,8 @@ impl Feed {
         }
     }
 
-    /// Whoever writes a file need not have heard that its name is gone, as when logs are rotated: it is read on for as long as
-    /// it changes.
+    /// Reads a file whose name is gone for as long as it changes: its writer may not have noticed
+    /// yet, as when logs are rotated.
     fn see_leaving(&mut self, file: FileId) {
         let now = self.clock.now();
         let Some(known) = self.known.get_mut(&file) else { return };
@@ -148,7 +149,7 @@ impl Feed {
         }
     }
 
-    /// A file that was leaving is back under its name.
+    /// Takes back a file that was leaving and is back under its name.
     fn see_back(&mut self, name: &str, partition: &Partition) {
         let is_it = |known: &Known| known.has_left && known.tasks == 0 && known.partition == *partition;
         let back = self.known.iter_mut().find(|(_, known)| is_it(known));
@@ -159,7 +160,7 @@ impl Feed {
         }
     }
 
-    /// Whether the file of a name is the one that it was; when not, the one that it was leaves.
+    /// Whether a name still belongs to the same file. If not, the old file leaves.
     fn is_still(&mut self, file: FileId, seen: &Seen) -> bool {
         let known = &self.known[&file];
         let is_shorter = seen.len < known.seen.len;
@@ -168,12 +169,12 @@ impl Feed {
         }
         let is_read = known.is_read() && known.has_settled(self.clock.now(), self.files.settled_after);
         let next = known.progress.next;
-        let what = if is_shorter { "cut shorter or replaced" } else { "replaced" };
+        let what = if is_shorter { "truncated or replaced" } else { "replaced" };
         let flaw =
-            format!("the file was {what} after {next} bytes of it were read; it is read again from its beginning");
+            format!("the file was {what} after {next} bytes of it were read; it is read again from the beginning");
         let is_cut = seen.is_same_as(&known.seen);
         if is_cut && let Some(known) = self.known.get_mut(&file) {
-            // There is nothing else to be read from the one that is held.
+            // The open file is the truncated one: it has nothing else to read.
             self.ahead.cut(&known.file);
             self.held -= usize::from(known.held.take().is_some());
         }
@@ -181,8 +182,8 @@ impl Feed {
         false
     }
 
-    /// A file is no longer there under its name: what is held of it is read to its end, and when that has settled it is
-    /// forgotten.
+    /// Handles a file that is no longer there under its name: if it is held open, it is read to its
+    /// end and forgotten once it has settled.
     pub(super) fn leave(&mut self, file: FileId, flaw: Option<String>) {
         let Some(known) = self.known.get_mut(&file) else { return };
         known.has_left = true;
@@ -199,7 +200,7 @@ impl Feed {
             known.tasks += 1;
             tasks.push_back(Task::Read { file, until, ending: Ending::Open });
         }
-        // Of a file that was not begun nothing is torn.
+        // A file that was not begun was not interrupted.
         if let Some(cause) = flaw.filter(|_| known.progress.next > 0) {
             known.tasks += 1;
             tasks.push_back(Task::Say { file: Some(file), block: flawed(&known.path, known.progress.next, cause) });
@@ -217,7 +218,8 @@ impl Feed {
     }
 
     fn see_first(&mut self, name: String, seen: Seen, worker: usize) {
-        // By its final name, so that a file that is read under a temporary one goes on under its own.
+        // By its final name, so that a file read under a temporary name is read on under its final
+        // one.
         let of_file = format!("{}#{}", self.path_of(&look::final_path(&name)), seen.identity());
         let mut partition = self.ahead.contents(&of_file);
         if self.files.reach.temporary == Temporary::Read
@@ -226,7 +228,8 @@ impl Feed {
             self.see_renamed(file, name, seen);
             return;
         }
-        // It was away and is back. While what is held of it is read, the next look finds it again.
+        // It was away and is back. While the open file is still being read, only a later look takes
+        // it back.
         if self.leaving.contains(&partition) {
             self.see_back(&name, &partition);
             return;
@@ -241,9 +244,9 @@ impl Feed {
         let tasks = &mut self.desks[worker].tasks;
         let mut count = 0;
         if is_shorter {
-            // It was cut shorter between two runs, or while it was away.
+            // It was truncated between two runs, or while it was away.
             let flaw =
-                format!("the file was cut shorter after {} bytes of it were read; it is read again", progress.next);
+                format!("the file was truncated after {} bytes of it were read; it is read again", progress.next);
             tasks.push_back(Task::Say { file: Some(file), block: flawed(&path, progress.next, flaw) });
             self.ahead.depart(&partition, begin);
             self.ahead.cut(&of_file);
@@ -254,7 +257,7 @@ impl Feed {
             progress = Progress::from(begin);
             count += 1;
         }
-        // One that was read on to somewhere may be compressed, which is found out when it is opened.
+        // A file that was read before may be compressed, which shows only when it is opened.
         if seen.len > progress.next || progress.next > 0 {
             tasks.push_back(Task::Read { file, until: seen.len, ending });
             count += 1;
@@ -281,13 +284,13 @@ impl Feed {
         self.known.insert(file, known);
     }
 
-    /// The file that is there under another name.
+    /// The file of that partition, if it is there under another name.
     fn known_as(&self, partition: &Partition) -> Option<FileId> {
         let is_it = |known: &Known| !known.has_left && known.partition == *partition;
         self.known.iter().find(|(_, known)| is_it(known)).map(|(file, _)| *file)
     }
 
-    /// A file that was read under a temporary name has got its own.
+    /// Continues a file that was read under a temporary name and now has its final one.
     fn see_renamed(&mut self, file: FileId, name: String, seen: Seen) {
         let path = Partition::new(self.path_of(&name));
         let Some(known) = self.known.get_mut(&file) else { return };
@@ -303,7 +306,7 @@ impl Feed {
         }
     }
 
-    /// Of a file that is shorter than what was read of it.
+    /// Whether a file is compressed, and so may be shorter than what was read of it.
     fn is_packed(&self, name: &str) -> bool {
         let head = open_at_once(&self.files.directory.join(name)).and_then(|mut file| content::head(&mut file));
         self.files.contents == Contents::Text && head.is_ok_and(|head| matches!(Kind::of(&head, true), Kind::Packed(_)))
@@ -313,7 +316,7 @@ impl Feed {
         let now = self.clock.now();
         let Some(known) = self.known.get_mut(&file) else { return };
         known.looked = self.looks;
-        // While it waits or is read, nothing more is asked of it.
+        // A file that has tasks gets no other.
         if known.tasks > 0 {
             return;
         }
@@ -326,13 +329,14 @@ impl Feed {
             known.is_refused = false;
         }
         let has_settled = known.has_settled(now, self.files.settled_after);
-        // Of the same length it may be written anew.
+        // A changed file of the same length may have been overwritten.
         if known.is_read() && !has_changed {
             if has_settled && self.held >= HELD_MOST / 2 {
                 self.held -= usize::from(known.held.take().is_some());
             }
         } else if known.is_refused || known.progress.is_packed() && !has_settled {
-            // Nothing new comes of it; and to unpack what is being written is to unpack all of it again and again.
+            // A refused file has not changed. A compressed file that is still being written would
+            // be decompressed from its beginning each time.
         } else if has_changed || known.is_unreadable || has_settled {
             let ending = if has_settled { Ending::AsItStands } else { Ending::Open };
             known.tasks += 1;

@@ -1,8 +1,8 @@
-//! Bytes as they are.
+//! Raw bytes.
 
 use super::{Cause, Decode, Encode, Payload, tombstone};
 
-/// A value as its bytes.
+/// Raw bytes, unchanged.
 #[derive(Clone, Debug)]
 pub struct Bytes;
 
@@ -13,8 +13,8 @@ impl Decode for Bytes {
         Ok(payload.ok_or_else(tombstone)?.to_vec())
     }
 
-    fn held(&self, _: Option<&[u8]>, bytes: &Vec<u8>) -> millstream::Bytes {
-        millstream::Bytes(bytes.capacity() as u64)
+    fn held(&self, _: Option<&[u8]>, bytes: &Vec<u8>) -> millstream::ByteSize {
+        millstream::ByteSize(bytes.capacity() as u64)
     }
 }
 

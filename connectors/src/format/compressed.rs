@@ -1,5 +1,5 @@
-//! Payloads that are compressed each for itself. (Batches that a producer compresses are the client's business, and nothing
-//! of it is seen here.)
+//! Payloads that are compressed one by one. (Compression of whole batches by a producer is the
+//! Kafka client's business and is not visible here.)
 
 use std::borrow::Cow;
 use std::io::{Read, Write};
@@ -7,15 +7,16 @@ use std::io::{Read, Write};
 use flate2::Compression;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
-use millstream::Bytes;
+use millstream::ByteSize;
 
 use super::{Cause, Decode, Encode, Payload};
 
-/// A format whose payloads may be compressed by gzip or zstd.
+/// A format whose payloads may be compressed with gzip or zstd.
 ///
-/// What is read is told by its first bytes: a payload that begins as gzip or zstd does is unpacked, any other is taken as it
-/// stands. One that cannot be unpacked, or unpacks to more than [`value_max`](Compressed::value_max), is malformed. What is
-/// written is compressed by the [`codec`](Compressed::codec). Tombstones stay tombstones.
+/// When reading, the first bytes decide: a payload that begins like gzip or zstd is decompressed,
+/// any other is taken as it is. A payload that cannot be decompressed, or decompresses to more than
+/// [`value_max`](Compressed::value_max), is malformed. When writing, the
+/// [`codec`](Compressed::codec) is used. Tombstones stay tombstones.
 ///
 /// ```
 /// use millstream_connectors::format::{Codec, Compressed, Decode, Encode, Text};
@@ -32,41 +33,43 @@ use super::{Cause, Decode, Encode, Payload};
 pub struct Compressed<F> {
     format: F,
     codec: Codec,
-    value_max: Bytes,
+    value_max: ByteSize,
 }
 
 /// How payloads are compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Codec {
-    /// As by `gzip`; known everywhere.
+    /// The format of `gzip`; supported everywhere.
     #[default]
     Gzip,
-    /// As by `zstd`, with a checksum; faster, and smaller.
+    /// The format of `zstd`, with a checksum; faster and smaller than gzip.
     Zstd,
 }
 
 const GZIP: &[u8] = &[0x1f, 0x8b];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
-/// The window of zstd that all readers must take, and the largest that this one takes: 8 MiB and 128 MiB.
+/// Base-2 logarithms of the zstd window that every decoder must support, and of the largest that
+/// this one accepts: 8 MiB and 128 MiB.
 const WINDOW_LEAST: u32 = 23;
 const WINDOW_MOST: u32 = 27;
 
 impl<F> Compressed<F> {
-    /// Payloads of a format, compressed.
+    /// Creates a format that compresses the payloads of another one.
     pub fn new(format: F) -> Compressed<F> {
-        Compressed { format, codec: Codec::default(), value_max: Bytes::mebibytes(16) }
+        Compressed { format, codec: Codec::default(), value_max: ByteSize::mebibytes(16) }
     }
 
-    /// How what is written is compressed; by gzip by default. What is read may be compressed by either.
+    /// The codec for writing; gzip by default. Payloads that are read may use either codec.
     #[must_use]
     pub fn codec(self, codec: Codec) -> Compressed<F> {
         Compressed { codec, ..self }
     }
 
-    /// The most that a payload may unpack to, 16 MiB by default. A larger value is malformed, and is not written.
+    /// The maximum size of a decompressed payload, 16 MiB by default. A larger value is malformed
+    /// when read, and is not written.
     #[must_use]
-    pub fn value_max(self, most: Bytes) -> Compressed<F> {
+    pub fn value_max(self, most: ByteSize) -> Compressed<F> {
         Compressed { value_max: most, ..self }
     }
 
@@ -75,7 +78,7 @@ impl<F> Compressed<F> {
         let unpack = |name: &str, reader: &mut dyn Read| {
             let mut value = Vec::new();
             let unpacked = reader.take(most.saturating_add(1)).read_to_end(&mut value);
-            unpacked.map_err(|cause| format!("it begins as {name} and cannot be unpacked: {cause}"))?;
+            unpacked.map_err(|cause| format!("it begins like {name} but cannot be decompressed: {cause}"))?;
             self.check(value.len())?;
             Ok(Cow::Owned(value))
         };
@@ -84,7 +87,7 @@ impl<F> Compressed<F> {
         }
         if payload.starts_with(ZSTD) {
             let mut reader = zstd::Decoder::with_buffer(payload)?;
-            // No window is needed that is larger than the value.
+            // A window larger than the value is never needed.
             reader.window_log_max(most.max(1).ilog2().saturating_add(1).clamp(WINDOW_LEAST, WINDOW_MOST))?;
             return unpack("zstd", &mut reader);
         }
@@ -93,7 +96,7 @@ impl<F> Compressed<F> {
 
     fn check(&self, len: usize) -> Result<(), Cause> {
         if len as u64 > self.value_max.0 {
-            return Err(format!("it is larger than {} when it is not compressed", self.value_max).into());
+            return Err(format!("it is larger than {} when decompressed", self.value_max).into());
         }
         Ok(())
     }
@@ -110,12 +113,12 @@ impl<F: Decode> Decode for Compressed<F> {
         self.decode_sized(payload).map(|(value, _)| value)
     }
 
-    fn held(&self, payload: Option<&[u8]>, value: &F::Value) -> Bytes {
+    fn held(&self, payload: Option<&[u8]>, value: &F::Value) -> ByteSize {
         let unpacked = payload.map(|payload| self.unpacked(payload).unwrap_or(Cow::Borrowed(payload)));
         self.format.held(unpacked.as_deref(), value)
     }
 
-    fn decode_sized(&self, payload: Option<&[u8]>) -> Result<(F::Value, Bytes), Cause> {
+    fn decode_sized(&self, payload: Option<&[u8]>) -> Result<(F::Value, ByteSize), Cause> {
         let unpacked = payload.map(|payload| self.unpacked(payload)).transpose()?;
         self.format.decode_sized(unpacked.as_deref())
     }
@@ -168,7 +171,7 @@ mod tests {
             }
             assert_eq!(Compressed::new(Text).decode(Some(text.as_bytes())).unwrap(), text);
         }
-        // As two files of gzip behind each other are one.
+        // Concatenated gzip streams are one stream.
         let both = [packed(Codec::Gzip, "one "), packed(Codec::Gzip, "two")].concat();
         assert_eq!(Compressed::new(Text).decode(Some(&both)).unwrap(), "one two");
     }
@@ -179,20 +182,20 @@ mod tests {
             let whole = packed(codec, &"some text, and more of it. ".repeat(50));
             for len in 4..whole.len() {
                 let cause = Compressed::new(Text).decode(Some(&whole[..len])).expect_err("it is cut").to_string();
-                assert!(cause.contains("cannot be unpacked"), "{codec:?}, {len}: {cause}");
+                assert!(cause.contains("cannot be decompressed"), "{codec:?}, {len}: {cause}");
             }
             for at in 12..whole.len() {
                 let mut other = whole.clone();
                 other[at] ^= 0x55;
                 let read = Compressed::new(Text).decode(Some(&other));
-                assert!(read.is_err(), "{codec:?}: byte {at} is another one, and it is {read:?}");
+                assert!(read.is_err(), "{codec:?}: byte {at} was changed, and it is read as {read:?}");
             }
         }
     }
 
     #[test]
     fn a_value_has_a_largest_size_whatever_it_is_packed_to() {
-        let most = Bytes(1 << 20);
+        let most = ByteSize(1 << 20);
         for codec in [Codec::Gzip, Codec::Zstd] {
             let format = Compressed::new(Text).codec(codec).value_max(most);
             let (fits, bomb) = ("a".repeat(1 << 20), "a".repeat(1 << 26));
@@ -205,7 +208,7 @@ mod tests {
 
     fn packed_up_to(codec: Codec, text: &str) -> Vec<u8> {
         let mut payload = Vec::new();
-        let format = Compressed::new(Text).codec(codec).value_max(Bytes(u64::MAX));
+        let format = Compressed::new(Text).codec(codec).value_max(ByteSize(u64::MAX));
         format.encode(&text, &mut payload).unwrap();
         payload
     }

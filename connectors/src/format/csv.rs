@@ -1,5 +1,5 @@
-//! CSV, typed by serde: a row is a value. In a topic a message is one row without a header; in a file the first row names
-//! the columns unless it is said that it does not.
+//! CSV, typed by serde: a row is a value. In a topic, a message is one row without a header. In a
+//! file, the first row names the columns unless [`without_header`](Csv::without_header) is set.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -12,16 +12,19 @@ use serde::de::DeserializeOwned;
 use super::strict::{self, Rules};
 use super::{BYTE_ORDER_MARK, Cause, Columns, Decode, Encode, Framing, Header, Payload, memory, tombstone};
 
-/// A value as a row of CSV (RFC 4180): fields between commas, those with commas, quotes or ends of lines in quotes.
+/// A value as a row of CSV (RFC 4180): fields are separated by commas; a field that contains
+/// commas, quotes or line endings is quoted.
 ///
-/// Under a header, columns are found by their names, and those that `T` does not have are ignored; a row with more or
-/// fewer fields than the header is malformed. Without one they come in the order of `T`'s fields: too few are malformed,
-/// what follows the last of them is not looked at. Values are flat: a struct, a tuple or a sequence of numbers, text,
-/// `bool`s and `Option`s. A byte order mark before a row is no part of it.
+/// With a header, columns are found by their names, and columns that `T` does not have are ignored;
+/// a row with more or fewer fields than the header is malformed. Without a header, columns are in
+/// the order of `T`'s fields: a row with too few fields is malformed, and surplus fields are
+/// ignored. Values are flat: a struct, a tuple or a sequence of numbers, text, `bool`s and
+/// `Option`s. A byte order mark before a row is not part of it.
 ///
-/// An empty field, in quotes or not, is `None` of an `Option`, and otherwise text without a character. Both are written as an
-/// empty field. So `Some` of text without a character, which would be read back as `None`, is refused, unless
-/// [`empty_as_none`](Csv::empty_as_none) says otherwise. A row without fields is refused too.
+/// An empty field, quoted or not, is read as `None` for an `Option`, and as an empty string
+/// otherwise. Both are written as an empty field. So `Some` of an empty string, which would be read
+/// back as `None`, is refused, unless [`empty_as_none`](Csv::empty_as_none) is set. A row without
+/// fields is refused too.
 ///
 /// ```
 /// use millstream_connectors::format::{Csv, Decode, Encode};
@@ -40,7 +43,7 @@ pub struct Csv<T> {
     value: PhantomData<fn(T) -> T>,
 }
 
-/// What becomes of `Some` of text without a character.
+/// How `Some` of an empty string is written.
 #[derive(Clone, Copy, Debug)]
 enum Empty {
     Refused,
@@ -48,40 +51,40 @@ enum Empty {
 }
 
 impl<T> Csv<T> {
-    /// With commas; in files under a header.
+    /// Creates a format with commas; in files, the first row is a header.
     pub fn new() -> Csv<T> {
         Csv { delimiter: b',', columns: Columns::ByName, empty: Empty::Refused, value: PhantomData }
     }
 
-    /// Writes `Some` of text without a character as an empty field, as which it is read back as `None`.
+    /// Writes `Some` of an empty string as an empty field, which is read back as `None`.
     #[must_use]
     pub fn empty_as_none(self) -> Csv<T> {
         Csv { empty: Empty::None, ..self }
     }
 
-    /// What stands between two fields, such as `b';'` or `b'\t'`; a comma by default.
+    /// The separator between fields, such as `b';'` or `b'\t'`; a comma by default.
     ///
     /// # Panics
-    /// When it is a quote or an end of a line, or no ASCII.
+    /// If it is a quote, a line ending, or not ASCII.
     #[must_use]
     pub fn delimiter(self, delimiter: u8) -> Csv<T> {
         let can_delimit = delimiter.is_ascii() && !b"\"\r\n".contains(&delimiter);
-        assert!(can_delimit, "fields of CSV cannot be delimited by {:?}", char::from(delimiter));
+        assert!(can_delimit, "CSV fields cannot be delimited by {:?}", char::from(delimiter));
         Csv { delimiter, ..self }
     }
 
-    /// The first row of a file is a row as any other, and columns come in the order of `T`'s fields. Rows in topics never
-    /// have a header.
+    /// Treats the first row of a file like any other row; columns are in the order of `T`'s fields.
+    /// Rows in topics never have a header.
     #[must_use]
     pub fn without_header(self) -> Csv<T> {
         Csv { columns: Columns::ByOrder, ..self }
     }
 
-    /// The fields of the one row that a payload is.
+    /// The fields of a payload, which must be exactly one row.
     fn row(&self, payload: &[u8]) -> Result<ByteRecord, Cause> {
         let mut parser = parser(self.delimiter);
-        // No row has more fields than delimiters and one more, nor more bytes than it had with its quotes; the parser
-        // wants some room even for nothing.
+        // A row has at most one field more than delimiters, and no more bytes than with its quotes;
+        // the parser needs some room even for an empty payload.
         let most = payload.iter().filter(|byte| **byte == self.delimiter).count() + 2;
         let (mut text, mut ends) = (vec![0; payload.len() + 1], vec![0; most]);
         let (mut result, read, written, mut count) = parser.read_record(payload, &mut text, &mut ends);
@@ -90,10 +93,10 @@ impl<T> Csv<T> {
             (result, count) = (last, count + more);
         }
         if result != ReadRecordResult::Record {
-            return Err("there is no row".into());
+            return Err("the payload has no row".into());
         }
         if payload[read..].iter().any(|byte| !b"\r\n".contains(byte)) {
-            return Err("there is more than one row".into());
+            return Err("the payload has more than one row".into());
         }
         let mut row = ByteRecord::with_capacity(payload.len(), count);
         let mut begin = 0;
@@ -105,7 +108,8 @@ impl<T> Csv<T> {
     }
 }
 
-/// A parser of rows. It is built for each that needs one, because a clone of csv-core 0.1.13's misses the ends of rows.
+/// A parser of rows. A new one is built each time, because a clone of csv-core 0.1.13's parser
+/// misses the ends of rows.
 pub(crate) fn parser(delimiter: u8) -> Reader {
     ReaderBuilder::new().delimiter(delimiter).build()
 }
@@ -147,13 +151,13 @@ impl<T: DeserializeOwned + 'static> Decode for Csv<T> {
     fn decode_under(&self, header: &Header, payload: &[u8]) -> Result<T, Cause> {
         let row = self.row(payload)?;
         if row.len() != header.0.len() {
-            return Err(format!("the row has {} fields, and the header {}", row.len(), header.0.len()).into());
+            return Err(format!("the row has {} fields, but the header has {}", row.len(), header.0.len()).into());
         }
         Ok(row.deserialize(Some(&header.0))?)
     }
 
-    fn held(&self, payload: Option<&[u8]>, _: &T) -> millstream::Bytes {
-        millstream::Bytes(memory::of_row(payload.unwrap_or_default(), self.delimiter) as u64)
+    fn held(&self, payload: Option<&[u8]>, _: &T) -> millstream::ByteSize {
+        millstream::ByteSize(memory::of_row(payload.unwrap_or_default(), self.delimiter) as u64)
     }
 }
 
@@ -166,7 +170,7 @@ impl<T: Serialize + 'static> Encode<T> for Csv<T> {
         let begin = payload.len();
         self.write(value, QuoteStyle::Necessary, payload)?;
         if payload[begin..].starts_with(BYTE_ORDER_MARK) {
-            // Within quotes it belongs to the field.
+            // Inside quotes, a byte order mark belongs to the field.
             payload.truncate(begin);
             self.write(value, QuoteStyle::Always, payload)?;
         }
@@ -180,7 +184,7 @@ impl<T: Serialize> Csv<T> {
         builder.has_headers(false).delimiter(self.delimiter).quote_style(quotes).buffer_capacity(1 << 9);
         let mut writer = builder.from_writer(payload);
         writer.serialize(value)?;
-        // The row's end is no part of it.
+        // The line ending is not part of the row.
         writer.into_inner().map_err(csv::IntoInnerError::into_error)?.pop();
         Ok(())
     }
@@ -214,7 +218,7 @@ mod tests {
             let format = Csv::new().delimiter(delimiter);
             for name in ["Ada", "", " ", "a,b;c\td", "a \"b\"", "two\nlines\r\n", "ü"] {
                 for person in [person(name, Some(7)), person(name, None)] {
-                    // Behind what is there already, as a sink encodes.
+                    // Appended to existing bytes, as a sink encodes.
                     let mut payload = b"before".to_vec();
                     format.encode(&person, &mut payload).unwrap();
                     assert_eq!(format.decode(Some(&payload[6..])).unwrap(), person, "{:?}", payload);
@@ -234,7 +238,7 @@ mod tests {
         assert!(refused(b"Ada,7,1.5\nBob,8,1.5").contains("more than one"));
     }
 
-    /// `Some` of nothing was written as `None` is, and read back as that.
+    /// `Some` of an empty string was written like `None`, and read back as `None`.
     #[test]
     fn an_empty_field_is_none_and_empty_text_of_an_option_is_refused() {
         type Row = (String, Option<String>);
@@ -246,7 +250,7 @@ mod tests {
         let cause = format.encode(&empty, &mut payload).expect_err("it is read back as `None`").to_string();
         assert_eq!(
             cause,
-            "a `Some` of an empty text is written as nothing in CSV, and would be read back as `None`, in field `1`"
+            "CSV cannot represent `Some` of an empty string: it would be read back as `None`, in field `1`"
         );
         payload.clear();
         format.empty_as_none().encode(&empty, &mut payload).unwrap();
@@ -277,7 +281,7 @@ mod tests {
         assert_eq!(format.decode_under(&header, b"1.5,x,7,Ada").unwrap(), person("Ada", Some(7)));
         for row in ["1.5,x,7", "1.5,x,7,Ada,more"] {
             let cause = format.decode_under(&header, row.as_bytes()).unwrap_err().to_string();
-            assert!(cause.contains("the header 4"), "{cause}");
+            assert!(cause.contains("the header has 4"), "{cause}");
         }
         let lacking = super::header(b"height,age\n", b',');
         let cause = format.decode_under(&lacking, b"1.5,7").unwrap_err().to_string();

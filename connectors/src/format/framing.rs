@@ -1,29 +1,29 @@
-//! How records stand in a file one after another, and the first row that may name their columns.
+//! How records are separated in a file, and the header row that may name their columns.
 
 use csv::ByteRecord;
 
-/// How records of a format follow each other in a file.
+/// How records of a format are separated in a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Framing {
-    /// Each on a line of its own. The end of the line, `\n` or `\r\n`, is no part of it.
+    /// Each record is a line. The line ending, `\n` or `\r\n`, is not part of the record.
     #[default]
     Lines,
-    /// As [`Lines`](Framing::Lines); a line of nothing but white space is no record.
+    /// As [`Lines`](Framing::Lines), but lines of only white space are skipped.
     FilledLines,
-    /// As rows of CSV, whose quoted fields may hold ends of lines. Empty lines are no rows.
+    /// Rows of CSV, whose quoted fields may contain line endings. Empty lines are skipped.
     Csv {
-        /// What stands between two fields.
+        /// The separator between fields.
         delimiter: u8,
-        /// How a row's fields are told apart.
+        /// How the fields of a row are matched to columns.
         columns: Columns,
     },
 }
 
-/// How the fields of a row are told apart.
+/// How the fields of a row are matched to columns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Columns {
-    /// By the names that the first row of each file gives them.
+    /// By the names in the first row of each file.
     #[default]
     ByName,
     /// By their order; there is no header.

@@ -6,7 +6,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::marker::PhantomData;
 
-use millstream::Bytes;
+use millstream::ByteSize;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Serializer;
@@ -18,35 +18,38 @@ use super::{Cause, Decode, Encode, Framing, Payload, memory, tombstone, without_
 
 /// A value as JSON.
 ///
-/// What is written is read back as the same value, or it is refused:
+/// A value is read back as it was written, or writing it is refused:
 ///
 /// * JSON has no NaN and no infinities: they are refused, or written as `null` with
 ///   [`non_finite_as_null`](Json::non_finite_as_null).
-/// * `None` is `null`, and `null` is `None`. What else would be written as `null` and read back as something else is refused,
-///   such as `Some(None)`. Text without a character is `""`, and nothing else; a payload without a byte is malformed.
-/// * An object that has a key twice is malformed, and none is written, unless
-///   [`with_repeated_keys`](Json::with_repeated_keys) says otherwise.
-/// * A byte order mark before the value is no part of it.
+/// * `None` is written as `null`, and `null` is read as `None`. Any other value that would be
+///   written as `null` and read back as something else is refused, such as `Some(None)`. An empty
+///   string is `""` and nothing else; an empty payload is malformed.
+/// * An object with a repeated key is malformed, and is not written either, unless
+///   [`with_repeated_keys`](Json::with_repeated_keys) is set.
+/// * A byte order mark before the value is not part of it.
 ///
 /// # Numbers
 ///
-/// A number is read as what `T` has for it, and the nearest `f64` is what a field of that type can hold. A
-/// [`serde_json::Value`] holds integers up to 64 bits and otherwise an `f64`: 12345678901234567890123 comes out of it as
-/// 1.2345678901234568e+22, and 1.10 as 1.1. For numbers as they stand there are two ways:
+/// A number is read as the type that `T` declares for it; a field of type `f64` holds the nearest
+/// `f64`. A [`serde_json::Value`] holds integers up to 64 bits and otherwise an `f64`:
+/// 12345678901234567890123 comes out as 1.2345678901234568e+22, and 1.10 as 1.1. There are two ways
+/// to keep numbers exactly as they are written:
 ///
-/// * A field of type [`Box<RawValue>`](serde_json::value::RawValue) keeps its text, whatever it is. So does a pipeline of
-///   `json::<Box<RawValue>>()`, for whole payloads.
-/// * With the feature `exact-numbers` of this crate a `Value` keeps each number's text, but for the sign of an exponent: 1e400
-///   comes out as 1e+400. It is serde_json's `arbitrary_precision`, which holds for the whole program: numbers then take
-///   memory of their own, and inside of `#[serde(flatten)]` and of enums that are untagged or tagged within, serde hands a
-///   number to `f64` and the like as a map, which they do not take. So it is off by default.
+/// * A field of type [`Box<RawValue>`](serde_json::value::RawValue) keeps its text, whatever it is.
+///   So does a pipeline of `json::<Box<RawValue>>()`, for whole payloads.
+/// * With the feature `exact-numbers` of this crate, a `Value` keeps each number's text, except for
+///   the sign of an exponent: 1e400 comes out as 1e+400. It turns on serde_json's
+///   `arbitrary_precision` for the whole program. Each number then takes memory of its own, and
+///   inside `#[serde(flatten)]` and in untagged or internally tagged enums serde passes a number to
+///   `f64` and similar types as a map, which they reject. So the feature is off by default.
 pub struct Json<T> {
     non_finite: NonFinite,
     keys: Keys,
     value: PhantomData<fn(T) -> T>,
 }
 
-/// What becomes of NaN and the infinities.
+/// How NaN and the infinities are written.
 #[derive(Clone, Copy, Debug)]
 enum NonFinite {
     Refused,
@@ -61,19 +64,19 @@ enum Keys {
 }
 
 impl<T> Json<T> {
-    /// JSON as serde reads and writes `T`.
+    /// Creates a format that reads and writes `T` as serde does.
     pub fn new() -> Json<T> {
         Json { non_finite: NonFinite::Refused, keys: Keys::Once, value: PhantomData }
     }
 
-    /// Writes NaN and the infinities as `null`, which is read back as `None` or not at all.
+    /// Writes NaN and the infinities as `null`, which is read back as `None` or is malformed.
     #[must_use]
     pub fn non_finite_as_null(self) -> Json<T> {
         Json { non_finite: NonFinite::Null, ..self }
     }
 
-    /// Takes and writes objects that have a key more than once. Of such a key a map or a `serde_json::Value` gets the last
-    /// value; a struct refuses it also then.
+    /// Accepts and writes objects that have a key more than once. A map or a `serde_json::Value`
+    /// gets the last value of such a key; a struct still refuses it.
     #[must_use]
     pub fn with_repeated_keys(self) -> Json<T> {
         Json { keys: Keys::Repeated, ..self }
@@ -82,13 +85,13 @@ impl<T> Json<T> {
     fn check_keys(&self, look: Look) -> Result<(), Cause> {
         match (self.keys, look.twice) {
             (Keys::Once, Some(key)) => {
-                Err(format!("an object has the key `{key}` twice; `Json::with_repeated_keys` takes the last").into())
+                Err(format!("an object has the key `{key}` twice; `Json::with_repeated_keys` allows this").into())
             }
             _ => Ok(()),
         }
     }
 
-    /// What would be read back as something else.
+    /// Which values are refused because they would be read back as something else.
     fn rules(&self) -> Rules {
         let refuses_non_finite = matches!(self.non_finite, NonFinite::Refused);
         Rules { format: "JSON", refuses_non_finite, empty_is_nothing: false }
@@ -124,12 +127,12 @@ impl<T: DeserializeOwned + 'static> Decode for Json<T> {
         Framing::FilledLines
     }
 
-    fn held(&self, payload: Option<&[u8]>, value: &T) -> Bytes {
+    fn held(&self, payload: Option<&[u8]>, value: &T) -> ByteSize {
         let payload = without_mark(payload.unwrap_or_default());
         held(payload, keys::look(payload).places, value)
     }
 
-    fn decode_sized(&self, payload: Option<&[u8]>) -> Result<(T, Bytes), Cause> {
+    fn decode_sized(&self, payload: Option<&[u8]>) -> Result<(T, ByteSize), Cause> {
         let payload = without_mark(payload.ok_or_else(tombstone)?);
         let value = serde_json::from_slice(payload)?;
         let look = keys::look(payload);
@@ -143,7 +146,7 @@ impl<T: Serialize + 'static> Encode<T> for Json<T> {
     fn encode(&self, value: &T, payload: &mut Vec<u8>) -> Result<Payload, Cause> {
         let (begin, has_null) = (payload.len(), Cell::new(false));
         value.serialize(&mut Serializer::with_formatter(&mut *payload, Compact { has_null: &has_null }))?;
-        // Whatever is read back as something else was written as `null`.
+        // Only a value written as `null` can be read back as something else.
         if has_null.get() {
             strict::check(value, self.rules())?;
         }
@@ -154,11 +157,11 @@ impl<T: Serialize + 'static> Encode<T> for Json<T> {
     }
 }
 
-fn held(payload: &[u8], places: usize, value: &dyn Any) -> Bytes {
-    Bytes(memory::of_json(payload, places, value) as u64)
+fn held(payload: &[u8], places: usize, value: &dyn Any) -> ByteSize {
+    ByteSize(memory::of_json(payload, places, value) as u64)
 }
 
-/// Writes without blanks, and notes when it writes `null`.
+/// Writes without white space, and records whether it has written `null`.
 struct Compact<'n> {
     has_null: &'n Cell<bool>,
 }
@@ -190,15 +193,15 @@ mod tests {
         format.decode(Some(json.as_bytes())).map_err(|cause| cause.to_string())
     }
 
-    /// They were written as `null`, which no number can be read back from.
+    /// They were written as `null`, which cannot be read back as a number.
     #[test]
     fn what_is_no_number_is_refused_where_it_stands_or_null_when_that_is_said() {
         let value = HashMap::from([("prices", vec![1.5, f64::NAN])]);
-        let cause = written(&Json::new(), &value).expect_err("it is no number");
-        assert_eq!(cause, "JSON has no way to write the number NaN, in field `\"prices\".1`");
+        let cause = written(&Json::new(), &value).expect_err("it is not a finite number");
+        assert_eq!(cause, "JSON cannot represent the number NaN, in field `\"prices\".1`");
         assert_eq!(written(&Json::new().non_finite_as_null(), &value).as_deref(), Ok(r#"{"prices":[1.5,null]}"#));
         for infinity in [f32::INFINITY, f32::NEG_INFINITY] {
-            assert!(written(&Json::new(), &infinity).expect_err("it is no number").contains("inf"));
+            assert!(written(&Json::new(), &infinity).expect_err("it is not a finite number").contains("inf"));
         }
     }
 
@@ -213,7 +216,7 @@ mod tests {
         assert!(cause.contains("read back as `None`"), "{cause}");
     }
 
-    /// Structs refused them, and all else took the last without a word.
+    /// Structs refused them; all other types took the last value silently.
     #[test]
     fn a_key_that_occurs_twice_is_malformed_whatever_it_is_read_as() {
         #[derive(Debug, Deserialize, PartialEq)]
@@ -256,20 +259,20 @@ mod tests {
             rest: Box<RawValue>,
         }
         let format = Json::<Box<RawValue>>::new();
-        assert_eq!(written(&format, &read(&format, NUMBERS).expect("it is JSON")).as_deref(), Ok(NUMBERS));
+        assert_eq!(written(&format, &read(&format, NUMBERS).expect("it is valid JSON")).as_deref(), Ok(NUMBERS));
         let format = Json::<Price>::new();
-        let price = read(&format, r#"{"a":1.10,"b":[12345678901234567890123]}"#).expect("it is one");
+        let price = read(&format, r#"{"a":1.10,"b":[12345678901234567890123]}"#).expect("it is a valid price");
         assert_eq!(written(&format, &price).as_deref(), Ok(r#"{"a":1.10,"b":[12345678901234567890123]}"#));
     }
 
-    /// As the documentation says.
+    /// As documented.
     #[cfg(not(feature = "exact-numbers"))]
     #[test]
     fn values_hold_the_nearest_double() {
         let format = Json::<Value>::new();
-        let value = read(&format, r#"{"a":12345678901234567890123,"b":1.10}"#).expect("it is JSON");
+        let value = read(&format, r#"{"a":12345678901234567890123,"b":1.10}"#).expect("it is valid JSON");
         assert_eq!(written(&format, &value).as_deref(), Ok(r#"{"a":1.2345678901234568e+22,"b":1.1}"#));
-        assert!(read(&format, "1e400").is_err(), "what is out of range is refused");
+        assert!(read(&format, "1e400").is_err(), "a number out of range is refused");
     }
 
     #[cfg(feature = "exact-numbers")]
@@ -277,8 +280,8 @@ mod tests {
     fn values_keep_numbers_as_they_stand() {
         let format = Json::<Value>::new();
         let signed = NUMBERS.replace("1e400", "1e+400");
-        assert_eq!(written(&format, &read(&format, NUMBERS).expect("it is JSON")), Ok(signed));
-        // What the documentation warns of.
+        assert_eq!(written(&format, &read(&format, NUMBERS).expect("it is valid JSON")), Ok(signed));
+        // The documented limitation.
         #[derive(Debug, Deserialize)]
         #[serde(untagged)]
         enum Any {

@@ -1,32 +1,35 @@
-//! One pass over JSON's text: whether an object has a key more than once, and how many values stand in others. Serde leaves
-//! repeated keys to each type: structs refuse them, maps and `serde_json::Value` take the last.
+//! One pass over JSON text that finds repeated keys in an object and counts the values inside
+//! objects and arrays. Serde leaves repeated keys to each type: structs refuse them, maps and
+//! `serde_json::Value` take the last.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
 
 use memchr::memchr2;
 
-/// Of so many keys each new one is compared with all before it; of more there is a set.
+/// Up to this many keys, each new key is compared with all before it; beyond that, keys are kept in
+/// a set.
 const FEW: usize = 16;
 
-/// An object or an array that is open.
+/// An object or array whose closing bracket has not been reached.
 struct Open<'j> {
     is_object: bool,
-    /// Where among the keys of all open objects its own begin, while they are few.
+    /// Where its own keys begin in the list of the keys of all open objects, as long as they are
+    /// few.
     begin: usize,
     many: Option<HashSet<Cow<'j, [u8]>>>,
 }
 
-/// What was seen in a text.
+/// What was found in a text.
 #[derive(Debug, Default)]
 pub(super) struct Look {
-    /// The first key that an object has for the second time.
+    /// The first key that occurs a second time in an object.
     pub(super) twice: Option<String>,
-    /// How many values stand in objects and arrays, more or less: each object and array, and each comma.
+    /// Roughly how many values are inside objects and arrays: one for each object, array and comma.
     pub(super) places: usize,
 }
 
-/// Goes over a text that is JSON, which something else has made sure of.
+/// Scans text that is already known to be valid JSON.
 pub(super) fn look(json: &[u8]) -> Look {
     let mut look = Look::default();
     let mut open: Vec<Open<'_>> = Vec::new();
@@ -48,7 +51,7 @@ pub(super) fn look(json: &[u8]) -> Look {
             b'"' => {
                 let end = end_of_string(json, at);
                 if std::mem::take(&mut is_key_next) {
-                    let object = open.last_mut().expect("a key stands in an object");
+                    let object = open.last_mut().expect("a key is inside an object");
                     if let Err(key) = object.take(key(&json[at..end]), &mut keys) {
                         look.twice.get_or_insert_with(|| String::from_utf8_lossy(&key).into_owned());
                     }
@@ -64,7 +67,7 @@ pub(super) fn look(json: &[u8]) -> Look {
 }
 
 impl<'j> Open<'j> {
-    /// Notes a key, or gives it back when it was there before.
+    /// Records a key, or returns it if the object already has it.
     fn take(&mut self, key: Cow<'j, [u8]>, keys: &mut Vec<Cow<'j, [u8]>>) -> Result<(), Cow<'j, [u8]>> {
         if self.many.is_none() && keys.len() - self.begin < FEW {
             if keys[self.begin..].contains(&key) {
@@ -82,7 +85,7 @@ impl<'j> Open<'j> {
     }
 }
 
-/// Behind the quote that closes the string which opens at `begin`.
+/// The index after the closing quote of the string that opens at `begin`.
 fn end_of_string(json: &[u8], begin: usize) -> usize {
     let mut at = begin + 1;
     while let Some(found) = json.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
@@ -95,7 +98,7 @@ fn end_of_string(json: &[u8], begin: usize) -> usize {
     json.len()
 }
 
-/// What a key in quotes says.
+/// The text of a quoted key, with its escapes resolved.
 fn key(quoted: &[u8]) -> Cow<'_, [u8]> {
     if quoted.contains(&b'\\')
         && let Ok(text) = serde_json::from_slice::<String>(quoted)
@@ -138,7 +141,7 @@ mod tests {
     #[test]
     fn places_are_counted_outside_of_text() {
         assert_eq!(look(br#"{"a":[1,2,{"b,[{":"\",[{"}],"c":0}"#).places, 6);
-        assert_eq!(look(br#"{"a":1,"a":[1,2]}"#).places, 4, "also behind a key that is there twice");
+        assert_eq!(look(br#"{"a":1,"a":[1,2]}"#).places, 4, "also after a repeated key");
         assert_eq!(look(b"1").places, 0);
     }
 

@@ -1,19 +1,20 @@
-//! A format whose values' memory the user knows better.
+//! A format for which the user says how much memory its values hold.
 
-use millstream::Bytes;
+use millstream::ByteSize;
 
 use super::{Cause, Decode, Encode, Framing, Header, Payload};
 
-/// A format, and how much memory its values hold; what `sized` makes of one.
+/// A format, and how much memory its values hold; created by the `sized` methods.
 #[derive(Clone, Debug)]
 pub struct Measured<F, V> {
     format: F,
-    held: fn(&V) -> Bytes,
+    held: fn(&V) -> ByteSize,
 }
 
 impl<F: Decode> Measured<F, F::Value> {
-    /// Values of a format that hold so much beside their own size: what their text, vectors and the like take.
-    pub fn new(format: F, held: fn(&F::Value) -> Bytes) -> Measured<F, F::Value> {
+    /// Creates a format whose values hold the memory that `held` returns besides their own size:
+    /// what their text, vectors and the like take.
+    pub fn new(format: F, held: fn(&F::Value) -> ByteSize) -> Measured<F, F::Value> {
         Measured { format, held }
     }
 }
@@ -37,7 +38,7 @@ impl<F: Decode> Decode for Measured<F, F::Value> {
         self.format.decode_under(header, payload)
     }
 
-    fn held(&self, _: Option<&[u8]>, value: &F::Value) -> Bytes {
+    fn held(&self, _: Option<&[u8]>, value: &F::Value) -> ByteSize {
         (self.held)(value)
     }
 }

@@ -1,31 +1,34 @@
-//! How much memory decoded values hold beside their own size. What an allocator adds to each piece is not counted here: the
-//! engine adds [`RECORD_OVERHEAD`](millstream::RECORD_OVERHEAD) to each record.
+//! How much memory decoded values hold besides their own size. Allocator overhead is not counted
+//! here: the engine adds [`RECORD_OVERHEAD`](millstream::connector::RECORD_OVERHEAD) to each record.
 
 use std::any::Any;
 
 use serde_json::Value;
 
-/// For each value within an object or an array, beside its text: a place in a vector, which may have grown to twice what it
-/// needs, or in a map.
+/// Bytes for each value in an object or an array, besides its text: a slot in a vector, which may
+/// have grown to twice the size it needs, or in a map.
 const EACH: usize = 64;
 
-/// What a payload of Avro or Protobuf grows to. Measured for Avro: 0.9 times for a struct of text, 2.5 times for a list of
-/// texts of 16 bytes. Lists of very short texts, or of numbers that take one byte there and eight here, grow to more than
-/// this. Protobuf was never measured.
+/// How many times its size a payload of Avro or Protobuf grows to when decoded. Measured for Avro:
+/// 0.9 times for a struct of text, 2.5 times for a list of 16-byte texts. Lists of very short
+/// texts, or of numbers that take one byte encoded and eight decoded, grow by more than this.
+/// Protobuf was never measured.
 #[cfg(any(feature = "avro", feature = "protobuf"))]
 pub(super) const BINARY_GROWS: usize = 4;
 
-/// Of a value that was read from JSON: what it holds, when it is a [`Value`], and otherwise an estimate from its text.
+/// The memory of a value that was read from JSON: what it holds if it is a [`Value`], and otherwise
+/// an estimate from its text.
 ///
-/// Measured with a counting allocator (`tests/memory.rs`), as a part of what is held: 1.0 to 1.25 for `Value`, of which an
-/// object of one field takes 630 bytes; 1.3 to 4.3 for vectors of text, numbers or structs; 1.0 for text; 8 for a struct of
-/// text, whose fields need no place of their own; 0.65 to 1.1 for maps of short text. A `Value` within a struct is not
-/// seen, and counts too little; how much was never measured.
+/// Measured with a counting allocator (`tests/memory.rs`), as the ratio of this figure to the
+/// memory held: 1.0 to 1.25 for `Value`, of which an object of one field takes 630 bytes; 1.3 to
+/// 4.3 for vectors of text, numbers or structs; 1.0 for text; 8 for a struct of text, whose fields
+/// need no slots of their own; 0.65 to 1.1 for maps of short text. A `Value` inside a struct is not
+/// recognised and is underestimated; by how much was never measured.
 pub(super) fn of_json(payload: &[u8], places: usize, value: &dyn Any) -> usize {
     value.downcast_ref().map_or(payload.len() + EACH * places, of_value)
 }
 
-/// Of a row: its text, and a place for each field.
+/// The memory of a CSV row: its text, and a slot for each field.
 pub(super) fn of_row(payload: &[u8], delimiter: u8) -> usize {
     payload.len() + EACH * (payload.iter().filter(|byte| **byte == delimiter).count() + 1)
 }
@@ -46,7 +49,8 @@ fn of_value(value: &Value) -> usize {
     }
 }
 
-/// Of the nodes of a `BTreeMap`, which hold eleven entries each, and about seven of them when keys come in their order.
+/// The memory of the nodes of a `BTreeMap`. A node has room for eleven entries, and holds about
+/// seven when keys are inserted in order.
 fn of_tree(entries: usize, entry: usize) -> usize {
     const NODE: usize = 11;
     const FILLED: usize = 7;

@@ -1,5 +1,5 @@
-//! What a value holds that a text format would write so that it is read back as something else. Serde hands it through as it
-//! would to a writer, and nothing is written.
+//! Finds the parts of a value that a text format would write but read back as something else. Serde
+//! passes the value through as it would to a writer, but nothing is written.
 
 use std::fmt::{self, Display};
 
@@ -8,25 +8,25 @@ use serde::ser::{
     SerializeTupleStruct, SerializeTupleVariant,
 };
 
-/// What a format cannot write so that it is read back.
+/// What a format cannot write in a way that is read back as the same value.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rules {
-    /// What it is called in messages.
+    /// The format's name in messages.
     pub(super) format: &'static str,
-    /// NaN and the infinities.
+    /// Whether NaN and the infinities are refused.
     pub(super) refuses_non_finite: bool,
-    /// Text without a character is written as what stands for nothing.
+    /// Whether an empty string is written the same way as an absent value.
     pub(super) empty_is_nothing: bool,
 }
 
-/// Checks a value; says how many fields it has, each of them a number, a text or the like.
+/// Checks a value; returns how many scalar fields it has, such as numbers and strings.
 pub(super) fn check<T: Serialize + ?Sized>(value: &T, rules: Rules) -> Result<usize, Refused> {
     let mut fields = 0;
     value.serialize(Walk { rules, is_in_some: false, fields: &mut fields })?;
     Ok(fields)
 }
 
-/// What cannot be written, and where in the value it stands: the innermost first.
+/// What cannot be written, and its path in the value, innermost part first.
 #[derive(Debug)]
 pub(super) struct Refused {
     what: String,
@@ -61,7 +61,7 @@ impl ser::Error for Refused {
 
 struct Walk<'f> {
     rules: Rules,
-    /// The value is what a `Some` holds.
+    /// Whether the value is inside a `Some`.
     is_in_some: bool,
     fields: &'f mut usize,
 }
@@ -76,24 +76,23 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// What is written as nothing.
+    /// A value that is written as an absent value.
     fn nothing(&mut self, what: &str) -> Result<(), Refused> {
         if self.is_in_some {
             let format = self.rules.format;
-            let what =
-                format!("a `Some` of {what} is written as nothing in {format}, and would be read back as `None`");
+            let what = format!("{format} cannot represent `Some` of {what}: it would be read back as `None`");
             return Err(ser::Error::custom(what));
         }
         self.leaf()
     }
 
     fn text(&mut self, len: usize) -> Result<(), Refused> {
-        if len == 0 && self.rules.empty_is_nothing { self.nothing("an empty text") } else { self.leaf() }
+        if len == 0 && self.rules.empty_is_nothing { self.nothing("an empty string") } else { self.leaf() }
     }
 
     fn float(&mut self, number: f64) -> Result<(), Refused> {
         if self.rules.refuses_non_finite && !number.is_finite() {
-            return Err(ser::Error::custom(format!("{} has no way to write the number {number}", self.rules.format)));
+            return Err(ser::Error::custom(format!("{} cannot represent the number {number}", self.rules.format)));
         }
         self.leaf()
     }
@@ -213,11 +212,11 @@ impl<'f> ser::Serializer for Walk<'f> {
     }
 }
 
-/// A value that has parts.
+/// A value with parts, such as a sequence, a map or a struct.
 struct Parts<'f> {
     walk: Walk<'f>,
     count: usize,
-    /// Of the entry under way.
+    /// The key of the current map entry.
     key: Option<String>,
 }
 
@@ -277,7 +276,7 @@ impl SerializeMap for Parts<'_> {
     type Error = Refused;
 
     fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), Refused> {
-        // What a key may be the writer decides; here it is a name in a message.
+        // The writer decides which keys are allowed; here the key is only shown in messages.
         self.key = serde_json::to_string(key).ok();
         Ok(())
     }

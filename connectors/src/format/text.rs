@@ -2,8 +2,8 @@
 
 use super::{BYTE_ORDER_MARK, Cause, Decode, Encode, Payload, tombstone, without_mark};
 
-/// A value as UTF-8 text. A byte order mark before it is no part of it, so text that begins with one cannot be written. Text
-/// without a character is a payload without a byte, and no tombstone.
+/// A value as UTF-8 text. A byte order mark at the beginning is not part of the value, so text that
+/// begins with one cannot be written. An empty string is an empty payload, not a tombstone.
 #[derive(Clone, Debug)]
 pub struct Text;
 
@@ -14,8 +14,8 @@ impl Decode for Text {
         Ok(std::str::from_utf8(without_mark(payload.ok_or_else(tombstone)?))?.to_owned())
     }
 
-    fn held(&self, _: Option<&[u8]>, text: &String) -> millstream::Bytes {
-        millstream::Bytes(text.capacity() as u64)
+    fn held(&self, _: Option<&[u8]>, text: &String) -> millstream::ByteSize {
+        millstream::ByteSize(text.capacity() as u64)
     }
 }
 
@@ -23,7 +23,7 @@ impl<V: AsRef<str>> Encode<V> for Text {
     fn encode(&self, value: &V, payload: &mut Vec<u8>) -> Result<Payload, Cause> {
         let text = value.as_ref().as_bytes();
         if text.starts_with(BYTE_ORDER_MARK) {
-            return Err("the text begins with a byte order mark, which would be no part of it when it is read".into());
+            return Err("the text begins with a byte order mark, which would be stripped when it is read back".into());
         }
         payload.extend_from_slice(text);
         Ok(Payload::Present)

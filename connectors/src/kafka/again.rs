@@ -1,9 +1,11 @@
-//! Records that a broker refused in a batch of several. A broker refuses whole batches and the client does not split them,
-//! so such a record may have failed for a neighbour's sake: it is sent again, alone, and only then is the policy asked.
+//! Records that a broker refused in a batch of several. A broker refuses whole batches and the
+//! client does not split them, so such a record may have failed because of another record in its
+//! batch. It is sent again, alone; the policy applies only if it fails again.
 //!
-//! While records wait here the writers send nothing else, and each record waits until nothing is in flight, because that is
-//! how it is alone in its batch. This is slow, and rare: the limits that a topic shows (`limits`) are kept before a record
-//! is sent. A record that is accepted alone comes behind those that were in flight when its batch was refused.
+//! While records wait here, the writers send nothing else. Each record waits until nothing is in
+//! flight, because that is how it ends up alone in its batch. This is slow, and rare: the known
+//! limits of a topic (`limits`) are checked before a record is sent. A record that is accepted
+//! alone is written after the records that were in flight when its batch was refused.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -14,46 +16,48 @@ use rdkafka::message::{BorrowedMessage, OwnedMessage};
 use super::lock;
 use super::producer::Ticket;
 
-/// What is in flight at one producer, and what is to be sent once more.
+/// Counts the records in flight at one producer, and holds the records to send again.
 #[derive(Default)]
 pub(super) struct Again {
     records: Mutex<VecDeque<(OwnedMessage, Ticket)>>,
-    /// Something is to be sent alone, or is on its way alone.
+    /// A record waits to be sent alone, or is in flight alone.
     is_needed: AtomicBool,
-    /// Records that were handed to the client and of which it has not reported.
+    /// Records that were handed to the client and are not reported yet.
     open: AtomicU64,
-    /// Records of which it has.
+    /// Records that the client has reported.
     reported: AtomicU64,
 }
 
 impl Again {
-    /// Whether writers have to wait until the records here are through.
+    /// Whether writers must wait until the records here are sent and reported.
     pub(super) fn is_needed(&self) -> bool {
         self.is_needed.load(SeqCst)
     }
 
-    /// A record is handed to the client.
+    /// Counts a record that is handed to the client.
     pub(super) fn send(&self) {
         self.open.fetch_add(1, SeqCst);
     }
 
-    /// The client did not take it.
+    /// Undoes [`send`](Again::send): the client did not accept the record.
     pub(super) fn not_sent(&self) {
         self.open.fetch_sub(1, SeqCst);
     }
 
-    /// How many records are in flight, and how many were reported before.
+    /// How many records are in flight, and how many have been reported.
     pub(super) fn progress(&self) -> (u64, u64) {
         (self.open.load(SeqCst), self.reported.load(SeqCst))
     }
 
-    /// A record was refused in a batch with others. Called before it is [`report`](Again::report)ed.
+    /// Adds a record that was refused in a batch with others. Called before it is
+    /// [`report`](Again::report)ed.
     pub(super) fn add(&self, message: &BorrowedMessage<'_>, ticket: &Ticket) {
         lock(&self.records).push_back((message.detach(), ticket.clone()));
         self.is_needed.store(true, SeqCst);
     }
 
-    /// The client has reported of a record. Says whether writers have something to do now.
+    /// Counts a record that the client has reported. Returns whether writers have something to do
+    /// now.
     pub(super) fn report(&self) -> bool {
         self.reported.fetch_add(1, SeqCst);
         let left = self.open.fetch_sub(1, SeqCst) - 1;
@@ -61,7 +65,7 @@ impl Again {
             return false;
         }
         let records = lock(&self.records);
-        // A writer may have sent the last of them by now.
+        // A writer may have sent the last record meanwhile, so `open` is read again.
         if records.is_empty() && self.open.load(SeqCst) == 0 {
             self.is_needed.store(false, SeqCst);
         }
@@ -89,7 +93,7 @@ impl Again {
         }
     }
 
-    /// The client did not take a record, for now: it is the next one again.
+    /// Puts back a record that the client has no room for yet; it is the next one again.
     pub(super) fn put_back(&self, message: OwnedMessage, ticket: Ticket) {
         let mut records = lock(&self.records);
         self.not_sent();
@@ -99,9 +103,9 @@ impl Again {
 
 /// What a writer has to do.
 pub(super) enum Next {
-    /// A record is to be sent alone. It counts as sent.
+    /// Send this record alone. It is already counted as sent.
     Send(OwnedMessage, Ticket),
-    /// All is through: whoever waits may send.
+    /// All records here are done: waiting writers may send again.
     GoOn,
     Nothing,
 }

@@ -1,4 +1,5 @@
-//! The settings that both kinds of client get, which properties the engine owns, and what may be printed of them.
+//! The settings that consumers and producers share, the properties that the engine owns, and which
+//! values may be printed.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,61 +25,62 @@ pub(super) struct Settings {
     pub(super) connect_within: Duration,
 }
 
-/// Properties that the engine sets itself, and where the user says what is wanted.
+/// Properties that the engine sets itself, each with the reason or the option to use instead.
 const OWNED: &[(&str, &str)] = &[
     ("acks", "the sink always waits for all in-sync replicas"),
     ("allow.auto.create.topics", "an unknown topic is an error"),
-    ("auto.commit.interval.ms", "`Job::checkpoint_every` says how often offsets are committed"),
-    ("auto.offset.reset", "`start_at` and `on_data_loss` say where reading begins"),
+    ("auto.commit.interval.ms", "`Job::checkpoint_every` sets how often offsets are committed"),
+    ("auto.offset.reset", "`start_at` and `on_data_loss` set where reading begins"),
     ("bootstrap.servers", "it is the argument of `Kafka::new`"),
     ("compression.codec", "`compression` sets it"),
     ("compression.type", "`compression` sets it"),
-    ("delivery.report.only.error", "every acknowledgement is needed"),
+    ("delivery.report.only.error", "the sink needs every acknowledgement"),
     ("delivery.timeout.ms", "`deliver_within` sets it"),
-    ("enable.auto.commit", "offsets are committed behind their acknowledgements"),
-    ("enable.auto.offset.store", "offsets are committed behind their acknowledgements"),
-    ("enable.idempotence", "retries without it lose the order"),
+    ("enable.auto.commit", "offsets are committed after their acknowledgements"),
+    ("enable.auto.offset.store", "offsets are committed after their acknowledgements"),
+    ("enable.idempotence", "without it, retries can reorder records"),
     ("enable.partition.eof", "bounded runs set it"),
     ("group.id", "`group` sets it"),
     ("group.instance.id", "`group_instance` sets it"),
     ("group.protocol", "`group_protocol` sets it"),
-    ("group.remote.assignor", "the broker's own is used"),
+    ("group.remote.assignor", "the broker's default assignor is used"),
     ("isolation.level", "`isolation` sets it"),
     ("log.queue", "the engine polls the queues"),
-    ("max.in.flight", "more than five lose the order"),
-    ("max.in.flight.requests.per.connection", "more than five lose the order"),
+    ("max.in.flight", "more than five can reorder records"),
+    ("max.in.flight.requests.per.connection", "more than five can reorder records"),
     ("message.timeout.ms", "`deliver_within` sets it"),
     ("metadata.broker.list", "it is the argument of `Kafka::new`"),
-    ("partition.assignment.strategy", "partitions move one by one: cooperative-sticky"),
+    ("partition.assignment.strategy", "`group_protocol` sets it"),
     ("partitioner", "`partitioner` sets it"),
     ("queue.buffering.max.kbytes", "`Job::memory` bounds it"),
     ("queue.buffering.max.messages", "`Job::memory` bounds it"),
     ("queued.max.messages.kbytes", "`Job::memory` bounds it"),
     ("queued.min.messages", "`Job::memory` bounds it"),
     ("request.required.acks", "the sink always waits for all in-sync replicas"),
-    ("statistics.interval.ms", "the report reads it"),
-    ("topic.blacklist", "patterns leave out Kafka's own topics with it"),
-    ("transactional.id", "this sink is at least once"),
+    ("statistics.interval.ms", "the report needs the statistics"),
+    ("topic.blacklist", "`Kafka::topics_matching` leaves out Kafka's own topics"),
+    ("transactional.id", "the sink is at least once, without transactions"),
 ];
 
 impl Settings {
-    /// A configuration with the user's properties; what the caller sets afterwards wins. Waits for a token where one is
-    /// needed.
+    /// A configuration with the user's properties; properties that the caller sets afterwards
+    /// override them. Waits for the first token if one is needed.
     pub(super) fn config(&self) -> Result<ClientConfig> {
-        let wrong = |doing: String| Err(Error::new(ErrorKind::Option, doing));
+        let wrong = |doing: String| Err(Error::new(ErrorKind::Config, doing));
         if self.brokers.trim().is_empty() {
             return wrong("Kafka needs at least one bootstrap server".to_owned());
         }
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.brokers);
-        // Short pauses, so that a broker's restart is over when it is over. Each gives way to what the user says of the other.
+        // Short backoffs, so that the client reconnects soon after a broker restarts. If the user
+        // sets one of the two, the default of the other adapts to it.
         let pause = self.number("reconnect.backoff.max.ms").map_or(20, |longest| longest.min(20));
         let longest = self.number("reconnect.backoff.ms").map_or(1_000, |pause| pause.max(1_000));
         config.set("reconnect.backoff.ms", pause.to_string()).set("reconnect.backoff.max.ms", longest.to_string());
-        // Why a connection was closed is told at this level and nowhere else.
+        // The client logs why a connection was closed at this level and nowhere else.
         let level = if self.is_debugged() { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info };
         config.set_log_level(level);
-        // Static OpenSSL does not find the system's certificates by itself.
+        // Statically linked OpenSSL does not find the system's certificates by itself.
         #[cfg(feature = "tls")]
         config.set("ssl.ca.location", "probe");
         let typed = self.security.properties()?;
@@ -87,11 +89,11 @@ impl Settings {
                 return wrong(format!("the property `{property}` cannot be set: {why}"));
             }
             if Security::said_by(property, &typed) {
-                return wrong(format!("the property `{property}` cannot be set beside `Kafka::tls` and `Kafka::sasl`"));
+                return wrong(format!("the property `{property}` cannot be set with `Kafka::tls` or `Kafka::sasl`"));
             }
             if property.starts_with("sasl.mechanism") && value == "OAUTHBEARER" {
                 return wrong(format!(
-                    "the property `{property}` cannot be set: `Sasl::oauth_bearer` has the callback"
+                    "the property `{property}` cannot be set: use `Sasl::oauth_bearer`, which takes a callback"
                 ));
             }
             config.set(property, value);
@@ -102,10 +104,10 @@ impl Settings {
         let values = self.properties.iter().map(|(property, value)| (property.as_str(), value.as_str()));
         let mut values = values.chain(typed.iter().map(|(property, value)| (*property, value.expose())));
         if let Some((property, _)) = values.find(|(_, value)| value.contains('\0')) {
-            return wrong(format!("the property `{property}` cannot be set: the value has a zero byte"));
+            return wrong(format!("the property `{property}` cannot be set: the value contains a NUL byte"));
         }
         if let Some(what) = self.security.readable().filter(|_| !is_loopback(&self.brokers)) {
-            tracing::warn!(brokers = self.brokers, "without `Kafka::tls` anybody on the way can read the {what}");
+            tracing::warn!(brokers = self.brokers, "without `Kafka::tls`, others on the network can read the {what}");
         }
         if let Some(tokens) = self.security.tokens() {
             tokens.await_first(self.connect_within)?;
@@ -113,42 +115,43 @@ impl Settings {
         Ok(config)
     }
 
-    /// Whether the user wants to see what the client logs.
+    /// Whether the user has turned on the client's debug log.
     pub(super) fn is_debugged(&self) -> bool {
         self.properties.contains_key("debug")
     }
 
-    /// A property that the user has set to a number.
+    /// The value of a property that the user has set to a number.
     pub(super) fn number(&self, property: &str) -> Option<u64> {
         self.properties.get(property)?.parse().ok()
     }
 
-    /// The error of a client that could not be made, without its secrets.
+    /// The error for a client that could not be created, without its secrets.
     pub(super) fn not_created(&self, cause: KafkaError) -> Error {
         match cause {
-            // Its own text ends with the value.
+            // The cause's own text ends with the value.
             KafkaError::ClientConfig(_, description, property, _) => {
                 let description = if is_secret(&property) { "the value is not accepted" } else { &*description };
                 let doing = format!("the property `{property}` cannot be set: {description}");
                 let is_missing = !cfg!(feature = "tls") && (property.contains("ssl") || description.contains("SSL"));
                 let doing = if is_missing { format!("{doing}; it {NEEDS_TLS}") } else { doing };
-                Error::new(ErrorKind::Option, doing)
+                Error::new(ErrorKind::Config, doing)
             }
             KafkaError::ClientCreation(complaint) => {
                 let blamed = self.security.tls.as_ref().and_then(|tls| tls.blamed(&complaint));
-                let doing = blamed.unwrap_or_else(|| format!("cannot make a client for {}", self.brokers));
+                let doing = blamed.unwrap_or_else(|| format!("cannot create a client for {}", self.brokers));
                 let is_missing = !cfg!(feature = "tls") && complaint.contains("SASL mechanism");
                 let doing = if is_missing { format!("{doing}: it {NEEDS_TLS}") } else { doing };
-                Error::new(ErrorKind::Option, doing).caused_by(self.hide_in(&complaint))
+                Error::new(ErrorKind::Config, doing).caused_by(self.hide_in(&complaint))
             }
             other => {
-                Error::new(ErrorKind::Option, format!("cannot make a client for {}", self.brokers)).caused_by(other)
+                Error::new(ErrorKind::Config, format!("cannot create a client for {}", self.brokers)).caused_by(other)
             }
         }
     }
 
-    /// Asks brokers for something in longer and longer waits and listens in between, because why there is no answer is told
-    /// beside it. What they refuse is an error at once, silence when the time is over.
+    /// Asks the brokers with timeouts that double, and polls the client's events in between,
+    /// because they say why there is no answer. A refusal is an error at once, silence after
+    /// `connect_within`.
     pub(super) fn ask<T>(
         &self,
         doing: &str,
@@ -158,7 +161,7 @@ impl Settings {
     ) -> Result<T> {
         let deadline = Instant::now() + self.connect_within;
         let mut wait = Duration::from_millis(100);
-        // The client wants its first token.
+        // Serves the client's request for its first token.
         listen();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -175,7 +178,8 @@ impl Settings {
         }
     }
 
-    /// The error of a broker that did not answer in time, with what the client heard last.
+    /// The error for a broker that refused or did not answer in time, with the client's last
+    /// complaint as the cause.
     pub(super) fn unreachable(&self, doing: &str, cause: KafkaError, heard: &Heard) -> Error {
         if let Some(error) = heard.refused(&format!("cannot {doing} at {}", self.brokers)) {
             return error;
@@ -187,22 +191,22 @@ impl Settings {
         }
     }
 
-    /// Of a broker that hangs up without a word, what it may want.
+    /// If the broker closed the connection without a reason, adds what it may require.
     fn suspect(&self, reason: String) -> String {
         let hung_up =
             ["Disconnected", "Broken pipe", "reset by peer", "unexpected eof"].iter().any(|part| reason.contains(part));
         let wants = match (&self.security.tls, &self.security.sasl) {
             _ if !hung_up || self.properties.contains_key("security.protocol") => return reason,
-            (Some(_), _) if reason.contains("SSL_HANDSHAKE") => "it may not speak TLS here",
+            (Some(_), _) if reason.contains("SSL_HANDSHAKE") => "this listener may not use TLS",
             (Some(_), Some(_)) => return reason,
-            (Some(_), None) => "it may want to know who we are (`Kafka::sasl`)",
-            (None, Some(_)) => "it may speak TLS (`Kafka::tls`)",
-            (None, None) => "it may speak TLS (`Kafka::tls`), or want to know who we are (`Kafka::sasl`)",
+            (Some(_), None) => "it may require authentication (`Kafka::sasl`)",
+            (None, Some(_)) => "it may require TLS (`Kafka::tls`)",
+            (None, None) => "it may require TLS (`Kafka::tls`) or authentication (`Kafka::sasl`)",
         };
-        format!("the broker hangs up, {wants}: {reason}")
+        format!("the broker closed the connection; {wants}: {reason}")
     }
 
-    /// Crosses out secrets in what the client says.
+    /// Replaces the secrets in a text from the client.
     pub(super) fn hide_in(&self, text: &str) -> String {
         let secrets = self.properties.iter().filter(|(property, _)| is_secret(property) && !is_public(property));
         let text = self.security.hide_in(text);
@@ -210,7 +214,7 @@ impl Settings {
     }
 }
 
-/// Whether nothing leaves this machine on the way to any of these.
+/// Whether connections to all of these brokers stay on this machine.
 fn is_loopback(brokers: &str) -> bool {
     let host = |broker: &str| {
         let address = broker.trim().rsplit("://").next().unwrap_or_default().to_owned();
@@ -229,7 +233,8 @@ fn is_secret(property: &str) -> bool {
         .any(|part| property.contains(part))
 }
 
-/// What is hidden by its name only: as a value it stands in many a message.
+/// Properties that `Debug` hides because of their names, but whose values are left in the client's
+/// texts: they are common words that occur in many messages.
 fn is_public(property: &str) -> bool {
     ["sasl.mechanism", "sasl.mechanisms", "sasl.username", "sasl.oauthbearer.method"].contains(&property)
         || property.ends_with(".location")

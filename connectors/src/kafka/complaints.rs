@@ -1,5 +1,6 @@
-//! What the consumer complains of while a job reads, and whether that is the end of the run: it is when the client cannot mend
-//! it by itself, and the error says what can be done. All else is kept for the report, in `heard`.
+//! Errors that the consumer reports while a job reads. An error ends the run if the client cannot
+//! recover by itself; it then says what can be done. All other errors are kept for the report, in
+//! `heard`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -22,21 +23,22 @@ use super::source::{KafkaShared, Mode};
 use super::start::other_assignor;
 
 impl<R: Read> KafkaShared<R> {
-    /// Errors that the client puts into its main queue.
+    /// Handles the errors in the client's main queue; fails if one of them ends the run.
     pub(super) fn events(&self) -> Result<()> {
         self.consumer.context().passed_over().into_iter().try_for_each(|cause| self.consider(cause))?;
         loop {
             match self.consumer.poll(Duration::ZERO) {
-                // What was heard hides what came behind it.
+                // The poll returned nothing because it ran a callback: more events may be queued.
                 None if self.consumer.context().has_heard() => {}
                 None => return Ok(()),
                 Some(Ok(message)) => {
                     let is_of = |shared: &&Arc<Shared>| shared.is(message.topic(), message.partition());
                     if let Some(shared) = self.held.all().iter().find(is_of) {
-                        // The client's position is beyond it, and it is not read.
+                        // The client's position has passed this record, which no reader gets:
+                        // commits must not follow the position.
                         shared.draining.store(true, SeqCst);
                     }
-                    let doing = format!("a record of topic `{}` came past its partition's queue", message.topic());
+                    let doing = format!("a record of topic `{}` bypassed its partition's queue", message.topic());
                     return Err(Error::new(ErrorKind::Source, doing));
                 }
                 Some(Err(cause)) => self.consider(cause)?,
@@ -44,7 +46,7 @@ impl<R: Read> KafkaShared<R> {
         }
     }
 
-    /// Whether an error of the client ends the run.
+    /// Decides whether an error of the client ends the run.
     pub(super) fn consider(&self, cause: KafkaError) -> Result<()> {
         let doing = || format!("cannot read from Kafka at {}", self.settings.brokers);
         if let Some(refused) = self.consumer.context().heard.refused(&doing()) {
@@ -52,7 +54,8 @@ impl<R: Read> KafkaShared<R> {
         }
         match cause.rdkafka_error_code() {
             Some(Code::OffsetOutOfRange | Code::AutoOffsetReset) => {
-                // To find the gap takes an answer of the broker, and readers must not wait for one.
+                // The gap is found later: that needs an answer from the broker, and readers must
+                // not wait for one.
                 self.out_of_range.store(true, SeqCst);
                 self.wake.wake();
                 Ok(())
@@ -60,15 +63,15 @@ impl<R: Read> KafkaShared<R> {
             Some(Code::InconsistentGroupProtocol) => Err(other_assignor(&self.group, &self.settings, None)),
             Some(Code::InvalidSessionTimeout) => {
                 let doing = format!(
-                    "cannot join group `{}` at {}: the broker does not take a `session.timeout.ms` of {} (its \
-                     `group.min.session.timeout.ms` and `group.max.session.timeout.ms` say what it takes)",
+                    "cannot join group `{}` at {}: the broker does not accept a `session.timeout.ms` of {} (its \
+                     limits are `group.min.session.timeout.ms` and `group.max.session.timeout.ms`)",
                     self.group,
                     self.settings.brokers,
                     session_timeout(&self.settings).as_millis()
                 );
-                Err(Error::new(ErrorKind::Option, doing).caused_by(cause))
+                Err(Error::new(ErrorKind::Config, doing).caused_by(cause))
             }
-            // A topic of a pattern may go.
+            // A topic that matched the pattern may be deleted.
             Some(Code::UnknownTopicOrPartition) if self.is_of_pattern() => Ok(()),
             Some(
                 Code::TopicAuthorizationFailed
@@ -83,7 +86,8 @@ impl<R: Read> KafkaShared<R> {
             _ if matches!(cause, KafkaError::MessageConsumptionFatal(_)) => {
                 Err(error(ErrorKind::Source, doing(), cause))
             }
-            // The client goes on by itself: a broker that is away comes back, a full group may have room again.
+            // The client retries by itself: an absent broker may come back, a full group may have
+            // room again.
             _ => {
                 self.consumer.context().heard.complain(With::Client, cause.to_string());
                 Ok(())
@@ -95,7 +99,8 @@ impl<R: Read> KafkaShared<R> {
         matches!(&self.mode, Mode::Member { pattern: Some(_), .. })
     }
 
-    /// The error of a reader that stands outside of its log, with the gap when the broker tells it soon.
+    /// The error for a reader whose position is outside of the log, with the gap if the broker
+    /// reports it soon.
     pub(super) fn data_loss(&self) -> Error {
         let held = self.held.all();
         let ends = |which| {
@@ -116,20 +121,21 @@ impl<R: Read> KafkaShared<R> {
                 let (wanted, low, high) = (partition.polled.load(SeqCst), of(&low)?, of(&high)?);
                 (wanted < low || wanted > high).then(|| {
                     format!(
-                        "records of {} are gone: offset {wanted} was to be read next, the log has {low} to {high}",
+                        "records of {} are gone: the next offset to read is {wanted}, the log has {low} to {high}",
                         span.name
                     )
                 })
             })
         };
-        let unknown = || format!("records of group `{}` are gone before they could be read", self.group);
+        let unknown = || format!("records of group `{}` were gone before they could be read", self.group);
         Error::new(ErrorKind::DataLoss, gap().unwrap_or_else(unknown))
     }
 
-    /// Whether a topic was made anew, and is not read until it is read from its beginning.
+    /// Whether a topic was recreated and must not be read until the client is back at its
+    /// beginning.
     ///
     /// # Errors
-    /// When that is the end.
+    /// If it was recreated and the job must not skip lost records.
     pub(super) fn is_remade(&self, topic: &str) -> Result<bool> {
         if !self.consumer.context().is_remade(topic) {
             return Ok(false);
@@ -138,20 +144,20 @@ impl<R: Read> KafkaShared<R> {
             return Ok(true);
         }
         let doing = format!(
-            "topic `{topic}` was deleted and made anew while it was read: what of the old one was not read is gone, and its \
-             offsets say nothing of the new one (`on_data_loss(DataLoss::Skip)` reads that from its beginning)"
+            "topic `{topic}` was deleted and recreated while it was read: unread records of the old topic are gone, and \
+             its offsets do not apply to the new one (`on_data_loss(DataLoss::Skip)` reads the new one from its beginning)"
         );
         Err(Error::new(ErrorKind::DataLoss, doing))
     }
 
-    /// Of a topic that was made anew the job ends, or reads it from its beginning.
+    /// Handles a recreated topic: the job ends, or reads the topic from its beginning.
     pub(super) fn look_at_remade(&self) -> Result<()> {
         let Some(topic) = self.consumer.context().first_remade() else { return Ok(()) };
         let is_held = self.held.all().iter().any(|shared| shared.span.topic == topic);
         if !is_held {
             self.consumer.context().rewound(&topic);
         } else if self.is_remade(&topic)? && lock(&self.rewinding).insert(topic.clone()) {
-            tracing::warn!(topic, "the topic was made anew, reading it from its beginning");
+            tracing::warn!(topic, "the topic was recreated, reading it from its beginning");
             self.orders.order(Order::Rewind(topic));
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! The consumer of a source: its settings, each with its reason, and what it tells.
+//! The consumer of a source: its settings, each with its reason, and its callbacks.
 
 use std::collections::BTreeSet;
 use std::error::Error as StdError;
@@ -6,7 +6,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-use millstream::{Bytes, OpenSource, Result};
+use millstream::connector::OpenSource;
+use millstream::{ByteSize, Result};
 use rdkafka::client::OAuthToken;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -22,48 +23,50 @@ use super::options::GroupProtocol;
 use super::start::{DataLoss, End};
 use super::topic::Topic;
 
-/// What the consumer tells, on whichever thread polls the main queue: the control thread.
+/// What the consumer reports through callbacks. They run on the thread that polls the main queue:
+/// the control thread, once the job runs.
 pub(super) struct Context {
     pub(super) heard: Heard,
     statistics: Mutex<Option<Statistics>>,
     pub(super) membership: Membership,
     has_heard: AtomicBool,
-    /// Errors that came while something else was waited for.
+    /// Errors that arrived while another answer was awaited.
     passed_over: Mutex<Vec<KafkaError>>,
-    /// Topics that were deleted and made anew while they were read.
+    /// Topics that were deleted and recreated while they were read.
     remade: Mutex<BTreeSet<String>>,
     is_remade: AtomicBool,
 }
 
 impl Context {
-    /// Errors that nobody has judged yet.
+    /// Takes the errors that no caller has considered yet.
     pub(super) fn passed_over(&self) -> Vec<KafkaError> {
         std::mem::take(&mut *lock(&self.passed_over))
     }
 
-    /// Whether anything was told since this was asked before: a poll that hands out nothing may have told something.
+    /// Whether a callback has run since the last call: a poll that returns nothing may have run
+    /// one.
     pub(super) fn has_heard(&self) -> bool {
         self.has_heard.swap(false, SeqCst)
     }
 
-    /// Whether a topic was made anew: what is read of it now stands at offsets of the old one.
+    /// Whether a topic was recreated: the client still reads it at offsets of the old one.
     pub(super) fn is_remade(&self, topic: &str) -> bool {
         self.is_remade.load(SeqCst) && lock(&self.remade).contains(topic)
     }
 
-    /// A topic that was made anew.
+    /// A topic that was recreated, if there is one.
     pub(super) fn first_remade(&self) -> Option<String> {
         if self.is_remade.load(SeqCst) { lock(&self.remade).first().cloned() } else { None }
     }
 
-    /// The topic is read from its beginning from now on.
+    /// Forgets that the topic was recreated: it is read from its beginning from now on.
     pub(super) fn rewound(&self, topic: &str) {
         let mut remade = lock(&self.remade);
         remade.remove(topic);
         self.is_remade.store(!remade.is_empty(), SeqCst);
     }
 
-    /// The newest statistics, once.
+    /// Takes the newest statistics.
     pub(super) fn statistics(&self) -> Option<Statistics> {
         lock(&self.statistics).take()
     }
@@ -109,7 +112,7 @@ impl ConsumerContext for Context {
     }
 }
 
-/// The consumer of so many partitions; one that joins its group is given them later.
+/// Creates the consumer for this many partitions. If it joins its group, they are assigned later.
 pub(super) fn create(
     topic: &Topic,
     group: &str,
@@ -121,13 +124,14 @@ pub(super) fn create(
     let mut config = topic.settings.config()?;
     let prefetch = Prefetch::new(open.prefetch, partitions);
     let settings = &topic.settings;
-    // It is a property of producers. The client refuses to fetch less than it, so it is as small as what is fetched.
+    // `message.max.bytes` is a producer property, but the client refuses a `fetch.max.bytes` below
+    // it, so it is at most as large as a fetch.
     let fetch_bytes = settings
         .number("receive.message.max.bytes")
         .map_or(prefetch.fetch_bytes, |most| prefetch.fetch_bytes.min(most.saturating_sub(512)));
     let message_bytes = settings.number("fetch.max.bytes").unwrap_or(fetch_bytes).clamp(1_000, 1_000_000);
     config.set("message.max.bytes", message_bytes.to_string());
-    // Only so does the client tell that a topic was made anew (`remade_topic`).
+    // The client reports a recreated topic only in this debug log (`remade_topic`).
     let debug = settings.properties.get("debug").map_or("metadata".to_owned(), |debug| format!("{debug},metadata"));
     config.set("debug", debug).set_log_level(RDKafkaLogLevel::Debug);
     let on_data_loss = topic.source.on_data_loss.unwrap_or_default();
@@ -136,7 +140,7 @@ pub(super) fn create(
         match protocol {
             GroupProtocol::Classic => drop(config.set("partition.assignment.strategy", "cooperative-sticky")),
             GroupProtocol::Eager => drop(config.set("partition.assignment.strategy", "range,roundrobin")),
-            // The broker sets its times.
+            // The broker sets the session timeout and the heartbeat interval.
             GroupProtocol::Consumer => drop(config.set("group.protocol", "consumer")),
         }
         if let Some(instance) = &topic.source.instance {
@@ -163,9 +167,10 @@ pub(super) fn create(
         .set("queued.min.messages", "100000")
         .set("queued.max.messages.kbytes", prefetch.queued_kbytes.to_string())
         .set("statistics.interval.ms", "5000");
-    // The user's own word on these counts.
+    // Defaults: the user's own properties override them.
     for (property, value) in [
-        // A partition whose queue was full is left out of fetches for this long; the default is a second.
+        // A partition whose queue was full is left out of fetches for this long; the default is a
+        // second.
         ("fetch.queue.backoff.ms", "5".to_owned()),
         ("fetch.error.backoff.ms", "50".to_owned()),
         ("fetch.wait.max.ms", "100".to_owned()),
@@ -196,29 +201,30 @@ pub(super) fn create(
     Ok(consumer)
 }
 
-/// Takes in what the client has to tell, where nobody polls it yet or an answer is waited for.
+/// Polls the client's events where no other code polls them yet, or while an answer is awaited.
 pub(super) fn listen(consumer: &BaseConsumer<Context>) {
     loop {
         match consumer.poll(Duration::ZERO) {
             Some(Err(cause)) => lock(&consumer.context().passed_over).push(cause),
-            // It came past its partition's queue: nobody reads it, so the run ends.
+            // The record bypassed its partition's queue. No reader gets it, so the run ends.
             Some(Ok(_)) => {
                 lock(&consumer.context().passed_over).push(KafkaError::MessageConsumptionFatal(Code::Inconsistent));
             }
-            // What was heard hides what came behind it.
+            // The poll returned nothing because it ran a callback: more events may be queued.
             None if consumer.context().has_heard() => {}
             None => return,
         }
     }
 }
 
-/// The facility under which the client logs what it learns of topics.
+/// The facility under which the client logs what it learns about topics.
 const METADATA: &str = "METADATA";
 
-/// The topic of which a line of the client's log says that it is another one by now. The client has no event for that, goes
-/// on at the old offset, and no function of rdkafka tells a topic's id (librdkafka 2.12, `rdkafka_topic.c`).
+/// The topic that was recreated, if a line of the client's log says so. The client has no event for
+/// this and continues at the old offset, and no function of rdkafka returns a topic's id
+/// (librdkafka 2.12, `rdkafka_topic.c`).
 fn remade_topic(line: &str) -> Option<&str> {
-    // Of a topic that the client has just met.
+    // The id before the change, if the client did not know the topic.
     const NO_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
     let (_, said) = line.split_once("Topic ")?;
     let (topic, ids) = said.split_once(" changed id from ")?;
@@ -226,20 +232,21 @@ fn remade_topic(line: &str) -> Option<&str> {
     (!before.starts_with(NO_ID)).then_some(topic)
 }
 
-/// A member that is not heard of for so long is put out of its group.
+/// The group removes a member that sends no heartbeat for this long.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The same, when the user has said how long a member may take between two polls, which must not be less.
+/// The user's session timeout, or the default, which must not exceed the user's
+/// `max.poll.interval.ms`.
 pub(super) fn session_timeout(settings: &Settings) -> Duration {
     let most = settings.number("max.poll.interval.ms").map_or(SESSION_TIMEOUT, Duration::from_millis);
     settings.number("session.timeout.ms").map_or(SESSION_TIMEOUT.min(most), Duration::from_millis)
 }
 
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
-/// Sources with more partitions connect a second time, when their number is known.
+/// A source with more partitions connects a second time, once their number is known.
 pub(super) const PARTITIONS_EXPECTED: usize = 8;
 
-/// How the memory for what is fetched ahead is divided.
+/// How the memory for prefetched records is divided.
 struct Prefetch {
     queued_kbytes: u64,
     fetch_bytes: u64,
@@ -247,14 +254,15 @@ struct Prefetch {
 }
 
 impl Prefetch {
-    fn new(memory: Bytes, partitions: usize) -> Prefetch {
-        // A partition below its limit is fetched once more, a response is held as long as one of its messages is, and
-        // each message takes some 400 bytes of the client's own: so a quarter is what queues may hold by their own
-        // count (measured: a million records of 1.2 kB in 64 partitions).
+    fn new(memory: ByteSize, partitions: usize) -> Prefetch {
+        // The client fetches again for a partition that is below its limit, keeps a response as
+        // long as it keeps one of its messages, and adds some 400 bytes of its own to each message.
+        // So the queues get a quarter of the memory by their own count (measured: a million records
+        // of 1.2 kB in 64 partitions).
         let share = memory.0 / 4 / partitions as u64;
         Prefetch {
             queued_kbytes: (share / 1024).clamp(1, 65_536),
-            // The client refuses less than the largest message.
+            // The client refuses a limit below the largest message.
             fetch_bytes: (memory.0 / 4).clamp(1 << 20, 50 << 20),
             fetch_partition_bytes: share.clamp(1 << 14, 1 << 20),
         }

@@ -1,11 +1,13 @@
-//! Dead letters: records that nobody could take, with all that is needed to look at them and to send them back. The value,
-//! key and headers are the original ones; where, why and when stand in headers of our own beside them.
+//! Dead letters: records that could not be processed or written, with all that is needed to inspect
+//! them and send them back. Value, key and headers are the original ones; further headers say where
+//! the record was read, why it failed and when.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use millstream::{Headers, Malformed, OpenSink, Origin, Result, Sink, Wake, Worker};
+use millstream::connector::{OpenSink, Wake, Worker};
+use millstream::{Headers, Malformed, Origin, Result, Sink};
 
 use rdkafka::message::{BorrowedMessage, Message as _};
 
@@ -15,7 +17,7 @@ use super::message::{Message, headers_of};
 use super::sink::{KafkaOutlet, KafkaWriter, Outgoing, Write};
 use super::topic::Topic;
 
-/// Headers of ours begin with this.
+/// The headers that a dead letter adds begin with this.
 const OURS: &str = "millstream.";
 const TOPIC: &str = "millstream.topic";
 const PATH: &str = "millstream.path";
@@ -27,10 +29,10 @@ const TIME: &str = "millstream.time";
 const STRIPPED: &str = "millstream.stripped";
 
 const TOO_LARGE: &str = "key, value and headers are too large for a dead letter";
-/// Why there is no value of a record that has none in bytes.
+/// Why there is no value, for a record that was never encoded.
 pub(super) const NOT_ENCODED: &str = "the record could not be encoded";
 
-/// A sink of [`Malformed`] records; see [`Kafka::dead_letters`](super::Kafka::dead_letters).
+/// A sink for [`Malformed`] records; see [`Kafka::dead_letters`](super::Kafka::dead_letters).
 #[derive(Clone, Debug)]
 pub struct DeadLetters(pub(super) Topic);
 
@@ -51,7 +53,7 @@ impl Sink<Malformed> for DeadLetters {
     }
 }
 
-/// Writes malformed records as they were.
+/// Writes the original bytes of malformed records.
 #[derive(Clone, Debug)]
 pub struct Letters;
 
@@ -86,7 +88,7 @@ impl Write<Malformed> for Letters {
 pub(super) type Place = (String, i32, i64);
 
 fn place(origin: &Origin) -> Option<Place> {
-    // Of a file the origin is its path, and no topic has a slash in its name.
+    // The origin of a record from a file is the path, and a topic name has no slash.
     let (topic, partition) = origin.partition.name().rsplit_once('/').filter(|(topic, _)| !topic.contains('/'))?;
     Some((topic.to_owned(), partition.parse().ok()?, i64::try_from(origin.offset.0).ok()?))
 }
@@ -102,19 +104,20 @@ pub(super) struct Letter {
     pub(super) value: Option<Vec<u8>>,
     pub(super) headers: Headers,
     pub(super) origin: Option<Place>,
-    /// Where it was read when that was no topic, and its offset there.
+    /// The file where it was read, if it was not read from a topic, and its offset there.
     pub(super) path: Option<(String, u64)>,
-    /// The topic that it was meant for.
+    /// The topic it was meant for.
     pub(super) refused_by: Option<String>,
     pub(super) cause: String,
-    /// Why it has no value, when it should have one.
+    /// Why the value is missing, if it is.
     pub(super) stripped: Option<&'static str>,
 }
 
 impl Letter {
-    /// Of a message that was refused; when that was a letter already, what it said is said again.
+    /// The letter for a refused message. If that was a letter already, its origin and cause are
+    /// kept.
     pub(super) fn of(message: &BorrowedMessage<'_>) -> Letter {
-        // A sink writes names that are text.
+        // All names are readable: a sink writes only valid UTF-8.
         let (headers, _) = headers_of(message);
         let told = DeadLetter::read(&headers);
         Letter {
@@ -131,17 +134,17 @@ impl Letter {
         }
     }
 
-    /// Whether there is nothing left that could be too large.
+    /// Whether all that could be too large is removed already.
     pub(super) fn is_stripped(&self) -> bool {
         self.stripped == Some(TOO_LARGE)
     }
 
-    /// Without what may be too large; where it was read and why it was refused stay.
+    /// Removes all that may be too large; where it was read and why it was refused stay.
     pub(super) fn strip(&mut self) {
         (self.key, self.value, self.headers, self.stripped) = (None, None, Headers::new(), Some(TOO_LARGE));
     }
 
-    /// The original headers, and ours behind them.
+    /// The original headers, followed by those that a dead letter adds.
     pub(super) fn all_headers(&self) -> Headers {
         let mut headers = Headers::new();
         for (name, value) in self.headers.iter().filter(|(name, _)| !name.starts_with(OURS)) {
@@ -170,22 +173,22 @@ impl Letter {
     }
 }
 
-/// What the headers of a dead letter say.
+/// What the headers of a dead letter say; see [`Message::dead_letter`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeadLetter {
-    /// Topic, partition and offset where it was read, when it was read from a topic.
+    /// Topic, partition and offset where it was read, if it was read from a topic.
     pub origin: Option<(String, i32, i64)>,
-    /// Path and offset where it was read, when it was read from a file.
+    /// Path and offset where it was read, if it was read from a file.
     pub path: Option<(String, u64)>,
-    /// The topic that it was meant for, when a sink refused it.
+    /// The topic it was meant for, if a sink refused it.
     pub refused_by: Option<String>,
-    /// Why nobody could take it.
+    /// Why it could not be processed or written.
     pub cause: String,
-    /// When, in milliseconds since 1970.
+    /// When the letter was made, in milliseconds since 1970.
     pub time: i64,
-    /// Whether the value is missing: it could not be encoded, or was too large for a dead letter too, as key and headers
-    /// were then.
+    /// Whether the value is missing: it could not be encoded, or it was too large for a dead letter
+    /// too. In the second case key and headers are missing as well.
     pub is_stripped: bool,
 }
 
@@ -206,14 +209,15 @@ impl DeadLetter {
 }
 
 impl<T> Message<T> {
-    /// What a dead letter's headers say; `None` for a message that is none.
+    /// What the headers of a dead letter say; `None` for a message that is not a dead letter.
     pub fn dead_letter(&self) -> Option<DeadLetter> {
         DeadLetter::read(&self.headers)
     }
 
-    /// The message that became this dead letter, on its way back: to the topic that it was meant for when a sink refused it,
-    /// else to the one where it was read, with its own headers only. `None` when it is no dead letter, or when its value is
-    /// missing.
+    /// The original message of this dead letter, with its own headers only. It goes to the topic it
+    /// was meant for if a sink refused it, else to the topic where it was read. `None` if this is
+    /// not a dead letter, if the value is missing, or if neither topic is known, as for a malformed
+    /// record from a file.
     #[must_use]
     pub fn revived(mut self) -> Option<Message<T>> {
         let letter = self.dead_letter().filter(|letter| !letter.is_stripped)?;
@@ -229,7 +233,7 @@ impl<T> Message<T> {
 
 #[cfg(test)]
 mod tests {
-    use millstream::{Offset, Partition};
+    use millstream::connector::{Offset, Partition};
 
     use super::*;
 

@@ -3,7 +3,7 @@
 use millstream::{Error, ErrorKind};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
-/// An error that says what was being done, of the kind that its code means.
+/// An error that says what was being done. Its kind follows from the code, or is `otherwise`.
 pub(super) fn error(otherwise: ErrorKind, doing: impl Into<String>, cause: KafkaError) -> Error {
     Error::new(kind(otherwise, &cause), doing).caused_by(cause)
 }
@@ -26,7 +26,7 @@ fn kind(otherwise: ErrorKind, cause: &KafkaError) -> ErrorKind {
     }
 }
 
-/// The other side knows us and says no; asking again does not help.
+/// The broker refuses this client; asking again does not help.
 pub(super) fn is_refusal(code: Code) -> bool {
     matches!(
         code,
@@ -44,7 +44,7 @@ pub(super) fn is_refusal(code: Code) -> bool {
     )
 }
 
-/// Nobody has answered yet.
+/// No broker has answered yet.
 pub(super) fn is_silence(cause: &KafkaError) -> bool {
     matches!(
         cause.rdkafka_error_code(),
@@ -52,7 +52,7 @@ pub(super) fn is_silence(cause: &KafkaError) -> bool {
     )
 }
 
-/// This record cannot be taken; the next one can.
+/// This record cannot be written; the next one can.
 pub(super) fn is_of_record(code: Code) -> bool {
     is_of_batch(code)
         || matches!(
@@ -66,7 +66,7 @@ pub(super) fn is_of_record(code: Code) -> bool {
         )
 }
 
-/// A broker refused a batch, and this record may have been refused for another one's sake.
+/// A broker refused a batch, perhaps because of another record in it.
 pub(super) fn is_of_batch(code: Code) -> bool {
     matches!(
         code,
@@ -81,12 +81,12 @@ pub(super) fn is_of_batch(code: Code) -> bool {
     )
 }
 
-/// The group is changing: the same is accepted a moment later, from those who are still members.
+/// The group is rebalancing: a moment later it accepts the same from those that are still members.
 pub(super) fn is_changing(code: Code) -> bool {
     matches!(code, Code::RebalanceInProgress | Code::IllegalGeneration | Code::StaleMemberEpoch)
 }
 
-/// The group does not know us, or no more.
+/// The group does not know this member, or no longer does.
 pub(super) fn is_lost(code: Code) -> bool {
     matches!(code, Code::UnknownMemberId)
 }

@@ -1,7 +1,10 @@
-//! Membership of a consumer group. The group gives partitions and wants them back; librdkafka tells it in a callback that
-//! may do next to nothing, so here is what is done about it afterwards, on the control thread, in the one order that stalls
-//! nobody: where given partitions begin is asked first, then their readers have them, then they are assigned; partitions
-//! that are wanted back are drained and committed by the engine before they are unassigned.
+//! Membership of a consumer group. The group assigns and revokes partitions. librdkafka reports
+//! this in a callback that may do very little, so the work is done afterwards, on the control
+//! thread, in the one order that stalls no other part:
+//!
+//! - Assigned partitions: first their starts are looked up, then their readers get them, then they
+//!   are assigned in the client.
+//! - Revoked partitions: the engine drains and commits them before they are unassigned.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -17,27 +20,27 @@ use rdkafka::types::RDKafkaRespErr;
 use super::lock;
 use super::options::GroupProtocol;
 
-/// What the group asks for.
+/// A request of the group.
 #[derive(Debug)]
 pub(super) enum Asked {
     Take(Vec<(String, i32)>),
     Return {
         partitions: Vec<(String, i32)>,
-        /// Somebody else has them already.
+        /// Another member owns them already.
         lost: bool,
     },
 }
 
-/// What the callback leaves for the control thread.
+/// The requests that the callback leaves for the control thread.
 #[derive(Debug)]
 pub(super) struct Membership {
     protocol: GroupProtocol,
     asked: Mutex<VecDeque<Asked>>,
-    /// The request that the client waits for an answer to.
+    /// The request whose answer the client waits for.
     open: Mutex<Option<Asked>>,
-    /// The run is over: every request is granted on the spot.
+    /// The run has ended: every request is answered at once.
     closing: AtomicBool,
-    /// Since when the group owes an answer which partitions are ours.
+    /// Since when the group owes an assignment.
     waits_since: Mutex<Option<Instant>>,
 }
 
@@ -52,7 +55,7 @@ impl Membership {
         }
     }
 
-    /// Takes these partitions. An eager group gives all of them anew.
+    /// Assigns these partitions in the client. An eager group assigns all of them again.
     pub(super) fn assign<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>, list: &TopicPartitionList) {
         *lock(&self.waits_since) = None;
         note(match self.protocol {
@@ -61,7 +64,7 @@ impl Membership {
         });
     }
 
-    /// Gives these partitions back. An eager group wants all of them.
+    /// Unassigns these partitions. An eager group revokes all of them.
     pub(super) fn unassign<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>, list: &TopicPartitionList) {
         note(match self.protocol {
             GroupProtocol::Classic | GroupProtocol::Consumer => consumer.incremental_unassign(list),
@@ -69,17 +72,18 @@ impl Membership {
         });
     }
 
-    /// The group is about to say which partitions are ours.
+    /// The group owes an assignment from now on.
     pub(super) fn waits(&self) {
         lock(&self.waits_since).get_or_insert_with(Instant::now);
     }
 
-    /// How long the group has owed its answer.
+    /// How long the group has owed an assignment; `None` if it does not.
     pub(super) fn waiting(&self) -> Option<Duration> {
         lock(&self.waits_since).map(|since| since.elapsed())
     }
 
-    /// The body of the callback. The client waits for an answer, goes on with its heart-beats and pauses all partitions.
+    /// The body of the callback. The client waits for an answer; meanwhile it sends its heartbeats
+    /// and pauses all partitions.
     pub(super) fn asked<C: ConsumerContext>(
         &self,
         consumer: &BaseConsumer<C>,
@@ -88,7 +92,7 @@ impl Membership {
     ) {
         let take = what == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         if self.closing.load(SeqCst) {
-            // What is assigned now would only be given back.
+            // Partitions that are assigned now would only be revoked again.
             if take {
                 self.assign(consumer, &TopicPartitionList::new());
             } else {
@@ -99,14 +103,15 @@ impl Membership {
         if !take {
             self.waits();
         }
-        // The list is the event's.
+        // The list belongs to the event.
         let partitions = partitions_of(list);
         let asked =
             if take { Asked::Take(partitions) } else { Asked::Return { partitions, lost: consumer.assignment_lost() } };
         lock(&self.asked).push_back(asked);
     }
 
-    /// The next request, when none is open: the client may ask again before it has its answer, and takes answers in order.
+    /// The next request, if none is open: the client may ask again before it has its answer, and
+    /// expects the answers in order.
     pub(super) fn next(&self) -> Option<Asked> {
         if lock(&self.open).is_some() {
             return None;
@@ -114,24 +119,26 @@ impl Membership {
         lock(&self.asked).pop_front()
     }
 
-    /// The request is open until it is answered.
+    /// Opens a request; it stays open until it is answered.
     pub(super) fn open(&self, asked: Asked) {
         *lock(&self.open) = Some(asked);
     }
 
-    /// The open request to take partitions is answered now; there may be none any more.
+    /// Closes the open request to take partitions, which is answered now. Returns whether there was
+    /// one.
     pub(super) fn taken(&self) -> bool {
         lock(&self.open).take_if(|asked| matches!(asked, Asked::Take(_))).is_some()
     }
 
-    /// The partitions of the open request to return some, which is answered now.
+    /// Closes the open request to return partitions, which is answered now. Returns the partitions.
     pub(super) fn returned(&self) -> Option<Vec<(String, i32)>> {
         match lock(&self.open).take_if(|asked| matches!(asked, Asked::Return { .. }))? {
             Asked::Return { partitions, .. } | Asked::Take(partitions) => Some(partitions),
         }
     }
 
-    /// The run is over. Whatever the client still waits for is answered, or it could not end.
+    /// Ends the membership. Answers every request that the client still waits for, because the
+    /// client cannot close until then.
     pub(super) fn close<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>) {
         self.closing.store(true, SeqCst);
         let waiting = mem::take(&mut *lock(&self.asked));
@@ -145,10 +152,10 @@ impl Membership {
     }
 }
 
-/// An answer that comes too late is none; the client says so to itself and asks again.
+/// Logs an answer that failed. One that comes too late has no effect: the client asks again.
 fn note(answered: KafkaResult<()>) {
     if let Err(error) = answered {
-        tracing::warn!(%error, "the group did not take an answer");
+        tracing::warn!(%error, "cannot answer a request of the group");
     }
 }
 

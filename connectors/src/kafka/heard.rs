@@ -1,5 +1,6 @@
-//! What a client says of itself: complaints, which explain a silence and tell a refusal, and lines of its log. All of it
-//! passes through here on its way to anybody, and leaves without secrets. The client also asks here for tokens.
+//! What a client reports: errors, which explain a silence or a refusal, and lines of its log. All
+//! of it passes through here before it is logged or reported, and secrets are removed. The client
+//! also gets its tokens here.
 
 use std::error::Error as StdError;
 use std::sync::{Arc, Mutex};
@@ -15,22 +16,22 @@ use super::error::is_refusal;
 use super::lock;
 use super::token::Tokens;
 
-/// What a client has complained about, as far as it explains why nothing moves.
+/// The complaints of a client that explain why it makes no progress.
 #[derive(Debug)]
 pub(super) struct Heard {
     settings: Arc<Settings>,
-    /// The consumer group, when there is one: the client does not say which one is refused.
+    /// The consumer group, if there is one: the client does not say which group was refused.
     group: Option<String>,
     complaint: Mutex<Option<Complaint>>,
     troubles: Mutex<Vec<Trouble>>,
 }
 
-/// Something that is asked again and again until it passes: most of it is over before anyone would want to hear of it.
+/// Something that is retried until it succeeds. Most of it is over before it is worth a log line.
 #[derive(Debug)]
 struct Trouble {
     with: With,
     since: Instant,
-    /// `None` for what the client complains of.
+    /// `None` for the client: its last complaint is the reason.
     reason: Option<String>,
     is_told: bool,
 }
@@ -41,19 +42,20 @@ impl Trouble {
     }
 }
 
-/// What does not go on. Each ends by itself: a group may give records and take no commit.
+/// What makes no progress. Each kind ends separately: a group may deliver records and accept no
+/// commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum With {
-    /// The client, which reaches nobody.
+    /// The client, which reaches no broker or gets no answer.
     Client,
     Commits,
     Starts,
     Topics,
-    /// Who else commits.
+    /// Finding out which other runs commit.
     Others,
 }
 
-/// A trouble that is not over by then is told, and stands in the report.
+/// Trouble that lasts this long is logged, and appears in the report.
 const LASTS_AFTER: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
@@ -62,10 +64,10 @@ struct Complaint {
     reason: String,
 }
 
-/// The last of the heaviest complaints counts; of refusals the first.
+/// The last of the heaviest complaints is kept; of refusals the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Weight {
-    /// That all brokers are down says less than why each of them is.
+    /// "All brokers are down" says less than why each of them is.
     AllAreDown,
     Logged,
     Failed,
@@ -81,7 +83,7 @@ impl Heard {
         Heard { group: Some(group.to_owned()), ..Heard::new(settings) }
     }
 
-    /// The client tells an error.
+    /// Handles an error that the client reports.
     pub(super) fn note(&self, error: &KafkaError, reason: &str) {
         let reason = self.settings.hide_in(reason);
         let Some(code) = error.rdkafka_error_code().filter(|code| *code != Code::PartitionEOF) else { return };
@@ -103,13 +105,13 @@ impl Heard {
         self.trouble(With::Client, None);
     }
 
-    /// The client has something to do, and has done none of it since somebody looked before. Of what it sends again by itself it
-    /// says nothing.
+    /// Called when the client has had work since the last check and has done none of it. It does
+    /// not report what it sends again by itself.
     pub(super) fn stands_still(&self) {
         self.trouble(With::Client, None);
     }
 
-    /// Says whether that is news.
+    /// Returns whether the trouble or its reason is new.
     fn trouble(&self, with: With, reason: Option<&str>) -> bool {
         let mut troubles = lock(&self.troubles);
         let Some(known) = troubles.iter_mut().find(|trouble| trouble.with == with) else {
@@ -123,26 +125,27 @@ impl Heard {
         is_new
     }
 
-    /// The client has done something that it could not do in trouble.
+    /// Called when the client has done something that it could not do in trouble.
     pub(super) fn goes_on(&self) {
         if self.passes(With::Client) {
             lock(&self.complaint).take_if(|complaint| complaint.weight != Weight::Refused);
         }
     }
 
-    /// Something passes, perhaps for the first time in a while. Says whether it did not before.
+    /// Called when something succeeds, perhaps for the first time in a while. Returns whether it
+    /// was in trouble before.
     pub(super) fn passes(&self, with: With) -> bool {
         let mut troubles = lock(&self.troubles);
         let Some(at) = troubles.iter().position(|trouble| trouble.with == with) else { return false };
         let ended = troubles.remove(at);
         drop(troubles);
         if ended.is_told {
-            tracing::info!(brokers = self.settings.brokers, after = ?ended.since.elapsed(), "kafka client goes on");
+            tracing::info!(brokers = self.settings.brokers, after = ?ended.since.elapsed(), "kafka client recovered");
         }
         true
     }
 
-    /// What has been waited for longest, when that is some time.
+    /// The trouble that has lasted longest, if it is worth a report.
     pub(super) fn waiting(&self) -> Option<String> {
         let troubles = lock(&self.troubles);
         let lasting = troubles.iter().filter(|trouble| trouble.lasts()).min_by_key(|trouble| trouble.since)?;
@@ -164,23 +167,23 @@ impl Heard {
         }
     }
 
-    /// The client logs a line.
+    /// Handles a line of the client's log.
     pub(super) fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         let line = self.settings.hide_in(line);
         tracing::debug!(?level, facility, line, "kafka client");
         if facility == "FAIL" {
-            // Which of its threads says it is nobody's business.
+            // The part before it names a thread of the client.
             let reason = line.split_once("]: ").map_or(line.as_str(), |(_, reason)| reason);
             self.keep(Weight::Logged, reason.to_owned());
         }
     }
 
-    /// Whether the user wants to see what the client logs.
+    /// Whether the user has turned on the client's debug log.
     pub(super) fn is_debugged(&self) -> bool {
         self.settings.is_debugged()
     }
 
-    /// Something does not go on, and may by itself.
+    /// Records that something makes no progress, but may recover by itself.
     pub(super) fn complain(&self, with: With, reason: String) {
         if self.trouble(with, Some(&reason)) {
             tracing::debug!(reason, "kafka client");
@@ -188,7 +191,7 @@ impl Heard {
         self.keep(Weight::Failed, reason);
     }
 
-    /// The client wants a token.
+    /// The token that the client asks for.
     pub(super) fn token(&self) -> Result<OAuthToken, Box<dyn StdError>> {
         let tokens = self.settings.security.tokens();
         tokens.and_then(Tokens::newest).ok_or_else(|| "there is no token".into())
@@ -206,13 +209,14 @@ impl Heard {
         lock(&self.complaint).take().map(|complaint| complaint.reason)
     }
 
-    /// What the other side refused, when it did.
+    /// Why the broker refused the client, if it did.
     pub(super) fn refusal(&self) -> Option<String> {
         let complaint = lock(&self.complaint);
         complaint.as_ref().filter(|complaint| complaint.weight == Weight::Refused).map(|told| told.reason.clone())
     }
 
-    /// The error of a refusal, when there was one. Of a token that is too old the reason is why there is no newer one.
+    /// The error of a refusal, if there was one. If the token has expired, the cause is why there
+    /// is no newer one.
     pub(super) fn refused(&self, doing: &str) -> Option<Error> {
         let reason = self.refusal()?;
         let lapsed = self.settings.security.tokens().and_then(|tokens| tokens.lapsed());
@@ -223,9 +227,10 @@ impl Heard {
     }
 }
 
-/// The connection broke while we said who we are, as it does when a broker stops, or we said it twice within a second, as
-/// the client does when a token is about to expire, or it heard of a token after the time that we had told it for asking
-/// again. It calls all of these a failed authentication, or an error of TLS.
+/// Whether a failure passes by itself, although the client calls it a failed authentication or an
+/// error of TLS. Either the connection broke during authentication, as it does when a broker stops.
+/// Or the client authenticated twice within a second, as it does when a token is about to expire.
+/// Or it got a token only after the lifetime that it was given for that token.
 fn is_passing(reason: &str) -> bool {
     [
         "handshake failed: Local:",
@@ -239,24 +244,25 @@ fn is_passing(reason: &str) -> bool {
     .any(|part| reason.contains(part))
 }
 
-/// The broker says no to our certificate, or to having none. By TLS 1.3 it does when the connection seems to stand, so the
-/// client takes it for a broken one.
+/// The broker rejects the client's certificate, or that there is none. With TLS 1.3 it does so when
+/// the connection seems established, so the client reports a broken connection.
 fn is_of_certificate(reason: &str) -> bool {
     reason.contains(" alert ")
         && ["certificate", "unknown ca", "access denied", "handshake failure"].iter().any(|part| reason.contains(part))
 }
 
-/// The client's reason, with what it means here where it speaks of its own properties or says next to nothing.
+/// The client's reason, with an explanation where the reason names only the client's own properties
+/// or says very little.
 fn explained(reason: &str) -> String {
     let meaning = if reason.contains("certificate verify failed") {
-        "the broker's certificate is not of the authorities that are trusted (`Tls::ca_file`), or not for the host name that \
-         was called, or too old"
+        "the broker's certificate is not signed by a trusted authority (`Tls::ca_file`), is not valid for the host name, or \
+         has expired"
     } else if reason.contains("invalid_token") {
-        "the broker does not take the token: it has expired, or is meant for another broker"
+        "the broker rejects the token: it has expired, or is meant for another broker"
     } else if reason.contains("not valid in current SASL state") {
-        "the broker does not ask who we are here"
+        "this listener does not use SASL"
     } else if is_of_certificate(reason) {
-        "the broker wants a certificate of ours (`Tls::identity_files`), or does not take the one that it has seen"
+        "the broker requires a client certificate (`Tls::identity_files`), or rejects the one that it got"
     } else {
         return reason.to_owned();
     };

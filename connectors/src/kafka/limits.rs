@@ -1,9 +1,10 @@
-//! What a topic takes. Its settings are read when the job starts, so that the client makes batches that fit, and a record
-//! that the broker would refuse is refused before it is sent: a broker refuses whole batches, and with one record its
-//! neighbours.
+//! The limits of a topic. Its settings are read when the job starts, so that the client makes
+//! batches that fit, and a record that the broker would refuse is refused before it is sent. A
+//! broker refuses whole batches, and with one record all others in its batch.
 //!
-//! Before it on a record's path is the format, behind it the producer. What cannot be read here (a user without the right
-//! to describe a topic, topics that messages name) the broker tells, and `again` sorts out.
+//! On a record's path, the format comes before it and the producer after it. Limits that cannot be
+//! read here (a user without the right to describe a topic, topics that messages name) show when
+//! the broker refuses a record, and `again` handles that.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +12,8 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_executor::block_on;
-use millstream::{Headers, Result, spawn};
+use millstream::connector::spawn;
+use millstream::{Headers, Result};
 use rdkafka::ClientContext;
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigEntry, ConfigResource, ConfigSource, ResourceSpecifier};
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
@@ -26,22 +28,23 @@ use super::sink::Outgoing;
 /// The limits of the topics that a sink is known to write.
 #[derive(Debug, Default)]
 pub(super) struct Limits {
-    /// By name. There are at most two, the dead letters' among them.
+    /// By name. There are at most two, including the dead-letter topic.
     topics: Vec<(String, TopicLimits)>,
-    /// The broker measures a batch when it is compressed; how small a record becomes is known only then.
+    /// The broker measures the compressed batch, and the compressed size of a record is not known
+    /// before.
     is_compressed: bool,
 }
 
-/// What one topic takes.
+/// The limits of one topic.
 #[derive(Clone, Debug, Default)]
 struct TopicLimits {
     /// The largest batch.
     batch: Option<Limit>,
-    /// `cleanup.policy` has `compact`, and where that is set.
+    /// Where `cleanup.policy` is set, if it contains `compact`.
     compacts: Option<&'static str>,
     /// How far ahead of the broker's clock a timestamp may be.
     ahead: Option<Limit>,
-    /// How far behind it.
+    /// How far behind the broker's clock a timestamp may be.
     behind: Option<Limit>,
 }
 
@@ -59,16 +62,17 @@ impl fmt::Display for Limit {
     }
 }
 
-/// How far two clocks may be apart before a timestamp is refused here: within this the broker decides.
+/// How far two clocks may differ: the broker decides on a timestamp that is out of range by no more
+/// than this.
 const CLOCK_SKEW: Duration = Duration::from_secs(300);
 
 impl Limits {
-    /// The largest batch that every one of the topics takes.
+    /// The largest batch that all of the topics accept.
     pub(super) fn batch_max(&self) -> Option<u64> {
         self.topics.iter().filter_map(|(_, topic)| topic.batch.as_ref()).map(|limit| limit.value).min()
     }
 
-    /// Why a record cannot be written, when that is known before it is sent. `payload` is its length.
+    /// Why a record cannot be written, if that is known before it is sent. `payload` is its length.
     pub(super) fn refusal(&self, topic: &str, outgoing: &Outgoing<'_>, payload: Option<usize>) -> Option<Cause> {
         if let Some(cause) = outgoing.timestamp.and_then(unwritable) {
             return Some(cause.into());
@@ -84,15 +88,15 @@ impl Limits {
         let limit = limits.batch.as_ref().filter(|_| !self.is_compressed)?;
         let size = batch_of_one(outgoing.key, payload, outgoing.headers.as_deref());
         (size > limit.value).then(|| {
-            format!("it is too large: {size} bytes with its key and headers, and for topic `{topic}` {limit}").into()
+            format!("it is too large for topic `{topic}`: {size} bytes with its key and headers, but {limit}").into()
         })
     }
 }
 
-/// The client takes 0 for no timestamp, and what lies before 1970 is refused by every broker.
+/// The client treats 0 as no timestamp, and every broker refuses a timestamp before 1970.
 fn unwritable(timestamp: i64) -> Option<String> {
     match timestamp {
-        0 => Some("its timestamp is 0, which the Kafka client replaces by the present time".to_owned()),
+        0 => Some("its timestamp is 0, which the Kafka client replaces with the current time".to_owned()),
         ..0 => Some(format!("its timestamp is {timestamp}, which is before 1970")),
         1.. => None,
     }
@@ -106,7 +110,7 @@ impl TopicLimits {
         let ahead = self.ahead.as_ref().filter(|limit| is_beyond(limit, timestamp.saturating_sub(now)));
         let behind = self.behind.as_ref().filter(|limit| is_beyond(limit, now.saturating_sub(timestamp)));
         let (limit, where_it_lies) = ahead.map(|limit| (limit, "ahead of")).or(behind.map(|limit| (limit, "behind")))?;
-        Some(format!("its timestamp {timestamp} lies too far {where_it_lies} the present time: {limit}"))
+        Some(format!("its timestamp {timestamp} is too far {where_it_lies} the current time: {limit}"))
     }
 
     fn read(resource: &ConfigResource) -> TopicLimits {
@@ -136,14 +140,14 @@ fn set_in(entry: &ConfigEntry) -> &'static str {
         ConfigSource::DynamicBroker | ConfigSource::StaticBroker => "set for the broker",
         ConfigSource::DynamicDefaultBroker => "set for all brokers",
         ConfigSource::Default => "the broker's default",
-        ConfigSource::Unknown => "set at the broker",
+        ConfigSource::Unknown => "reported by the broker",
     }
 }
 
-/// The size of the batch that a record fills alone, uncompressed, by Kafka's format 2.
+/// The size of an uncompressed batch with this record only, in Kafka's record format 2.
 fn batch_of_one(key: Option<&[u8]>, payload: Option<usize>, headers: Option<&Headers>) -> u64 {
     const BATCH: usize = 61;
-    // Attributes, and the differences of time and offset to the batch's own, which are 0.
+    // Attributes, and the deltas of time and offset from the batch's own, which are 0.
     const RECORD: usize = 3;
     let field = |len: Option<usize>| len.map_or(1, |len| varint(len as u64) + len);
     let names = headers.into_iter().flat_map(Headers::iter);
@@ -153,31 +157,33 @@ fn batch_of_one(key: Option<&[u8]>, payload: Option<usize>, headers: Option<&Hea
     (BATCH + varint(record as u64) + record) as u64
 }
 
-/// The bytes of a length in zigzag encoding.
+/// How many bytes a length takes in zigzag encoding.
 fn varint(len: u64) -> usize {
     (64 - (len << 1).leading_zeros() as usize).div_ceil(7).max(1)
 }
 
-/// How long a start waits for the settings of its topics once their metadata are there.
+/// How long a start waits for the settings of its topics once it has their metadata.
 const WAIT: Duration = Duration::from_secs(2);
 
-/// The answer to a question that was asked on a thread of its own, beside the rest of the start.
+/// A pending answer: the settings are requested on a separate thread, during the rest of the start.
 pub(super) struct Asked {
     answer: Receiver<Vec<(String, TopicLimits)>>,
     compression: Compression,
 }
 
-/// Asks for the settings of these topics. Destroying an admin client takes up to 100 ms, so it is done away from the start.
+/// Requests the settings of these topics, on a separate thread: destroying an admin client takes up
+/// to 100 ms, and the start should not wait for that.
 pub(super) fn ask(settings: &Arc<Settings>, topics: &[&str], compression: Compression) -> Result<Asked> {
     let (sender, answer) = mpsc::channel();
-    // Only a client whose queue is polled is given a token, and nothing here polls the admin client's.
+    // A client gets a token only while its queue is polled, and nothing here polls that of the
+    // admin client.
     let is_askable = !topics.is_empty() && settings.security.tokens().is_none();
     if is_askable {
         let (settings, topics) =
             (Arc::clone(settings), topics.iter().map(|&topic| topic.to_owned()).collect::<Vec<_>>());
         let config = settings.config()?;
         spawn("limits", move || {
-            // Why no client can be made the producer says, and hides the values that stand in that.
+            // If no client can be created, the producer reports why, with secrets hidden.
             let Ok(admin) = AdminClient::from_config_and_context(&config, Quiet(settings)) else { return };
             let ask = || {
                 let resources: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
@@ -185,12 +191,12 @@ pub(super) fn ask(settings: &Arc<Settings>, topics: &[&str], compression: Compre
                 let described = block_on(admin.describe_configs(&resources, &options))?;
                 let known = topics.iter().zip(described);
                 let known = known.filter_map(|(topic, found)| Some((topic.clone(), TopicLimits::read(&found.ok()?))));
-                // Nobody listens to a start that has failed.
+                // The receiver is gone if the start has failed.
                 drop(sender.send(known.collect()));
                 Ok::<(), KafkaError>(())
             };
             if let Err(cause) = ask() {
-                tracing::debug!(%cause, "cannot read the settings of the topics that are written");
+                tracing::debug!(%cause, "cannot read the settings of the output topics");
             }
         })?;
     }
@@ -198,14 +204,14 @@ pub(super) fn ask(settings: &Arc<Settings>, topics: &[&str], compression: Compre
 }
 
 impl Asked {
-    /// What was answered; topics of which nothing is known are missing.
+    /// Waits for the answer. Topics whose settings are unknown are missing.
     pub(super) fn limits(self) -> Limits {
         let topics = self.answer.recv_timeout(WAIT).unwrap_or_default();
         Limits { topics, is_compressed: self.compression != Compression::None }
     }
 }
 
-/// What an admin client tells does not matter: the producer beside it says the same.
+/// Logs an admin client's events for debugging only: the producer reports the same.
 struct Quiet(Arc<Settings>);
 
 impl ClientContext for Quiet {
@@ -244,7 +250,8 @@ mod tests {
     #[test]
     fn lengths_are_counted_as_kafka_counts_them() {
         assert_eq!([0, 63, 64, 8_191, 8_192, 1_048_575, 1_048_576].map(varint), [1, 1, 2, 2, 3, 3, 4]);
-        // An empty record: 61 of the batch, a length, attributes, two differences, no key, no value, no headers.
+        // An empty record: 61 of the batch, a length, attributes, two deltas, no key, no value, no
+        // headers.
         assert_eq!(batch_of_one(None, None, None), 61 + 1 + 3 + 1 + 1 + 1);
     }
 

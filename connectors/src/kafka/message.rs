@@ -1,4 +1,4 @@
-//! A value with what Kafka keeps beside it.
+//! A value with its Kafka metadata.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -8,12 +8,13 @@ use millstream::Headers;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use serde::{Deserialize, Serialize};
 
-/// The headers of a message of the client, and how many more there are that cannot be read.
+/// The headers of a client's message, and how many others cannot be read.
 pub(super) fn headers_of(message: &BorrowedMessage<'_>) -> (Headers, usize) {
     let (mut headers, mut unreadable) = (Headers::new(), 0);
     let Some(borrowed) = message.headers() else { return (headers, 0) };
     for index in 0..borrowed.count() {
-        // rdkafka 0.39 panics at a name that is not UTF-8, and has no other way to a header.
+        // rdkafka 0.39 panics on a name that is not valid UTF-8, and has no other way to read a
+        // header.
         match catch_unwind(AssertUnwindSafe(|| borrowed.get(index))) {
             Ok(header) => headers.push(header.key, header.value.map(<[u8]>::to_vec)),
             Err(_) => unreadable += 1,
@@ -22,16 +23,16 @@ pub(super) fn headers_of(message: &BorrowedMessage<'_>) -> (Headers, usize) {
     (headers, unreadable)
 }
 
-/// What a key and headers hold.
+/// How many bytes a key and headers hold.
 pub(super) fn held_beside(key: Option<&[u8]>, headers: &Headers) -> u64 {
-    // Of a header's name and value, without what they point to.
+    // The name and value themselves, without what they point to.
     const HEADER: usize = size_of::<(String, Option<Vec<u8>>)>();
     let headers = headers.iter().map(|(name, value)| HEADER + name.len() + value.map_or(0, <[u8]>::len));
     (key.map_or(0, <[u8]>::len) + headers.sum::<usize>()) as u64
 }
 
-/// A value with its key, headers, and where it was read. Where it was read never decides where it is written: topic,
-/// partition and timestamp of an output are unset until they are set.
+/// A value with its key and headers, and where it was read. Where it was read never decides where
+/// it is written: topic, partition and timestamp of an output are unset until you set them.
 ///
 /// ```
 /// use millstream_connectors::Message;
@@ -51,7 +52,7 @@ pub struct Message<T> {
     pub(super) timestamp: Option<i64>,
 }
 
-/// Where and when a message was written that a source has read.
+/// Where a source has read a message, and when the message was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct KafkaOrigin {
@@ -61,7 +62,8 @@ pub struct KafkaOrigin {
     pub partition: i32,
     /// The record's offset.
     pub offset: i64,
-    /// Milliseconds since 1970, as the producer or the broker wrote them; `None` when the topic has none.
+    /// Milliseconds since 1970, as set by the producer or the broker; `None` if the record has no
+    /// timestamp.
     pub timestamp: Option<i64>,
 }
 
@@ -85,7 +87,7 @@ impl<T> Message<T> {
         }
     }
 
-    /// Sets the key; it decides the partition unless that is set.
+    /// Sets the key, which decides the partition unless [`partition`](Message::partition) is set.
     #[must_use]
     pub fn key(mut self, key: impl Into<Vec<u8>>) -> Message<T> {
         self.key = Some(key.into());
@@ -99,7 +101,7 @@ impl<T> Message<T> {
         self
     }
 
-    /// Sets the topic it is written to; needed where the sink has none of its own.
+    /// Sets the topic it is written to. Required if the sink has no topic of its own.
     #[must_use]
     pub fn topic(mut self, topic: impl Into<Arc<str>>) -> Message<T> {
         self.topic = Some(topic.into());
@@ -113,15 +115,16 @@ impl<T> Message<T> {
         self
     }
 
-    /// Sets the timestamp it is written with, in milliseconds since 1970; the time of writing when unset. The sink refuses a
-    /// record with a timestamp of 0 or less: the Kafka client takes 0 for the time of writing.
+    /// Sets the timestamp it is written with, in milliseconds since 1970. The default is the time
+    /// of writing. The sink refuses a record with a timestamp of 0 or less: the Kafka client would
+    /// replace 0 with the time of writing.
     #[must_use]
     pub fn timestamp(mut self, milliseconds: i64) -> Message<T> {
         self.timestamp = Some(milliseconds);
         self
     }
 
-    /// Makes it one that was read there, for tests of pipelines that look at [`origin`](Message::origin).
+    /// Sets where it was read, for tests of pipelines that look at [`origin`](Message::origin).
     ///
     /// ```
     /// use millstream_connectors::Message;
@@ -161,22 +164,22 @@ impl<T> Message<T> {
         &self.headers
     }
 
-    /// The topic that it is written to, when it names one.
+    /// The topic it is written to, if it names one.
     pub fn topic_name(&self) -> Option<&str> {
         self.topic.as_deref()
     }
 
-    /// Where it was read, when it was.
+    /// Where it was read; `None` if it was not read by a source.
     pub fn origin(&self) -> Option<&KafkaOrigin> {
         self.origin.as_ref()
     }
 
-    /// What key and headers hold.
+    /// How many bytes key and headers hold.
     pub(super) fn held_beside(&self) -> u64 {
         held_beside(self.key.as_deref(), &self.headers)
     }
 
-    /// Another value under the same key and headers.
+    /// Replaces the value, and keeps key, headers and the rest.
     pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Message<U> {
         Message {
             value: f(self.value),

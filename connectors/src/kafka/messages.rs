@@ -7,7 +7,7 @@ use crate::format::{Bytes, Csv, Json, Text};
 use super::options::{Compression, OnRefused, Partitioner, Profile};
 use super::topic::{RawRecords, RecordsWithMetadata, Topic};
 
-/// A sink of messages that each name their topic; choose a format.
+/// A sink for messages that each name their topic. Choose a format.
 #[derive(Clone, Debug)]
 pub struct Messages {
     topic: Topic,
@@ -73,7 +73,7 @@ impl Messages {
         self.topic.format(format).with_metadata()
     }
 
-    /// Messages as they are.
+    /// Messages as they are, without a format; see [`Topic::raw`].
     pub fn raw(self) -> RawRecords {
         self.topic.raw()
     }

@@ -1,18 +1,22 @@
 //! Kafka: topics as sources and sinks, at least once.
 //!
-//! A record's path begins in `reader` (the worker polls the queues of its own partitions) and ends in `sink` (one
-//! producer per sink and process, whose delivery reports acknowledge). `source` is their consumer, `group` what its consumer
-//! group asks of it, `signature` how runs that are no members of it know of each other, `start` finds where reading begins, `coordinator` does what waits for the group: above all it commits
-//! how far reading is done. `client` holds the settings that both clients get and why.
+//! A record's path begins in `reader` (the worker polls the queues of its own partitions) and ends
+//! in `sink` (one producer per sink and process, whose delivery reports acknowledge the records).
+//! `source` holds the consumer that the readers share. `group` does what its consumer group asks
+//! for. `signature` lets runs that are not members of the group detect each other. `start` finds
+//! where reading begins. `coordinator` makes the requests that wait for the group, above all
+//! commits. `client` holds the settings of both clients, with the reasons.
 //!
-//! Offsets are committed to the consumer group only when every output of the records before them is acknowledged.
-//! Of [`Job::memory`](millstream::Job::memory) a quarter is for records fetched ahead. A broker sends whole batches as a
-//! producer made them, so each partition may hold one of those, up to a megabyte by librdkafka's default, beyond that.
+//! Offsets are committed to the consumer group only when every output of the records before them is
+//! acknowledged. A quarter of [`Job::memory`](millstream::Job::memory) is for prefetched records. A
+//! broker sends whole batches as a producer made them, so each partition may hold one more of
+//! those, up to a megabyte by librdkafka's default.
 //!
-//! Without a group of its own name a source uses the job's. A job without an end joins it: as many processes of it as you
-//! like share its partitions out, and a partition that moves is drained and committed first. A job that ends, or names its
-//! partitions, assigns them to itself; two such must not share a group: the second is an error at start, or the first is
-//! ended, with the other's name ([`take_over`](Topic::take_over)).
+//! The group of a source has the job's name unless [`group`](Topic::group) sets another. A job
+//! without an end joins the group: any number of its processes share the partitions, and a
+//! partition that moves is drained and committed first. A bounded job, or one that names its
+//! partitions, assigns them to itself. Two such jobs must not share a group: the second fails at
+//! start, or it ends the first ([`take_over`](Topic::take_over)). The error names the other run.
 
 mod again;
 mod client;
@@ -66,13 +70,15 @@ use security::Security;
 
 /// A Kafka cluster and how to reach it. Cheap to clone.
 ///
-/// Any property of librdkafka can be [`set`](Kafka::set); those that the engine owns are refused when the job starts.
-/// [`tls`](Kafka::tls) and [`sasl`](Kafka::sasl) say how it is reached where not everybody may. Secrets, and values of
-/// properties that may be secret, are never printed: not here, in no error, no log and no report.
+/// Any property of librdkafka can be [`set`](Kafka::set), except those that the engine owns: these
+/// are an error when the job starts. [`tls`](Kafka::tls) and [`sasl`](Kafka::sasl) set encryption
+/// and authentication. Secrets, and values of properties that may be secret, are never printed: not
+/// here, and not in any error, log or report.
 ///
-/// Credentials that are wrong are an error at start, of the kind [`Refused`](millstream::ErrorKind::Refused).
-/// Credentials that a broker stops accepting end a running job with the same kind of error; a broker that is away, or breaks
-/// a connection off, does not.
+/// Wrong credentials are an error at start, of the kind
+/// [`Refused`](millstream::ErrorKind::Refused). If a broker stops accepting the credentials, a
+/// running job ends with the same kind of error. A broker that is unreachable, or that closes a
+/// connection, does not end the job.
 #[derive(Clone)]
 pub struct Kafka {
     settings: Arc<Settings>,
@@ -90,14 +96,14 @@ impl Kafka {
         Kafka { settings: Arc::new(settings) }
     }
 
-    /// Encrypts connections, and says whom to trust. Needs the feature `tls`.
+    /// Encrypts connections, and sets which servers to trust. Needs the feature `tls`.
     #[must_use]
     pub fn tls(mut self, tls: Tls) -> Kafka {
         Arc::make_mut(&mut self.settings).security.tls = Some(tls);
         self
     }
 
-    /// Says who we are.
+    /// Sets how clients authenticate to the brokers.
     #[must_use]
     pub fn sasl(mut self, sasl: Sasl) -> Kafka {
         Arc::make_mut(&mut self.settings).security.sasl = Some(sasl);
@@ -130,23 +136,25 @@ impl Kafka {
         Topic::new(Arc::clone(&self.settings), names.into_iter().map(Into::into).collect())
     }
 
-    /// All topics whose whole name matches a regular expression, such as `orders-\\d+`, to read as one source; topics that
-    /// begin with `__` are Kafka's own and are left out. The dialect is the one of the [`regex`](https://docs.rs/regex) crate,
-    /// whatever the trigger and the group protocol: this library matches the names, and neither the client nor the broker sees
-    /// the expression.
+    /// All topics whose whole name matches a regular expression, such as `orders-\\d+`, to read as
+    /// one source. Topics that begin with `__` are Kafka's own and are left out. The syntax is that
+    /// of the [`regex`](https://docs.rs/regex) crate, for every trigger and group protocol: this
+    /// library matches the names, and neither the client nor the broker sees the expression.
     ///
-    /// A job without an end also reads topics that are made later, from their beginning. It looks for them each
-    /// `topic.metadata.refresh.interval.ms`, 30 s unless it is set, and each second while no topic matches.
+    /// A job without an end also reads topics that are created later, from their beginning. It
+    /// looks for them every `topic.metadata.refresh.interval.ms`, 30 s by default, and every second
+    /// while no topic matches.
     pub fn topics_matching(&self, pattern: impl Into<String>) -> Topic {
         Topic { is_pattern: true, ..self.topic(pattern) }
     }
 
-    /// A sink of malformed records, as they were: value, key and headers are the original ones, and headers that begin with
-    /// `millstream.` say where each was read, why it is here and since when ([`Message::dead_letter`]).
-    /// [`Message::revived`] is the way back.
+    /// A sink for malformed records. Value, key and headers are the original ones; further headers,
+    /// which begin with `millstream.`, say where each record was read, why it failed and when its
+    /// letter was made ([`Message::dead_letter`]). [`Message::revived`] restores the original
+    /// message.
     pub fn dead_letters(&self, topic: impl Into<String>) -> DeadLetters {
         let topic = topic.into();
-        // One that is too large for its letter leaves one that says so.
+        // A record that is too large for a letter leaves a letter that says so.
         DeadLetters(self.topic(&topic).on_refused(OnRefused::DeadLetters(topic)))
     }
 

@@ -1,10 +1,10 @@
-//! What topics may be told, as sources and as sinks.
+//! The options of a topic, as a source and as a sink.
 
 use std::time::Duration;
 
 use super::start::{DataLoss, End, Isolation, StartAt};
 
-/// What a source may be told.
+/// The options of a source.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SourceOptions {
     pub(super) group: Option<String>,
@@ -19,31 +19,35 @@ pub(super) struct SourceOptions {
 }
 
 impl SourceOptions {
-    /// Whether the start of what nobody has read is another one when it is looked for later.
+    /// Whether the start of a partition that the group has not read may change when it is looked up
+    /// again.
     pub(super) fn start_is_passing(&self) -> bool {
         !matches!(self.start_at, None | Some(StartAt::Earliest | StartAt::Committed))
     }
 }
 
-/// How the members of a group agree on who reads what.
+/// How the members of a consumer group agree on the assignment of partitions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GroupProtocol {
-    /// One of the members decides, and partitions move one by one (cooperative-sticky): every broker speaks it. A member
-    /// that is gone without a word is missed after `session.timeout.ms`, 10 s unless it is set.
+    /// One of the members decides, and partitions move one by one (cooperative-sticky). Every
+    /// broker supports it. A member that disappears without leaving the group is removed after
+    /// `session.timeout.ms`, 10 s unless it is set.
     #[default]
     Classic,
-    /// As `Classic`, with the assignors that hand-written consumers have by default, range and round-robin: at each change of
-    /// the group every member gives back all partitions, drained and committed, before any is given again. For a group that
-    /// still has such members, above all while it moves over to this library: all members of a group must have an assignor
-    /// in common. A group that is through with that changes to `Classic` when all its members have stopped once.
+    /// As `Classic`, with the assignors that hand-written consumers have by default, range and
+    /// round-robin. At each rebalance every member gives up all its partitions, drained and
+    /// committed, before any is assigned again. Use it for a group that still has such members,
+    /// above all while it moves to this library: all members of a group must have an assignor in
+    /// common. After the move, stop all members once to change the group to `Classic`.
     Eager,
-    /// The broker decides (KIP-848, Kafka 4.0 and later). A partition moves within one of the broker's heart-beats, 5 s by
-    /// its default, and only the broker sets when a member is missed, after 45 s by its default.
+    /// The broker decides (KIP-848, Kafka 4.0 and later). A partition moves within one heartbeat
+    /// interval of the broker, 5 s by the broker's default. The broker alone sets the session
+    /// timeout, 45 s by its default.
     Consumer,
 }
 
-/// What a sink may be told.
+/// The options of a sink.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SinkOptions {
     pub(super) profile: Option<Profile>,
@@ -53,10 +57,10 @@ pub(super) struct SinkOptions {
     pub(super) deliver_within: Option<Duration>,
 }
 
-/// What a sink's producer aims at.
+/// What a sink's producer is tuned for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Profile {
-    /// Every record leaves at once; batches form by themselves under load.
+    /// Sends every record at once; batches form by themselves under load.
     #[default]
     Latency,
     /// Records wait up to 10 ms for a fuller batch.
@@ -67,7 +71,7 @@ pub enum Profile {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Compression {
-    /// Not at all.
+    /// No compression.
     #[default]
     None,
     /// gzip.
@@ -96,13 +100,13 @@ impl Compression {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Partitioner {
-    /// As the Java clients do by default: murmur2 of the key, any partition without one. Needed wherever the topic is
-    /// joined with one that a Java program wrote.
+    /// As the Java clients by default: murmur2 of the key, or any partition for a record without a
+    /// key. Needed wherever the topic is joined with one that a Java program wrote.
     #[default]
     Murmur2,
-    /// As librdkafka does by default: CRC32 of the key, any partition without one.
+    /// As librdkafka by default: CRC32 of the key, or any partition for a record without a key.
     Crc32,
-    /// FNV-1a of the key, any partition without one.
+    /// FNV-1a of the key, or any partition for a record without a key.
     Fnv1a,
 }
 
@@ -116,16 +120,18 @@ impl Partitioner {
     }
 }
 
-/// What becomes of a record that the sink cannot take: too large, not encodable, no such topic or partition.
+/// What a sink does with a record that it cannot write: one that is too large or cannot be encoded,
+/// or whose topic or partition does not exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnRefused {
     /// The run ends with an error that names the record, and is not restarted.
     #[default]
     Stop,
-    /// It is dropped and counted.
+    /// The record is dropped and counted.
     Skip,
-    /// It goes to this topic as a dead letter, and counts as done when that has it. What is too large for a dead letter too
-    /// leaves one that says where it was read and why it was refused.
+    /// The record is written to this topic as a dead letter, and counts as done when that is
+    /// acknowledged. A record that is too large for a dead letter too leaves one that says where it
+    /// was read and why it was refused.
     DeadLetters(String),
 }

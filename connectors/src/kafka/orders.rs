@@ -1,6 +1,7 @@
-//! The thread that waits for the group's [`coordinator`](super::coordinator), which sleeps in between, because nobody else may
-//! wait; and because the answer of an asynchronous commit never reaches the application through the client's event interface (librdkafka 2.12
-//! posts it only for a callback that rdkafka 0.39 does not set).
+//! The thread that makes the blocking calls to the group's [`coordinator`](super::coordinator), and
+//! sleeps between them. No other thread may block on them, and an asynchronous commit is not an
+//! alternative: its result never reaches the application through the client's event interface
+//! (librdkafka 2.12 posts it only for a callback that rdkafka 0.39 does not set).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -9,7 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use millstream::{CheckpointId, Error, ErrorKind, Last, Offsets, Partition, Result, Wake, spawn_watched};
+use millstream::connector::{CheckpointId, Closing, Offsets, Partition, Wake, spawn_watched};
+use millstream::{Error, ErrorKind, Result};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
@@ -21,37 +23,38 @@ use super::partition::{Positions, topic_of};
 use super::signature::{Life, RENEW_EVERY};
 use super::start::{Span, next};
 
-/// What did not pass is tried again after this, with the newest offsets.
+/// The pause before a failed request is retried. A commit is retried with the newest offsets.
 const AGAIN_AFTER: Duration = Duration::from_millis(250);
-/// Within this every broker has heard of a partition that a group has given.
+/// By this time every broker knows a partition that the group has assigned.
 const HEARD_WITHIN: Duration = Duration::from_secs(10);
-/// The same while the group changes: partitions are waited for.
+/// As [`AGAIN_AFTER`], but during a rebalance: shorter, because members wait for partitions.
 const AGAIN_SOON: Duration = Duration::from_millis(20);
-/// How long the end of a run waits for a commit under way.
+/// How long the end of a run waits for a commit in progress.
 const CLOSE_WITHIN: Duration = Duration::from_millis(200);
-/// How often topics are looked for while there is none to read.
+/// How often the thread looks for topics while the pattern matches none.
 const LOOK_FOR_FIRST_EVERY: Duration = Duration::from_secs(1);
 
-/// What the thread is asked for.
+/// A request to the thread.
 #[derive(Debug)]
 pub(super) enum Order {
     Commit(CheckpointId, Offsets),
-    /// Where these partitions begin.
+    /// Find where these partitions begin.
     Start(Vec<(String, i32)>),
-    /// Partitions were given back: the others are fetched again at once when their brokers are asked for something.
+    /// Partitions were unassigned. Send a request to the brokers of the others, so that the client
+    /// resumes fetching them at once.
     Nudge,
-    /// Positions have passed what is no record: they are committed although nothing was read.
+    /// Positions have moved past offsets without records. Commit them, although nothing was read.
     Settle,
-    /// The topic was made anew: it is read from its beginning.
+    /// The topic was recreated. Read it from its beginning.
     Rewind(String),
     /// The job ends with this run.
     SignOff,
 }
 
-/// What became of it.
+/// The answer to an [`Order`].
 #[derive(Debug)]
 pub(super) enum Answer {
-    /// This commit, and those before it.
+    /// This commit, and those before it, are done.
     Committed(CheckpointId),
     Started(Vec<Span>),
     /// The topics that match the pattern now.
@@ -61,17 +64,17 @@ pub(super) enum Answer {
 
 type Answers = Arc<Mutex<Vec<Result<Answer>>>>;
 
-/// The way to the thread.
+/// The handle of the thread: sends it orders and takes its answers.
 pub(super) struct Orders {
     orders: Mutex<Option<Sender<Order>>>,
     answers: Answers,
     thread: Mutex<Option<JoinHandle<()>>>,
-    /// Nobody waits for the thread any more, and another run may have begun.
+    /// The run no longer waits for the thread, and another run may have begun.
     is_left: Arc<AtomicBool>,
 }
 
 impl Orders {
-    /// Whoever is woken looks at the answers.
+    /// Starts the thread, which wakes `wake` for each answer.
     pub(super) fn start(coordinator: Coordinator, wake: Wake) -> Result<Orders> {
         let (orders, receiver) = mpsc::channel();
         let (answers, is_left) = (Answers::default(), Arc::<AtomicBool>::default());
@@ -88,23 +91,23 @@ impl Orders {
         Ok(Orders { orders: Mutex::new(Some(orders)), answers, thread: Mutex::new(Some(thread)), is_left })
     }
 
-    /// Never waits.
+    /// Sends an order; never blocks.
     pub(super) fn order(&self, order: Order) {
         if let Some(orders) = &*lock(&self.orders) {
-            // The thread ends only with the sender.
+            // When this fails, the thread has already answered with the error that ends the run.
             drop(orders.send(order));
         }
     }
 
-    /// What became of the orders since the last look.
+    /// The answers since the last call.
     pub(super) fn answers(&self) -> Vec<Result<Answer>> {
         std::mem::take(&mut *lock(&self.answers))
     }
 
-    /// Ends the thread; one that waits for an absent broker is left to itself.
-    pub(super) fn close(&self, last: Last) {
+    /// Ends the thread. It is left to end by itself if it waits for an absent broker.
+    pub(super) fn close(&self, closing: Closing) {
         self.order(Order::Settle);
-        if last == Last::Job {
+        if closing == Closing::Job {
             self.order(Order::SignOff);
         }
         drop(lock(&self.orders).take());
@@ -120,32 +123,32 @@ impl Orders {
     }
 }
 
-/// A question where partitions begin.
+/// A pending request for the starts of partitions.
 struct Asked {
     partitions: Vec<(String, i32)>,
-    /// When the group gave them.
+    /// When the group assigned them.
     given: Instant,
-    /// When it is asked, for the first time or again.
+    /// When the request is sent or retried.
     at: Instant,
 }
 
-/// The thread with what it still has to do.
+/// The state of the thread: what it still has to do.
 struct Work {
     coordinator: Coordinator,
     answers: Answers,
     wake: Wake,
-    /// A commit that did not pass, and when it is sent again. One that is waiting is replaced by the newer one.
+    /// The next commit, and when it is sent or retried. A newer commit is merged into it.
     commit: Option<(CheckpointId, Offsets, Instant)>,
     start: Option<Asked>,
-    /// Since when the group says that we are no member.
+    /// Since when the group has answered that this consumer is not a member.
     refused_since: Option<Instant>,
-    /// What stands under our signature, and when it is renewed.
+    /// The offsets that this run has signed, and when the signature is renewed.
     signed: Option<(Offsets, Instant)>,
     signs_off: bool,
     is_left: Arc<AtomicBool>,
-    /// How far partitions are committed.
+    /// The committed offset of each partition.
     done: HashMap<Partition, i64>,
-    /// When topics are looked for that match the pattern.
+    /// When to look again for topics that match the pattern.
     look_at: Option<Instant>,
 }
 
@@ -189,7 +192,7 @@ impl Work {
                     self.put_off();
                     continue;
                 }
-                // From here on nothing of this run is committed any more.
+                // From here on this run commits nothing.
                 Look::Other(error) => return self.answer(Err(error)),
             }
             self.commit();
@@ -203,11 +206,12 @@ impl Work {
             Order::Commit(checkpoint, offsets) => {
                 let (before, mut all, _) = self.commit.take().unwrap_or((checkpoint, Offsets::new(), now));
                 all.merge(&offsets);
-                // What settles has no checkpoint, and the answer of one that waits must not be lost.
+                // A commit for `Order::Settle` has no checkpoint of its own. A commit that waits
+                // keeps its checkpoint, which must be answered.
                 self.commit = Some((checkpoint.max(before), all, now));
             }
             Order::Start(partitions) => {
-                // The group has taken us in again.
+                // The group has accepted this consumer as a member again.
                 self.refused_since = None;
                 self.start = Some(Asked { partitions, given: now, at: now });
             }
@@ -230,12 +234,12 @@ impl Work {
     fn find_starts(&mut self) {
         let Some(asked) = self.start.take_if(|asked| asked.at <= Instant::now()) else { return };
         match self.coordinator.starts(&asked.partitions) {
-            // What was given to us exists, also when the broker that answers has not heard of it.
+            // An assigned partition exists, even if the broker that answers does not know it yet.
             Err(error)
                 if error.kind() == ErrorKind::Unreachable
                     || error.kind() == ErrorKind::NotFound && asked.given.elapsed() < HEARD_WITHIN =>
             {
-                self.coordinator.complain(With::Starts, format!("cannot find where to begin: {error:#}"));
+                self.coordinator.complain(With::Starts, format!("cannot find the start offsets: {error:#}"));
                 self.start = Some(Asked { at: Instant::now() + AGAIN_AFTER, ..asked });
             }
             answer => {
@@ -245,12 +249,12 @@ impl Work {
         }
     }
 
-    /// A member reads the topics that match its pattern now.
+    /// Looks for the topics that match the pattern now, when that is due.
     fn look_for_topics(&mut self) {
         if self.look_at.take_if(|at| *at <= Instant::now()).is_none() {
             return;
         }
-        let pattern = self.coordinator.pattern.as_mut().expect("only a pattern is looked for");
+        let pattern = self.coordinator.pattern.as_mut().expect("`look_at` is set only with a pattern");
         let mut pause = pattern.refresh;
         match pattern.topics(&self.coordinator.consumer) {
             Ok(topics) => {
@@ -264,13 +268,13 @@ impl Work {
             }
             Err(cause) => {
                 pause = pause.min(LOOK_FOR_FIRST_EVERY);
-                self.coordinator.complain(With::Topics, format!("cannot look for topics: {cause}"));
+                self.coordinator.complain(With::Topics, format!("cannot list the topics: {cause}"));
             }
         }
         self.look_at = Some(Instant::now() + pause);
     }
 
-    /// Commits positions that have moved without records, behind what is done.
+    /// Commits positions that have moved past the committed offset without records.
     fn settle(&mut self) {
         let positions = Positions::of(&self.coordinator.consumer);
         let mut moved = Offsets::new();
@@ -285,7 +289,8 @@ impl Work {
         }
     }
 
-    /// Before anything is signed, because that would hide who signed last.
+    /// Checks whether another run has committed. Called before each commit, because a commit
+    /// overwrites the signature of the last run.
     fn look_for_others(&self) -> Look {
         let now = Instant::now();
         let is_due = self.commit.as_ref().is_some_and(|(_, _, at)| *at <= now)
@@ -301,7 +306,7 @@ impl Work {
             }
             Err(cause) => {
                 let group = &self.coordinator.group;
-                let reason = format!("cannot look who commits to group `{group}`, commits wait: {cause}");
+                let reason = format!("cannot check group `{group}` for commits of other runs, commits wait: {cause}");
                 self.coordinator.complain(With::Others, reason);
                 Look::Unknown
             }
@@ -314,7 +319,7 @@ impl Work {
         self.signed.iter_mut().for_each(|(_, renewed)| *renewed = later);
     }
 
-    /// Shows that this run lives.
+    /// Renews the signature, to show that this run is alive.
     fn renew(&mut self) {
         let Some((offsets, _)) = self.signed.take_if(|(_, renewed)| *renewed <= Instant::now()) else { return };
         match self.coordinator.commit(&offsets, Life::GoesOn) {
@@ -328,7 +333,8 @@ impl Work {
         self.signed = Some((offsets, Instant::now() + RENEW_EVERY));
     }
 
-    /// The job has ended in good order: nobody need wait to see whether it is dead.
+    /// Marks the signature as ended, so that the next run need not wait to find out whether this
+    /// one is dead.
     fn sign_off(mut self) {
         let Some((mut offsets, _)) = self.signed.take_if(|_| self.signs_off) else { return };
         if let Some((_, newest, _)) = &self.commit {
@@ -339,7 +345,7 @@ impl Work {
             return;
         }
         if let Err(cause) = self.coordinator.commit(&offsets, Life::HasEnded) {
-            tracing::debug!(group = self.coordinator.group, %cause, "cannot sign off");
+            tracing::debug!(group = self.coordinator.group, %cause, "cannot mark this run as ended");
         }
     }
 
@@ -360,7 +366,7 @@ impl Work {
             }
             Err(KafkaError::ConsumerCommit(Code::NoOffset)) => Ok(Answer::Committed(checkpoint)),
             Err(KafkaError::ConsumerCommit(code)) if is_passing(code) || self.coordinator.has_lost_topic(code) => {
-                // While a group changes this is so each time: it is told when it lasts.
+                // This happens in every rebalance, so it is reported only if it lasts.
                 let reason = format!("cannot commit offsets of group `{group}`, retrying: {code}");
                 self.coordinator.complain(With::Commits, reason);
                 let pause = if is_changing(code) { AGAIN_SOON } else { AGAIN_AFTER };
@@ -368,7 +374,7 @@ impl Work {
                 return;
             }
             Err(KafkaError::ConsumerCommit(code)) if self.may_be_lost(code) => {
-                tracing::warn!(group, %code, "commit refused: the partitions are somebody else's by now");
+                tracing::warn!(group, %code, "commit refused, the partitions have been assigned to other members");
                 Ok(Answer::Committed(checkpoint))
             }
             Err(cause) => Err(self.coordinator.refused(cause)),
@@ -377,17 +383,18 @@ impl Work {
         self.answer(answer);
     }
 
-    /// Whether the group has put us out, and not for so long that something must be wrong.
+    /// Whether the group has removed this member. False if that has lasted for `patience`: then
+    /// something is wrong.
     fn may_be_lost(&mut self, code: Code) -> bool {
         let Some(patience) = self.coordinator.patience.filter(|_| is_lost(code)) else { return false };
         self.refused_since.get_or_insert_with(Instant::now).elapsed() < patience
     }
 }
 
-/// Whether another run has committed since.
+/// Whether another run has committed in the meantime.
 enum Look {
     Alone,
-    /// The group has not answered.
+    /// The coordinator has not answered.
     Unknown,
     Other(Error),
 }

@@ -1,37 +1,39 @@
-//! A partition while it is ours: what its reader, the commits and the report know of it together.
+//! An assigned partition: the state that its reader, the commits and the report share.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
-use millstream::{Error, ErrorKind, Lag, Partition, Result};
+use millstream::connector::Partition;
+use millstream::{Error, ErrorKind, Lag, Result};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::lock;
 use super::start::{Span, next};
 
-/// A partition as reader, commit and report see it, from when it is given until it is gone.
+/// The shared state of a partition, from its assignment until it is revoked or lost.
 pub(super) struct Shared {
     pub(super) span: Span,
-    /// It is wanted back, or gone: the reader drops it. When it comes again it is another one of these.
+    /// The partition was revoked or lost: the reader drops it. If it is assigned again, it gets a
+    /// new `Shared`.
     pub(super) is_recalled: AtomicBool,
     /// The offset after the last message that the reader has taken from its queue.
     pub(super) polled: AtomicI64,
-    /// The reader is taking messages, so the client's position is ahead of `polled`; stays set when it left early, or
-    /// took a message that it did not keep.
+    /// The reader is taking messages, so the client's position is ahead of `polled`. Stays set when
+    /// the reader stopped early, or took a message that it did not keep.
     pub(super) draining: AtomicBool,
-    /// Where the client says the partition stands; beyond control records too.
+    /// The client's position, which also moves past control records.
     pub(super) position: AtomicI64,
-    /// The end of the log, as last heard.
+    /// The last known end offset.
     high: AtomicI64,
-    /// How far the client had looked when it found no record more.
+    /// Where the client last reached the end of the log.
     seen_end: AtomicI64,
-    /// The log was made anew, or cut, and begins before where we began.
+    /// The log was recreated or truncated, and is read again from an earlier offset.
     pub(super) went_back: AtomicBool,
 }
 
-/// The partitions that are ours at the moment.
+/// The partitions that are assigned at the moment.
 #[derive(Default)]
 pub(super) struct Held(Mutex<Vec<Arc<Shared>>>);
 
@@ -67,7 +69,7 @@ impl Shared {
         self.span.topic == topic && self.span.partition == partition
     }
 
-    /// What the client says of it.
+    /// Takes over the position and the end offset that the client reports.
     pub(super) fn hear(&self, position: Option<i64>, end: Option<i64>) {
         for (known, told) in [(&self.position, position), (&self.high, end)] {
             match told {
@@ -78,8 +80,8 @@ impl Shared {
         }
     }
 
-    /// The log was made anew, or cut, and this offset of it comes before where we stood. What was known of its end is of the
-    /// old one.
+    /// Moves back to an offset of a log that was recreated or truncated. The known end offset
+    /// belonged to the old log, so it is replaced as well.
     pub(super) fn go_back(&self, offset: i64) {
         self.went_back.store(true, SeqCst);
         self.polled.store(offset, SeqCst);
@@ -91,7 +93,7 @@ impl Shared {
         self.seen_end.store(seen, SeqCst);
     }
 
-    /// Whether the client has found no record more there, or behind it.
+    /// Whether the client has reached the end of the log at this offset or a later one.
     pub(super) fn has_seen_end(&self, end: i64) -> bool {
         self.seen_end.load(SeqCst) >= end
     }
@@ -103,9 +105,10 @@ impl Shared {
         Lag::new(&self.span.name, next(self.span.start), next(at.min(end.max(polled))), next(end))
     }
 
-    /// Where a partition stands whose records before `done` are done: what the client's position has passed beyond it
-    /// are control records, and records of aborted transactions, which nobody polls. Only when nothing is being polled, and
-    /// nothing was polled beyond `done`, looked at *after* the client told its positions.
+    /// The offset to commit for a partition whose records before `done` are done. The client's
+    /// position may be beyond `done`, past control records and records of aborted transactions,
+    /// which are never polled. It counts only if nothing is being polled and nothing was polled
+    /// beyond `done`. That is checked *after* the client's positions were read.
     pub(super) fn beyond_control_records(&self, done: i64, positions: &Positions) -> i64 {
         let position = positions.get(&self.span).filter(|position| *position > done);
         let at_rest = || !self.draining.load(SeqCst) && self.polled.load(SeqCst) <= done;
@@ -113,7 +116,7 @@ impl Shared {
     }
 }
 
-/// The topic of a partition, whose name is as in `orders/3`.
+/// The topic of a partition with a name such as `orders/3`.
 pub(super) fn topic_of(partition: &Partition) -> &str {
     partition.name().rsplit_once('/').map_or("", |(topic, _)| topic)
 }
@@ -134,7 +137,8 @@ impl Positions {
     }
 }
 
-/// Partitions that a source of this process reads for a group: a second one would commit past the first.
+/// Partitions that a source of this process reads for a group. A second source would overwrite the
+/// first one's offsets.
 pub(super) struct Claim(Vec<(String, String, String)>);
 
 static CLAIMED: Mutex<BTreeSet<(String, String, String)>> = Mutex::new(BTreeSet::new());
@@ -146,8 +150,8 @@ impl Claim {
         let mut claimed = lock(&CLAIMED);
         if let Some((_, _, partition)) = wanted.iter().find(|wanted| claimed.contains(*wanted)) {
             let doing =
-                format!("group `{group}` already reads {partition} in this process: give one of the two another group");
-            return Err(Error::new(ErrorKind::Option, doing));
+                format!("group `{group}` already reads {partition} in this process; use another group for one of them");
+            return Err(Error::new(ErrorKind::Config, doing));
         }
         claimed.extend(wanted.iter().cloned());
         Ok(Claim(wanted))
@@ -178,7 +182,7 @@ mod tests {
         })
     }
 
-    /// What was known of the old log hid how far behind the new one was.
+    /// The end offset of the old log used to hide the lag in the new one.
     #[test]
     fn the_lag_of_a_log_that_went_back_is_the_new_ones() {
         let shared = shared();
@@ -189,7 +193,7 @@ mod tests {
         shared.hear(Some(10), Some(50));
         shared.polled.store(10, SeqCst);
         assert_eq!(shared.lag().records(), 40);
-        // What is older than that is of the same log.
+        // Later reports are about the same log.
         shared.hear(Some(30), Some(60));
         shared.polled.store(30, SeqCst);
         assert_eq!(shared.lag().records(), 30);

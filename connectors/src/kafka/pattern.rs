@@ -1,5 +1,6 @@
-//! Topics by a pattern. This library matches the names, with one dialect for every trigger and group protocol: librdkafka reads
-//! POSIX expressions and a broker RE2, and each of them takes for a mistake, or for something else, what the others read.
+//! Topics by a pattern. This library matches the names itself, with one syntax for every trigger
+//! and group protocol. librdkafka reads POSIX expressions and a broker RE2, and each rejects or
+//! misreads expressions that the others accept.
 
 use std::time::Duration;
 
@@ -13,12 +14,12 @@ use super::client::Settings;
 use super::consumer::{Context, listen};
 use super::topic::Topic;
 
-/// How long brokers are asked which topics there are.
+/// How long to wait for the list of topics.
 const ASK_WITHIN: Duration = Duration::from_secs(5);
-/// How often they are asked, unless the property of the client says otherwise.
+/// How often the list is fetched, unless `topic.metadata.refresh.interval.ms` is set.
 const REFRESH: Duration = Duration::from_secs(30);
 
-/// A pattern, and the topics that matched it last.
+/// A pattern and the topics that last matched it.
 #[derive(Debug)]
 pub(super) struct Pattern {
     whole: Regex,
@@ -30,16 +31,17 @@ impl Pattern {
     /// The pattern of a source that has one.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// When the pattern is not valid.
     pub(super) fn of(topic: &Topic) -> Result<Option<Pattern>> {
         if !topic.is_pattern {
             return Ok(None);
         }
-        // Also by itself: within the group below something else may be right, such as `a)|(?:b`.
+        // The name is also compiled by itself: `a)|(?:b` is valid only inside the group below, and
+        // means something else there.
         let name = &topic.names[0];
         let whole = Regex::new(name).and_then(|_| Regex::new(&format!("^(?:{name})$"))).map_err(|cause| {
-            let doing = format!("`{name}` is not a pattern of topics (the dialect is the one of the regex crate)");
-            Error::new(ErrorKind::Option, doing).caused_by(cause)
+            let doing = format!("`{name}` is not a valid topic pattern (the syntax is that of the regex crate)");
+            Error::new(ErrorKind::Config, doing).caused_by(cause)
         })?;
         let refresh = topic.settings.number("topic.metadata.refresh.interval.ms");
         let refresh = refresh.filter(|pause| *pause > 0).map_or(REFRESH, Duration::from_millis);
@@ -62,7 +64,7 @@ impl Pattern {
         consumer.fetch_metadata(None, ASK_WITHIN).map(|metadata| self.matching(&metadata))
     }
 
-    /// Says whether these are others than those before.
+    /// Remembers these topics, and returns whether they differ from the previous ones.
     pub(super) fn note(&mut self, topics: &[String]) -> bool {
         let is_new = self.known != topics;
         if is_new {

@@ -1,11 +1,13 @@
-//! The producer of a sink: its settings, each with its reason, and what it tells of what was sent.
+//! The producer of a sink: its settings, each with its reason, and the handling of its delivery
+//! reports.
 
 use std::error::Error as StdError;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use millstream::{Bytes, Delivery, Error, ErrorKind, OpenSink, Result, Wake};
+use millstream::connector::{Delivery, OpenSink, Wake};
+use millstream::{ByteSize, Error, ErrorKind, Result};
 use rdkafka::ClientContext;
 use rdkafka::client::OAuthToken;
 use rdkafka::config::RDKafkaLogLevel;
@@ -25,14 +27,15 @@ use super::options::{OnRefused, Profile};
 use super::start::partitions_of;
 use super::topic::Topic;
 
-/// What is told of a record that was sent: who waits for it.
+/// Travels with a sent record to its delivery report.
 #[derive(Clone)]
 pub(super) struct Ticket {
     pub(super) delivery: Delivery,
     pub(super) kind: Kind,
-    /// The timestamp that the record was given: the client does not tell it of a record that it could not deliver.
+    /// The timestamp set on the record. The client does not report it for a record that it could
+    /// not deliver.
     pub(super) timestamp: Option<i64>,
-    /// No other record is in its batch.
+    /// The record is the only one in its batch.
     pub(super) is_alone: bool,
 }
 
@@ -46,7 +49,7 @@ impl Ticket {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Record,
-    /// It stands for a record that was refused.
+    /// A dead letter, in place of a record that was refused.
     Letter,
 }
 
@@ -57,14 +60,14 @@ pub(super) struct Context {
     /// Known once the producer is connected.
     limits: OnceLock<Limits>,
     pub(super) again: Again,
-    /// How many records were reported when that was looked at before.
+    /// How many records were reported at the last call of `look_at_progress`.
     reported: Mutex<u64>,
     pub(super) closing: AtomicBool,
-    /// A writer was told that there is no room.
+    /// A writer found the client's queue full.
     pub(super) full: AtomicBool,
     pub(super) failed: Mutex<Option<Error>>,
     pub(super) writers: Mutex<Vec<Wake>>,
-    /// Of records that were refused by the other side, for a writer to send.
+    /// Dead letters of records that the broker refused, for a writer to send.
     pub(super) letters: Mutex<Vec<(Letter, Delivery)>>,
 }
 
@@ -73,12 +76,13 @@ impl Context {
         lock(&self.writers).iter().for_each(Wake::wake);
     }
 
-    /// What the topics take.
+    /// The limits of the topics.
     pub(super) fn limits(&self) -> &Limits {
-        self.limits.get().expect("a sink is made of a producer that is connected")
+        self.limits.get().expect("a sink is created from a connected producer")
     }
 
-    /// Called several times a second: a producer that reports of records, or has none in flight, waits for nothing.
+    /// Checks for progress; called several times a second. A producer that has reported records
+    /// since the last call, or has none in flight, does not wait for the broker.
     pub(super) fn look_at_progress(&self) {
         let (open, now) = self.again.progress();
         let before = std::mem::replace(&mut *lock(&self.reported), now);
@@ -110,7 +114,7 @@ impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         self.heard.note(&error, reason);
         if let KafkaError::Global(Code::Fatal) = error {
-            self.fail(Error::new(ErrorKind::Sink, "the Kafka producer cannot go on").caused_by(reason.to_owned()));
+            self.fail(Error::new(ErrorKind::Sink, "the Kafka producer had a fatal error").caused_by(reason.to_owned()));
         }
         if let Some(refused) = self.heard.refused("cannot write to Kafka") {
             self.fail(refused);
@@ -124,7 +128,7 @@ impl ProducerContext for Context {
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Arc<Ticket>) {
         match result {
             Ok(_) if ticket.kind == Kind::Letter => ticket.delivery.dispose(1),
-            Ok(message) => ticket.delivery.acknowledge(1, Bytes(message.payload_len() as u64)),
+            Ok(message) => ticket.delivery.acknowledge(1, ByteSize(message.payload_len() as u64)),
             Err((cause, message)) => self.not_delivered(cause, message, &ticket),
         }
         let is_full = self.full.load(SeqCst) && self.full.swap(false, SeqCst);
@@ -141,7 +145,7 @@ impl Context {
         }
         let topic = message.topic();
         if !ticket.is_alone && cause.rdkafka_error_code().is_some_and(is_of_batch) {
-            tracing::debug!(topic, %cause, "a batch was refused, sending its records again, one by one");
+            tracing::debug!(topic, %cause, "a batch was refused, resending its records one by one");
             self.again.add(message, ticket);
             return;
         }
@@ -174,13 +178,14 @@ impl Context {
         }
     }
 
-    /// Only writers send.
+    /// Leaves the letter to a writer: only writers send.
     fn send_later(&self, letter: Letter, ticket: &Ticket) {
         lock(&self.letters).push((letter, ticket.delivery.clone()));
         self.wake_writers();
     }
 
-    /// What the policy does with a record that cannot be taken; perhaps a letter is to be sent.
+    /// Applies the policy to a record that cannot be written. Returns the dead letter to send, if
+    /// there is one.
     pub(super) fn refuse(
         &self,
         topic: &str,
@@ -204,7 +209,7 @@ impl Context {
                     letter.cause = cause.to_string();
                     letter.refused_by = Some(topic.to_owned()).filter(|topic| !topic.is_empty());
                 } else {
-                    // It was on its way to the dead letters already.
+                    // The record was a dead letter itself.
                     letter.cause = format!("{cause}; before that: {}", letter.cause);
                     letter.strip();
                 }
@@ -219,10 +224,10 @@ impl Context {
     }
 }
 
-/// The size of the client's batches where nothing smaller is needed; librdkafka's default.
+/// The batch size unless a topic needs a smaller one; librdkafka's default.
 const BATCH: u64 = 1_000_000;
 
-/// The producer of a topic that exists, with batches that the topic takes.
+/// Connects the producer of an existing topic, with batches no larger than the topic takes.
 pub(super) fn connect(topic: &Topic, open: &OpenSink) -> Result<BaseProducer<Context>> {
     let dead = match &topic.sink.on_refused {
         Some(OnRefused::DeadLetters(dead)) => Some(dead.as_str()),
@@ -235,7 +240,7 @@ pub(super) fn connect(topic: &Topic, open: &OpenSink) -> Result<BaseProducer<Con
     check_topic(&producer, topic, dead)?;
     let limits = asked.limits();
     if let Some(max) = limits.batch_max().filter(|max| *max < BATCH) {
-        // The size of batches cannot be changed once a client is made.
+        // The batch size of an existing client cannot be changed.
         producer = create(topic, open, max)?;
         check_topic(&producer, topic, dead)?;
     }
@@ -251,7 +256,7 @@ fn create(topic: &Topic, open: &OpenSink, batch: u64) -> Result<BaseProducer<Con
         Profile::Latency => "0",
         Profile::Throughput => "10",
     };
-    // Zero is no limit: a record waits for as long as its broker is away.
+    // Zero means no limit: a record waits for as long as its broker is away.
     let deliver_within = options.deliver_within.map_or(0, |limit| limit.as_millis().clamp(1, MILLISECONDS_MAX));
     let wanted: Option<u64> = properties.get("batch.size").and_then(|size| size.parse().ok());
     config
@@ -262,7 +267,7 @@ fn create(topic: &Topic, open: &OpenSink, batch: u64) -> Result<BaseProducer<Con
         .set("delivery.timeout.ms", deliver_within.to_string())
         .set("batch.size", wanted.map_or(batch, |wanted| wanted.min(batch)).to_string())
         .set("queue.buffering.max.kbytes", (open.buffer.0 / 1024).clamp(1, 2_097_151).to_string())
-        // A message in the queue takes some 300 bytes of the client's own beside its payload.
+        // A queued message takes about 300 bytes of the client's memory in addition to its payload.
         .set("queue.buffering.max.messages", (open.buffer.0 / 300).clamp(1, 2_147_483_647).to_string());
     let pause = topic.settings.number("retry.backoff.max.ms").map_or(20, |longest| longest.min(20)).to_string();
     let longest = topic.settings.number("retry.backoff.ms").map_or(1_000, |pause| pause.max(1_000)).to_string();
@@ -272,7 +277,7 @@ fn create(topic: &Topic, open: &OpenSink, batch: u64) -> Result<BaseProducer<Con
         ("request.timeout.ms", "10000"),
         ("retry.backoff.ms", &pause),
         ("retry.backoff.max.ms", &longest),
-        // The topic has its own limit, and the client's default is below the one that brokers have.
+        // The topic has its own limit, and the client's default is below the brokers' default.
         ("message.max.bytes", "1000000000"),
     ] {
         let aliases = ["queue.buffering.max.ms"].iter().filter(|_| property == "linger.ms");
@@ -295,17 +300,19 @@ fn create(topic: &Topic, open: &OpenSink, batch: u64) -> Result<BaseProducer<Con
     config.create_with_context(context).map_err(|cause| topic.settings.not_created(cause))
 }
 
-/// What librdkafka takes for a time.
+/// The longest time that librdkafka accepts.
 const MILLISECONDS_MAX: u128 = i32::MAX as u128;
 
-/// An absent broker and an unknown topic are errors at start, and metadata are there for the first record.
+/// Makes an absent broker and an unknown topic errors at start, and loads the metadata before the
+/// first record.
 fn check_topic(producer: &BaseProducer<Context>, topic: &Topic, dead: Option<&str>) -> Result<()> {
     let settings = &topic.settings;
     let metadata = |topic: Option<&str>| {
         let ask = |wait: Duration| producer.client().fetch_metadata(topic, wait);
         settings.ask("reach Kafka", &producer.context().heard, || listen(producer), ask)
     };
-    // Of all topics first: to ask for one by its name would create it where brokers do that.
+    // All topics first: a request for one by name would create it on a broker that creates topics
+    // automatically.
     let all = metadata(None)?;
     if let Some(dead) = dead {
         partitions_of(&all, dead, &settings.brokers)?;
@@ -315,7 +322,7 @@ fn check_topic(producer: &BaseProducer<Context>, topic: &Topic, dead: Option<&st
     metadata(Some(name)).map(drop)
 }
 
-/// Takes in what the client has to tell; one poll takes one thing.
+/// Serves one event of the client; a poll never serves more.
 fn listen(producer: &BaseProducer<Context>) {
     producer.poll(Duration::from_millis(1));
 }

@@ -1,15 +1,14 @@
-//! One worker's half of reading topics: polls the queues of the partitions that it holds, and makes items of messages
-//! while they are still in the client's buffer. Before it on a record's path is the broker, behind it `ingest`.
+//! One worker's half of a Kafka source. It polls the queues of its partitions, and turns messages
+//! into items while they are still in the client's buffer. On a record's path the broker comes
+//! before it and `ingest` after it.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use millstream::{
-    Batch, Bytes, Clock, Error, ErrorKind, Malformed, Moment, Origin, Partition, Polled, RECORD_OVERHEAD, Reader,
-    Result, Room, Wake, Worker,
-};
+use millstream::connector::{Moment, Partition, Polled, RECORD_OVERHEAD, ReadBatch, Reader, Room, Wake, Worker};
+use millstream::{ByteSize, Clock, End, Error, ErrorKind, Malformed, Origin, Result};
 use rdkafka::Timestamp;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
@@ -22,7 +21,7 @@ use super::partition::{Positions, Shared};
 use super::source::KafkaShared;
 use super::start::{Span, next};
 
-/// What a format makes of a message.
+/// Turns messages into items, by a format.
 pub trait Read: Send + Sync + 'static {
     /// The source's item.
     type Item: 'static;
@@ -30,16 +29,17 @@ pub trait Read: Send + Sync + 'static {
     /// Called once when the job starts.
     ///
     /// # Errors
-    /// What is known to be wrong already.
+    /// When an option is known to be wrong.
     fn open(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// Makes an item of a message, and says what it holds beside its own size.
+    /// Turns a message into an item. Also returns the memory that the item holds in addition to its
+    /// own size.
     ///
     /// # Errors
-    /// The format has failed, not the message; an error ends the run.
-    fn read(&self, incoming: &Incoming<'_>) -> Result<(Self::Item, Bytes)>;
+    /// When the format has failed, rather than the message. An error ends the run.
+    fn read(&self, incoming: &Incoming<'_>) -> Result<(Self::Item, ByteSize)>;
 }
 
 /// A message that was just polled, still in the client's buffer.
@@ -57,7 +57,7 @@ impl Incoming<'_> {
         self.message.payload_len()
     }
 
-    /// The message with its metadata; malformed when they cannot be read.
+    /// The message with its metadata; malformed when the metadata cannot be read.
     pub(super) fn message<T>(&self, value: T) -> Result<Message<T>, Malformed> {
         let (headers, unreadable) = headers_of(self.message);
         if unreadable > 0 {
@@ -108,18 +108,19 @@ struct Held {
     queue: Queue,
     next: i64,
     ended: bool,
-    /// The log was made anew and has begun before where we stood.
+    /// The log was recreated or truncated, and is read again from an offset before `next`.
     went_back: bool,
-    /// The client has found no record more, before the end.
+    /// The client has reached the end of the log, but not yet the end of the span.
     is_at_end: bool,
 }
 
-/// A partition's queue. It is kept for the life of the client, also while the partition is somebody else's.
+/// A partition's queue. It is kept for the life of the client, even while the partition is assigned
+/// elsewhere.
 struct Queue {
     queue: PartitionQueue<Context>,
     /// Set by the client when the queue is no longer empty.
     filled: Arc<AtomicBool>,
-    /// Since when it has not been empty, in nanoseconds of the clock; 0 while nobody knows.
+    /// Since when the queue has not been empty, in nanoseconds of the clock; 0 when unknown.
     filled_at: Arc<AtomicU64>,
 }
 
@@ -134,7 +135,7 @@ impl Queue {
     fn listen(&mut self, wake: &Wake, clock: &Clock) {
         let (flag, at) = (Arc::clone(&self.filled), Arc::clone(&self.filled_at));
         let (wake, clock) = (wake.clone(), clock.clone());
-        // Called with the queue's lock held: nothing but a stamp, a flag and a wake.
+        // Called with the queue's lock held, so it only sets a timestamp and a flag, and wakes.
         self.queue.set_nonempty_callback(move || {
             at.store(clock.now().as_nanos(), SeqCst);
             flag.store(true, SeqCst);
@@ -142,9 +143,10 @@ impl Queue {
         });
     }
 
-    /// When a record arrived that is taken from the queue now and was written at `written`, in milliseconds since 1970: when
-    /// it was written, but not before the queue was filled, and not in the future. So what waits in the client's queue
-    /// counts, and neither an old record nor a clock that is wrong can say more than that.
+    /// The arrival time of a record that is taken from the queue now and was written at `written`,
+    /// in milliseconds since 1970. It is the time of writing, but not before the queue was filled,
+    /// and not in the future. So the time in the client's queue counts, and neither an old record
+    /// nor a wrong clock can add to it.
     fn arrival(since: u64, written: Option<i64>, clock: &Clock) -> Moment {
         let now = clock.now().as_nanos();
         let since = if since == 0 { now } else { since.min(now) };
@@ -159,10 +161,10 @@ impl Queue {
 /// Where the control thread hands partitions to one worker's reader.
 #[derive(Default)]
 pub(super) struct Door {
-    /// With the queue when it is a new one.
+    /// Partitions to take in, each with its queue when that is new.
     waiting: Mutex<Vec<(Arc<Shared>, Option<Queue>)>>,
     is_waited: AtomicBool,
-    /// Nothing more will be handed in.
+    /// No more partitions will be handed in.
     is_closed: AtomicBool,
     wake: OnceLock<Wake>,
     clock: Clock,
@@ -174,7 +176,7 @@ impl Door {
     }
 
     pub(super) fn hand_in(&self, shared: Arc<Shared>, queue: Option<PartitionQueue<Context>>) {
-        let wake = self.wake.get().expect("readers are made before anything is handed to them");
+        let wake = self.wake.get().expect("readers are created before partitions are handed in");
         let queue = queue.map(|queue| Queue::new(queue, wake, &self.clock));
         lock(&self.waiting).push((shared, queue));
         self.is_waited.store(true, SeqCst);
@@ -194,18 +196,19 @@ pub struct KafkaReader<R> {
     shared: Arc<KafkaShared<R>>,
     worker: usize,
     held: Vec<Held>,
-    /// Queues of partitions that are somebody else's now.
+    /// Queues of partitions that are assigned elsewhere now.
     away: Vec<(Partition, Queue)>,
     turn: usize,
     looked_at_all: Instant,
 }
 
-/// A wake that the client has lost costs no more than this.
+/// How often all queues are polled without a wake, so that a lost wake delays records by no more
+/// than this.
 const LOOK_AT_ALL_EVERY: Duration = Duration::from_millis(100);
 
 impl<R: Read> KafkaReader<R> {
     pub(super) fn new(shared: &Arc<KafkaShared<R>>, worker: Worker, wake: &Wake) -> KafkaReader<R> {
-        // A reader is made once.
+        // The wake is not set yet: a reader is created once.
         drop(shared.doors[worker.index].wake.set(wake.clone()));
         KafkaReader {
             shared: Arc::clone(shared),
@@ -217,7 +220,7 @@ impl<R: Read> KafkaReader<R> {
         }
     }
 
-    /// Takes in what the control thread has handed to this reader.
+    /// Takes the partitions that the control thread has handed to this reader.
     fn look_at_door(&mut self) {
         let shared = Arc::clone(&self.shared);
         let door = &shared.doors[self.worker];
@@ -227,23 +230,25 @@ impl<R: Read> KafkaReader<R> {
         let arrived = std::mem::take(&mut *lock(&door.waiting));
         for (shared, queue) in arrived {
             if shared.is_recalled.load(SeqCst) {
-                // It was wanted back before it came in, and the recall is answered: only the queue is kept.
+                // The partition was revoked before it was taken in, and the revocation is already
+                // answered: only the queue is kept.
                 self.away.extend(queue.map(|queue| (shared.span.name.clone(), queue)));
                 continue;
             }
             let name = &shared.span.name;
-            // It may come again before it was forgotten.
+            // The partition may be assigned again before `forget` is called for it.
             self.put_away(|held| held.span.name == *name);
             let kept = self.away.iter().position(|(away, _)| away == name).map(|at| self.away.swap_remove(at).1);
             let queue = match (queue, kept) {
                 (Some(mut queue), Some(kept)) => {
-                    // Both may be the same to the client, which listens for one of them: the one that goes stops that.
+                    // To the client both may be the same queue, with one callback. Dropping one
+                    // removes the callback, so it is set again.
                     drop(kept);
-                    queue.listen(door.wake.get().expect("it was used at the door"), &door.clock);
+                    queue.listen(door.wake.get().expect("`hand_in` has used it"), &door.clock);
                     queue
                 }
                 (queue, kept) => {
-                    queue.or(kept).expect("a queue comes with its partition at the first time, and is kept")
+                    queue.or(kept).expect("a queue comes with its partition the first time, and is kept after that")
                 }
             };
             queue.filled.store(true, SeqCst);
@@ -264,14 +269,14 @@ impl<R: Read> KafkaReader<R> {
         self.away.extend(gone.map(|held| (held.shared.span.name.clone(), held.queue)));
     }
 
-    /// Whether no partition has anything more, and none will come.
+    /// Whether all partitions have ended, and no more will be handed in.
     fn is_through(&self) -> bool {
         let door = &self.shared.doors[self.worker];
-        // In this order: what was handed in before the door was closed is seen.
+        // The order matters: a partition that was handed in before the door was closed is seen.
         door.is_closed.load(SeqCst) && !door.is_waited.load(SeqCst) && self.held.iter().all(|held| held.ended)
     }
 
-    /// The next partition with something in its queue, in turn.
+    /// The next partition whose queue may have messages, round-robin.
     fn next_filled(&mut self) -> Option<usize> {
         let count = self.held.len();
         let found = (1..=count).map(|step| (self.turn + step) % count.max(1)).find(|index| {
@@ -292,7 +297,8 @@ impl<R: Read> KafkaReader<R> {
     }
 }
 
-/// The worker that reads a partition: the same for a whole run, and even within a topic.
+/// The worker that reads a partition. It is the same for a whole run, and the partitions of a topic
+/// are spread evenly.
 pub(super) fn owner(span: &Span, workers: usize) -> usize {
     let topic = span
         .topic
@@ -304,52 +310,55 @@ pub(super) fn owner(span: &Span, workers: usize) -> usize {
 impl<R: Read> Reader for KafkaReader<R> {
     type Item = R::Item;
 
-    fn poll(&mut self, batch: &mut Batch<R::Item>, room: Room) -> Result<Polled> {
+    fn poll(&mut self, batch: &mut ReadBatch<R::Item>, room: Room) -> Result<Polled> {
         self.look_at_door();
         let Some(index) = self.next_filled() else {
             self.look_at_all();
-            return Ok(if self.is_through() { Polled::Ended } else { Polled::Idle });
+            return Ok(if self.is_through() { Polled::Ended(End::OfRun) } else { Polled::Idle });
         };
         self.held[index].drain(&self.shared, batch, room)?;
         let more = self.held.iter().any(|held| !held.ended && held.queue.filled.load(SeqCst));
         Ok(match (self.is_through(), more) {
-            (true, _) => Polled::Ended,
+            (true, _) => Polled::Ended(End::OfRun),
             (false, true) => Polled::More,
             (false, false) => Polled::Idle,
         })
     }
 
-    fn has_ended(&self) -> bool {
-        self.is_through()
+    fn has_ended(&self) -> Option<End> {
+        self.is_through().then_some(End::OfRun)
     }
 
-    /// Of partitions that were given again meanwhile the old ones only.
-    fn forget(&mut self, partitions: &[Partition]) {
+    /// Does not forget a partition that has been assigned again: only its revoked predecessor.
+    fn unassign(&mut self, partitions: &[Partition]) {
         self.put_away(|held| held.is_recalled.load(SeqCst) && partitions.contains(&held.span.name));
     }
 }
 
 impl Held {
     /// Takes messages from the queue until it is empty, the room is used up, or the end is reached.
-    fn drain<R: Read>(&mut self, shared: &KafkaShared<R>, batch: &mut Batch<R::Item>, room: Room) -> Result<()> {
+    fn drain<R: Read>(&mut self, shared: &KafkaShared<R>, batch: &mut ReadBatch<R::Item>, room: Room) -> Result<()> {
         if shared.is_remade(&self.topic)? {
-            // It is read again once the client stands at its beginning.
+            // Reading continues once the client is at the beginning of the new log.
             self.queue.filled.store(false, SeqCst);
             return Ok(());
         }
         let before = self.next;
         let mut overshot = false;
-        // Before the look: what the client had found by then is in the queue. Behind a hole at the end, which compaction leaves,
-        // nothing comes any more, and only this tells how far it has looked.
+        // Read before the queue is polled: everything that the client had found by then is in the
+        // queue. Compaction may leave a gap at the end of the log. No message arrives after it, and
+        // only this flag tells how far the client has read.
         let has_seen_end = self.shared.span.end.is_some_and(|end| self.shared.has_seen_end(end));
         self.shared.draining.store(true, SeqCst);
-        // Before the look, so that what comes during it is seen.
+        // Cleared before the queue is polled, so that a message that arrives meanwhile sets it
+        // again.
         self.queue.filled.store(false, SeqCst);
         let since = self.queue.filled_at.swap(0, SeqCst);
         loop {
             if batch.len() >= room.records || batch.bytes() >= room.bytes {
                 self.queue.filled.store(true, SeqCst);
-                // It was filled all the time, unless it was filled anew.
+                // The queue was never empty: restore its timestamp, unless the callback has set a
+                // new one.
                 let _ = self.queue.filled_at.compare_exchange(0, since, SeqCst, SeqCst);
                 break;
             }
@@ -366,32 +375,34 @@ impl Held {
                     self.is_at_end = false;
                     let offset = message.offset();
                     if self.shared.span.end.is_some_and(|end| offset >= end) {
-                        // There was a hole at the end; this one is the next run's.
+                        // There was a gap at the end of the span; this message belongs to the next
+                        // run.
                         self.ended = true;
                         overshot = true;
                         break;
                     }
                     if offset < self.next {
-                        // A log that was made anew begins before us: then these are not what we have read.
+                        // In a recreated log, messages before `next` are not those that were
+                        // already read.
                         if !shared.skips_losses() {
                             batch.note_repeated();
                             continue;
                         }
-                        tracing::warn!(partition = %self.shared.span.name, offset, next = self.next, "the log went back");
+                        tracing::warn!(partition = %self.shared.span.name, offset, next = self.next, "the log was truncated");
                         self.went_back = true;
                         self.shared.go_back(offset);
                     }
                     self.next = offset + 1;
-                    if Batch::is_empty(batch) {
+                    if batch.is_empty() {
                         batch.arrived(Queue::arrival(since, message.timestamp().to_millis(), &shared.clock));
                     }
                     let (item, held) = shared.read.read(&Incoming { message: &message, partition: self })?;
-                    batch.push(item, Bytes(held.0 + size_of::<R::Item>() as u64 + RECORD_OVERHEAD.0));
+                    batch.push(item, ByteSize(held.0 + size_of::<R::Item>() as u64 + RECORD_OVERHEAD.0));
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => self.reach_end_of_log(shared),
                 Some(Err(cause)) if is_unreadable(&cause) => {
                     let doing =
-                        format!("cannot read what stands behind offset {} of {}", self.next, self.shared.span.name);
+                        format!("cannot read the batch at or after offset {} of {}", self.next, self.shared.span.name);
                     return Err(Error::new(ErrorKind::Malformed, doing).caused_by(cause));
                 }
                 Some(Err(cause)) => shared.consider(cause)?,
@@ -410,9 +421,10 @@ impl Held {
         self.shared.span.end.is_some_and(|end| self.next >= end)
     }
 
-    /// The log has no record more now: a bounded run has its end when that is as far as its own, or when the log is another
-    /// one by now. Control records at the end are passed, not read. The replica that answered may not have all of it yet: then
-    /// the client tells an end once more.
+    /// The client has reached the end of the log. A bounded partition ends here if the client's
+    /// position is at the end of the span, or if the log was replaced by another one. Control
+    /// records at the end are passed, not read. The replica that answered may not have the whole
+    /// log yet; then the client reports the end once more.
     fn reach_end_of_log<R: Read>(&mut self, shared: &KafkaShared<R>) {
         let Some(end) = self.shared.span.end else { return };
         let position = Positions::of(&shared.consumer).get(&self.shared.span);
@@ -423,7 +435,7 @@ impl Held {
         }
     }
 
-    /// Whether the log is another one by now, also when nothing stands in that yet.
+    /// Whether the log was replaced by another one, even if that is still empty.
     fn has_gone_back(&self) -> bool {
         self.went_back || self.shared.went_back.load(SeqCst)
     }
@@ -436,7 +448,7 @@ impl Held {
     }
 }
 
-/// A batch that cannot be unpacked: the client would fetch it for ever, or pass over it.
+/// Whether a batch cannot be unpacked. The client would fetch it forever, or skip it.
 fn is_unreadable(cause: &KafkaError) -> bool {
     matches!(
         cause.rdkafka_error_code(),

@@ -1,8 +1,8 @@
-//! A text that is handed to the client and shown to nobody.
+//! Text that is passed to the client and never printed.
 
 use std::fmt;
 
-/// A password, a key or a token: its `Debug` shows nothing of it.
+/// A password, a key or a token. Its `Debug` output does not contain it.
 ///
 /// ```
 /// use millstream_connectors::kafka::Secret;
@@ -12,9 +12,10 @@ use std::fmt;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
-/// What stands where a secret would.
+/// Printed in place of a secret.
 pub(super) const NOT_SHOWN: &str = "[not shown]";
-/// Anything shorter would be found, and crossed out, in what has nothing to do with it.
+/// The length from which a secret is redacted in a text. A shorter one would also match unrelated
+/// text.
 const FOUND_FROM: usize = 4;
 
 impl Secret {
@@ -22,7 +23,7 @@ impl Secret {
         &self.0
     }
 
-    /// Crosses the secret out in a text that somebody else wrote.
+    /// Redacts the secret in a text from elsewhere, such as a message of the client.
     pub(super) fn hide_in(&self, text: &str) -> String {
         if self.0.len() < FOUND_FROM { text.to_owned() } else { text.replace(&self.0, NOT_SHOWN) }
     }

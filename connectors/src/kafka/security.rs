@@ -1,5 +1,5 @@
-//! Who we are to a broker, and how we know that it is the broker: TLS and SASL as typed options. Before it is
-//! [`Kafka`](super::Kafka), which keeps them; behind it the settings of every client (`client`).
+//! Authentication between client and broker, in both directions: TLS and SASL as typed options.
+//! [`Kafka`](super::Kafka) keeps them; the settings of every client (`client`) are made from them.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -13,7 +13,8 @@ use millstream::{Error, ErrorKind, Result};
 use super::secret::Secret;
 use super::token::{Token, Tokens};
 
-/// Encryption, and whom to trust: a broker, or a schema registry. Needs the feature `tls`.
+/// Encryption, and which servers to trust; for a broker or a schema registry. Needs the feature
+/// `tls`.
 ///
 /// ```no_run
 /// use millstream_connectors::Kafka;
@@ -26,13 +27,13 @@ use super::token::{Token, Tokens};
 #[must_use]
 pub struct Tls {
     pub(crate) authorities: Option<Pem>,
-    /// A certificate and its key.
+    /// A certificate and its private key.
     pub(crate) identity: Option<(Pem, Pem)>,
     pub(crate) key_password: Option<Secret>,
     pub(crate) host_names: HostNames,
 }
 
-/// Whether a certificate must be the host's that was called.
+/// Whether a server's certificate must match its host name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum HostNames {
     #[default]
@@ -41,37 +42,41 @@ pub(crate) enum HostNames {
 }
 
 impl Tls {
-    /// Trusts the authorities that the system trusts, and a server whose certificate is for the host that was called.
+    /// Trusts the system's certificate authorities, and requires that a server's certificate
+    /// matches its host name.
     pub fn new() -> Tls {
         Tls::default()
     }
 
-    /// Trusts the authorities of this PEM file, and no others.
+    /// Trusts the certificate authorities of this PEM file, and no others.
     pub fn ca_file(self, path: impl Into<PathBuf>) -> Tls {
         Tls { authorities: Some(Pem::File(path.into())), ..self }
     }
 
-    /// Trusts these authorities, in PEM, and no others.
+    /// Trusts these certificate authorities, in PEM, and no others.
     pub fn ca_pem(self, text: impl Into<String>) -> Tls {
         Tls { authorities: Some(Pem::Text(Secret::from(text.into()))), ..self }
     }
 
-    /// Shows the server the certificate of this PEM file, with its chain, and proves it with the key of that one.
+    /// Sends the server the certificate in one PEM file, with its chain, and proves it with the
+    /// private key in the other.
     pub fn identity_files(self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Tls {
         Tls { identity: Some((Pem::File(certificate.into()), Pem::File(key.into()))), ..self }
     }
 
-    /// Shows the server this certificate, with its chain, and proves it with this key; both in PEM.
+    /// Sends the server this certificate, with its chain, and proves it with this private key; both
+    /// in PEM.
     pub fn identity_pem(self, certificate: impl Into<String>, key: impl Into<Secret>) -> Tls {
         Tls { identity: Some((Pem::Text(Secret::from(certificate.into())), Pem::Text(key.into()))), ..self }
     }
 
-    /// What the key is encrypted with.
+    /// The password that the private key is encrypted with.
     pub fn key_password(self, password: impl Into<Secret>) -> Tls {
         Tls { key_password: Some(password.into()), ..self }
     }
 
-    /// Trusts a certificate of the authorities' whatever host it is for: anybody who has one can be the server.
+    /// Accepts a certificate of a trusted authority for any host name. Anyone who has such a
+    /// certificate can then act as the server.
     pub fn any_host_name(self) -> Tls {
         Tls { host_names: HostNames::Any, ..self }
     }
@@ -83,7 +88,7 @@ impl Tls {
         };
         let mut properties = vec![("ssl.endpoint.identification.algorithm", Secret::from(host_names))];
         if let Some(authorities) = &self.authorities {
-            properties.push(("ssl.ca.pem", authorities.read("authorities")?));
+            properties.push(("ssl.ca.pem", authorities.read("certificate authorities")?));
         }
         if let Some((certificate, key)) = &self.identity {
             properties.push(("ssl.certificate.pem", certificate.read("a certificate")?));
@@ -91,18 +96,18 @@ impl Tls {
         }
         match (&self.key_password, &self.identity) {
             (Some(password), Some(_)) => properties.push(("ssl.key.password", password.clone())),
-            (Some(_), None) => return Err(Error::new(ErrorKind::Option, "`key_password` is set, and no key")),
+            (Some(_), None) => return Err(Error::new(ErrorKind::Config, "`key_password` is set, but no key")),
             (None, _) => {}
         }
         Ok(properties)
     }
 
-    /// What the client could not use, when its complaint is about what was said here.
+    /// Which of these options the client could not use, if its complaint is about one of them.
     pub(super) fn blamed(&self, complaint: &str) -> Option<String> {
         let certificate = self.identity.as_ref().map(|(certificate, _)| certificate);
         let key = self.identity.as_ref().map(|(_, key)| key);
         let all = [
-            ("ssl.ca.pem", "authorities", self.authorities.as_ref()),
+            ("ssl.ca.pem", "certificate authorities", self.authorities.as_ref()),
             ("ssl.certificate.pem", "certificate", certificate),
             ("ssl.key.pem", "key or its `key_password`", key),
             ("Private key check", "key", key),
@@ -112,7 +117,7 @@ impl Tls {
     }
 }
 
-/// Text in PEM, or where it is.
+/// PEM text, or the file that holds it.
 #[derive(Clone, Debug)]
 pub(crate) enum Pem {
     File(PathBuf),
@@ -125,7 +130,7 @@ impl Pem {
             Pem::Text(text) => Ok(text.clone()),
             Pem::File(path) => fs::read_to_string(path).map(Secret::from).map_err(|cause| {
                 let kind =
-                    if cause.kind() == io::ErrorKind::NotFound { ErrorKind::NotFound } else { ErrorKind::Option };
+                    if cause.kind() == io::ErrorKind::NotFound { ErrorKind::NotFound } else { ErrorKind::Config };
                 Error::new(kind, format!("cannot read {what} in PEM from `{}`", path.display())).caused_by(cause)
             }),
         }
@@ -136,12 +141,13 @@ impl fmt::Display for Pem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Pem::File(path) => write!(f, "`{}`", path.display()),
-            Pem::Text(_) => f.write_str("a text of the program"),
+            Pem::Text(_) => f.write_str("a PEM text of the program"),
         }
     }
 }
 
-/// Who we are. All but [`Sasl::plain`] need the feature `tls`, also where the connection itself is not encrypted.
+/// How the client authenticates. All mechanisms except [`Sasl::plain`] need the feature `tls`, even
+/// when the connection itself is not encrypted.
 ///
 /// ```no_run
 /// use std::io;
@@ -184,29 +190,31 @@ impl Login {
 }
 
 impl Sasl {
-    /// Sends name and password as they are. Without [`Kafka::tls`](super::Kafka::tls) anybody on the way can read them;
-    /// that is logged as a warning, but for brokers on loopback.
+    /// Sends user name and password in clear text. Without [`Kafka::tls`](super::Kafka::tls) anyone
+    /// on the network path can read them; a warning is logged, except for brokers on loopback.
     pub fn plain(user: impl Into<String>, password: impl Into<Secret>) -> Sasl {
         Sasl(Mechanism::Plain(Login::new(user, password)))
     }
 
-    /// Proves the password without sending it, by SHA-256.
+    /// Proves the password without sending it, with SHA-256.
     pub fn scram_sha_256(user: impl Into<String>, password: impl Into<Secret>) -> Sasl {
         Sasl(Mechanism::ScramSha256(Login::new(user, password)))
     }
 
-    /// Proves the password without sending it, by SHA-512.
+    /// Proves the password without sending it, with SHA-512.
     pub fn scram_sha_512(user: impl Into<String>, password: impl Into<Secret>) -> Sasl {
         Sasl(Mechanism::ScramSha512(Login::new(user, password)))
     }
 
-    /// Sends a token that the callback returns: once for all clients of this cluster, before the first of them connects, and
-    /// again when two thirds of its life are over. It is called on a thread of its own and may take its time, at start as
-    /// long as [`connect_within`](super::Kafka::connect_within).
+    /// Sends a token that the callback returns. All clients of this cluster share the token. The
+    /// callback is called before the first of them connects, and again when two thirds of the
+    /// token's lifetime have passed. It runs on its own thread and may take long; at start, as long
+    /// as [`connect_within`](super::Kafka::connect_within).
     ///
-    /// A callback that fails or panics ends a job at start. Later it is a warning, and called again each second: the token
-    /// that is there stays in use, and the run ends when a broker refuses it because it has expired. What its error says is
-    /// logged: it is no place for secrets.
+    /// A callback that fails or panics ends a job at start. Later that is a warning, and the
+    /// callback is called again after 1 to 10 s. The current token stays in use, and the run ends
+    /// when a broker refuses it because it has expired. The text of the callback's error is logged,
+    /// so it must not contain secrets.
     pub fn oauth_bearer<E>(callback: impl Fn() -> Result<Token, E> + Send + Sync + 'static) -> Sasl
     where
         E: Into<Box<dyn StdError + Send + Sync>>,
@@ -237,7 +245,7 @@ impl Sasl {
         }
     }
 
-    /// What can be read on the way when the connection is not encrypted.
+    /// The credential that can be read on the network path when the connection is not encrypted.
     fn readable(&self) -> Option<&'static str> {
         match &self.0 {
             Mechanism::Plain(_) => Some("password"),
@@ -250,7 +258,8 @@ impl Sasl {
 /// A property of the client; its value may be a secret.
 pub(super) type Property = (&'static str, Secret);
 
-/// Other names of properties that are set here, and properties that would say the same.
+/// Properties that conflict with those set here: other names for them, or other ways to set the
+/// same.
 const SAID_OTHERWISE: &[(&str, &str)] = &[
     ("sasl.mechanism", "sasl.mechanisms"),
     ("ssl.ca.location", "ssl.endpoint.identification.algorithm"),
@@ -260,7 +269,7 @@ const SAID_OTHERWISE: &[(&str, &str)] = &[
     ("ssl.keystore.location", "ssl.key.pem"),
 ];
 
-/// What was said of security by type.
+/// The typed security options.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Security {
     pub(super) tls: Option<Tls>,
@@ -268,15 +277,15 @@ pub(super) struct Security {
 }
 
 impl Security {
-    /// The properties that follow; the files are read now.
+    /// The client properties for these options. Reads the files now.
     pub(super) fn properties(&self) -> Result<Vec<Property>> {
         let needs = match (&self.tls, &self.sasl) {
             (Some(_), _) => Some("TLS"),
-            (None, Some(sasl)) if !matches!(sasl.0, Mechanism::Plain(_)) => Some("SASL by SCRAM or OAUTHBEARER"),
+            (None, Some(sasl)) if !matches!(sasl.0, Mechanism::Plain(_)) => Some("SASL with SCRAM or OAUTHBEARER"),
             _ => None,
         };
         if let (Some(what), false) = (needs, cfg!(feature = "tls")) {
-            return Err(Error::new(ErrorKind::Option, format!("{what} {NEEDS_TLS}")));
+            return Err(Error::new(ErrorKind::Config, format!("{what} {NEEDS_TLS}")));
         }
         let protocol = match (&self.tls, &self.sasl) {
             (None, None) => return Ok(Vec::new()),
@@ -290,7 +299,7 @@ impl Security {
         Ok(properties)
     }
 
-    /// Which of `properties` says what `property` says.
+    /// Whether `properties` already sets what `property` would set.
     pub(super) fn said_by(property: &str, properties: &[Property]) -> bool {
         let same = SAID_OTHERWISE.iter().filter(|(other, _)| *other == property).map(|(_, same)| *same);
         same.chain([property]).any(|name| properties.iter().any(|(said, _)| *said == name))
@@ -303,12 +312,12 @@ impl Security {
         }
     }
 
-    /// What goes over the wire for all to read.
+    /// The credential that is sent in clear text, if there is one.
     pub(super) fn readable(&self) -> Option<&'static str> {
         self.sasl.as_ref().filter(|_| self.tls.is_none()).and_then(Sasl::readable)
     }
 
-    /// Crosses out what is secret.
+    /// Redacts all secrets in a text.
     pub(super) fn hide_in(&self, text: &str) -> String {
         let tls = self.tls.as_ref();
         let key = tls.and_then(|tls| match &tls.identity {
@@ -324,5 +333,5 @@ impl Security {
     }
 }
 
-/// Of what the client was built without.
+/// The end of a message about a feature that the client was built without.
 pub(crate) const NEEDS_TLS: &str = "needs the feature `tls` of millstream-connectors";

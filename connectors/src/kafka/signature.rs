@@ -1,9 +1,11 @@
-//! Which run committed an offset. A job that assigns its partitions itself is no member of its group, and the group does not
-//! know of it; so it signs its commits, in their metadata, and reads back who signed last. Of two runs that meet, the one
-//! that began first ends with an error that names the other: it was paused, or cut off, and is the one that nobody misses.
+//! The signature of a run on its commits: a lease, kept alive by renewals. A job that assigns its
+//! own partitions is not a member of its group, so the group does not fence it. Instead, it signs
+//! its commits in their metadata, and reads back which run signed last. When two runs meet, the one
+//! that began first ends with an error that names the other: it was paused or cut off, and the
+//! other has replaced it.
 //!
-//! A signature is renewed while its run lives and says so when it ends in good order. One that was not renewed for
-//! [`DEAD_AFTER`] is of a run that died.
+//! A run renews its signature while it is alive, and marks it as ended when it shuts down cleanly.
+//! A signature that was not renewed for [`DEAD_AFTER`] belongs to a run that died.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -14,16 +16,18 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use millstream::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
-/// How long a signature is good for.
+/// How long a signature is valid without renewal.
 pub(super) const DEAD_AFTER: Duration = Duration::from_secs(10);
-/// How often it is renewed when nothing moves.
+/// How often a signature is renewed when there is nothing to commit.
 pub(super) const RENEW_EVERY: Duration = Duration::from_secs(3);
-/// A run that lives renews its signature within this, whatever the clocks of two machines make of its age.
+/// The least time for which a signature is watched. A run that is alive renews its signature within
+/// this, even if clock skew makes the signature look older than it is.
 const WATCH_LEAST: Duration = Duration::from_secs(4);
-/// How often that is looked at while it is unknown whether a run is dead.
+/// How often the signatures are read while it is unknown whether a run is dead.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 
-/// Of the run that made a commit; equal when nothing was committed between.
+/// Identifies the run that made a commit. Two that were read are equal if nothing was committed in
+/// between.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Signature {
     run: String,
@@ -35,14 +39,14 @@ pub(super) struct Signature {
     has_ended: bool,
 }
 
-/// Whether a run goes on after a commit.
+/// Whether a run continues after a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Life {
     GoesOn,
     HasEnded,
 }
 
-/// The metadata of a commit; other programs have theirs.
+/// The metadata of a commit. Other programs write metadata of their own.
 #[derive(Serialize, Deserialize)]
 struct Metadata {
     millstream: Signature,
@@ -53,7 +57,8 @@ fn now() -> u64 {
 }
 
 impl Signature {
-    /// Of a run that begins now. All runs of a process are one to others: a restart of a job is nobody else.
+    /// The signature of a run that begins now. All runs of a process share an id, so a restarted
+    /// job is not another run.
     pub(super) fn new() -> Signature {
         static RUN: OnceLock<String> = OnceLock::new();
         let run = RUN.get_or_init(|| format!("{:016x}", RandomState::new().build_hasher().finish()));
@@ -70,7 +75,7 @@ impl Signature {
     /// The metadata of a commit that is made now.
     pub(super) fn metadata(&self, life: Life) -> String {
         let millstream = Signature { at: now(), has_ended: life == Life::HasEnded, ..self.clone() };
-        serde_json::to_string(&Metadata { millstream }).expect("it is text and numbers")
+        serde_json::to_string(&Metadata { millstream }).expect("text and numbers can be serialized")
     }
 
     /// The signature in a commit's metadata, if there is one.
@@ -78,35 +83,36 @@ impl Signature {
         serde_json::from_str::<Metadata>(metadata).ok().map(|metadata| metadata.millstream)
     }
 
-    /// Whether it is of another run, which may have ended.
+    /// Whether `other` belongs to another run, which may have ended.
     pub(super) fn is_other(&self, other: &Signature) -> bool {
         self.run != other.run
     }
 
-    /// Whether it is of another run that has not said that it ended.
+    /// Whether `other` belongs to another run that is not marked as ended.
     fn is_foreign(&self, other: &Signature) -> bool {
         self.is_other(other) && !other.has_ended
     }
 
-    /// Whoever signed until now began earlier, whatever the clocks of two machines make of it.
+    /// Makes this run begin later than all others that have signed so far, regardless of clock
+    /// skew.
     pub(super) fn begin_after(&mut self, others: &[Signature]) {
         let last = others.iter().filter(|other| self.is_foreign(other)).map(|other| other.began).max();
         self.began = self.began.max(last.map_or(0, |last| last + 1));
     }
 
-    /// Whether this run has to give way to another.
+    /// Whether this run must end because of another one.
     pub(super) fn gives_way_to(&self, other: &Signature) -> bool {
         self.is_foreign(other) && (other.began, &other.run) > (self.began, &self.run)
     }
 
-    /// How much longer it may be that its run lives.
+    /// How much longer its run may be alive without signing again.
     fn lives_for(&self) -> Duration {
         DEAD_AFTER.saturating_sub(Duration::from_millis(now().saturating_sub(self.at))).max(WATCH_LEAST)
     }
 
-    /// The error of a run that must not go on beside it.
+    /// The error of a run that must not continue beside this one.
     pub(super) fn refusal(&self, group: &str) -> Error {
-        let doing = format!("group `{group}` is read by another run, {self}: two would commit past each other");
+        let doing = format!("group `{group}` is already read by run {self}; each would overwrite the other's offsets");
         Error::new(ErrorKind::Refused, doing)
     }
 }
@@ -117,10 +123,11 @@ impl fmt::Display for Signature {
     }
 }
 
-/// Waits until the runs that are foreign to `own`, among those who signed, are known to be dead; `signed` asks who has.
+/// Waits until all runs that are foreign to `own` are known to be dead; `signed` reads the current
+/// signatures.
 ///
 /// # Errors
-/// When one of them lives.
+/// When one of them is alive.
 pub(super) fn await_death(
     own: &mut Signature,
     group: &str,
@@ -138,11 +145,11 @@ pub(super) fn await_death(
     let mut deadline = until(&known);
     let mut signs_of_life = 0;
     while let Some(left) = deadline.and_then(|deadline| deadline.checked_duration_since(Instant::now())) {
-        tracing::info!(group, run = %known[0], "another run has not said that it ended, looking whether it lives");
+        tracing::info!(group, run = %known[0], "another run is not marked as ended, checking whether it is alive");
         thread::sleep(WATCH_EVERY.min(left));
         let now = foreign()?;
-        // Whoever signs lives, whatever the clocks of two machines make of it; but one signature may have been on its way
-        // when its run died.
+        // A new signature means that its run is alive, regardless of clock skew. But a single one
+        // may have been in flight when the run died.
         if let Some(lives) = now.iter().find(|signature| !known.contains(signature)) {
             signs_of_life += 1;
             if signs_of_life > 1 {
@@ -192,7 +199,7 @@ mod tests {
 
     #[test]
     fn who_signs_again_lives_and_who_ended_does_not_matter() {
-        // Our clock may be ahead of theirs by any time.
+        // Our clock may be ahead of theirs by any amount.
         for age in [5_000, 3_600_000] {
             let (mut own, mut asked) = (Signature::new(), 0);
             let error = await_death(&mut own, "orders", || {

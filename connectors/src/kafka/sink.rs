@@ -1,6 +1,7 @@
-//! Writing topics. A sink has one idempotent producer per process; each worker sends through it, and its delivery
-//! reports, heard on a thread that blocks for them, acknowledge. rdkafka's own threads for that spin for the last
-//! millisecond of every time-out, and its `flush` takes 100 ms with messages in flight: neither is used.
+//! Writing topics. A sink has one idempotent producer per process. Each worker sends through it,
+//! and a thread that blocks for its delivery reports acknowledges the records. rdkafka's own
+//! polling threads spin for the last millisecond of every time-out, and its `flush` takes 100 ms
+//! with messages in flight, so neither is used.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -9,10 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use millstream::{
-    Accepted, Batch, Delivery, Error, ErrorKind, Headers, OpenSink, Result, SharedSink, SinkMeter, Wake, Writer,
-    spawn_watched,
+use millstream::connector::{
+    Accepted, Batch, Delivery, Fingerprint, OpenSink, SharedSink, SinkEvent, Wake, Writer, spawn_watched,
 };
+use millstream::{Error, ErrorKind, Headers, Result};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{Header, Message as _, OwnedHeaders, OwnedMessage};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -28,12 +29,12 @@ use super::options::OnRefused;
 use super::producer::{Context, Kind, Ticket, connect};
 use super::topic::Topic;
 
-/// What a format makes of a record.
+/// Turns records into messages, by a format.
 pub trait Write<T>: Send + Sync + 'static {
-    /// Called once when the job starts; `topic` is where all of it goes, when it all goes to one.
+    /// Called once when the job starts. `topic` is the topic of all records, if they all go to one.
     ///
     /// # Errors
-    /// What is known to be wrong already.
+    /// When an option is known to be wrong.
     fn open(&mut self, topic: Option<&str>) -> Result<()> {
         let _ = topic;
         Ok(())
@@ -42,20 +43,21 @@ pub trait Write<T>: Send + Sync + 'static {
     /// Appends the payload to `buffer`.
     ///
     /// # Errors
-    /// Why the record cannot be encoded.
+    /// When the record cannot be encoded.
     fn encode(&self, value: &T, buffer: &mut Vec<u8>) -> Result<Payload, Cause>;
 
-    /// What goes beside the payload.
+    /// What is sent beside the payload, such as key and headers.
     fn beside<'v>(&self, value: &'v T) -> Outgoing<'v>;
 
-    /// Topic, partition and offset where it was read; asked only of a record that is refused.
+    /// Topic, partition and offset where the record was read. Called only for a record that is
+    /// refused.
     fn place(&self, value: &T) -> Option<(String, i32, i64)> {
         let _ = value;
         None
     }
 }
 
-/// What goes beside a payload.
+/// What is sent beside a payload.
 #[derive(Debug, Default)]
 pub struct Outgoing<'v> {
     pub(super) key: Option<&'v [u8]>,
@@ -83,11 +85,11 @@ pub struct KafkaOutlet<W> {
     context: Arc<Context>,
     sending: Arc<Sending>,
     topic: Option<String>,
-    meter: Arc<SinkMeter>,
+    fingerprint: Option<Arc<Fingerprint>>,
     write: W,
 }
 
-/// Whether the delivery thread has something to wait for.
+/// Wakes the delivery thread, which sleeps while nothing is in flight.
 #[derive(Default)]
 struct Sending {
     asleep: AtomicBool,
@@ -110,14 +112,15 @@ impl<W> KafkaOutlet<W> {
         W: Write<T>,
     {
         let producer = connect(topic, open)?;
-        // Behind the topic's check: what a format registers is not registered for a topic that does not exist.
+        // After the check of the topic: a format must not register anything for a topic that does
+        // not exist.
         write.open(topic.names.first().map(String::as_str))?;
         let outlet = KafkaOutlet {
             context: Arc::clone(producer.context()),
             producer: Arc::new(producer),
             sending: Arc::default(),
             topic: topic.names.first().cloned(),
-            meter: Arc::clone(&open.meter),
+            fingerprint: open.fingerprint.clone(),
             write,
         };
         outlet.start_delivery_thread()?;
@@ -133,9 +136,10 @@ impl<W> KafkaOutlet<W> {
     }
 }
 
-/// The body of the delivery thread: waits for reports while anything is in flight, else for something to be sent.
+/// The body of the delivery thread. It waits for reports while records are in flight, otherwise for
+/// a record to be sent.
 fn deliver(producer: &BaseProducer<Context>, context: &Context, sending: &Sending) {
-    // One long wait after the other: a wait ends with up to a millisecond of spinning, so few of them.
+    // Waits are long and few, because each ends with up to a millisecond of spinning.
     const WAIT: Duration = Duration::from_secs(1);
     const TOLD_AT_ONCE: usize = 16;
     while !context.closing.load(SeqCst) {
@@ -152,22 +156,23 @@ fn deliver(producer: &BaseProducer<Context>, context: &Context, sending: &Sendin
         }
         sending.asleep.store(false, SeqCst);
         if is_idle {
-            // Also then the client has something to tell, and tokens to ask for. A poll that does not wait takes one thing, and
-            // spins not a moment; one that waits for a millisecond spins for all of it.
+            // An idle client also has events to serve and tokens to request. A poll that does not
+            // wait serves one event without spinning; a poll that waits for a millisecond spins for
+            // all of it.
             (0..TOLD_AT_ONCE).for_each(|_| producer.poll(Duration::ZERO));
         }
     }
 }
 
 impl<W: Send + Sync + 'static> SharedSink for KafkaOutlet<W> {
-    fn serve(&self) -> Result<()> {
-        // The client lowers its count only after the last report's callback: a writer that was told in between that
-        // there is no room would wait for a report that never comes.
+    fn serve(&self) -> Result<Vec<SinkEvent>> {
+        // The client lowers its in-flight count only after the callback of the last report. A
+        // writer that found the queue full in between would wait for a report that never comes.
         if self.context.full.swap(false, SeqCst) {
             self.context.wake_writers();
         }
         self.context.look_at_progress();
-        Ok(())
+        Ok(Vec::new())
     }
 
     fn waiting(&self) -> Option<String> {
@@ -180,7 +185,7 @@ impl<W: Send + Sync + 'static> SharedSink for KafkaOutlet<W> {
 }
 
 impl<W> Drop for KafkaOutlet<W> {
-    /// Also when the plan fails after this sink was connected.
+    /// Also ends a sink whose plan fails after it was connected.
     fn drop(&mut self) {
         self.end();
     }
@@ -188,8 +193,9 @@ impl<W> Drop for KafkaOutlet<W> {
 
 impl<W> KafkaOutlet<W> {
     fn end(&self) {
-        // What is still in flight is not waited for: the run has ended, or failed, and nobody hears it. The thread
-        // takes at most its wait to see that, and destroys the producer then, away from everybody.
+        // Records in flight are not waited for: the run has ended or failed, and their reports are
+        // not needed. The delivery thread notices within one wait and then destroys the producer,
+        // so that no other thread is delayed by that.
         self.context.closing.store(true, SeqCst);
         self.producer.purge(rdkafka::producer::PurgeConfig::default().queue().inflight());
         drop(lock(&self.sending.lock));
@@ -207,9 +213,9 @@ impl<W> fmt::Debug for KafkaOutlet<W> {
 pub struct KafkaWriter<W> {
     shared: Arc<KafkaOutlet<W>>,
     buffer: Vec<u8>,
-    /// What the buffer holds of the record at hand; `None` when it could not be encoded.
+    /// What the buffer holds of the current record; `None` when it could not be encoded.
     encoded: Option<Payload>,
-    /// Letters that there was no room for.
+    /// Dead letters that are still to be sent.
     letters: VecDeque<(Letter, Delivery)>,
 }
 
@@ -220,17 +226,17 @@ impl<W> KafkaWriter<W> {
     }
 }
 
-/// What became of an attempt to send.
+/// The result of an attempt to send.
 enum Sent {
     Yes,
-    /// Records that were refused in a batch come first.
+    /// Records of a refused batch are resent first.
     Later,
     NoRoom,
     Refused(Cause),
 }
 
 impl<W> KafkaWriter<W> {
-    /// Sends a record; what was encoded of it stays in the buffer.
+    /// Sends a record. Its encoded payload stays in the buffer.
     fn send<T>(&mut self, value: &T, ticket: &Arc<Ticket>) -> Result<Sent>
     where
         W: Write<T>,
@@ -243,7 +249,7 @@ impl<W> KafkaWriter<W> {
         };
         let outgoing = self.shared.write.beside(value);
         let Some(topic) = outgoing.topic.or(self.shared.topic.as_deref()) else {
-            return Ok(Sent::Refused("the message names no topic, and the sink has none".into()));
+            return Ok(Sent::Refused("neither the message nor the sink has a topic".into()));
         };
         let len = (payload == Payload::Present).then_some(self.buffer.len());
         if let Some(cause) = self.shared.context.limits().refusal(topic, &outgoing, len) {
@@ -262,14 +268,14 @@ impl<W> KafkaWriter<W> {
         record.timestamp = outgoing.timestamp;
         record.headers = outgoing.headers.as_deref().map(owned);
         let sent = self.shared.try_to_send(record)?;
-        if let (Sent::Yes, Some(fingerprint)) = (&sent, self.shared.meter.fingerprint()) {
+        if let (Sent::Yes, Some(fingerprint)) = (&sent, &self.shared.fingerprint) {
             let payload = (payload == Payload::Present).then_some(&self.buffer);
             fingerprint.add(&(topic, outgoing.partition, outgoing.timestamp, outgoing.key, payload, outgoing.headers));
         }
         Ok(sent)
     }
 
-    /// What the policy does with a record that cannot be taken.
+    /// Applies the policy to a record that cannot be written.
     fn refuse<T>(&mut self, value: &T, cause: Cause, delivery: &Delivery) -> Result<()>
     where
         W: Write<T>,
@@ -290,7 +296,7 @@ impl<W> KafkaWriter<W> {
         Ok(())
     }
 
-    /// Sends the next of the records that were refused in a batch, when nothing else is in flight.
+    /// Resends the next record of a refused batch, when nothing else is in flight.
     fn send_again(&self) -> Result<()> {
         let context = &self.shared.context;
         let (message, ticket) = match context.again.next() {
@@ -303,21 +309,21 @@ impl<W> KafkaWriter<W> {
         };
         let sent = self.shared.producer.send(record_of(&message, Ticket { is_alone: true, ..ticket.clone() }));
         if let Err((KafkaError::MessageProduction(Code::QueueFull), _)) = sent {
-            // The client frees the room of what it has reported a moment later.
+            // The client frees the room of a reported record a moment after the report.
             context.again.put_back(message, ticket);
             context.full.store(true, SeqCst);
             return Ok(());
         }
         if let Err((cause, _)) = sent {
             context.again.not_sent();
-            let doing = format!("cannot send a record to topic `{}` again", message.topic());
+            let doing = format!("cannot resend a record to topic `{}`", message.topic());
             return Err(error(ErrorKind::Sink, doing, cause));
         }
         self.shared.sending.wake();
         Ok(())
     }
 
-    /// Sends the letters that wait, in order, as far as there is room.
+    /// Sends the waiting dead letters in order, as far as there is room.
     fn send_letters(&mut self) -> Result<()> {
         let OnRefused::DeadLetters(dead) = &self.shared.context.on_refused else { return Ok(()) };
         if self.shared.context.again.is_needed() {
@@ -350,7 +356,8 @@ impl<W> KafkaOutlet<W> {
     fn try_to_send(&self, record: BaseRecord<'_, [u8], [u8], Arc<Ticket>>) -> Result<Sent> {
         let topic = record.topic;
         self.context.again.send();
-        // In this order: whoever sends a record alone sees this one, or this one sees that there is one.
+        // The order matters: either the writer that resends a record alone sees this record in
+        // flight, or this writer sees that a record is to be resent.
         if self.context.again.is_needed() {
             self.context.again.not_sent();
             return Ok(Sent::Later);
@@ -368,7 +375,7 @@ impl<W> KafkaOutlet<W> {
     }
 }
 
-/// A record as it was sent before.
+/// The same record as was sent before.
 fn record_of(message: &OwnedMessage, ticket: Ticket) -> BaseRecord<'_, [u8], [u8], Arc<Ticket>> {
     let timestamp = ticket.timestamp;
     let mut record = BaseRecord::with_opaque_to(message.topic(), Arc::new(ticket));
@@ -408,13 +415,13 @@ impl<T, W: Write<T>> Writer<T> for KafkaWriter<W> {
                         accepted = Accepted::Full;
                         break;
                     }
-                    // Looked at again, because the last report may have come just before the flag; a record that finds
-                    // no room in an empty queue never will.
+                    // Tried once more, because the last report may have come just before the flag
+                    // was set. A record that does not fit into an empty queue never will.
                     if !looked_again {
                         looked_again = true;
                         continue;
                     }
-                    let cause = "it is larger than the memory for records on their way out (`Job::memory`)";
+                    let cause = "it is larger than the memory for outgoing records (`Job::memory`)";
                     self.refuse(value, cause.into(), delivery)?;
                 }
             }
@@ -422,7 +429,8 @@ impl<T, W: Write<T>> Writer<T> for KafkaWriter<W> {
             batch.next();
         }
         self.send_letters()?;
-        // While a record was offered that the client did not take, nobody was told that nothing else is in flight.
+        // A record that the client rejected counted as in flight for a moment. A report in that
+        // moment woke no writer, so the resend is tried here.
         self.send_again()?;
         self.shared.sending.wake();
         Ok(accepted)
@@ -445,8 +453,8 @@ impl<T, W: Write<T>> Writer<T> for KafkaWriter<W> {
 }
 
 impl<W> Drop for KafkaWriter<W> {
-    /// A writer whose operator has ended hands on the letters that it had no room for: another writer's records wait for
-    /// them.
+    /// A writer whose operator has ended passes on its unsent dead letters: other writers' records
+    /// wait for them.
     fn drop(&mut self) {
         if !self.letters.is_empty() {
             lock(&self.shared.context.letters).extend(self.letters.drain(..));

@@ -1,9 +1,9 @@
-//! Reading topics. A process has one consumer, connected, served and destroyed on the control thread; each worker polls
-//! the queues of its own partitions (`reader`), which are split off before anything is assigned, and is woken by librdkafka's
-//! callback. A partition belongs to the same worker whenever it is ours.
+//! Reading topics. A process has one consumer per source, served on the control thread. Each worker
+//! polls the queues of its own partitions (`reader`), which are split off before anything is
+//! assigned. librdkafka's callback wakes the worker. A partition always belongs to the same worker.
 //!
-//! A job that runs without an end joins its consumer group (`group`): partitions come and go. One that has an end, or that
-//! names its partitions, assigns them to itself, once.
+//! A job without an end joins its consumer group (`group`), and partitions are assigned and
+//! revoked. A job that has an end, or names its partitions, assigns them to itself once.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use millstream::{
-    Change, CheckpointId, Claims, Clock, Error, ErrorKind, Lag, Last, Offsets, OpenSource, Partition, Progress, Result,
-    SharedSource, Taken, Wake,
+use millstream::connector::{
+    CheckpointId, Claims, Closing, Committed, Offsets, OpenSource, Partition, Revoked, SharedSource, SourceEvent, Wake,
 };
+use millstream::{Clock, Error, ErrorKind, Lag, Result};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, Statistics, TopicPartitionList};
@@ -38,65 +38,66 @@ pub struct KafkaShared<R> {
     pub(super) consumer: Arc<BaseConsumer<Context>>,
     pub(super) held: Arc<Held>,
     pub(super) read: R,
-    /// To each worker's reader.
+    /// The way to each worker's reader.
     pub(super) doors: Vec<Door>,
     pub(super) clock: Clock,
     /// Partitions whose queues were split off, for the life of the client.
     split: Mutex<BTreeSet<Partition>>,
     pub(super) settings: Arc<Settings>,
     pub(super) group: String,
-    /// Nothing of this run is committed.
-    compared: bool,
+    /// This run commits nothing.
+    leaves_no_trace: bool,
     on_data_loss: DataLoss,
     pub(super) mode: Mode,
     pub(super) orders: Orders,
-    /// A reader stands outside of its log.
+    /// A reader's offset is outside of the log.
     pub(super) out_of_range: AtomicBool,
     pub(super) wake: Wake,
     looked: Mutex<Option<Instant>>,
-    /// The sum of what was polled when that was looked at.
+    /// The sum of all `polled` offsets when they were last checked.
     polled: AtomicI64,
-    /// That the group does not share its partitions out was told.
+    /// Whether it has been logged that the group does not assign partitions.
     has_told: AtomicBool,
-    /// Topics that the client is being set back in.
+    /// Recreated topics that the client is being moved to the beginning of.
     pub(super) rewinding: Mutex<BTreeSet<String>>,
 }
 
-/// Who says which partitions are ours.
+/// How this source gets its partitions.
 pub(super) enum Mode {
-    /// We do, once, at the start.
+    /// It assigns them to itself, once, at the start.
     Assigned { spans: Vec<Span>, claim: Mutex<Option<Claim>> },
-    /// The group does, of these topics.
+    /// The group assigns partitions of these topics.
     Member { topics: Mutex<Vec<String>>, pattern: Option<String>, claims: Claims },
 }
 
-/// What no two sources of a job may read: the group would give each of them a part.
+/// Describes what only one source of a job may read: the group would assign a part to each of two.
 fn claim(settings: &Settings, group: &str, topic: &str) -> String {
     format!("topic `{topic}` at {} as group `{group}`", settings.brokers)
 }
 
-/// How long a group may take to share partitions out before that is told: brokers wait 3 s for further members, and a member
-/// that is gone without a word is waited for.
+/// How long a group may take to assign partitions before that is logged. Brokers wait 3 s for
+/// further members, and a member that disappeared is waited for.
 const SHARED_OUT_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long a member waits until its broker knows that it leaves.
+/// How long a member that leaves waits until its broker knows.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
-/// How often positions are compared with ends for the report.
+/// How often positions and end offsets are updated for the report.
 const POSITIONS_EVERY: Duration = Duration::from_secs(1);
 
 impl<R: Read> KafkaShared<R> {
     pub(super) fn connect(topic: &Topic, mut read: R, open: OpenSource) -> Result<KafkaShared<R>> {
         let mut group = topic.source.group.clone().unwrap_or_else(|| open.job.clone());
         if group.is_empty() {
-            return Err(Error::new(ErrorKind::Option, "the consumer group must have a name"));
+            return Err(Error::new(ErrorKind::Config, "the consumer group must have a name"));
         }
-        if open.compared {
-            // What its job has committed, and whether that runs, is nothing to a comparison.
-            group.push_str(".compare");
+        let leaves_no_trace = !open.resume.is_own_memory();
+        if leaves_no_trace {
+            // What the job's group has committed does not count, nor whether the job is running.
+            group.push_str(".sample");
         }
         read.open()?;
-        let end = match (&topic.source.end_at, open.bounded) {
-            (Some(end), _) if *end != End::Never || !open.bounded => end.clone(),
+        let end = match (&topic.source.end_at, open.is_bounded()) {
+            (Some(end), _) if *end != End::Never || !open.is_bounded() => end.clone(),
             (_, true) => End::Latest,
             (_, false) => End::Never,
         };
@@ -107,7 +108,7 @@ impl<R: Read> KafkaShared<R> {
             Some(pattern) => pattern.at_start(&topic.settings, &consumer)?,
             None => topic.names.clone(),
         };
-        // Of partitions that are named the `Claim` knows more.
+        // For named partitions, `Claim` is more precise.
         if topic.source.partitions.is_none() {
             open.claim(topics.iter().map(|name| claim(&topic.settings, &group, name)))?;
         }
@@ -120,27 +121,30 @@ impl<R: Read> KafkaShared<R> {
             options: &topic.source,
             group: &group,
             end: &end,
-            // For a member others may have read on.
-            resume: open.resume.as_ref().filter(|_| !joins),
-            compared: open.compared,
+            // Not for a member: other members may have read on since.
+            resume: (!joins).then(|| open.resume.offsets()),
+            leaves_no_trace,
             at_start: None,
         };
-        let mut signature = (!joins && !open.compared).then(Signature::new);
-        // A member is told later which of them are its own; that they exist, and that the group can be asked, is known now.
+        let mut signature = (!joins && !leaves_no_trace).then(Signature::new);
+        // A member learns later which partitions are its own. That they exist, and that the group
+        // answers, is checked now.
         let spans = match joins {
-            // Topics of a pattern may be made later.
+            // Topics of a pattern may be created later.
             true if topics.is_empty() => Vec::new(),
             true => {
                 let spans = starting.spans_of(&starting.partitions()?, None)?;
                 starting.check_assignor()?;
-                // A group without members takes it from anybody, and a process that dies before it is one finds it again.
+                // A group without members takes this commit from any client. A process that dies
+                // before it is a member finds the start again.
                 starting.remember(&spans)?;
                 spans
             }
             false => starting.spans(signature.as_mut())?,
         };
         if spans.len() > PARTITIONS_EXPECTED {
-            // Split queues are bounded one by one, and a client's bounds cannot be changed.
+            // Each split queue has its own bound, and the bounds of an existing client cannot be
+            // changed.
             consumer = create(topic, &group, &end, joins, &open, spans.len())?;
             for name in &topics {
                 let (heard, ask) =
@@ -177,7 +181,7 @@ impl<R: Read> KafkaShared<R> {
             split: Mutex::default(),
             settings: Arc::clone(&topic.settings),
             group,
-            compared: open.compared,
+            leaves_no_trace,
             on_data_loss: topic.source.on_data_loss.unwrap_or_default(),
             mode,
             orders,
@@ -190,7 +194,8 @@ impl<R: Read> KafkaShared<R> {
         })
     }
 
-    /// Makes partitions ours: their readers have their queues before anything can come into those.
+    /// Hands partitions to their readers, which have the queues before a message can arrive in
+    /// them.
     fn hand_out(&self, spans: Vec<Span>) -> Result<TopicPartitionList> {
         let mut list = TopicPartitionList::with_capacity(spans.len());
         for span in spans {
@@ -200,7 +205,7 @@ impl<R: Read> KafkaShared<R> {
             let queue = is_new.then(|| {
                 let queue = self.consumer.split_partition_queue(&span.topic, span.partition);
                 queue.ok_or_else(|| {
-                    Error::new(ErrorKind::Source, format!("cannot split the queue of {} off its consumer", span.name))
+                    Error::new(ErrorKind::Source, format!("cannot split the queue of {} from its consumer", span.name))
                 })
             });
             let shared = Shared::new(span);
@@ -210,8 +215,8 @@ impl<R: Read> KafkaShared<R> {
         Ok(list)
     }
 
-    /// Does what the group asks for, as far as it can be done now.
-    fn answer_group(&self, changes: &mut Vec<Change>) {
+    /// Handles the requests of the group, as far as possible now.
+    fn answer_group(&self, changes: &mut Vec<SourceEvent>) {
         let membership = &self.consumer.context().membership;
         while let Some(asked) = membership.next() {
             match &asked {
@@ -231,15 +236,15 @@ impl<R: Read> KafkaShared<R> {
                         shared.is_recalled.store(true, SeqCst);
                         shared.span.name.clone()
                     });
-                    let taken = Taken::new(names.collect());
-                    changes.push(if *lost { Change::Lost(taken) } else { Change::Taken(taken) });
+                    let taken = Revoked::new(names.collect());
+                    changes.push(if *lost { SourceEvent::Lost(taken) } else { SourceEvent::Revoked(taken) });
                 }
             }
             membership.open(asked);
         }
     }
 
-    /// Where given partitions begin is known: now they are ours.
+    /// Takes over assigned partitions: where they begin is known now.
     fn take_over(&self, spans: Vec<Span>) -> Result<Vec<Partition>> {
         let membership = &self.consumer.context().membership;
         if !membership.taken() {
@@ -247,33 +252,34 @@ impl<R: Read> KafkaShared<R> {
         }
         let names = spans.iter().map(|span| span.name.clone()).collect();
         membership.assign(&self.consumer, &self.hand_out(spans)?);
-        // Another request may wait for this answer.
+        // The next request may wait for this answer.
         self.wake.wake();
         Ok(names)
     }
 
-    /// Leaves the group before the client is dropped: a worker that is stuck in user code keeps that, and a member that nobody
-    /// serves holds its partitions until `max.poll.interval.ms` has passed.
+    /// Leaves the group before the client is dropped. A worker that is stuck in user code keeps the
+    /// client alive, and a member that is not served keeps its partitions until
+    /// `max.poll.interval.ms` has passed.
     fn leave(&self) {
         if self.consumer.close_queue().is_err() {
             return;
         }
         let deadline = Instant::now() + LEAVE_WITHIN;
         while !self.consumer.closed() && Instant::now() < deadline {
-            // What the group asks for meanwhile is granted in the callback.
+            // Requests of the group that arrive meanwhile are granted in the callback.
             drop(self.consumer.poll(Duration::from_millis(5)));
         }
     }
 
-    /// Whether reading goes on where the log is, when it is not where it was.
+    /// Whether lost records are skipped instead of ending the run.
     pub(super) fn skips_losses(&self) -> bool {
         self.on_data_loss == DataLoss::Skip
     }
 
-    /// Reads other topics from now on.
+    /// Subscribes to these topics instead of the previous ones.
     fn subscribe(&self, topics: &[String]) -> Result<()> {
         if topics.is_empty() {
-            // The client takes no list without a topic.
+            // The client rejects a list without topics.
             self.consumer.unsubscribe();
             return Ok(());
         }
@@ -286,7 +292,7 @@ impl<R: Read> KafkaShared<R> {
         error(ErrorKind::Source, doing, cause)
     }
 
-    /// Other topics match the pattern now.
+    /// Switches to the topics that match the pattern now.
     fn follow(&self, now: &[String]) -> Result<()> {
         let Mode::Member { topics, claims, .. } = &self.mode else { return Ok(()) };
         tracing::info!(group = self.group, topics = ?now, "the topics that match the pattern have changed");
@@ -294,15 +300,15 @@ impl<R: Read> KafkaShared<R> {
         self.subscribe(now)?;
         let before = std::mem::replace(&mut *lock(topics), now.to_vec());
         if before.is_empty() {
-            // Only a first list brings an answer for sure.
+            // Only the first subscription is certain to be answered.
             self.consumer.context().membership.waits();
         }
-        // When one that is gone is made again, the client has other queues of it.
+        // The client has new queues for a deleted topic that is created again.
         lock(&self.split).retain(|partition| now.iter().any(|topic| topic_of(partition) == topic));
         Ok(())
     }
 
-    /// Takes over what the client's statistics and positions say of ends.
+    /// Updates positions and end offsets from what the client and its statistics report.
     fn look_at_ends(&self) {
         let positions = Positions::of(&self.consumer);
         let statistics = self.consumer.context().statistics();
@@ -319,7 +325,7 @@ impl<R: Read> KafkaShared<R> {
             let told = statistics
                 .as_ref()
                 .and_then(|statistics| statistics.topics.get(&span.topic)?.partitions.get(&span.partition));
-            // The last stable offset is the end for those who read committed records only.
+            // The last stable offset is the end for a consumer that reads only committed records.
             let end = told.map(|told| if told.ls_offset >= 0 { told.ls_offset } else { told.hi_offset });
             shared.hear(positions.get(span), end);
             has_passed |= positions.get(span).is_some_and(|position| position > shared.polled.load(SeqCst));
@@ -327,27 +333,27 @@ impl<R: Read> KafkaShared<R> {
                 shared.hear_end(told.eof_offset);
             }
         }
-        if has_passed && !self.compared {
+        if has_passed && !self.leaves_no_trace {
             self.orders.order(Order::Settle);
         }
         self.consumer.context().heard.tell_what_lasts();
         match membership.waiting() {
             None => self.has_told.store(false, SeqCst),
             Some(waited) if waited >= SHARED_OUT_WITHIN && !self.has_told.swap(true, SeqCst) => {
-                tracing::warn!("waiting for group `{}` to share its partitions out", self.group);
+                tracing::warn!("waiting for group `{}` to assign partitions", self.group);
             }
             Some(_) => {}
         }
     }
 
-    /// Why a member has nothing to read.
+    /// What a member without partitions waits for.
     fn lacks_partitions(&self) -> Option<String> {
         let Mode::Member { topics, pattern, .. } = &self.mode else { return None };
         if let Some(pattern) = pattern.as_ref().filter(|_| lock(topics).is_empty()) {
             return Some(format!("a topic that matches `{pattern}` at {}", self.settings.brokers));
         }
         self.consumer.context().membership.waiting()?;
-        Some(format!("group `{}` to share its partitions out", self.group))
+        Some(format!("group `{}` to assign partitions", self.group))
     }
 }
 
@@ -356,20 +362,22 @@ impl<R: Read> SharedSource for KafkaShared<R> {
         match &self.mode {
             Mode::Assigned { spans, claim } => {
                 *lock(claim) = Some(Claim::new(&self.settings.brokers, &self.group, spans)?);
-                // A process that dies before its first commit must find a passing start again; and what others have
-                // committed is signed, so that they see it.
+                // A process that dies before its first commit must find the same start again, so a
+                // start that may change is committed now. Offsets that other runs have committed
+                // are committed again with the signature of this run, so that the other runs see
+                // it.
                 let told = spans.iter().filter(|span| span.is_passing || span.is_known);
                 let starts: Offsets = told.map(|span| (span.name.clone(), next(span.start))).collect();
                 let list = self.hand_out(spans.clone())?;
                 self.doors.iter().for_each(Door::close);
-                if !starts.is_empty() && !self.compared {
+                if !starts.is_empty() && !self.leaves_no_trace {
                     self.orders.order(Order::Commit(CheckpointId::default(), starts));
                 }
                 self.consumer.assign(&list).map_err(|cause| self.cannot_read(cause))
             }
             Mode::Member { topics, .. } => {
                 let topics = lock(topics);
-                // Of a pattern that nothing matches yet there is nothing to subscribe to.
+                // While nothing matches the pattern, there is nothing to subscribe to.
                 if topics.is_empty() {
                     return Ok(());
                 }
@@ -379,7 +387,7 @@ impl<R: Read> SharedSource for KafkaShared<R> {
         }
     }
 
-    fn serve(&self) -> Result<Vec<Change>> {
+    fn serve(&self) -> Result<Vec<SourceEvent>> {
         self.events()?;
         if self.out_of_range.load(SeqCst) {
             return Err(self.data_loss());
@@ -393,8 +401,8 @@ impl<R: Read> SharedSource for KafkaShared<R> {
         let mut changes = Vec::new();
         for answer in self.orders.answers() {
             match answer? {
-                Answer::Committed(checkpoint) => changes.push(Change::Committed(checkpoint)),
-                Answer::Started(spans) => changes.push(Change::Given(self.take_over(spans)?)),
+                Answer::Committed(checkpoint) => changes.push(SourceEvent::Committed(checkpoint)),
+                Answer::Started(spans) => changes.push(SourceEvent::Assigned(self.take_over(spans)?)),
                 Answer::Topics(topics) => self.follow(&topics)?,
                 Answer::Rewound(topic) => {
                     lock(&self.rewinding).remove(&topic);
@@ -406,12 +414,12 @@ impl<R: Read> SharedSource for KafkaShared<R> {
         Ok(changes)
     }
 
-    fn commit(&self, checkpoint: CheckpointId, offsets: &Offsets) -> Result<Progress> {
+    fn commit(&self, checkpoint: CheckpointId, offsets: &Offsets) -> Result<Committed> {
         self.orders.order(Order::Commit(checkpoint, offsets.clone()));
-        Ok(Progress::Pending)
+        Ok(Committed::Later)
     }
 
-    fn give_back(&self, taken: Taken) -> Result<()> {
+    fn unassign(&self, taken: Revoked) -> Result<()> {
         self.held.remove(taken.partitions());
         let membership = &self.consumer.context().membership;
         if let Some(partitions) = membership.returned() {
@@ -425,7 +433,8 @@ impl<R: Read> SharedSource for KafkaShared<R> {
     fn started_at(&self) -> Offsets {
         match &self.mode {
             Mode::Assigned { spans, .. } => spans.iter().map(|span| (span.name.clone(), next(span.start))).collect(),
-            // What the group gives in a later run may have been read by others in between.
+            // Partitions that the group assigns in a later run may have been read by others in
+            // between.
             Mode::Member { .. } => Offsets::new(),
         }
     }
@@ -438,12 +447,12 @@ impl<R: Read> SharedSource for KafkaShared<R> {
         self.consumer.context().heard.waiting().or_else(|| self.lacks_partitions())
     }
 
-    fn close(&self, last: Last) {
+    fn close(&self, closing: Closing) {
         if let Mode::Assigned { claim, .. } = &self.mode {
-            // Also when a worker that is stuck never lets go of this source.
+            // Released here, because a stuck worker may never let go of this source.
             drop(lock(claim).take());
         }
-        self.orders.close(last);
+        self.orders.close(closing);
         self.consumer.context().membership.close(&self.consumer);
         if matches!(&self.mode, Mode::Member { .. }) {
             self.leave();

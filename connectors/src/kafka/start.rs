@@ -1,15 +1,18 @@
-//! Where reading begins and ends, fixed before anything is fetched: every partition gets an absolute offset, because a
-//! logical one costs half a second and makes no replay exact.
+//! Where reading begins and ends. Both are fixed before anything is fetched: every partition gets
+//! an absolute offset, because a logical one costs half a second and does not allow an exact
+//! replay.
 //!
-//! Precedence: what this process has committed in an earlier run of the job, then the group's offsets, then
-//! `start_at`. A partition without an offset, of a topic that the group has read before, begins at its earliest record:
-//! `latest` would lose what came while nobody ran.
+//! Precedence: what this process has committed in an earlier run of the job, then the group's
+//! committed offsets, then `start_at`. A partition without a committed offset begins at its
+//! earliest record if the group has read its topic before: `latest` would lose records that were
+//! written while no job ran.
 
 use std::collections::{BTreeMap, HashSet};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use millstream::{Error, ErrorKind, Offset as Next, Offsets, Partition, Result};
+use millstream::connector::{Offset as Next, Offsets, Partition};
+use millstream::{Error, ErrorKind, Result};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::groups::{GroupInfo, GroupMemberInfo};
@@ -24,22 +27,25 @@ use super::heard::Heard;
 use super::options::{GroupProtocol, SourceOptions};
 use super::signature::{Signature, await_death};
 
-/// Where reading begins in a partition for which nothing is committed.
+/// Where reading begins in a partition without a committed offset.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StartAt {
-    /// At the first record that is still there.
+    /// At the earliest record that still exists.
     #[default]
     Earliest,
-    /// Behind the last record at the moment of start: what is written after [`Job::start`](millstream::Job::start) has
-    /// returned is read, however long the group takes to share partitions out. Partitions and topics that are made later begin
-    /// at their earliest record.
+    /// After the last record at the moment of start. Records written after
+    /// [`Job::start`](millstream::Job::start) has returned are read, however long the group takes
+    /// to assign partitions. Partitions and topics that are created later begin at their earliest
+    /// record.
     Latest,
-    /// Nowhere: that a partition has no committed offset is an error.
+    /// A partition without a committed offset is an error.
     Committed,
-    /// At these offsets by topic and partition; a partition that is not named begins at its earliest record.
+    /// At these offsets by topic and partition; a partition that is not named begins at its
+    /// earliest record.
     Offsets(BTreeMap<(String, i32), i64>),
-    /// At the first record written at that time or later; behind the last one when there is none.
+    /// At the first record with this timestamp or a later one; after the last record if there is
+    /// none.
     Timestamp(SystemTime),
 }
 
@@ -50,9 +56,10 @@ pub enum End {
     /// Never.
     #[default]
     Never,
-    /// Behind the last record at the moment of start.
+    /// After the last record at the moment of start.
     Latest,
-    /// Before these offsets by topic and partition; a partition that is not named ends at its latest.
+    /// Before these offsets by topic and partition; a partition that is not named ends after its
+    /// last record at the moment of start.
     Offsets(BTreeMap<(String, i32), i64>),
 }
 
@@ -62,17 +69,17 @@ pub enum DataLoss {
     /// The job ends with an error that names the gap.
     #[default]
     Fail,
-    /// Reading goes on at the earliest record that is there, and the gap is logged.
+    /// Reading continues at the earliest record that exists, and the gap is logged.
     Skip,
 }
 
 /// Which records of transactions are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Isolation {
-    /// Those of committed ones only, and none behind an open one.
+    /// Only committed records, and none after the start of an open transaction.
     #[default]
     ReadCommitted,
-    /// All.
+    /// All records.
     ReadUncommitted,
 }
 
@@ -92,25 +99,26 @@ pub(super) struct Span {
     pub(super) partition: i32,
     pub(super) name: Partition,
     pub(super) start: i64,
-    /// The end of the log at the moment of start.
+    /// The end offset at the moment of start.
     pub(super) high: i64,
     /// Where a bounded run ends.
     pub(super) end: Option<i64>,
-    /// Nobody had read it before, and the start must be remembered: it is another one when it is looked for again.
+    /// The group had not read it before, and its start must be committed: it may change when it is
+    /// looked up again.
     pub(super) is_passing: bool,
     /// The group has read its topic before.
     pub(super) is_known: bool,
 }
 
-/// An offset, and the run that has committed it when it says so.
+/// A committed offset, with the signature of the run that committed it, if there is one.
 type Committed = (i64, Option<Signature>);
 
-/// What fixing the start needs.
+/// What is needed to fix the start.
 pub(super) struct Starting<'s> {
     pub(super) consumer: &'s BaseConsumer<Context>,
     pub(super) settings: &'s Settings,
     pub(super) heard: &'s Heard,
-    /// As the pipeline names them, perhaps by a pattern.
+    /// The topics as the pipeline names them, perhaps by a pattern.
     pub(super) named: &'s [String],
     pub(super) topics: &'s [String],
     pub(super) options: &'s SourceOptions,
@@ -118,14 +126,15 @@ pub(super) struct Starting<'s> {
     pub(super) end: &'s End,
     pub(super) resume: Option<&'s Offsets>,
     /// The group is not asked for anything.
-    pub(super) compared: bool,
-    /// Ends of the log at the moment of start, for a start that is another one later. What is missing was made since.
+    pub(super) leaves_no_trace: bool,
+    /// End offsets at the moment of start, for a start that may change later. Partitions that are
+    /// missing were created since.
     pub(super) at_start: Option<&'s BTreeMap<(String, i32), i64>>,
 }
 
 impl Starting<'_> {
-    /// The partitions that a job assigns to itself, once no other run has them; without a signature nothing is committed,
-    /// and nobody minds.
+    /// The partitions that a job assigns to itself, once no other run reads them. A run without a
+    /// signature commits nothing, so it does not look for other runs.
     pub(super) fn spans(&self, own: Option<&mut Signature>) -> Result<Vec<Span>> {
         let partitions = self.partitions()?;
         let Some(own) = own else { return self.spans_of(&partitions, None) };
@@ -135,15 +144,15 @@ impl Starting<'_> {
         } else {
             await_death(own, self.group, || self.signatures(&partitions))?;
         }
-        // Not before: who is waited for may have gone on until then.
+        // Read after the wait: the other run may have continued until then.
         self.spans_of(&partitions, Some(own))
     }
 
-    /// Where these partitions begin.
+    /// Where these partitions begin and end.
     pub(super) fn spans_of(&self, partitions: &[(String, i32)], own: Option<&Signature>) -> Result<Vec<Span>> {
         let low = self.ends(partitions, Offset::Beginning)?;
         let high = self.ends(partitions, Offset::End)?;
-        let committed = if self.compared { BTreeMap::new() } else { self.committed(partitions)? };
+        let committed = if self.leaves_no_trace { BTreeMap::new() } else { self.committed(partitions)? };
         let known: HashSet<&str> = committed.keys().map(|(topic, _)| topic.as_str()).collect();
         let at_time = self.at_time(partitions, &high)?;
         let mut spans = Vec::with_capacity(partitions.len());
@@ -153,7 +162,7 @@ impl Starting<'_> {
             let name = Partition::new(format!("{topic}/{partition}"));
             let resumed = self.resume.and_then(|offsets| offsets.get(&name)).map(|next| next.0 as i64);
             let before = match committed.get(key) {
-                // Another run has gone on between two of ours.
+                // Another run has continued between two of ours.
                 Some((next, Some(by))) if own.is_some_and(|own| own.is_other(by)) => Some(*next),
                 found => resumed.or_else(|| found.map(|(next, _)| *next)),
             };
@@ -177,14 +186,14 @@ impl Starting<'_> {
         Ok(spans)
     }
 
-    /// Commits starts that nobody has committed.
+    /// Commits starts that are not committed yet.
     pub(super) fn remember(&self, spans: &[Span]) -> Result<()> {
         let passing = || spans.iter().filter(|span| span.is_passing);
         let keys: Vec<_> = passing().map(|span| (span.topic.clone(), span.partition)).collect();
         if keys.is_empty() {
             return Ok(());
         }
-        // Looked at once more: another member that starts now may have come first.
+        // Checked again: another member that starts now may have been first.
         let committed = self.committed(&keys)?;
         let mut list = TopicPartitionList::new();
         for span in passing().filter(|span| !committed.contains_key(&(span.topic.clone(), span.partition))) {
@@ -197,19 +206,20 @@ impl Starting<'_> {
         match self.consumer.commit(&list, CommitMode::Sync) {
             Ok(()) => Ok(()),
             Err(KafkaError::ConsumerCommit(code)) if is_passing(code) && !is_changing(code) => {
-                let doing = format!("cannot remember where group `{}` begins", self.group);
+                let doing = format!("cannot commit the start offsets of group `{}`", self.group);
                 Err(Error::new(ErrorKind::Unreachable, doing).caused_by(code))
             }
-            // A group takes no commit of one who is not a member yet, and none while it waits for a member's answer. Then its
-            // members remember.
+            // A group refuses a commit from a client that is not yet a member, and every commit
+            // while it waits for the answer of a member. In both cases its members commit the
+            // starts.
             Err(cause) => {
-                tracing::debug!(group = self.group, %cause, "cannot remember where reading began");
+                tracing::debug!(group = self.group, %cause, "cannot commit the start offsets");
                 Ok(())
             }
         }
     }
 
-    /// Where a partition begins that nobody has read before.
+    /// Where a partition begins that the group has not read before.
     fn first_start(
         &self,
         key: &(String, i32),
@@ -223,8 +233,8 @@ impl Starting<'_> {
         }
         match start_at {
             StartAt::Earliest => Ok(low),
-            // As if nobody had ever read it.
-            StartAt::Committed if self.compared => Ok(low),
+            // As if the partition had never been read.
+            StartAt::Committed if self.leaves_no_trace => Ok(low),
             StartAt::Latest => Ok(high),
             StartAt::Offsets(starts) => Ok(starts.get(key).copied().unwrap_or(low)),
             StartAt::Timestamp(_) => Ok(at_time.and_then(|offsets| offsets.get(key).copied()).unwrap_or(high)),
@@ -247,18 +257,18 @@ impl Starting<'_> {
             DataLoss::Fail => {
                 let doing = format!(
                     "records of {name} are gone: offset {wanted} was to be read next, the log has {low} to {high} \
-                     (`on_data_loss(DataLoss::Skip)` goes on at {low})"
+                     (`on_data_loss(DataLoss::Skip)` continues at {low})"
                 );
                 Err(Error::new(ErrorKind::DataLoss, doing))
             }
             DataLoss::Skip => {
-                tracing::warn!(partition = %name, wanted, low, high, "records are gone, going on at the earliest");
+                tracing::warn!(partition = %name, wanted, low, high, "records are gone, continuing at the earliest");
                 Ok(low)
             }
         }
     }
 
-    /// Topics and partitions that are to be read; that options name no others is checked.
+    /// The partitions to read. Checks that the options name no others.
     pub(super) fn partitions(&self) -> Result<Vec<(String, i32)>> {
         let partitions = self.existing()?;
         let starts = match &self.options.start_at {
@@ -272,7 +282,7 @@ impl Starting<'_> {
         for (option, named) in [("start_at", starts), ("end_at", ends)] {
             if let Some((topic, partition)) = named.into_iter().find(|key| !partitions.contains(key)) {
                 let doing = format!("`{option}` names partition {partition} of topic `{topic}`, which is not read");
-                return Err(Error::new(ErrorKind::Option, doing));
+                return Err(Error::new(ErrorKind::Config, doing));
             }
         }
         if self.topics.is_empty() {
@@ -280,12 +290,12 @@ impl Starting<'_> {
             return Err(Error::new(ErrorKind::NotFound, doing));
         }
         if partitions.is_empty() {
-            return Err(Error::new(ErrorKind::Option, "`partitions` names no partition to read"));
+            return Err(Error::new(ErrorKind::Config, "`partitions` names no partition to read"));
         }
         Ok(partitions)
     }
 
-    /// Topics and partitions, from the brokers' metadata.
+    /// All partitions that may be read, from the brokers' metadata.
     pub(super) fn existing(&self) -> Result<Vec<(String, i32)>> {
         let mut partitions = Vec::new();
         for topic in self.topics {
@@ -295,7 +305,7 @@ impl Starting<'_> {
                 None => partitions.extend(existing.into_iter().map(|partition| (topic.clone(), partition))),
                 Some(chosen) => {
                     if let Some(missing) = chosen.iter().find(|partition| !existing.contains(partition)) {
-                        let doing = format!("topic `{topic}` has no partition {missing}, only {}", existing.len());
+                        let doing = format!("topic `{topic}` has no partition {missing} (it has {})", existing.len());
                         return Err(Error::new(ErrorKind::NotFound, doing));
                     }
                     partitions.extend(chosen.iter().map(|partition| (topic.clone(), *partition)));
@@ -307,22 +317,23 @@ impl Starting<'_> {
         Ok(partitions)
     }
 
-    /// The first or the last offset of each partition.
+    /// The log start offset or the end offset of each partition.
     fn ends(&self, partitions: &[(String, i32)], which: Offset) -> Result<BTreeMap<(String, i32), i64>> {
-        // The request for a time takes these two as times: one request per broker instead of one per partition.
+        // A request for offsets by time accepts both as times, so it takes one request per broker
+        // instead of one per partition.
         self.offsets(partitions, which)?
             .into_iter()
             .map(|(key, offset)| match offset {
                 Offset::Offset(offset) => Ok((key, offset)),
                 other => {
-                    let doing = format!("cannot find the ends of partition {} of topic `{}`: {other:?}", key.1, key.0);
+                    let doing = format!("cannot find offsets of partition {} of topic `{}`: {other:?}", key.1, key.0);
                     Err(Error::new(ErrorKind::Unreachable, doing))
                 }
             })
             .collect()
     }
 
-    /// The offsets of a start by time.
+    /// The offsets of a start by timestamp.
     fn at_time(
         &self,
         partitions: &[(String, i32)],
@@ -362,11 +373,11 @@ impl Starting<'_> {
             .collect()
     }
 
-    /// A group whose members speak nothing that this one does takes it in never, and says so only to the client, again and
-    /// again.
+    /// Checks that the members of the group have an assignor in common with this one. Otherwise the
+    /// group never accepts it, and only the client is told so, again and again.
     ///
     /// # Errors
-    /// When the group has such members, or may not be joined.
+    /// When the members have no assignor in common with this one.
     pub(super) fn check_assignor(&self) -> Result<()> {
         let ours: &[&str] = match self.options.protocol.unwrap_or_default() {
             GroupProtocol::Classic => &["cooperative-sticky"],
@@ -374,7 +385,7 @@ impl Starting<'_> {
             // The broker lets members of both protocols into one group.
             GroupProtocol::Consumer => return Ok(()),
         };
-        // Not every broker can be asked; then joining tells.
+        // Not every broker can answer this; then joining fails.
         let Ok(list) = self.consumer.fetch_group_list(Some(self.group), self.settings.connect_within) else {
             return Ok(());
         };
@@ -386,20 +397,23 @@ impl Starting<'_> {
         }
     }
 
-    /// A group that others share out among themselves takes no commits from somebody who is not one of them.
+    /// A group with members refuses commits from a client that is not one of them.
     fn check_group(&self) -> Result<()> {
         let cause = match self.consumer.fetch_group_list(Some(self.group), self.settings.connect_within) {
             Ok(list) => match list.groups().iter().find(|group| !group.members().is_empty()) {
                 Some(group) => {
                     let names: Vec<&str> = group.members().iter().map(GroupMemberInfo::client_id).collect();
-                    format!("it has members, and this job would be none of them: {}", names.join(", "))
+                    format!(
+                        "it has active members ({}); a job that assigns its own partitions cannot commit to it",
+                        names.join(", ")
+                    )
                 }
                 None => return Ok(()),
             },
             Err(cause) if cause.rdkafka_error_code().is_some_and(is_refusal) => cause.to_string(),
-            // Not every broker can be asked; then the first commit tells.
+            // Not every broker can answer this; then the first commit fails.
             Err(cause) => {
-                tracing::debug!(group = self.group, %cause, "cannot ask for the members of the group");
+                tracing::debug!(group = self.group, %cause, "cannot list the members of the group");
                 return Ok(());
             }
         };
@@ -407,7 +421,7 @@ impl Starting<'_> {
         Err(Error::new(ErrorKind::Refused, doing).caused_by(cause))
     }
 
-    /// What the group has committed, and which run has.
+    /// The committed offsets of the group, each with the signature of the run that committed it.
     pub(super) fn committed(&self, partitions: &[(String, i32)]) -> Result<BTreeMap<(String, i32), Committed>> {
         let committed = self.commits(partitions)?;
         let offset = |element: &TopicPartitionListElem<'_>| match element.offset() {
@@ -426,9 +440,10 @@ impl Starting<'_> {
 
     fn commits(&self, partitions: &[(String, i32)]) -> Result<TopicPartitionList> {
         let list = self.list(partitions, Offset::Invalid)?;
-        let doing = format!("read the offsets of group `{}`", self.group);
+        let doing = format!("read the committed offsets of group `{}`", self.group);
         let deadline = Instant::now() + self.settings.connect_within;
-        // In longer and longer waits: who may not see the group is told so beside the answer, which never comes.
+        // The waits grow longer, and events are served in between: a client that may not read the
+        // group gets no answer, but an event with the refusal.
         let mut wait = Duration::from_millis(500);
         let committed = loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -447,7 +462,7 @@ impl Starting<'_> {
                     }
                     wait *= 2;
                 }
-                // A coordinator that has just begun, or moves.
+                // A coordinator that has just started, or is moving.
                 Err(cause) if cause.rdkafka_error_code().is_some_and(is_passing) && !left.is_zero() => {
                     thread::sleep(Duration::from_millis(100).min(left));
                 }
@@ -477,15 +492,15 @@ impl Starting<'_> {
 pub(super) fn other_assignor(group: &str, settings: &Settings, theirs: Option<&str>) -> Error {
     let theirs = theirs.map_or("another assignor".to_owned(), |theirs| format!("the assignor `{theirs}`"));
     let doing = format!(
-        "cannot join group `{group}` at {}: its members use {theirs}, which this job does not have \
-         (`group_protocol(GroupProtocol::Eager)` has `range` and `roundrobin`, `Classic` has `cooperative-sticky`; otherwise \
-         stop the other members first)",
+        "cannot join group `{group}` at {}: its members use {theirs}, which this job does not support \
+         (`group_protocol(GroupProtocol::Eager)` has `range` and `roundrobin`, `Classic` has `cooperative-sticky`; \
+         otherwise stop the other members first)",
         settings.brokers
     );
     Error::new(ErrorKind::Refused, doing)
 }
 
-/// The partitions of a topic, or why there are none.
+/// The partitions of a topic, or an error that says why there are none.
 pub(super) fn partitions_of(metadata: &Metadata, topic: &str, brokers: &str) -> Result<Vec<i32>> {
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     let cause = found.and_then(rdkafka::metadata::MetadataTopic::error).map(Code::from);
@@ -503,10 +518,10 @@ pub(super) fn partitions_of(metadata: &Metadata, topic: &str, brokers: &str) -> 
 
 /// The error of an offset that librdkafka cannot represent.
 pub(super) fn not_a_list(topic: &str, cause: KafkaError) -> Error {
-    error(ErrorKind::Option, format!("cannot name an offset of topic `{topic}`"), cause)
+    error(ErrorKind::Config, format!("cannot represent an offset of topic `{topic}`"), cause)
 }
 
-/// The engine's offset of one of Kafka's.
+/// Converts a Kafka offset to an engine offset.
 pub(super) fn next(offset: i64) -> Next {
     Next(u64::try_from(offset).unwrap_or(0))
 }

@@ -1,7 +1,9 @@
-//! Tokens for OAUTHBEARER. All clients of a cluster share one, which a callback of the user's gives. A callback may ask
-//! somebody far away, so it runs on a thread of its own: a job waits for it at start only. While a job runs the clients ask
-//! when two thirds of a token's life are over, and go on with the token that they have until there is a new one, also when
-//! the callback fails: connections that stand need none. The run ends when the broker refuses a token that is too old.
+//! Tokens for OAUTHBEARER. All clients of a cluster share one token, which a callback of the user
+//! returns. The callback may call a remote service, so it runs on its own thread, and a job waits
+//! for it only at start. While a job runs, the clients ask for a new token when two thirds of the
+//! current one's lifetime have passed. They keep the current one until there is a new one, even if
+//! the callback fails: open connections need none. The run ends when the broker refuses an expired
+//! token.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -9,13 +11,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use millstream::{Error, ErrorKind, Result, spawn};
+use millstream::connector::spawn;
+use millstream::{Error, ErrorKind, Result};
 use rdkafka::client::OAuthToken;
 
 use super::lock;
 use super::secret::Secret;
 
-/// What a callback of [`Sasl::oauth_bearer`](super::Sasl::oauth_bearer) returns.
+/// A token that a callback of [`Sasl::oauth_bearer`](super::Sasl::oauth_bearer) returns.
 ///
 /// ```
 /// use std::time::{Duration, SystemTime};
@@ -38,19 +41,21 @@ impl Token {
         Token { value: value.into(), expires_at, principal: String::new() }
     }
 
-    /// Who the token says that we are; it only appears in what the client says of a refusal.
+    /// The principal that the token names. It appears only in what the client reports about a
+    /// refusal.
     #[must_use]
     pub fn principal(mut self, name: impl Into<String>) -> Token {
         self.principal = name.into();
         self
     }
 
-    /// Why the client would not take it. Its own complaint would repeat the token.
+    /// Checks whether the client would accept the token, because the client's own complaint would
+    /// repeat it.
     fn check(&self, now: SystemTime) -> Result<(), Failure> {
         let is_sendable = |byte: u8| matches!(byte, b' '..=b'~' | b'\t' | b'\r' | b'\n');
         if !self.value.expose().bytes().all(is_sendable) || self.value.expose().is_empty() {
             return Err(Failure::refused(
-                "the callback returned a token that is empty or has other than visible characters",
+                "the callback returned a token that is empty or has characters that are not visible",
             ));
         }
         if self.principal.contains('\0') {
@@ -91,7 +96,7 @@ impl Failure {
 
 type Callback = dyn Fn() -> Result<Token, Box<dyn StdError + Send + Sync>> + Send + Sync;
 
-/// The token of all clients of a cluster, and where new ones come from.
+/// The current token of all clients of a cluster, and the callback that returns new ones.
 pub(super) struct Tokens {
     callback: Box<Callback>,
     state: Mutex<State>,
@@ -101,13 +106,13 @@ pub(super) struct Tokens {
 #[derive(Default)]
 struct State {
     newest: Option<Given>,
-    /// What the last call came to, when it was not a token.
+    /// Why the last call returned no token, if it did not.
     failure: Option<Failure>,
     is_asking: bool,
     asked: Option<Instant>,
 }
 
-/// A token and when it was given.
+/// A token and when it was received.
 #[derive(Clone)]
 struct Given {
     token: Token,
@@ -115,7 +120,7 @@ struct Given {
 }
 
 impl Given {
-    /// When a new one is asked for.
+    /// When a new one is requested.
     fn stale_at(&self) -> SystemTime {
         let life = self.token.expires_at.duration_since(self.at).unwrap_or_default();
         self.at + life * 2 / 3
@@ -126,13 +131,14 @@ impl Given {
     }
 }
 
-/// The callback is not called again sooner.
+/// The shortest time between two calls of the callback.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
-/// It is called again within this, while the token that there is has a longer life left.
+/// The longest time until a callback that returned no new token is called again, however long the
+/// current token is still valid.
 const AGAIN_AT_LAST: Duration = Duration::from_secs(10);
-/// How long a client waits for a new token before it goes on with the one that it has.
+/// How long a client waits for a new token before it continues with the current one.
 const WAIT_RUNNING: Duration = Duration::from_millis(50);
-/// The client asks for a new token when it has used so much of the life it was told of.
+/// The client asks for a new token after this fraction of the lifetime that it was told.
 const CLIENT_ASKS_AT: f64 = 0.8;
 
 impl Tokens {
@@ -169,7 +175,7 @@ impl Tokens {
         }
     }
 
-    /// The token for a client that asks for one, which must go on soon.
+    /// The token for a client that asks for one. Returns soon, because the client waits.
     pub(super) fn newest(self: &Arc<Self>) -> Option<OAuthToken> {
         let mut state = lock(&self.state);
         let is_stale = |state: &State| state.newest.as_ref().is_none_or(|given| given.stale_at() <= SystemTime::now());
@@ -184,8 +190,9 @@ impl Tokens {
         let now = SystemTime::now();
         let told = match given.stale_at().duration_since(now) {
             Ok(left) => left.div_f64(CLIENT_ASKS_AT).max(AGAIN_AFTER),
-            // The client looks once a second whether it is time to ask. More is better where there is time for it: what the
-            // client was told must not be over when it hears it, for which this process may have to wait for a processor.
+            // The client checks once a second whether it is time to ask. A longer time is safer
+            // where the lifetime allows it: the time must not be over when the client receives it,
+            // and this process may have to wait for a CPU until then.
             Err(_) => {
                 let left = given.token.expires_at.duration_since(now).unwrap_or_default();
                 (left / 2).clamp(AGAIN_AFTER, AGAIN_AT_LAST)
@@ -194,7 +201,7 @@ impl Tokens {
         Some(given.token.for_client(now + told))
     }
 
-    /// Why the token that clients have is too old, when it is.
+    /// The error that explains why the current token has expired, if it has.
     pub(super) fn lapsed(&self) -> Option<Error> {
         let state = lock(&self.state);
         let since = SystemTime::now().duration_since(state.newest.as_ref()?.token.expires_at).ok()?;
@@ -206,7 +213,7 @@ impl Tokens {
         Some(Error::new(kind, doing).caused_by(reason))
     }
 
-    /// Crosses out the token.
+    /// Redacts the token in a text.
     pub(super) fn hide_in(&self, text: &str) -> String {
         lock(&self.state).newest.as_ref().map_or_else(|| text.to_owned(), |given| given.token.value.hide_in(text))
     }
@@ -222,12 +229,12 @@ impl Tokens {
         }
     }
 
-    /// The body of the thread.
+    /// The body of the callback's thread.
     fn call(&self) {
         let answer = match catch_unwind(AssertUnwindSafe(|| (self.callback)())) {
             Ok(Ok(token)) => token.check(SystemTime::now()).map(|()| token),
             Ok(Err(cause)) => Err(Failure { kind: ErrorKind::Unreachable, reason: chain(&*cause) }),
-            // The panic's own message is the hook's to print: it may hold anything.
+            // The panic message may contain anything, so only the panic hook prints it.
             Err(_) => Err(Failure { kind: ErrorKind::Panic, reason: "the callback panicked".to_owned() }),
         };
         let failure = answer.as_ref().err().map(|failure| failure.reason.clone());
@@ -243,17 +250,17 @@ impl Tokens {
         let expires_at = state.newest.as_ref().map(|given| given.token.expires_at);
         drop(state);
         self.answered.notify_all();
-        // Clients must not wait for a log that is slow.
+        // Logged without the lock: clients must not wait for a slow log.
         if let Some(reason) = failure {
             let expires_in = expires_at.and_then(|at| at.duration_since(SystemTime::now()).ok());
-            tracing::warn!(reason, ?expires_in, "no new token for Kafka, asking again");
+            tracing::warn!(reason, ?expires_in, "no new token for Kafka, retrying");
         }
     }
 }
 
 impl fmt::Debug for Tokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("tokens of a callback")
+        f.write_str("tokens from a callback")
     }
 }
 

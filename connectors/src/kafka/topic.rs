@@ -1,13 +1,11 @@
-//! Topics with their options and formats: what a pipeline names, as a source and as a sink. Which of the two it is
-//! decides which options it may have; one that does not fit is an error at start.
+//! Topics with their options and formats, which a pipeline uses as sources and as sinks. An option
+//! that does not fit the use is an error at start.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use millstream::{
-    Bytes as Held, Error, ErrorKind, Keyed, KeyedSink, Malformed, OpenSink, OpenSource, Result, Sink, Source, Wake,
-    Worker,
-};
+use millstream::connector::{OpenSink, OpenSource, Wake, Worker};
+use millstream::{ByteSize, Error, ErrorKind, Keyed, KeyedSink, Malformed, Result, Sink, Source};
 
 use crate::format::{self, Bytes, Cause, Compressed, Csv, Decode, Encode, Json, Measured, Payload, Text, Tombstones};
 
@@ -20,14 +18,15 @@ use super::sink::{KafkaOutlet, KafkaWriter, Outgoing, Write};
 use super::source::KafkaShared;
 use super::start::{DataLoss, End, Isolation, StartAt};
 
-/// One or several topics, and how to read or write them. Choose a format to make it a source or a sink.
+/// One or several topics, and how to read or write them. Choose a format to make it a source or a
+/// sink.
 #[derive(Clone, Debug)]
 pub struct Topic {
     pub(super) settings: Arc<Settings>,
     pub(super) names: Vec<String>,
     /// The name is a pattern.
     pub(super) is_pattern: bool,
-    /// Each message names its own.
+    /// Each message names its own topic.
     pub(super) by_message: bool,
     pub(super) source: SourceOptions,
     pub(super) sink: SinkOptions,
@@ -47,32 +46,35 @@ impl Topic {
 
     // As a source.
 
-    /// The consumer group whose offsets are the job's memory; the job's name by default.
+    /// The consumer group that the job commits its offsets to; the job's name by default.
     #[must_use]
     pub fn group(mut self, group: impl Into<String>) -> Topic {
         self.source.group = Some(group.into());
         self
     }
 
-    /// How the members of the group agree on who reads what; [`GroupProtocol::Classic`] by default. Without effect
-    /// in a job that assigns its partitions itself.
+    /// How the members of the group agree on the assignment of partitions;
+    /// [`GroupProtocol::Classic`] by default. Has no effect in a job that assigns its own
+    /// partitions.
     #[must_use]
     pub fn group_protocol(mut self, protocol: GroupProtocol) -> Topic {
         self.source.protocol = Some(protocol);
         self
     }
 
-    /// The name of this process in its group, the same after a restart and no other's: a static member, whose partitions
-    /// wait for it for the length of a session instead of moving twice. A second process of that name puts out the first.
-    /// Without effect in a job that assigns its partitions itself.
+    /// Makes this process a static member of its group, by a name that no other process has and
+    /// that stays the same after a restart. Its partitions wait for it for the length of a session
+    /// instead of moving twice. A second process with the same name fences the first. Has no effect
+    /// in a job that assigns its own partitions.
     #[must_use]
     pub fn group_instance(mut self, name: impl Into<String>) -> Topic {
         self.source.instance = Some(name.into());
         self
     }
 
-    /// Where reading begins when the group has no offset; [`StartAt::Earliest`] by default. Committed offsets win, and
-    /// a partition that is new to a group which knows others of its topic begins at its earliest record.
+    /// Where reading begins when the group has no committed offset; [`StartAt::Earliest`] by
+    /// default. Committed offsets take precedence. A partition without one begins at its earliest
+    /// record if the group has committed offsets for others of its topic.
     #[must_use]
     pub fn start_at(mut self, start: StartAt) -> Topic {
         self.source.start_at = Some(start);
@@ -87,17 +89,19 @@ impl Topic {
         self
     }
 
-    /// Reads only these partitions, of each of its topics, and assigns them to itself instead of joining the group; as does
-    /// a job that ends. Two runs that do so must not share a group: see [`take_over`](Topic::take_over).
+    /// Reads only these partitions of each topic. The job assigns them to itself instead of joining
+    /// the group, as a job that ends always does. Two such runs must not share a group: see
+    /// [`take_over`](Topic::take_over).
     #[must_use]
     pub fn partitions(mut self, partitions: impl IntoIterator<Item = i32>) -> Topic {
         self.source.partitions = Some(partitions.into_iter().collect());
         self
     }
 
-    /// Begins although another run that assigned itself the same partitions may still be at it, and ends that one. For when
-    /// it is known to be lost: without this a start waits until a run that did not end in good order has shown no life for
-    /// 10 s, and is refused by one that has. A job that joins its group has no need of it, and does not look.
+    /// Takes the partitions over from another run that assigned them to itself, and fences that
+    /// run. Use it when that run is known to be dead. Without it, start waits until a run that did
+    /// not shut down cleanly has shown no sign of life for 10 s, and fails if that run is still
+    /// alive. A job that joins its group does not need it and ignores it.
     #[must_use]
     pub fn take_over(mut self) -> Topic {
         self.source.takes_over = true;
@@ -111,7 +115,8 @@ impl Topic {
         self
     }
 
-    /// Whether records of open and aborted transactions are read; [`Isolation::ReadCommitted`] by default.
+    /// Whether records of open and aborted transactions are read; [`Isolation::ReadCommitted`] by
+    /// default.
     #[must_use]
     pub fn isolation(mut self, isolation: Isolation) -> Topic {
         self.source.isolation = Some(isolation);
@@ -120,7 +125,7 @@ impl Topic {
 
     // As a sink.
 
-    /// What the producer aims at; [`Profile::Latency`] by default.
+    /// What the producer is tuned for; [`Profile::Latency`] by default.
     #[must_use]
     pub fn profile(mut self, profile: Profile) -> Topic {
         self.sink.profile = Some(profile);
@@ -141,15 +146,16 @@ impl Topic {
         self
     }
 
-    /// What becomes of a record that cannot be taken; [`OnRefused::Stop`] by default.
+    /// What the sink does with a record that it cannot write; [`OnRefused::Stop`] by default.
     #[must_use]
     pub fn on_refused(mut self, policy: OnRefused) -> Topic {
         self.sink.on_refused = Some(policy);
         self
     }
 
-    /// How long a record may be on its way before the run ends with an error; without a limit by default: a job waits for
-    /// its broker for as long as that is away, and nothing is lost.
+    /// How long the delivery of a record may take before the run ends with an error. By default
+    /// there is no limit: a job waits for its broker for as long as that is away, and nothing is
+    /// lost.
     #[must_use]
     pub fn deliver_within(mut self, limit: Duration) -> Topic {
         self.sink.deliver_within = Some(limit);
@@ -163,9 +169,9 @@ impl Topic {
         Records { topic: self, format: Json::new() }
     }
 
-    /// Values as CSV, typed by serde: each message is one row without a header, with its columns in the order of `T`'s
-    /// fields. As a source it yields `Result<T, Malformed>`. Another delimiter is an option of the format:
-    /// `format(Csv::<T>::new().delimiter(b';'))`, see [`Csv`].
+    /// Values as CSV, typed by serde: each message is one row without a header, with its columns in
+    /// the order of `T`'s fields. As a source it yields `Result<T, Malformed>`. Another delimiter
+    /// is an option of the format: `format(Csv::<T>::new().delimiter(b';'))`, see [`Csv`].
     pub fn csv<T>(self) -> Records<Csv<T>> {
         Records { topic: self, format: Csv::new() }
     }
@@ -175,7 +181,8 @@ impl Topic {
         Records { topic: self, format: Text }
     }
 
-    /// Values as bytes. As a source it yields `Result<Vec<u8>, Malformed>`, of which only tombstones are malformed.
+    /// Values as bytes. As a source it yields `Result<Vec<u8>, Malformed>`, of which only
+    /// tombstones are malformed.
     pub fn bytes(self) -> Records<Bytes> {
         Records { topic: self, format: Bytes }
     }
@@ -185,8 +192,9 @@ impl Topic {
         Records { topic: self, format }
     }
 
-    /// Messages as they are: `Message<Option<Vec<u8>>>`, where `None` is a tombstone. As a source it yields
-    /// `Result<Message<_>, Malformed>`, of which only messages with a header whose name is not valid UTF-8 are malformed.
+    /// Messages as they are: `Message<Option<Vec<u8>>>`, where `None` is a tombstone. As a source
+    /// it yields `Result<Message<_>, Malformed>`, of which only messages with a header whose name
+    /// is not valid UTF-8 are malformed.
     pub fn raw(self) -> RawRecords {
         RawRecords { topic: self }
     }
@@ -195,7 +203,7 @@ impl Topic {
         if self.names.is_empty() { "kafka messages".to_owned() } else { format!("kafka {}", self.names.join(" ")) }
     }
 
-    /// Options that a source cannot have are an error.
+    /// Rejects options that a source cannot have.
     fn check_source(&self) -> Result<()> {
         let options = &self.sink;
         let set = [
@@ -211,12 +219,12 @@ impl Topic {
                 true => "`kafka.messages()` is a sink: it has no topic to read",
                 false => "`kafka.topics` names no topic to read",
             };
-            return Err(Error::new(ErrorKind::Option, doing));
+            return Err(Error::new(ErrorKind::Config, doing));
         }
         Ok(())
     }
 
-    /// Options that a sink cannot have are an error.
+    /// Rejects options that a sink cannot have.
     fn check_sink(&self) -> Result<()> {
         let options = &self.source;
         let set = [
@@ -233,8 +241,8 @@ impl Topic {
         self.check(&set, "a sink")?;
         if self.names.len() != usize::from(!self.by_message) || self.is_pattern {
             let doing =
-                format!("{}: a sink has one topic; `kafka.messages()` takes it from each message", self.described());
-            return Err(Error::new(ErrorKind::Option, doing));
+                format!("{}: a sink has one topic; with `kafka.messages()` each message names it", self.described());
+            return Err(Error::new(ErrorKind::Config, doing));
         }
         Ok(())
     }
@@ -242,13 +250,13 @@ impl Topic {
     fn check(&self, set: &[(&str, bool)], what: &str) -> Result<()> {
         let wrong = set.iter().find(|(_, is_set)| *is_set);
         wrong.map_or(Ok(()), |(option, _)| {
-            let doing = format!("{}: `{option}` is no option of {what}", self.described());
-            Err(Error::new(ErrorKind::Option, doing))
+            let doing = format!("{}: `{option}` cannot be set on {what}", self.described());
+            Err(Error::new(ErrorKind::Config, doing))
         })
     }
 }
 
-/// A topic with a format: values come and go.
+/// A topic with a format, read and written as bare values.
 #[derive(Clone, Debug)]
 pub struct Records<F> {
     topic: Topic,
@@ -266,15 +274,17 @@ impl<F> Records<F> {
         Records { topic: self.topic, format: Tombstones(self.format) }
     }
 
-    /// Values that may be compressed, each for itself: gzip and zstd are read, and gzip is written. For more see
-    /// [`Compressed`]. (Batches that a producer compresses need nothing; see [`Topic::compression`].)
+    /// Values that may be compressed, each by itself: gzip and zstd are read, and gzip is written.
+    /// For more see [`Compressed`]. Batches that a producer compresses need no option; see
+    /// [`Topic::compression`].
     pub fn compressed(self) -> Records<Compressed<F>> {
         Records { topic: self.topic, format: Compressed::new(self.format) }
     }
 
-    /// How much memory a value holds beside its own size, where the format's own estimate ([`Decode::held`]) is far off:
-    /// [`Job::memory`](millstream::Job::memory) bounds the sum. Called for each record that is read.
-    pub fn sized(self, held: fn(&F::Value) -> Held) -> Records<Measured<F, F::Value>>
+    /// How much memory a value holds in addition to its own size, for a format whose own estimate
+    /// ([`Decode::held`]) is far off. [`Job::memory`](millstream::Job::memory) bounds the sum.
+    /// Called for each record that is read.
+    pub fn sized(self, held: fn(&F::Value) -> ByteSize) -> Records<Measured<F, F::Value>>
     where
         F: Decode,
     {
@@ -282,7 +292,7 @@ impl<F> Records<F> {
     }
 }
 
-/// A topic with a format: messages come and go, with their metadata.
+/// A topic with a format, read and written as messages with their metadata.
 #[derive(Clone, Debug)]
 pub struct RecordsWithMetadata<F> {
     topic: Topic,
@@ -295,15 +305,17 @@ impl<F> RecordsWithMetadata<F> {
         RecordsWithMetadata { topic: self.topic, format: Tombstones(self.format) }
     }
 
-    /// Values that may be compressed, each for itself: gzip and zstd are read, and gzip is written. For more see
-    /// [`Compressed`]. (Batches that a producer compresses need nothing; see [`Topic::compression`].)
+    /// Values that may be compressed, each by itself: gzip and zstd are read, and gzip is written.
+    /// For more see [`Compressed`]. Batches that a producer compresses need no option; see
+    /// [`Topic::compression`].
     pub fn compressed(self) -> RecordsWithMetadata<Compressed<F>> {
         RecordsWithMetadata { topic: self.topic, format: Compressed::new(self.format) }
     }
 
-    /// How much memory a value holds beside its own size, where the format's own estimate ([`Decode::held`]) is far off:
-    /// [`Job::memory`](millstream::Job::memory) bounds the sum. Called for each record that is read.
-    pub fn sized(self, held: fn(&F::Value) -> Held) -> RecordsWithMetadata<Measured<F, F::Value>>
+    /// How much memory a value holds in addition to its own size, for a format whose own estimate
+    /// ([`Decode::held`]) is far off. [`Job::memory`](millstream::Job::memory) bounds the sum.
+    /// Called for each record that is read.
+    pub fn sized(self, held: fn(&F::Value) -> ByteSize) -> RecordsWithMetadata<Measured<F, F::Value>>
     where
         F: Decode,
     {
@@ -401,7 +413,7 @@ pub struct Values<F>(F);
 #[derive(Clone, Debug)]
 pub struct WithMetadata<F>(F);
 
-/// Writes values under a key.
+/// Writes values with a key.
 #[derive(Clone, Debug)]
 pub struct WithKey<F>(F);
 
@@ -416,7 +428,7 @@ impl<F: Decode + Clone + Send + Sync> Read for Values<F> {
         self.0.open()
     }
 
-    fn read(&self, incoming: &Incoming<'_>) -> Result<(Self::Item, Held)> {
+    fn read(&self, incoming: &Incoming<'_>) -> Result<(Self::Item, ByteSize)> {
         decode(&self.0, incoming)
     }
 }
@@ -428,23 +440,23 @@ impl<F: Decode + Clone + Send + Sync> Read for WithMetadata<F> {
         self.0.open()
     }
 
-    fn read(&self, incoming: &Incoming<'_>) -> Result<(Self::Item, Held)> {
+    fn read(&self, incoming: &Incoming<'_>) -> Result<(Self::Item, ByteSize)> {
         let (decoded, held) = decode(&self.0, incoming)?;
         let message = decoded.and_then(|value| incoming.message(value));
         let beside = message.as_ref().map_or(0, Message::held_beside);
-        Ok((message, Held(held.0 + beside)))
+        Ok((message, ByteSize(held.0 + beside)))
     }
 }
 
-/// What cannot be decoded is malformed; a format that has failed ends the run.
-fn decode<F: Decode>(format: &F, incoming: &Incoming<'_>) -> Result<(Result<F::Value, Malformed>, Held)> {
+/// A value that cannot be decoded is malformed; a format that has failed ends the run.
+fn decode<F: Decode>(format: &F, incoming: &Incoming<'_>) -> Result<(Result<F::Value, Malformed>, ByteSize)> {
     Ok(match format.decode_sized(incoming.payload()) {
         Ok((value, held)) => (Ok(value), held),
         Err(cause) => {
             let malformed = incoming.malformed(&*format::of_record(cause)?);
             let beside = held_beside(malformed.key.as_deref(), &malformed.headers);
             let held = beside + (incoming.payload_len() + malformed.cause.len()) as u64;
-            (Err(malformed), Held(held))
+            (Err(malformed), ByteSize(held))
         }
     })
 }
@@ -452,10 +464,10 @@ fn decode<F: Decode>(format: &F, incoming: &Incoming<'_>) -> Result<(Result<F::V
 impl Read for Raw {
     type Item = Result<Message<Option<Vec<u8>>>, Malformed>;
 
-    fn read(&self, incoming: &Incoming<'_>) -> Result<(Self::Item, Held)> {
+    fn read(&self, incoming: &Incoming<'_>) -> Result<(Self::Item, ByteSize)> {
         let message = incoming.message(incoming.payload().map(<[u8]>::to_vec));
         let beside = message.as_ref().map_or(0, Message::held_beside);
-        Ok((message, Held(beside + incoming.payload_len() as u64)))
+        Ok((message, ByteSize(beside + incoming.payload_len() as u64)))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Reports as JSON lines, comparisons as JSON and as a page with a plot.
+//! Reports as JSON lines, and comparisons as JSON and as an HTML page with a plot.
 
 mod page;
 
@@ -8,16 +8,17 @@ use millstream::{Comparison, Report};
 
 pub use page::{page, plot};
 
-/// Writes the report as one line of JSON: durations in nanoseconds, everything else as its field says.
+/// Writes the report as one line of JSON: durations in nanoseconds, everything else as documented
+/// on its field.
 ///
 /// # Errors
-/// When `writer` does not take it.
+/// When writing to `writer` fails.
 pub fn write_line(report: &Report, writer: &mut impl Write) -> io::Result<()> {
     serde_json::to_writer(&mut *writer, report)?;
     writer.write_all(b"\n")
 }
 
-/// A comparison as JSON: durations in nanoseconds, everything else as its field says.
+/// A comparison as JSON: durations in nanoseconds, everything else as documented on its field.
 pub fn json(comparison: &Comparison) -> String {
     serde_json::to_string_pretty(comparison).expect("a comparison is text and numbers")
 }

@@ -1,4 +1,5 @@
-//! A comparison for the eye: the percentile curves as SVG, and a page of HTML around them. Both stand alone.
+//! A comparison to look at: the percentile curves as SVG, and an HTML page around them. Both are
+//! self-contained.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use plotters::prelude::*;
 
 type Drawn<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// Line colours that those who see red and green alike can tell apart (Okabe and Ito).
+/// Line colours that remain distinct with red-green colour blindness (Okabe and Ito).
 const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
@@ -20,8 +21,8 @@ const COLOURS: [RGBColor; 6] = [
 
 const SIZE: (u32, u32) = (900, 520);
 
-/// The curves as SVG: latency against percentile, a line for each run. Both axes are logarithmic, the one of percentiles in
-/// what is left to 100, so that a tail is not a stroke at the edge.
+/// The curves as SVG: latency against percentile, one line per run. Both axes are logarithmic;
+/// percentiles by their distance to 100, so that the tail is not squeezed to the edge.
 pub fn plot(comparison: &Comparison) -> String {
     let mut svg = String::new();
     draw(comparison, &mut svg).expect("writing to memory succeeds");
@@ -72,7 +73,7 @@ fn draw(comparison: &Comparison, svg: &mut String) -> Drawn<()> {
     Ok(())
 }
 
-/// Of so many records one is slower: 10 at the 90th percentile, 100 at the 99th.
+/// One record in this many is slower: 10 at the 90th percentile, 100 at the 99th.
 fn left_to_hundred(percentile: f64) -> f64 {
     100.0 / (100.0 - percentile)
 }
@@ -87,7 +88,7 @@ fn milliseconds(latency: Duration) -> f64 {
     latency.as_secs_f64() * 1e3
 }
 
-/// A page with the plot, the figures, and how they were measured.
+/// An HTML page with the plot, the figures, and how they were measured.
 pub fn page(comparison: &Comparison) -> String {
     let mut rows = String::new();
     for run in &comparison.runs {
@@ -111,9 +112,9 @@ svg {{ max-width: 100%; height: auto; }}
 </head>
 <body>
 <h1>{job}</h1>
-<p>{records} records in each run, {rate} due each second of each source; worker threads: {workers}. Milliseconds from
-when a record was due to when a sink had acknowledged what became of it; what arrived in the first {warm_up:?} is not
-measured.</p>
+<p>{records} records in each run, {rate} due each second from each source; worker threads: {workers}. Latencies are in
+milliseconds, from when a record was due to when a sink had acknowledged its output; records that arrived in the first
+{warm_up:?} are not measured.</p>
 {plot}
 <div class="wide"><table>
 <thead><tr><th>trigger</th><th>p50</th><th>p90</th><th>p99</th><th>p99.9</th><th>max</th>
@@ -122,10 +123,10 @@ measured.</p>
 {rows}</tbody>
 </table></div>
 <p class="results">{results}</p>
-<p>Not shown: what it takes to fetch a record, for the sources read ahead of the schedule; and what commits cost, for none are
-made: short micro-batches commit far more often than a continuous job. How late the schedule itself was, some 0.1 ms, counts
-against every run. The runs came one after the other on one machine, of which the first pays what a process and its broker
-pay once, so that differences of a few per cent, and what a machine did for a moment, are nobody's merit.</p>
+<p>Not included: the time to fetch a record, because the sources read ahead of the schedule; and the cost of commits, because
+none are made: short micro-batches commit far more often than a continuous job. The delay of the schedule itself, some
+0.1 ms, counts against every run. The runs followed one another on one machine, and the first one pays the one-time costs of
+the process and its broker. Differences of a few per cent, and brief disturbances of the machine, are not significant.</p>
 </body>
 </html>
 "#,
@@ -150,7 +151,7 @@ fn row(rows: &mut String, run: &ComparedRun) {
     writeln!(rows, "{text}<td>{cpu}</td><td>{}</td></tr>", run.latency.count).expect("writing to memory succeeds");
 }
 
-/// Names are the user's.
+/// Escapes text for HTML: names come from the user.
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

@@ -1,7 +1,7 @@
-//! Finds lines in what comes over a connection, in chunks that end anywhere. Of a line the bytes count that it has without its
-//! end, be that one byte or two.
+//! Finds lines in chunks that end anywhere. The length of a line is that of its bytes without the
+//! line ending, which is one or two bytes.
 
-/// What is cut of what comes.
+/// A piece that is cut out of the chunks.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Cut {
     /// A line without its end.
@@ -10,7 +10,7 @@ pub(super) enum Cut {
     TooLong(Vec<u8>),
     /// The beginning of a line whose connection broke.
     Torn(Vec<u8>),
-    /// So many bytes, which are the rest of a line that is too long.
+    /// The number of bytes skipped: the rest of a line that is too long.
     LeftOut(u64),
 }
 
@@ -18,7 +18,7 @@ pub(super) enum Cut {
 pub(super) struct Cutter {
     line: Vec<u8>,
     most: usize,
-    /// How much was left out of a line that is too long.
+    /// The number of bytes skipped of a line that is too long.
     left_out: Option<u64>,
 }
 
@@ -27,7 +27,7 @@ impl Cutter {
         Cutter { line: Vec::new(), most, left_out: None }
     }
 
-    /// Hands on each line that is whole, and the beginning of one that is too long.
+    /// Hands on each complete line, and the beginning of each line that is too long.
     pub(super) fn cut(&mut self, chunk: &[u8], mut hand: impl FnMut(Cut)) {
         for part in chunk.split_inclusive(|byte| *byte == b'\n') {
             let (part, is_whole) = part.strip_suffix(b"\n").map_or((part, false), |part| (part, true));
@@ -43,7 +43,7 @@ impl Cutter {
             *left_out += part.len() as u64;
             return;
         }
-        // One more may be the first of two bytes that end the line.
+        // One more byte may be the first of a line ending of two bytes.
         let taken = part.len().min(self.most.saturating_add(1) - self.line.len());
         self.line.extend_from_slice(&part[..taken]);
         let rest = part.len() - taken;
@@ -52,7 +52,8 @@ impl Cutter {
         }
     }
 
-    /// The line is too long by what it has, and so many bytes more.
+    /// Hands on the beginning of a line that is too long; its other bytes and `rest` more are
+    /// skipped.
     fn leave_out(&mut self, rest: usize, hand: &mut impl FnMut(Cut)) {
         let mut beginning = std::mem::take(&mut self.line);
         let left_out = beginning.len() - self.most + rest;
@@ -71,7 +72,7 @@ impl Cutter {
         hand(Cut::Line(line));
     }
 
-    /// What came without an end before the connection was over.
+    /// What arrived without a line ending before the connection ended.
     pub(super) fn last(mut self) -> Option<Cut> {
         if let Some(left_out) = self.left_out {
             return Some(Cut::LeftOut(left_out));

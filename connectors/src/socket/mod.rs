@@ -1,11 +1,11 @@
-//! Lines from a TCP connection, as netcat and many loggers send them. What a socket has delivered cannot be read again, so
-//! what a process had not finished when it died is lost: at most once, whatever the sink. For development, and for feeds
-//! that have nothing better.
+//! Lines from a TCP connection, as netcat and many loggers send them. What a socket has delivered
+//! cannot be read again, so lines that a process had not finished when it died are lost: delivery
+//! is at most once, whatever the sink. For development, and for feeds that offer nothing better.
 //!
 //! ```text
 //! feed (a thread): connect ──▶ read ──cutter──▶ ahead ──▶ reader (worker 0) ──▶ records
 //!                     ▲          │
-//!                     └──────────┘ closed, or broken: connect again; a run with an end has ended, or failed
+//!                     └──────────┘ closed or broken: reconnect; a bounded run ends or fails
 //! ```
 
 mod cut;
@@ -18,10 +18,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use millstream::{
-    AtStop, Batch, Bytes, Change, Clock, Error, ErrorKind, Headers, Last, Malformed, Moment, Offset, OpenSource,
-    Partition, Polled, RECORD_OVERHEAD, Reader, Result, Room, SharedSource, Source, Wake, Worker, spawn,
+use millstream::connector::{
+    AtStop, Closing, Moment, Offset, OpenSource, Partition, Polled, RECORD_OVERHEAD, ReadBatch, Reader, Room,
+    SharedSource, SourceEvent, Wake, Worker, spawn,
 };
+use millstream::{ByteSize, Clock, End, Error, ErrorKind, Headers, Malformed, Result, Source};
 use socket2::{SockRef, TcpKeepalive};
 
 use crate::format::without_mark;
@@ -29,16 +30,19 @@ use crate::lock;
 
 use cut::{Cut, Cutter};
 
-/// A source of the lines that come from a TCP address, without their ends: `Result<String, Malformed>`. A line that is not
-/// valid UTF-8, or longer than [`line_max`](Lines::line_max), is malformed.
+/// Reads lines from a TCP address, without their line endings: `Result<String, Malformed>`. A line
+/// that is not valid UTF-8, or longer than [`line_max`](Lines::line_max), is malformed.
 ///
-/// When the other side closes the connection, it is made again; a run with an end ends there. A connection that breaks has not
-/// ended: it was reset, the other side does not answer keep-alive probes for two minutes, or nothing came for
-/// [`idle_max`](Lines::idle_max). The line in which it broke is malformed, with the bytes that came of it. It is made again
-/// too, and an event says so; a run with an end fails with [`ErrorKind::Source`] then, behind all lines that came.
+/// When the other side closes the connection, the source reconnects; a bounded run ends instead. A
+/// connection breaks when it is reset, when the other side does not answer keep-alive probes for
+/// two minutes, or when nothing arrives for [`idle_max`](Lines::idle_max). The line that was
+/// interrupted is malformed, with the bytes that arrived. The source then logs an event and
+/// reconnects; a bounded run fails with [`ErrorKind::Source`] instead, after all lines that
+/// arrived.
 ///
-/// It is at most once: what a socket has delivered cannot be read again, so what was not finished when the process died, or
-/// when a run of it failed, is lost. All of it is read by one worker.
+/// Delivery is at most once: what a socket has delivered cannot be read again, so lines that were
+/// not finished when the process died, or when one of its runs failed, are lost. One worker reads
+/// all lines.
 ///
 /// ```no_run
 /// use millstream::Job;
@@ -48,43 +52,52 @@ use cut::{Cut, Cutter};
 /// # Ok::<(), millstream::Error>(())
 /// ```
 pub fn lines(address: impl Into<String>) -> Lines {
-    Lines { address: address.into(), line_max: Bytes(1 << 20), connect_within: Duration::from_secs(10), idle_max: None }
+    Lines {
+        address: address.into(),
+        line_max: ByteSize(1 << 20),
+        connect_within: Duration::from_secs(10),
+        idle_max: None,
+    }
 }
 
-/// See [`lines`]; at most once, because what a socket has delivered cannot be read again.
+/// Lines from a TCP address, at most once, because what a socket has delivered cannot be read
+/// again; see [`lines`].
 #[derive(Clone, Debug)]
 pub struct Lines {
     address: String,
-    line_max: Bytes,
+    line_max: ByteSize,
     connect_within: Duration,
     idle_max: Option<Duration>,
 }
 
 impl Lines {
-    /// The longest line that is taken, 1 MiB by default. What counts is its bytes without its end (`\n` or `\r\n`), as in
-    /// [files](crate::file::Files::record_max). Of a longer one the beginning is kept as malformed and the rest is left out as
-    /// it comes: an event says how much that is.
+    /// The longest line that is accepted, 1 MiB by default. The length is that of its bytes without
+    /// the line ending (`\n` or `\r\n`), as in [files](crate::file::Files::record_max). The
+    /// beginning of a longer line is kept as malformed, and the rest is skipped as it arrives: an
+    /// event reports how many bytes.
     #[must_use]
-    pub fn line_max(self, most: Bytes) -> Lines {
+    pub fn line_max(self, most: ByteSize) -> Lines {
         Lines { line_max: most, ..self }
     }
 
-    /// How long one attempt to connect may take, at start and later; 10 s by default. At start there is one attempt for each
-    /// address of the host: where nobody listens the job does not start, so start the other side first.
+    /// How long one attempt to connect may take, at start and later; 10 s by default. At start
+    /// there is one attempt for each address of the host. If nothing listens there, the job does
+    /// not start, so start the other side first.
     #[must_use]
     pub fn connect_within(self, limit: Duration) -> Lines {
         Lines { connect_within: limit, ..self }
     }
 
-    /// How long nothing may come before the connection counts as broken; without a limit by default, because a feed may be
-    /// silent for long. Keep-alive probes, which are always sent, tell a machine that is gone; this tells a program that hangs.
+    /// How long the connection may be silent before it counts as broken. There is no limit by
+    /// default, because a feed may be silent for long. Keep-alive probes, which are always sent,
+    /// detect a machine that is gone; this limit detects a program that hangs.
     #[must_use]
     pub fn idle_max(self, limit: Duration) -> Lines {
         Lines { idle_max: Some(limit), ..self }
     }
 
     fn dial(&self) -> std::io::Result<TcpStream> {
-        let mut last = std::io::Error::new(Io::AddrNotAvailable, "the address has no host");
+        let mut last = std::io::Error::new(Io::AddrNotAvailable, "the host name resolves to no address");
         for address in self.address.to_socket_addrs()? {
             match TcpStream::connect_timeout(&address, self.connect_within) {
                 Ok(stream) => {
@@ -100,23 +113,23 @@ impl Lines {
     }
 }
 
-/// A silent peer is asked whether it is still there, and after two minutes without an answer it is gone.
+/// A silent peer is probed, and after two minutes without an answer the connection breaks.
 const PROBE_AFTER: Duration = Duration::from_secs(60);
 const PROBE_EVERY: Duration = Duration::from_secs(10);
 const PROBES: u32 = 6;
 
-/// Pauses between two calls.
+/// The first and the longest pause between two attempts to connect.
 const AGAIN_FIRST: Duration = Duration::from_millis(100);
 const AGAIN_MOST: Duration = Duration::from_secs(5);
-/// How often a connection on which nothing comes looks whether the run is over.
+/// How often a silent connection checks whether the run is over.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 type Line = Result<String, Malformed>;
 
-/// Lines that are read ahead, between the connection's thread and the reader.
+/// Lines that are read ahead, between the feed thread and the reader.
 struct Ahead {
     state: Mutex<Waiting>,
-    /// There is room, or the run is over.
+    /// Signals that there is room, or that the run is over.
     changed: Condvar,
     most: u64,
     clock: Clock,
@@ -127,11 +140,11 @@ struct Waiting {
     lines: VecDeque<Waits>,
     bytes: u64,
     wake: Option<Wake>,
-    /// Nothing more will come.
+    /// No more lines will arrive.
     has_ended: bool,
-    /// Why nothing more will come, of a run with an end whose connection broke.
+    /// Why no more lines will arrive, in a bounded run whose connection broke.
     broken: Option<Error>,
-    /// Nobody reads any more.
+    /// The run is over: the reader takes no more lines.
     is_over: bool,
 }
 
@@ -146,9 +159,9 @@ impl Ahead {
         lock(&self.state)
     }
 
-    /// Adds a line when there is room; says whether anybody still reads.
+    /// Waits for room and adds a line. Returns `false` if the run is over.
     fn push(&self, line: Line, bytes: u64) -> bool {
-        // Before it waits for room.
+        // Taken before the wait for room.
         let arrived = self.clock.now();
         let mut state = self.lock();
         while state.bytes > 0 && state.bytes + bytes > self.most && !state.is_over {
@@ -183,17 +196,17 @@ impl Ahead {
     }
 }
 
-/// The thread of a connection.
+/// The feed thread, which reads the connection.
 struct Feed {
     lines: Lines,
     ahead: Arc<Ahead>,
-    /// A run with an end ends with the connection.
+    /// A bounded run: it ends with the connection.
     once: bool,
 }
 
-/// How a connection is over.
+/// How a connection ended.
 enum Over {
-    /// The other side has closed it.
+    /// The other side closed it.
     Closed,
     Broken(std::io::Error),
     /// The run is over.
@@ -210,7 +223,7 @@ impl Feed {
                 Ok(stream) => {
                     pause = AGAIN_FIRST;
                     if !is_first {
-                        tracing::info!(address = self.lines.address, "connected again");
+                        tracing::info!(address = self.lines.address, "reconnected");
                     }
                     let over = self.read(stream);
                     if let Over::Broken(cause) = &over {
@@ -228,7 +241,7 @@ impl Feed {
         self.ahead.end(None);
     }
 
-    /// The error of a run with an end.
+    /// The error of a bounded run whose connection broke.
     fn broken(&self, over: Over) -> Option<Error> {
         match over {
             Over::Broken(cause) => {
@@ -239,7 +252,8 @@ impl Feed {
         }
     }
 
-    /// Reads until the connection is over. Of a line that has no end by then nothing is lost.
+    /// Reads until the connection ends. An unfinished last line is handed on too, unless the run is
+    /// over.
     fn read(&self, stream: TcpStream) -> Over {
         let mut cutter = Cutter::new(self.lines.line_max.0 as usize);
         let over = self.read_whole_lines(stream, &mut cutter).unwrap_or_else(Over::Broken);
@@ -277,12 +291,12 @@ impl Feed {
                 return Ok(Over::Unwanted);
             }
             reader.consume(taken);
-            // The time that lines waited for room is not the other side's.
+            // Set after the push: time spent waiting for room is not silence of the other side.
             heard = self.ahead.clock.now();
         }
     }
 
-    /// Hands a line on; says whether anybody still reads.
+    /// Hands a line on. Returns `false` if the run is over.
     fn push(&self, cut: Cut) -> bool {
         let malformed =
             |bytes, cause| Malformed { origin: None, key: None, bytes: Some(bytes), headers: Headers::new(), cause };
@@ -297,10 +311,10 @@ impl Feed {
             Cut::TooLong(beginning) => {
                 Err(malformed(beginning, format!("the line is longer than {} bytes", self.lines.line_max.0)))
             }
-            Cut::Torn(torn) => Err(malformed(torn, "the connection broke within this line".to_owned())),
+            Cut::Torn(torn) => Err(malformed(torn, "the connection broke in the middle of this line".to_owned())),
             Cut::LeftOut(bytes) => {
                 let (address, line_max) = (&self.lines.address, self.lines.line_max.0);
-                tracing::warn!(address, bytes, line_max, "left out the rest of a line that is too long");
+                tracing::warn!(address, bytes, line_max, "skipped the rest of a line that is too long");
                 return true;
             }
         };
@@ -310,11 +324,11 @@ impl Feed {
 }
 
 impl Lines {
-    /// Nothing has come for so long.
+    /// Fails if the connection has been silent for `idle_max`.
     fn look_idle(&self, silent: Duration) -> std::io::Result<()> {
         match self.idle_max {
             Some(limit) if silent >= limit => {
-                Err(std::io::Error::new(Io::TimedOut, format!("nothing came for {limit:?}")))
+                Err(std::io::Error::new(Io::TimedOut, format!("received nothing for {limit:?}")))
             }
             Some(_) | None => Ok(()),
         }
@@ -330,13 +344,16 @@ impl Source for Lines {
         format!("lines {}", self.address)
     }
 
+    fn can_be_read_again(&self) -> bool {
+        false
+    }
+
     fn connect(self, open: OpenSource) -> Result<SocketShared> {
-        open.once(&self.name())?;
         if self.line_max.0 == 0 {
-            return Err(Error::new(ErrorKind::Option, "`line_max` must be greater than zero"));
+            return Err(Error::new(ErrorKind::Config, "`line_max` must be greater than zero"));
         }
         if self.idle_max.is_some_and(|limit| limit.is_zero()) {
-            return Err(Error::new(ErrorKind::Option, "`idle_max` must be greater than zero"));
+            return Err(Error::new(ErrorKind::Config, "`idle_max` must be greater than zero"));
         }
         let first = self.dial().map_err(|cause| {
             Error::new(ErrorKind::Unreachable, format!("cannot connect to {}", self.address)).caused_by(cause)
@@ -344,7 +361,7 @@ impl Source for Lines {
         let (state, changed) = (Mutex::default(), Condvar::new());
         let ahead = Ahead { state, changed, most: open.prefetch.0, clock: open.clock.clone() };
         let ahead = Arc::new(ahead);
-        let feed = Feed { lines: self, ahead: Arc::clone(&ahead), once: open.bounded };
+        let feed = Feed { lines: self, ahead: Arc::clone(&ahead), once: open.is_bounded() };
         let thread = Mutex::new(Thread::Ready(Box::new((feed, first))));
         Ok(SocketShared { ahead, thread })
     }
@@ -358,7 +375,7 @@ impl Source for Lines {
     }
 }
 
-/// The half of a socket source that a process has once.
+/// The part of a socket source that exists once per process.
 pub struct SocketShared {
     ahead: Arc<Ahead>,
     thread: Mutex<Thread>,
@@ -381,7 +398,7 @@ impl SharedSource for SocketShared {
         Ok(())
     }
 
-    fn serve(&self) -> Result<Vec<Change>> {
+    fn serve(&self) -> Result<Vec<SourceEvent>> {
         let mut thread = lock(&self.thread);
         let has_ended = matches!(&*thread, Thread::Running(running) if running.is_finished());
         if has_ended
@@ -393,7 +410,7 @@ impl SharedSource for SocketShared {
         Ok(Vec::new())
     }
 
-    fn close(&self, _: Last) {
+    fn close(&self, _: Closing) {
         self.ahead.be_over();
     }
 }
@@ -413,18 +430,18 @@ pub struct SocketReader {
 impl Reader for SocketReader {
     type Item = Line;
 
-    fn poll(&mut self, batch: &mut Batch<Line>, room: Room) -> Result<Polled> {
-        let Some(ahead) = &self.ahead else { return Ok(Polled::Ended) };
+    fn poll(&mut self, batch: &mut ReadBatch<Line>, room: Room) -> Result<Polled> {
+        let Some(ahead) = &self.ahead else { return Ok(Polled::Ended(End::OfTime)) };
         let mut state = ahead.lock();
         while batch.len() < room.records && batch.bytes() < room.bytes {
             let Some(Waits { line, bytes, arrived }) = state.lines.pop_front() else { break };
             state.bytes -= bytes;
             batch.arrived(arrived);
-            batch.push(line, Bytes(bytes));
+            batch.push(line, ByteSize(bytes));
         }
         ahead.changed.notify_all();
-        // Behind the last line that came, so that each of them is handed on before the run fails.
-        if Batch::is_empty(batch)
+        // Only after the last line, so that all lines are handed on before the run fails.
+        if batch.is_empty()
             && let Some(broken) = state.broken.take()
         {
             return Err(broken);
@@ -437,19 +454,20 @@ impl Reader for SocketReader {
         Ok(match (state.lines.is_empty(), state.has_ended) {
             (false, _) => Polled::More,
             (true, true) if state.broken.is_some() => Polled::More,
-            (true, true) => Polled::Ended,
+            (true, true) => Polled::Ended(End::OfTime),
             (true, false) => Polled::Idle,
         })
     }
 
-    fn has_ended(&self) -> bool {
-        self.ahead.as_ref().is_none_or(|ahead| {
+    fn has_ended(&self) -> Option<End> {
+        let has_ended = self.ahead.as_ref().is_none_or(|ahead| {
             let state = ahead.lock();
             state.has_ended && state.lines.is_empty() && state.broken.is_none()
-        })
+        });
+        has_ended.then_some(End::OfTime)
     }
 
-    /// Nobody can read it again: what is here already goes out.
+    /// A socket cannot be read again, so the lines that are already here are handed on.
     fn stop(&mut self) -> AtStop {
         if let Some(ahead) = &self.ahead {
             ahead.be_over();
@@ -468,11 +486,11 @@ impl fmt::Debug for SocketReader {
 mod tests {
     use super::*;
 
-    /// A run whose thread had panicked waited for its lines for ever.
+    /// A run whose feed thread had panicked waited for its lines for ever.
     #[test]
     fn a_thread_that_panics_ends_the_run() {
         let ahead = Ahead { state: Mutex::default(), changed: Condvar::new(), most: 0, clock: Clock::system() };
-        let thread = spawn("lines", || panic!("it falls")).expect("there is a thread");
+        let thread = spawn("lines", || panic!("on purpose")).expect("a thread can be started");
         while !thread.is_finished() {
             thread::yield_now();
         }
@@ -480,6 +498,6 @@ mod tests {
         let error = shared.serve().expect_err("it has panicked");
         assert_eq!(error.kind(), ErrorKind::Source);
         assert!(error.to_string().contains("has panicked"), "{error}");
-        assert!(shared.serve().is_ok(), "it is said once");
+        assert!(shared.serve().is_ok(), "it is reported once");
     }
 }

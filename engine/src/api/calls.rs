@@ -11,13 +11,13 @@ use std::time::Duration;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::Span;
 
-use crate::operator::calls::{Again, Manner};
+use crate::operator::calls::{Again, CallOptions};
 
 /// How many calls run at once on each worker, in which order their answers go on, how long one may take, and whether one
 /// that fails is made again; see [`Stream::map_async`](crate::Stream::map_async).
 #[derive(Clone, Copy, Debug)]
 #[must_use = "it says how `Stream::map_async` calls"]
-pub struct Calls(Manner);
+pub struct Calls(CallOptions);
 
 impl Calls {
     /// At most so many at once; answers go on in the order of their records. Behind a call that does not answer, others are made
@@ -27,7 +27,7 @@ impl Calls {
     /// When `at_once` is 0.
     pub fn ordered(at_once: usize) -> Calls {
         assert!(at_once > 0, "there must be a call at a time");
-        Calls(Manner { at_once, is_ordered: true, within: Duration::from_secs(10) })
+        Calls(CallOptions { at_once, is_ordered: true, within: Duration::from_secs(10) })
     }
 
     /// At most so many at once; answers go on as they come, so a slow one keeps no other waiting.
@@ -35,14 +35,14 @@ impl Calls {
     /// # Panics
     /// When `at_once` is 0.
     pub fn unordered(at_once: usize) -> Calls {
-        let Calls(manner) = Calls::ordered(at_once);
-        Calls(Manner { is_ordered: false, ..manner })
+        let Calls(options) = Calls::ordered(at_once);
+        Calls(CallOptions { is_ordered: false, ..options })
     }
 
     /// How long a call may take, 10 s by default, from when it is made. One that takes longer is dropped, and its record goes
     /// on as [`TimedOut`](crate::TimedOut), also when its future blocks its thread.
     pub fn within(self, limit: Duration) -> Calls {
-        Calls(Manner { within: limit, ..self.0 })
+        Calls(CallOptions { within: limit, ..self.0 })
     }
 
     /// Makes a call that has failed again, at most so many times: one that timed out, or whose future came to an `Err`. The
@@ -145,14 +145,14 @@ impl<T, U> CallPolicy<T, U> for Calls {}
 impl<T: Clone, V, E> CallPolicy<T, Result<V, E>> for RetriedCalls {}
 
 pub(super) mod sealed {
-    use super::{Again, Manner};
+    use super::{Again, CallOptions};
 
     pub trait Sealed<T, U> {
         fn parts(self) -> Parts<T, U>;
     }
 
     #[derive(Debug)]
-    pub struct Parts<T, U>(pub(crate) Manner, pub(crate) Option<Again<T, U>>);
+    pub struct Parts<T, U>(pub(crate) CallOptions, pub(crate) Option<Again<T, U>>);
 }
 
 impl<T, U> sealed::Sealed<T, U> for Calls {
@@ -163,9 +163,9 @@ impl<T, U> sealed::Sealed<T, U> for Calls {
 
 impl<T: Clone, V, E> sealed::Sealed<T, Result<V, E>> for RetriedCalls {
     fn parts(self) -> sealed::Parts<T, Result<V, E>> {
-        let RetriedCalls { calls: Calls(manner), times, pause } = self;
+        let RetriedCalls { calls: Calls(options), times, pause } = self;
         let has_failed = |answer: &_| !matches!(answer, Ok(Ok(_)));
-        sealed::Parts(manner, Some(Again { times, pause, copy: T::clone, has_failed }))
+        sealed::Parts(options, Some(Again { times, pause, copy: T::clone, has_failed }))
     }
 }
 

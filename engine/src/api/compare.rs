@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::io::{Course, Schedule, Spacing, TakenBy, Trial};
-use crate::words::{Error, ErrorKind, Fingerprint, Latencies, LatencySnapshot, Percentile, Print, Result, as_nanos};
+use crate::io::{Schedule, Spacing};
+use crate::words::{Error, ErrorKind, Latencies, LatencySnapshot, Percentile, Print, Result, as_nanos};
 
 use super::job::Job;
+use super::trial::{Course, TakenBy, Trial};
 use super::trigger::Trigger;
 
 /// How much input each run of a comparison gets, and how fast.
@@ -53,9 +54,9 @@ impl For {
     }
 
     fn course(self) -> Result<Course> {
-        let wrong = |doing: &str| Err(Error::new(ErrorKind::Option, format!("cannot compare: {doing}")));
+        let wrong = |doing: &str| Err(Error::new(ErrorKind::Config, format!("cannot compare: {doing}")));
         if !(self.rate > 0.0 && self.rate.is_finite()) {
-            return wrong("`rate` must be more than nothing, and a number");
+            return wrong("`rate` must be a finite number greater than zero");
         }
         let of = |time: Duration| (time.as_secs_f64() * self.rate).ceil() as u64;
         let measured = match self.length {
@@ -106,7 +107,7 @@ impl Job {
     pub fn compare(self, triggers: impl IntoIterator<Item = Trigger>, input: For) -> Result<Comparison> {
         let course = input.course()?;
         let triggers: Vec<Trigger> = triggers.into_iter().collect();
-        let wrong = |why: &str| Err(Error::new(ErrorKind::Option, format!("cannot compare: {why}")));
+        let wrong = |why: &str| Err(Error::new(ErrorKind::Config, format!("cannot compare: {why}")));
         if triggers.is_empty() {
             return wrong("there is no trigger");
         }
@@ -144,7 +145,7 @@ impl Job {
         before: Vec<TakenBy>,
     ) -> Result<(ComparedRun, Vec<Written>, Vec<TakenBy>)> {
         let trial = Arc::new(Trial::new(course, before));
-        let mut running = self.trigger(trigger).measured().start_as(Some(Arc::clone(&trial)))?;
+        let mut running = self.trigger(trigger).measured().start_trial(&trial)?;
         let (early, cpu) = (running.wait_for(course.warm_up), cpu_time());
         let report = early.unwrap_or_else(|| running.wait())?;
         let cpu = cpu.zip(cpu_time()).map(|(before, after)| after.saturating_sub(before));
@@ -157,11 +158,11 @@ impl Job {
         }
         let mut latencies = Latencies::default();
         let sinks = trial.sinks();
-        sinks.iter().filter_map(|sink| sink.snapshot()).for_each(|of_sink| latencies.add(&of_sink));
+        sinks.iter().filter_map(|sink| sink.meter.snapshot()).for_each(|of_sink| latencies.add(&of_sink));
         let written = sinks.iter().zip(&report.sinks).map(|(sink, report)| Written {
             sink: report.name.clone(),
-            records: sink.acknowledged.get(),
-            print: sink.fingerprint().map(Fingerprint::print).filter(|print| print.records > 0),
+            records: sink.meter.acknowledged.get(),
+            print: Some(sink.fingerprint.print()).filter(|print| print.records > 0),
         });
         let run = ComparedRun {
             trigger: trigger.to_string(),
@@ -294,7 +295,7 @@ impl fmt::Display for Results {
             Results::EqualCounts { sinks } => {
                 write!(f, "all runs wrote as many records; what they hold is not told by {}", sinks.join(", "))
             }
-            Results::Different { what } => write!(f, "THE RUNS DID NOT WRITE THE SAME: {what}"),
+            Results::Different { what } => write!(f, "THE RUNS WROTE DIFFERENT RECORDS: {what}"),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The beginning of a pipeline: where sources are opened, in the plan and on each worker alike.
+//! The beginning of a pipeline: where sources are opened and sinks end. The pipeline function is called
+//! several times, in three modes; a node is created in all of them in the same way.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -8,24 +9,26 @@ use std::sync::Arc;
 use timely::dataflow::Scope;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
-use crate::epoch::gather;
-use crate::io::{Claims, OpenSink, OpenSource, Paced, SharedSource, Sink, Source, Wake};
-use crate::operator::egress::{self, Frontiers};
+use crate::epoch::gather::Ends;
+use crate::io::{Claims, OpenSink, OpenSource, Reader, Resume, SharedSource, Sink, Source};
+use crate::operator::drain::Drains;
 use crate::operator::fault::Node;
-use crate::operator::ingest::{self, Piece, SourceIndex};
-use crate::operator::intake::Limits;
-use crate::operator::recall::Recalls;
-use crate::operator::stage::{Chain, Consume, Tail};
-use crate::run::control::Event;
-use crate::run::plan::{Meter, NodeInfo, Pipeline, Plan, PlannedSink, PlannedSource, Planning, Run, differs};
-use crate::words::{Bytes, Error, ErrorKind, Result, SinkMeter, StageMeter, Worker};
+use crate::operator::ingest::{self, SourceIndex};
+use crate::operator::intake::{Intake, Limits};
+use crate::operator::stage::{Chain, Consume, Counts, Setting, Tail, Within};
+use crate::operator::{egress, stage};
+use crate::run::graph::{Graph, Input, NodeKind, NodeTraits};
+use crate::run::plan::{Meter, Plan, PlannedSink, PlannedSource, Planning};
+use crate::run::shared::{Pipeline, Run};
+use crate::words::{ByteSize, Error, Offsets, Result, SinkMeter, StageMeter, Wake, Worker};
 
 use super::stream::Stream;
+use super::trial::Trial;
 
-/// What a pipeline function is given: it opens sources, and what it opens flows.
+/// The argument of a pipeline function: it opens sources, and streams flow from them.
 ///
-/// The function runs once to be counted, once more to be planned, where sources and sinks connect and mistakes are errors,
-/// and then once on each worker. It must build the same pipeline each time and have no other effect.
+/// The function is called once for what it builds, once more to connect sources and sinks, and then once
+/// on each worker. It must build the same pipeline each time and have no other effect.
 pub struct Flow<'a> {
     inner: Rc<Inner<'a>>,
 }
@@ -35,46 +38,39 @@ struct Inner<'a> {
     nodes: Cell<usize>,
     sources: Cell<usize>,
     sinks: Cell<usize>,
-}
-
-enum Mode<'a> {
-    /// Only counts sources and sinks, because memory is divided among them before the first of them connects.
-    Count,
-    Plan(Rc<RefCell<Draft<'a>>>),
-    Build(Build<'a>),
-}
-
-/// A plan that is being made.
-struct Draft<'a> {
-    planning: &'a Planning,
-    plan: Plan,
-    /// How many sources and sinks there will be.
-    sources: usize,
-    sinks: usize,
-    /// Streams that were dropped before they reached a sink.
-    loose: Vec<Node>,
-    /// Names that the pipeline gave.
-    named: Vec<Node>,
-    claims: Claims,
-    /// An option of a source that stands behind something else.
-    misplaced: Option<(&'static str, Node)>,
-}
-
-/// A worker's dataflow that is being built.
-struct Build<'a> {
-    scope: Scope<'a, u64>,
-    run: Arc<Run>,
-    ledgers: RefCell<Vec<timely::dataflow::Stream<'a, u64, Vec<Piece>>>>,
-    frontiers: RefCell<Vec<Frontiers<'a>>>,
+    /// What went wrong where no error can be returned.
     error: RefCell<Option<Error>>,
 }
 
-/// The node of what is not planned.
-const NOWHERE: Node = Node(usize::MAX);
+enum Mode<'a> {
+    /// Nothing connects: what the function builds, so that memory can be divided, mistakes found and the
+    /// pipeline explained before.
+    Sketch(RefCell<Graph>),
+    /// Sources and sinks connect.
+    Connect(Connect<'a>),
+    /// The dataflow of a worker is built.
+    Build(Build<'a>),
+}
+
+struct Connect<'a> {
+    planning: &'a Planning,
+    plan: RefCell<Plan>,
+    claims: Claims,
+    trial: Option<&'a Arc<Trial>>,
+}
+
+struct Build<'a> {
+    scope: Scope<'a, u64>,
+    run: Arc<Run>,
+    ends: RefCell<Ends<'a>>,
+    trial: Option<Arc<Trial>>,
+}
 
 impl<'a> Flow<'a> {
     fn new(mode: Mode<'a>) -> Flow<'a> {
-        Flow { inner: Rc::new(Inner { mode, nodes: Cell::new(0), sources: Cell::new(0), sinks: Cell::new(0) }) }
+        let inner =
+            Inner { mode, nodes: Cell::new(0), sources: Cell::new(0), sinks: Cell::new(0), error: RefCell::default() };
+        Flow { inner: Rc::new(inner) }
     }
 
     pub(crate) fn share(&self) -> Flow<'a> {
@@ -84,29 +80,24 @@ impl<'a> Flow<'a> {
     /// Opens a source.
     ///
     /// # Errors
-    /// When the source cannot be opened: a wrong option, or the other side is absent, refuses, or does not have what
-    /// was asked for.
+    /// When the source cannot be opened: a wrong option, or the other side is absent, refuses, or does
+    /// not have what was asked for.
     pub fn source<S: Source>(&self, source: S) -> Result<Stream<'a, S::Item>> {
         let index = self.inner.sources.replace(self.inner.sources.get() + 1);
-        let kind = source.name();
+        let what = source.name();
+        let node = self.node(NodeKind::Source, &what, &[], NodeTraits::default(), || Meter::Source(Arc::default()));
+        self.failed()?;
         match &self.inner.mode {
-            Mode::Count => Ok(Stream::planned(self.share(), NOWHERE)),
-            Mode::Plan(draft) => {
-                let meter = Meter::Source(Arc::default());
-                let node = self.plan_node(&kind, meter);
-                let open = draft.borrow().open_source(index);
-                let shared = Arc::new(source.connect(open)?);
-                draft.borrow_mut().add_source(node, shared);
-                Ok(Stream::planned(self.share(), node))
+            Mode::Sketch(_) => Ok(Stream::planned(self.share(), node, true)),
+            Mode::Connect(connect) => {
+                connect.source(node, index, source)?;
+                Ok(Stream::planned(self.share(), node, true))
             }
             Mode::Build(_) => {
-                let node = self.node(&kind)?;
                 let flow = self.share();
                 let chain: Chain<'a, S::Item> = Box::new(move |tail| {
                     let Mode::Build(build) = &flow.inner.mode else { unreachable!("a chain is built on a worker") };
-                    let ledger = build.ingest::<S>(node, index, tail)?;
-                    build.ledgers.borrow_mut().push(ledger);
-                    Ok(())
+                    build.ingest::<S>(node, index, tail)
                 });
                 Ok(Stream::chain(self.share(), node, chain))
             }
@@ -116,24 +107,20 @@ impl<'a> Flow<'a> {
     /// Ends a stream in a sink.
     pub(crate) fn sink<T: 'static, S: Sink<T>>(&self, sink: S, stream: Stream<'a, T>) -> Result<()> {
         let index = self.inner.sinks.replace(self.inner.sinks.get() + 1);
-        let kind = sink.name();
+        let (what, input) = (sink.name(), stream.input());
+        let node = self.node(NodeKind::Sink, &what, &[input], NodeTraits::default(), || Meter::Sink(Arc::default()));
+        self.failed()?;
         match &self.inner.mode {
-            Mode::Count => {
+            Mode::Sketch(_) => {
                 stream.consumed();
                 Ok(())
             }
-            Mode::Plan(draft) => {
-                let meter = draft.borrow().sink_meter();
-                self.plan_node(&kind, Meter::Sink(Arc::clone(&meter)));
+            Mode::Connect(connect) => {
                 stream.consumed();
-                let open = draft.borrow().open_sink(meter);
-                let shared = Arc::new(sink.connect(open)?);
-                draft.borrow_mut().plan.sinks.push(PlannedSink { shared: Arc::clone(&shared) as _, typed: shared });
-                Ok(())
+                connect.sink(node, sink)
             }
             Mode::Build(_) => {
-                let node = self.node(&kind)?;
-                let chain = stream.into_chain().ok_or_else(differs)?;
+                let chain = stream.into_chain().expect("on a worker a stream has a chain");
                 let flow = self.share();
                 let tail: Tail<'a, T> = Box::new(move |builder| {
                     let Mode::Build(build) = &flow.inner.mode else { unreachable!("a chain is built on a worker") };
@@ -145,189 +132,191 @@ impl<'a> Flow<'a> {
     }
 
     /// The next node of the pipeline, a stage that makes `U` of `T`.
-    pub(crate) fn stage_node<T, U>(&self, kind: &str) -> Node {
-        match &self.inner.mode {
-            Mode::Count => NOWHERE,
-            Mode::Plan(_) => {
-                let sizes = (size_of::<T>(), size_of::<U>());
-                self.plan_node(kind, Meter::Stage(Arc::new(StageMeter { sizes, ..StageMeter::default() })))
-            }
-            Mode::Build(_) => self.node(kind).unwrap_or_else(|error| {
-                self.fail(error);
-                NOWHERE
-            }),
-        }
+    pub(crate) fn stage_node<T, U>(&self, what: &str, inputs: &[Input], traits: NodeTraits) -> Node {
+        let sizes = (size_of::<T>(), size_of::<U>());
+        let meter = || Meter::Stage(Arc::new(StageMeter { sizes, ..StageMeter::default() }));
+        self.node(NodeKind::Stage, what, inputs, traits, meter)
     }
 
-    fn plan_node(&self, kind: &str, meter: Meter) -> Node {
-        let Mode::Plan(draft) = &self.inner.mode else { unreachable!("nodes are added to a plan only") };
-        let mut draft = draft.borrow_mut();
-        let node = Node(draft.plan.nodes.len());
-        // By kind and position, which is what identifies an operator that has no name of its own.
-        let same = draft.plan.nodes.iter().filter(|other| other.kind == kind).count();
-        let name = if same == 0 { kind.to_owned() } else { format!("{kind} {}", same + 1) };
-        draft.plan.nodes.push(NodeInfo { kind: kind.to_owned(), name, meter });
+    /// The next node: added by the sketch, and held against it in all other modes.
+    fn node(
+        &self,
+        kind: NodeKind,
+        what: &str,
+        inputs: &[Input],
+        traits: NodeTraits,
+        meter: impl FnOnce() -> Meter,
+    ) -> Node {
+        let node = Node(self.inner.nodes.replace(self.inner.nodes.get() + 1));
+        let expected = match &self.inner.mode {
+            Mode::Sketch(graph) => {
+                graph.borrow_mut().add(kind, what, inputs, traits);
+                Ok(())
+            }
+            Mode::Connect(connect) => {
+                let mut plan = connect.plan.borrow_mut();
+                plan.meters.push(meter());
+                plan.graph.expect(node, kind, what, inputs)
+            }
+            Mode::Build(build) => build.run.plan.graph.expect(node, kind, what, inputs),
+        };
+        expected.unwrap_or_else(|error| self.fail(error));
         node
     }
 
-    fn node(&self, kind: &str) -> Result<Node> {
-        let Mode::Build(build) = &self.inner.mode else { unreachable!("nodes are looked up on a worker") };
-        let node = Node(self.inner.nodes.replace(self.inner.nodes.get() + 1));
-        match build.run.plan.nodes.get(node.0) {
-            Some(info) if info.kind == kind => Ok(node),
-            _ => Err(differs()),
-        }
-    }
-
     pub(crate) fn rename(&self, node: Node, name: &str) {
-        if let Mode::Plan(draft) = &self.inner.mode {
-            let mut draft = draft.borrow_mut();
-            name.clone_into(&mut draft.plan.nodes[node.0].name);
-            draft.named.push(node);
-        }
-    }
-
-    /// Records change workers somewhere.
-    pub(crate) fn exchanges(&self) {
-        if let Mode::Plan(draft) = &self.inner.mode {
-            draft.borrow_mut().plan.exchanges = true;
+        if let Mode::Sketch(graph) = &self.inner.mode {
+            graph.borrow_mut().rename(node, name);
         }
     }
 
     /// Limits the source of that node; `option` is what limits it.
     pub(crate) fn limit(&self, node: Node, option: &'static str, limit: impl FnOnce(&mut Limits)) {
-        let Mode::Plan(draft) = &self.inner.mode else { return };
-        let mut draft = draft.borrow_mut();
-        match draft.plan.sources.iter().find(|source| source.node == node) {
-            Some(source) => {
-                let mut limits = source.intake.limits();
-                limit(&mut limits);
-                source.intake.set(limits);
-            }
-            None => drop(draft.misplaced.get_or_insert((option, node))),
-        }
-    }
-
-    pub(crate) fn stage_meter(&self, node: Node) -> Arc<StageMeter> {
-        match &self.inner.mode {
-            Mode::Build(build) => match build.run.plan.nodes.get(node.0).map(|info| &info.meter) {
-                Some(Meter::Stage(meter)) => Arc::clone(meter),
-                _ => Arc::default(),
-            },
-            Mode::Count | Mode::Plan(_) => Arc::default(),
-        }
-    }
-
-    pub(crate) fn stage_name(&self, node: Node) -> String {
-        self.building().map_or_else(String::new, |(_, run)| run.plan.name(node).to_owned())
-    }
-
-    /// The scope and run of a worker; `None` in the plan.
-    pub(crate) fn building(&self) -> Option<(Scope<'a, u64>, &Arc<Run>)> {
-        match &self.inner.mode {
-            Mode::Build(build) => Some((build.scope, &build.run)),
-            Mode::Count | Mode::Plan(_) => None,
+        if let Mode::Sketch(graph) = &self.inner.mode {
+            graph.borrow_mut().limit(node, option, limit);
         }
     }
 
     /// A stream was dropped before it reached a sink.
     pub(crate) fn loose(&self, node: Node) {
-        if let Mode::Plan(draft) = &self.inner.mode {
-            draft.borrow_mut().loose.push(node);
+        if let Mode::Sketch(graph) = &self.inner.mode {
+            graph.borrow_mut().loose(node);
         }
     }
 
-    /// A chain could not be built; the worker says so when the pipeline function returns.
+    /// Where a stage stands on its worker; `None` while nothing is built.
+    pub(crate) fn place(&self, node: Node) -> Option<Place<'a>> {
+        let Mode::Build(build) = &self.inner.mode else { return None };
+        let Some(Meter::Stage(meter)) = build.run.plan.meters.get(node.0) else { return None };
+        let (scope, run) = (build.scope, Arc::clone(&build.run));
+        Some(Place { node, name: run.plan.name(node).to_owned(), meter: Arc::clone(meter), scope, run })
+    }
+
+    /// Keeps the first error that cannot be returned where it happens.
     pub(crate) fn fail(&self, error: Error) {
-        if let Mode::Build(build) = &self.inner.mode {
-            build.error.borrow_mut().get_or_insert(error);
-        }
+        self.inner.error.borrow_mut().get_or_insert(error);
+    }
+
+    fn failed(&self) -> Result<()> {
+        self.inner.error.take().map_or(Ok(()), Err)
+    }
+}
+
+/// A stage on a worker.
+pub(crate) struct Place<'a> {
+    pub(crate) node: Node,
+    pub(crate) name: String,
+    pub(crate) meter: Arc<StageMeter>,
+    pub(crate) scope: Scope<'a, u64>,
+    pub(crate) run: Arc<Run>,
+}
+
+impl Place<'_> {
+    /// Runs the work of a stage as this node.
+    pub(crate) fn within<W>(&self, work: W) -> Within<W> {
+        Within::new((self.node, self.name.clone()), Counts::Stage(Arc::clone(&self.meter)), work)
+    }
+
+    /// For the operator of a chain that begins here with streams.
+    pub(crate) fn setting(&self) -> Setting {
+        setting(self.scope, &self.run)
+    }
+}
+
+/// What an operator that begins with streams shares with its worker.
+fn setting(scope: Scope<'_, u64>, run: &Run) -> Setting {
+    Setting {
+        fault: Arc::clone(&run.fault),
+        pulse: Arc::clone(&run.pulse),
+        stall: run.stalls[scope.worker().index()].clone(),
+        clock: run.clock.clone(),
+        is_exchange: false,
+    }
+}
+
+impl<'a> Flow<'a> {
+    /// Begins the operator of a chain with the outputs of other operators.
+    pub(crate) fn begin_chain<T: 'static>(
+        &self,
+        node: Node,
+        ports: Vec<timely::dataflow::Stream<'a, u64, crate::words::Batch<T>>>,
+        tail: Tail<'a, T>,
+    ) -> Result<()> {
+        let Mode::Build(build) = &self.inner.mode else { unreachable!("ports are of a worker") };
+        let pact = || timely::dataflow::channels::pact::Pipeline;
+        stage::build(build.scope, build.run.plan.name(node), ports, pact, setting(build.scope, &build.run), tail)
     }
 }
 
 impl fmt::Debug for Flow<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.inner.mode {
-            Mode::Count | Mode::Plan(_) => f.write_str("Flow of a plan"),
+            Mode::Sketch(_) => f.write_str("Flow of a sketch"),
+            Mode::Connect(_) => f.write_str("Flow of a plan"),
             Mode::Build(build) => write!(f, "Flow of worker {}", build.scope.worker().index()),
         }
     }
 }
 
-impl Draft<'_> {
-    fn open_source(&self, index: usize) -> OpenSource {
-        let planning = self.planning;
-        let before = planning.trial.as_ref().and_then(|trial| trial.start(index));
-        OpenSource {
-            job: planning.job.clone(),
-            workers: planning.workers,
-            prefetch: Bytes(planning.memory.0 / 4 / self.sources.max(1) as u64),
-            bounded: planning.bounded,
-            compared: planning.trial.is_some(),
-            resume: before.or_else(|| planning.resume.get(index).cloned()).filter(|offsets| !offsets.is_empty()),
-            clock: planning.clock.clone(),
-            wake: planning.control.clone(),
+impl Connect<'_> {
+    fn source<S: Source>(&self, node: Node, index: usize, source: S) -> Result<()> {
+        let (spec, count) = (&self.planning.spec, self.plan.borrow().graph.count(NodeKind::Source));
+        let before = self.planning.memory.offsets.get(index).cloned();
+        let open = OpenSource {
+            job: spec.job.clone(),
+            workers: spec.workers,
+            prefetch: ByteSize(spec.memory.0 / 4 / count.max(1) as u64),
+            extent: spec.extent,
+            resume: Resume::OwnMemory(before.unwrap_or_else(Offsets::new)),
+            clock: spec.clock.clone(),
+            wake: self.planning.control.clone(),
             claims: self.claims.of_source(index),
-        }
-    }
-
-    fn sink_meter(&self) -> Arc<SinkMeter> {
-        let Some(trial) = &self.planning.trial else { return Arc::default() };
-        let meter = Arc::new(SinkMeter::compared());
-        trial.sink(&meter);
-        meter
-    }
-
-    fn open_sink(&self, meter: Arc<SinkMeter>) -> OpenSink {
-        let planning = self.planning;
-        OpenSink {
-            job: planning.job.clone(),
-            workers: planning.workers,
-            buffer: Bytes(planning.memory.0 / 4 / self.sinks.max(1) as u64),
-            clock: planning.clock.clone(),
-            wake: planning.control.clone(),
-            meter,
-        }
-    }
-
-    fn add_source<S: SharedSource>(&mut self, node: Node, shared: Arc<S>) {
-        let recalls = (0..self.planning.workers).map(|_| Recalls::default()).collect();
-        let turn = self.planning.trial.as_ref().map(|trial| trial.turn(shared.started_at()));
-        let intake = Arc::default();
-        let planned = PlannedSource { node, shared: Arc::clone(&shared) as _, typed: shared, recalls, intake, turn };
-        self.plan.sources.push(planned);
-    }
-
-    /// What can be known to be wrong before anything flows.
-    fn check(&self) -> Result<()> {
-        let wrong = |doing: String| Err(Error::new(ErrorKind::Pipeline, doing));
-        if self.plan.sources.is_empty() {
-            return wrong("the pipeline is empty: it opens no source".to_owned());
-        }
-        if let Some(loose) = self.loose.first() {
-            return wrong(format!("the stream after `{}` does not reach a sink", self.plan.name(*loose)));
-        }
-        if let Some((option, node)) = &self.misplaced {
-            let name = self.plan.name(*node);
-            return wrong(format!("`{option}` limits a source and must stand right behind it, not behind `{name}`"));
-        }
-        for source in &self.plan.sources {
-            let limits = source.intake.limits();
-            let name = self.plan.name(source.node);
-            if limits.rate.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
-                return wrong(format!("`{name}`: `rate_at_most` must be a finite number greater than zero"));
-            }
-            if limits.batch == Some(0) {
-                return wrong(format!("`{name}`: `batch_at_most` must be greater than zero"));
-            }
-        }
-        for node in &self.named {
-            let name = self.plan.name(*node);
-            if self.plan.nodes.iter().filter(|other| other.name == name).count() > 1 {
-                return wrong(format!("two operators are named `{name}`: a name identifies its operator"));
-            }
-        }
+        };
+        let open = match self.trial {
+            None => open,
+            Some(trial) => trial.open_source(index, &source.name(), source.can_be_read_again(), open)?,
+        };
+        // May block, so the plan is not borrowed.
+        let typed = Arc::new(source.connect(open)?);
+        let shared: Arc<dyn SharedSource> = Arc::clone(&typed) as _;
+        let mut plan = self.plan.borrow_mut();
+        let intake = Arc::new(Intake::default());
+        intake.set(plan.graph.nodes[node.0].limits);
+        plan.sources.push(PlannedSource {
+            node,
+            shared: self.trial.map_or_else(|| Arc::clone(&shared), |trial| trial.source(Arc::clone(&shared))),
+            typed,
+            drains: (0..spec.workers).map(|_| Drains::default()).collect(),
+            intake,
+        });
         Ok(())
+    }
+
+    fn sink<T, S: Sink<T>>(&self, node: Node, sink: S) -> Result<()> {
+        let spec = &self.planning.spec;
+        let (count, meter) = {
+            let plan = self.plan.borrow();
+            (plan.graph.count(NodeKind::Sink), sink_meter(&plan, node))
+        };
+        let open = OpenSink {
+            job: spec.job.clone(),
+            workers: spec.workers,
+            buffer: ByteSize(spec.memory.0 / 4 / count.max(1) as u64),
+            clock: spec.clock.clone(),
+            wake: self.planning.control.clone(),
+            fingerprint: self.trial.map(|trial| trial.sink(&meter)),
+        };
+        let shared = Arc::new(sink.connect(open)?);
+        let planned = PlannedSink { shared: Arc::clone(&shared) as _, typed: shared };
+        self.plan.borrow_mut().sinks.push(planned);
+        Ok(())
+    }
+}
+
+fn sink_meter(plan: &Plan, node: Node) -> Arc<SinkMeter> {
+    match &plan.meters[node.0] {
+        Meter::Sink(meter) => Arc::clone(meter),
+        Meter::Source(_) | Meter::Stage(_) => unreachable!("the node was created as a sink"),
     }
 }
 
@@ -337,17 +326,10 @@ impl<'a> Build<'a> {
         Worker { index: worker.index(), peers: worker.peers() }
     }
 
-    fn ingest<S: Source>(
-        &self,
-        node: Node,
-        index: usize,
-        tail: Tail<'a, S::Item>,
-    ) -> Result<timely::dataflow::Stream<'a, u64, Vec<Piece>>> {
+    fn ingest<S: Source>(&self, node: Node, index: usize, tail: Tail<'a, S::Item>) -> Result<()> {
         let (run, worker) = (&self.run, self.worker());
-        let (planned, shared) = run.source::<S::Shared>(index)?;
-        let Some(Meter::Source(meter)) = run.plan.nodes.get(planned.node.0).map(|info| &info.meter) else {
-            return Err(differs());
-        };
+        let (planned, shared) = run.plan.source::<S::Shared>(index)?;
+        let Meter::Source(meter) = &run.plan.meters[node.0] else { unreachable!("the node was created as a source") };
         let setting = ingest::Setting {
             node,
             name: run.plan.name(node).to_owned(),
@@ -356,16 +338,25 @@ impl<'a> Build<'a> {
             release: run.release,
             pulse: Arc::clone(&run.pulse),
             budget: Arc::clone(&run.budgets[worker.index]),
+            stall: run.stalls[worker.index].clone(),
             clock: run.clock.clone(),
             fault: Arc::clone(&run.fault),
             meter: Arc::clone(meter),
             intake: Arc::clone(&planned.intake),
-            recalls: planned.recalls[worker.index].clone(),
+            drains: planned.drains[worker.index].clone(),
             control: run.control.clone(),
         };
-        let turn = planned.turn.as_ref();
-        let reader = |wake: Wake| Ok(Paced::new(S::reader(&shared, worker, wake.clone())?, turn, wake));
-        ingest::build(self.scope, setting, reader, tail)
+        let trial = self.trial.clone();
+        let reader = move |wake: Wake| {
+            let reader: Box<dyn Reader<Item = S::Item>> = Box::new(S::reader(&shared, worker, wake.clone())?);
+            Ok(match trial {
+                None => reader,
+                Some(trial) => trial.reader(index, reader, wake),
+            })
+        };
+        let ledger = ingest::build(self.scope, setting, reader, tail)?;
+        self.ends.borrow_mut().ledgers.push(ledger);
+        Ok(())
     }
 
     /// Ends a chain in a sink's writer.
@@ -376,74 +367,100 @@ impl<'a> Build<'a> {
         index: usize,
     ) -> Result<Box<dyn Consume<T>>> {
         let (run, worker) = (&self.run, self.worker());
-        let shared = run.sink::<S::Shared>(index)?;
-        let Some(Meter::Sink(meter)) = run.plan.nodes.get(node.0).map(|info| &info.meter) else {
-            return Err(differs());
-        };
+        let shared = run.plan.sink::<S::Shared>(index)?;
+        let meter = sink_meter(&run.plan, node);
         let setting = egress::Setting {
-            node,
-            name: run.plan.name(node).to_owned(),
             pulse: Arc::clone(&run.pulse),
             clock: run.clock.clone(),
-            meter: Arc::clone(meter),
-            stall: run.budgets[worker.index].stall().clone(),
+            meter: Arc::clone(&meter),
+            stall: run.stalls[worker.index].clone(),
         };
-        let (end, frontiers) = egress::end(self.scope, builder, setting, |wake| S::writer(&shared, worker, wake))?;
-        self.frontiers.borrow_mut().push(frontiers);
-        Ok(end)
+        let (egress, shown) = egress::end(self.scope, builder, setting, |wake| S::writer(&shared, worker, wake))?;
+        self.ends.borrow_mut().egresses.push(shown);
+        Ok(Box::new(Within::new((node, run.plan.name(node).to_owned()), Counts::Sink(meter), egress)))
     }
 }
 
 /// The user's function as the floor below calls it.
-pub(crate) struct Function<F>(pub(crate) F);
+pub(crate) struct Function<F> {
+    function: F,
+}
 
-impl<F: Fn(&Flow<'_>) -> Result<()> + Send + Sync> Pipeline for Function<F> {
-    fn plan(&self, planning: &Planning) -> Result<Plan> {
-        let counted = Flow::new(Mode::Count);
-        (self.0)(&counted)?;
-        let draft = Draft {
-            planning,
-            plan: Plan::default(),
-            sources: counted.inner.sources.get(),
-            sinks: counted.inner.sinks.get(),
-            loose: Vec::new(),
-            named: Vec::new(),
-            claims: Claims::default(),
-            misplaced: None,
-        };
-        let draft = Rc::new(RefCell::new(draft));
-        (self.0)(&Flow::new(Mode::Plan(Rc::clone(&draft))))?;
-        draft.borrow().check()?;
-        let plan = std::mem::take(&mut draft.borrow_mut().plan);
+/// A pipeline function whose runs can be compared.
+pub(crate) trait Comparable: Pipeline {
+    /// The same function, with the adapters of a trial round its sources and sinks.
+    fn compared(self: Arc<Self>, trial: Arc<Trial>) -> Arc<dyn Pipeline>;
+}
+
+struct Compared<F> {
+    function: Arc<Function<F>>,
+    trial: Arc<Trial>,
+}
+
+impl<F: Fn(&Flow<'_>) -> Result<()> + Send + Sync> Function<F> {
+    pub(crate) fn new(function: F) -> Function<F> {
+        Function { function }
+    }
+
+    fn sketched(&self) -> Result<Graph> {
+        let flow = Flow::new(Mode::Sketch(RefCell::default()));
+        (self.function)(&flow)?;
+        let Mode::Sketch(graph) = &flow.inner.mode else { unreachable!("it was made for a sketch") };
+        Ok(graph.take())
+    }
+
+    fn connected(&self, graph: Graph, planning: &Planning, trial: Option<&Arc<Trial>>) -> Result<Plan> {
+        let plan = RefCell::new(Plan { graph, ..Plan::default() });
+        let flow = Flow::new(Mode::Connect(Connect { planning, plan, claims: Claims::default(), trial }));
+        (self.function)(&flow)?;
+        flow.failed()?;
+        let Mode::Connect(connect) = &flow.inner.mode else { unreachable!("it was made to connect") };
+        let plan = connect.plan.take();
+        plan.graph.expect_no_more(flow.inner.nodes.get())?;
         Ok(plan)
     }
 
-    fn build(&self, scope: Scope<'_, u64>, run: &Arc<Run>) -> Result<()> {
-        let build = Build {
-            scope,
-            run: Arc::clone(run),
-            ledgers: RefCell::default(),
-            frontiers: RefCell::default(),
-            error: RefCell::default(),
-        };
+    fn built<'a>(&self, scope: Scope<'a, u64>, run: &Arc<Run>, trial: Option<&Arc<Trial>>) -> Result<Ends<'a>> {
+        let build = Build { scope, run: Arc::clone(run), ends: RefCell::default(), trial: trial.cloned() };
         let flow = Flow::new(Mode::Build(build));
-        (self.0)(&flow)?;
+        (self.function)(&flow)?;
+        flow.failed()?;
+        run.plan.graph.expect_no_more(flow.inner.nodes.get())?;
         let Mode::Build(build) = &flow.inner.mode else { unreachable!("it was made for building") };
-        if let Some(error) = build.error.take() {
-            return Err(error);
-        }
-        if flow.inner.nodes.get() != run.plan.nodes.len() {
-            return Err(differs());
-        }
-        let events = run.events.clone();
-        gather::build(
-            scope,
-            build.ledgers.take(),
-            build.frontiers.take(),
-            Arc::clone(&run.ticker),
-            Arc::clone(&run.fault),
-            move |gathered| events.send(Event::Gathered(gathered)),
-        );
-        Ok(())
+        Ok(build.ends.take())
+    }
+}
+
+impl<F: Fn(&Flow<'_>) -> Result<()> + Send + Sync> Pipeline for Function<F> {
+    fn sketch(&self) -> Result<Graph> {
+        self.sketched()
+    }
+
+    fn connect(&self, graph: Graph, planning: &Planning) -> Result<Plan> {
+        self.connected(graph, planning, None)
+    }
+
+    fn build<'a>(&self, scope: Scope<'a, u64>, run: &Arc<Run>) -> Result<Ends<'a>> {
+        self.built(scope, run, None)
+    }
+}
+
+impl<F: Fn(&Flow<'_>) -> Result<()> + Send + Sync + 'static> Comparable for Function<F> {
+    fn compared(self: Arc<Self>, trial: Arc<Trial>) -> Arc<dyn Pipeline> {
+        Arc::new(Compared { function: self, trial })
+    }
+}
+
+impl<F: Fn(&Flow<'_>) -> Result<()> + Send + Sync> Pipeline for Compared<F> {
+    fn sketch(&self) -> Result<Graph> {
+        self.function.sketched()
+    }
+
+    fn connect(&self, graph: Graph, planning: &Planning) -> Result<Plan> {
+        self.function.connected(graph, planning, Some(&self.trial))
+    }
+
+    fn build<'a>(&self, scope: Scope<'a, u64>, run: &Arc<Run>) -> Result<Ends<'a>> {
+        self.function.built(scope, run, Some(&self.trial))
     }
 }

@@ -6,18 +6,22 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use crate::epoch::ticker::Pace;
-use crate::io::Trial;
+use crate::io::Extent;
 use crate::operator::fault::panicked;
-use crate::run::begin::Spec;
-use crate::run::control::control;
 use crate::run::handle::Handle;
+use crate::run::jobs;
 use crate::run::listener::{JobEvent, Listener};
-use crate::run::plan::Pipeline;
+use crate::run::planner;
 use crate::run::report::Report;
-use crate::words::{Bytes, Clock, Error, ErrorKind, Result, spawn};
+use crate::run::shared::Pipeline;
+use crate::run::spec::{Backoff, Spec};
+use crate::run::supervisor::supervise;
+use crate::words::{ByteSize, Clock, Error, ErrorKind, Result, spawn};
 
-use super::flow::{Flow, Function};
+use super::explain::Explanation;
+use super::flow::{Comparable, Flow, Function};
 use super::running::Running;
+use super::trial::Trial;
 use super::trigger::{Restart, Trigger};
 
 /// A pipeline function with its options. Several jobs may run in one process.
@@ -41,17 +45,17 @@ use super::trigger::{Restart, Trigger};
 #[derive(Clone)]
 #[must_use = "a job does nothing until it is run or started"]
 pub struct Job {
-    pipeline: Arc<dyn Pipeline>,
+    pipeline: Arc<dyn Comparable>,
     name: String,
     workers: usize,
     trigger: Trigger,
     checkpoint_every: Duration,
-    memory: Bytes,
+    memory: ByteSize,
     restart: Restart,
     clock: Clock,
     stuck_after: Duration,
     spin: Duration,
-    hand_over_within: Duration,
+    drain_within: Duration,
     live: bool,
     listeners: Vec<Listener>,
 }
@@ -60,23 +64,23 @@ impl Job {
     /// A job of that name, which reports, logs and consumer groups carry.
     pub fn new(name: impl Into<String>, pipeline: impl Fn(&Flow<'_>) -> Result<()> + Send + Sync + 'static) -> Job {
         Job {
-            pipeline: Arc::new(Function(pipeline)),
+            pipeline: Arc::new(Function::new(pipeline)),
             name: name.into(),
             workers: 1,
             trigger: Trigger::Continuous,
             checkpoint_every: Duration::from_secs(1),
-            memory: Bytes::mebibytes(256),
+            memory: ByteSize::mebibytes(256),
             restart: Restart::Never,
             clock: Clock::system(),
             stuck_after: Duration::from_secs(60),
             spin: Duration::ZERO,
-            hand_over_within: Duration::from_millis(500),
+            drain_within: Duration::from_millis(500),
             live: false,
             listeners: Vec::new(),
         }
     }
 
-    /// How many worker threads process records; one by default.
+    /// The number of worker threads that process records; one by default.
     pub fn workers(self, workers: usize) -> Job {
         Job { workers, ..self }
     }
@@ -86,18 +90,19 @@ impl Job {
         Job { trigger, ..self }
     }
 
-    /// How often offsets are committed while records flow, and within what time after they stop; a second by default.
-    /// A micro-batch is a checkpoint of its own, so there it has no meaning.
+    /// How often offsets are committed while records flow, and how soon after they stop; a second by
+    /// default. It has no meaning under micro-batches, each of which is a checkpoint.
     pub fn checkpoint_every(self, interval: Duration) -> Job {
         Job { checkpoint_every: interval, ..self }
     }
 
-    /// Memory for records: a quarter for what the sources fetch ahead, a half for what is under way and not acknowledged,
-    /// a quarter for what the sinks have buffered; several sources, workers or sinks share theirs evenly. While a
-    /// sink has no room, or a stage is behind, its worker reads nothing more, whatever stages make of a record: what waits then
-    /// is what was made of one batch, of at most 4 096 records. Where records change workers that holds for all of them.
-    /// 256 MiB by default. Code, threads and clients take some 10 MB beside it.
-    pub fn memory(self, total: Bytes) -> Job {
+    /// Memory for records: a quarter for what the sources fetch ahead, a half for records on their way
+    /// until they are acknowledged, a quarter for what the sinks buffer. Several sources, workers or sinks
+    /// share theirs evenly. While a sink has no room or a stage is behind, its worker reads nothing more,
+    /// whatever stages make of a record: then the outputs of one batch wait, which has at most 4 096
+    /// records. Where records change workers that holds for all workers. 256 MiB by default. Code, threads
+    /// and clients take some 10 MB beside it.
+    pub fn memory(self, total: ByteSize) -> Job {
         Job { memory: total, ..self }
     }
 
@@ -116,28 +121,29 @@ impl Job {
         Job { stuck_after: limit, ..self }
     }
 
-    /// How long a worker without work looks for some before it sleeps; not at all by default. Worth it only with cores to
-    /// spare: on shared ones 30 µs of it tripled the 99th percentile and cost eight times the CPU, for 0.03 ms less at
-    /// the median.
+    /// How long a worker without work looks for some before it parks; not at all by default. It needs cores
+    /// to spare: on shared ones 30 µs tripled the 99th percentile and cost eight times the CPU, for 0.03 ms
+    /// less at the median.
     pub fn spin(self, limit: Duration) -> Job {
         Job { spin: limit, ..self }
     }
 
-    /// How long partitions that are taken from this process are drained before they are given back all the same; 500 ms
-    /// by default.
-    pub fn hand_over_within(self, limit: Duration) -> Job {
-        Job { hand_over_within: limit, ..self }
+    /// How long revoked partitions are drained before they are unassigned all the same; 500 ms by default.
+    pub fn drain_within(self, limit: Duration) -> Job {
+        Job { drain_within: limit, ..self }
     }
 
-    /// Calls `listener` with what happens to the job, as Spark's `StreamingQueryListener` is: [`JobEvent::Started`] first, then at
-    /// each interval [`JobEvent::Progress`], or [`JobEvent::Idle`] when nothing moved, [`JobEvent::Restarted`] with the reason,
-    /// and [`JobEvent::Ended`] with the outcome last. The interval is of the machine's clock. Called again, it adds a listener.
+    /// Calls `listener` with what happens to the job, as Spark's `StreamingQueryListener`:
+    /// [`JobEvent::Started`] first, then at each interval [`JobEvent::Progress`], or [`JobEvent::Idle`] when
+    /// nothing moved, [`JobEvent::Restarted`] with the reason, and [`JobEvent::Ended`] with the outcome last.
+    /// The interval is of the machine's clock. Called again, it adds a listener.
     ///
-    /// Each listener has a thread of its own, `millstream-listener`. A function that is slow or blocks delays its own events and
-    /// nothing of the job; one that takes longer than the interval hears less often, and one that hangs over 64 restarts misses
-    /// some. A panic in it is logged and the next event comes all the same. The outcome of the job is given out when every
-    /// listener has heard of the end, or a second after the job is down. A job that does not start has no events, and runs that
-    /// are compared have none.
+    /// Each listener has a thread of its own, `millstream-listener`. A function that is slow or blocks
+    /// delays its own events and nothing of the job; one that takes longer than the interval is called
+    /// less often, and one that hangs over 64 restarts misses some. A panic in it is logged, and the next
+    /// event is delivered. The outcome of the job is returned when every listener has had the last event,
+    /// or a second after the job is down. A job that does not start has no events, and neither have runs
+    /// that are compared.
     ///
     /// ```
     /// use millstream::{Job, JobEvent, discard, rows};
@@ -181,27 +187,29 @@ impl Job {
     /// What kept it from starting: a wrong option, a pipeline that is not whole, or a source or sink that cannot be
     /// opened.
     pub fn start(self) -> Result<Running> {
-        self.start_as(None)
+        let pipeline: Arc<dyn Pipeline> = Arc::clone(&self.pipeline) as _;
+        self.start_with(pipeline, jobs::list)
     }
 
-    /// Starts it, as one of several runs that are compared if there is a trial.
-    pub(crate) fn start_as(self, trial: Option<Arc<Trial>>) -> Result<Running> {
+    /// Starts it as one of several runs that are compared: neither listed nor in the metrics.
+    pub(super) fn start_trial(self, trial: &Arc<Trial>) -> Result<Running> {
+        let pipeline = Arc::clone(&self.pipeline).compared(Arc::clone(trial));
+        self.start_with(pipeline, |_| ())
+    }
+
+    fn start_with(self, pipeline: Arc<dyn Pipeline>, list: impl FnOnce(&Arc<Handle>)) -> Result<Running> {
         let spec = self.spec()?;
-        let spec = Spec { bounded: spec.bounded || trial.is_some(), trial, ..spec };
         let handle = Handle::new(&self.name);
         // Threads of listeners end with the job, also with one that does not start.
         handle.listen(&self.listeners).inspect_err(|_| handle.end(Ok(())))?;
-        // Runs that are compared are neither listed nor told of in metrics.
-        if spec.trial.is_none() {
-            handle.list();
-        }
+        list(&handle);
         let (started, has_started) = mpsc::channel();
-        let (pipeline, shared) = (self.pipeline, Arc::clone(&handle));
+        let shared = Arc::clone(&handle);
         spawn("control", move || {
-            let run = AssertUnwindSafe(|| control(&spec, pipeline, &shared, &started));
+            let run = AssertUnwindSafe(|| supervise(&spec, pipeline, &shared, &started));
             if let Err(payload) = catch_unwind(run) {
-                // The plan and what serves catch their own; what is left is a connector's end. Whoever waits must hear
-                // of it.
+                // The plan and the server catch their own panics; what is left is the end of a
+                // connector. Programs that wait for the job must be told.
                 shared.end(Err(panicked("pipeline", &*payload)));
             }
         })
@@ -214,6 +222,37 @@ impl Job {
                 Err(Error::new(ErrorKind::Panic, doing))
             }
         }
+    }
+
+    /// What the job will run: its operators, which nodes are fused, and where records change workers.
+    /// Calls the pipeline function once; nothing connects.
+    ///
+    /// ```
+    /// use millstream::{Job, discard, rows};
+    ///
+    /// let job = Job::new("evens", |flow| {
+    ///     flow.source(rows(0..10))?.filter(|n| n % 2 == 0).rebalance().map(|n| n * n).sink(discard())
+    /// });
+    /// assert_eq!(
+    ///     job.workers(2).explain()?.to_string(),
+    ///     "evens: continuous, workers: 2\n\
+    ///      operator 1\n\
+    ///      \x20 source  rows\n\
+    ///      \x20 stage   filter <- rows\n\
+    ///      operator 2, reads from 1, records change workers\n\
+    ///      \x20 stage   rebalance <- filter\n\
+    ///      \x20 stage   map <- rebalance\n\
+    ///      \x20 sink    discard <- map\n"
+    /// );
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// What is wrong with the pipeline, as far as that is known before anything connects.
+    pub fn explain(&self) -> Result<Explanation> {
+        let spec = self.spec()?;
+        let graph = planner::sketch(&spec.job, &*self.pipeline)?;
+        Ok(Explanation::of(spec.job, spec.workers, self.trigger.to_string(), &graph))
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -230,7 +269,7 @@ impl Job {
     }
 
     fn spec(&self) -> Result<Spec> {
-        let wrong = |doing: &str| Err(Error::new(ErrorKind::Option, format!("job `{}`: {doing}", self.name)));
+        let wrong = |doing: &str| Err(Error::new(ErrorKind::Config, format!("job `{}`: {doing}", self.name)));
         if self.name.is_empty() {
             return wrong("a job needs a name");
         }
@@ -241,19 +280,19 @@ impl Job {
             return wrong("`checkpoint_every` must be at least a millisecond");
         }
         if self.memory.0 == 0 {
-            return wrong("`memory` must be more than nothing");
+            return wrong("`memory` must be greater than zero");
         }
         if self.stuck_after.is_zero() {
-            return wrong("`stuck_after` must be more than nothing");
+            return wrong("`stuck_after` must be greater than zero");
         }
         if self.listeners.iter().any(|listener| listener.every < Duration::from_millis(1)) {
             return wrong("the interval of `on_progress` must be at least a millisecond");
         }
-        if let Restart::Backoff { first, most } = self.restart {
+        if let Restart::Backoff { first, longest } = self.restart {
             if first.is_zero() {
                 return wrong("the first pause of `Restart::Backoff` must be greater than zero");
             }
-            if first > most {
+            if first > longest {
                 return wrong("the first pause of `Restart::Backoff` must not be longer than its longest");
             }
         }
@@ -266,18 +305,17 @@ impl Job {
                     Pace::Continuous { checkpoint_every: self.checkpoint_every }
                 }
             },
-            bounded: self.trigger == Trigger::AvailableNow,
+            extent: if self.trigger == Trigger::AvailableNow { Extent::Available } else { Extent::Endless },
             memory: self.memory,
             clock: self.clock.clone(),
             restart: match self.restart {
                 Restart::Never => None,
-                Restart::Backoff { first, most } => Some((first, most)),
+                Restart::Backoff { first, longest } => Some(Backoff { first, longest }),
             },
             stuck_after: self.stuck_after,
             spin: self.spin,
-            hand_over_within: self.hand_over_within,
+            drain_within: self.drain_within,
             live: self.live,
-            trial: None,
         })
     }
 }

@@ -1,6 +1,6 @@
 //! What flows, and what can be done with it without state.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::Future;
 use std::rc::Rc;
@@ -8,15 +8,14 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use timely::dataflow::Scope;
 use timely::dataflow::channels::pact::Pipeline;
 
 use crate::io::{KeyedSink, Sink};
 use crate::operator::fault::Node;
-use crate::operator::stage::{self, Chain, Consume, Port, Split, Stage};
+use crate::operator::stage::{self, Chain, Consume, Next, Port, Split, Stage};
 use crate::operator::{calls, exchange};
-use crate::run::plan::Run;
-use crate::words::{Backlog, Batch, Error, Keyed, Result, TimedOut};
+use crate::run::graph::{Input, NodeTraits};
+use crate::words::{Backlog, Batch, BatchValues, Error, Keyed, Result, TimedOut};
 
 use super::calls::CallPolicy;
 use super::calls::sealed::Parts;
@@ -34,6 +33,8 @@ use super::flow::Flow;
 pub struct Stream<'a, T> {
     flow: Flow<'a>,
     node: Node,
+    /// Whether it is the end of a chain that can be made longer; a fork is not.
+    is_chain: Cell<bool>,
     shape: RefCell<Shape<'a, T>>,
     loose: Loose<'a>,
 }
@@ -41,7 +42,7 @@ pub struct Stream<'a, T> {
 type Ports<'a, T> = Vec<timely::dataflow::Stream<'a, u64, Batch<T>>>;
 
 enum Shape<'a, T> {
-    /// In the plan there is nothing but the node.
+    /// While nothing is built there is only the node.
     Planned,
     /// A chain of fused stages that waits for its end.
     Chain(Chain<'a, T>),
@@ -49,7 +50,7 @@ enum Shape<'a, T> {
     Ports(Ports<'a, T>),
 }
 
-/// Tells the plan when a stream is dropped that nobody has consumed.
+/// Notes when a stream is dropped before a stage or sink has consumed it.
 struct Loose<'a>(Option<(Flow<'a>, Node)>);
 
 impl Drop for Loose<'_> {
@@ -61,22 +62,27 @@ impl Drop for Loose<'_> {
 }
 
 impl<'a, T: 'static> Stream<'a, T> {
-    fn new(flow: Flow<'a>, node: Node, shape: Shape<'a, T>) -> Stream<'a, T> {
+    fn new(flow: Flow<'a>, node: Node, is_chain: bool, shape: Shape<'a, T>) -> Stream<'a, T> {
         let loose = Loose(Some((flow.share(), node)));
-        Stream { flow, node, shape: RefCell::new(shape), loose }
+        Stream { flow, node, is_chain: Cell::new(is_chain), shape: RefCell::new(shape), loose }
     }
 
-    pub(crate) fn planned(flow: Flow<'a>, node: Node) -> Stream<'a, T> {
-        Stream::new(flow, node, Shape::Planned)
+    pub(crate) fn planned(flow: Flow<'a>, node: Node, is_chain: bool) -> Stream<'a, T> {
+        Stream::new(flow, node, is_chain, Shape::Planned)
     }
 
     pub(crate) fn chain(flow: Flow<'a>, node: Node, chain: Chain<'a, T>) -> Stream<'a, T> {
-        Stream::new(flow, node, Shape::Chain(chain))
+        Stream::new(flow, node, true, Shape::Chain(chain))
     }
 
-    /// Somebody takes what flows here.
-    pub(crate) fn consumed(mut self) -> (Flow<'a>, Node) {
-        self.loose.0.take().expect("a stream is consumed once")
+    /// This stream as the input of a node.
+    pub(crate) fn input(&self) -> Input {
+        Input { from: self.node, is_chain: self.is_chain.get() }
+    }
+
+    /// A stage or sink takes what flows here.
+    pub(crate) fn consumed(mut self) {
+        self.loose.0.take().expect("a stream is consumed once");
     }
 
     fn into_shape(self) -> Shape<'a, T> {
@@ -85,20 +91,17 @@ impl<'a, T: 'static> Stream<'a, T> {
         shape
     }
 
-    /// The chain that ends here; `None` in the plan.
+    /// The chain that ends here; `None` while nothing is built.
     pub(crate) fn into_chain(self) -> Option<Chain<'a, T>> {
         let (flow, node) = (self.flow.share(), self.node);
         match self.into_shape() {
             Shape::Planned => None,
             Shape::Chain(chain) => Some(chain),
-            Shape::Ports(ports) => Some(Box::new(move |tail| {
-                let (scope, run) = flow.building().expect("ports are of a worker");
-                stage::build(scope, run.plan.name(node), ports, || Pipeline, setting(scope, run), tail)
-            })),
+            Shape::Ports(ports) => Some(Box::new(move |tail| flow.begin_chain(node, ports, tail))),
         }
     }
 
-    /// The outputs that end here, built; none in the plan.
+    /// The outputs that end here; none while nothing is built.
     fn into_ports(self) -> Ports<'a, T> {
         let flow = self.flow.share();
         match self.into_shape() {
@@ -108,44 +111,50 @@ impl<'a, T: 'static> Stream<'a, T> {
         }
     }
 
-    fn stage<U: 'static>(self, kind: &str, f: impl FnMut(Batch<T>) -> Result<Batch<U>> + 'static) -> Stream<'a, U> {
-        let node = self.flow.stage_node::<T, U>(kind);
+    fn stage<U: 'static>(self, what: &str, f: impl FnMut(Batch<T>) -> Result<Batch<U>> + 'static) -> Stream<'a, U> {
+        let node = self.flow.stage_node::<T, U>(what, &[self.input()], NodeTraits::default());
         self.through(node, f)
     }
 
     /// Adds the stage of that node to the chain.
     fn through<U: 'static>(self, node: Node, f: impl FnMut(Batch<T>) -> Result<Batch<U>> + 'static) -> Stream<'a, U> {
         let flow = self.flow.share();
-        let Some(chain) = self.into_chain() else { return Stream::planned(flow, node) };
-        let (meter, name) = (flow.stage_meter(node), flow.stage_name(node));
+        let (chain, place) = (self.into_chain(), flow.place(node));
+        let Some((chain, place)) = chain.zip(place) else { return Stream::planned(flow, node, true) };
         let longer: Chain<'a, U> = Box::new(move |tail| {
-            chain(Box::new(move |builder| Ok(Box::new(Stage::new((node, name), meter, f, tail(builder)?)))))
+            chain(Box::new(move |builder| {
+                let next = Next::new(Arc::clone(&place.meter), tail(builder)?);
+                Ok(Box::new(place.within(Stage::new(f, next))))
+            }))
         });
         Stream::chain(flow, node, longer)
     }
 
     fn split<A: 'static, B: 'static>(
         self,
-        kind: &str,
+        what: &str,
         test: impl FnMut(T) -> Result<A, B> + 'static,
     ) -> (Stream<'a, A>, Stream<'a, B>) {
         let flow = self.flow.share();
-        let node = flow.stage_node::<T, T>(kind);
-        let Some(chain) = self.into_chain() else {
-            return (Stream::planned(flow.share(), node), Stream::planned(flow, node));
+        let node = flow.stage_node::<T, T>(what, &[self.input()], NodeTraits::default());
+        let (chain, place) = (self.into_chain(), flow.place(node));
+        let Some((chain, place)) = chain.zip(place) else {
+            return (Stream::planned(flow.share(), node, false), Stream::planned(flow, node, false));
         };
-        let meter = flow.stage_meter(node);
         let outputs = Rc::new(RefCell::new(None));
         let ports = Rc::clone(&outputs);
         let built = chain(Box::new(move |builder| {
             let ((yes, left), (no, right)) = (Port::new(builder), Port::new(builder));
             *ports.borrow_mut() = Some((left, right));
-            Ok(Box::new(Split::new(node, meter, test, yes, no)))
+            let yes = Next::new(Arc::clone(&place.meter), Box::new(yes));
+            let no = Next::new(Arc::clone(&place.meter), Box::new(no));
+            Ok(Box::new(place.within(Split::new(test, yes, no))))
         }));
         built.unwrap_or_else(|error| flow.fail(error));
         // A source whose reader could not be made builds nothing; its error is kept by the flow.
         let (left, right) = outputs.take().map_or_else(Default::default, |(left, right)| (vec![left], vec![right]));
-        (Stream::new(flow.share(), node, Shape::Ports(left)), Stream::new(flow, node, Shape::Ports(right)))
+        let (left, right) = (Shape::Ports(left), Shape::Ports(right));
+        (Stream::new(flow.share(), node, false, left), Stream::new(flow, node, false, right))
     }
 
     /// Each record becomes `f` of it.
@@ -214,21 +223,25 @@ impl<'a, T: 'static> Stream<'a, T> {
         U: Send + 'static,
         Fut: Future<Output = U> + Send + 'static,
     {
-        let Parts(manner, again) = calls.parts();
+        let Parts(options, again) = calls.parts();
         let flow = self.flow.share();
-        let node = flow.stage_node::<T, U>("map_async");
-        let Some(chain) = self.into_chain() else { return Stream::planned(flow, node) };
-        let (meter, name, at) = (flow.stage_meter(node), flow.stage_name(node), flow.share());
+        let traits = NodeTraits { keeps_records: true, ..NodeTraits::default() };
+        let node = flow.stage_node::<T, U>("map_async", &[self.input()], traits);
+        let (chain, place) = (self.into_chain(), flow.place(node));
+        let Some((chain, place)) = chain.zip(place) else { return Stream::planned(flow, node, true) };
         let longer: Chain<'a, Result<U, TimedOut>> = Box::new(move |tail| {
             chain(Box::new(move |builder| {
-                let (scope, run) = at.building().expect("a chain is built on a worker");
+                let (scope, run) = (place.scope, &place.run);
                 let wake = stage::wake_of(scope, builder);
                 run.pulse.wakes_for_room(wake.clone());
-                let stall = run.budgets[scope.worker().index()].stall().clone();
+                let stall = run.stalls[scope.worker().index()].clone();
                 let pulse = Arc::clone(&run.pulse);
                 let backlog = Backlog::new(stall.clone(), move || pulse.wake_ingests());
-                let place = calls::Place { node, name, meter, desk: run.call_desk()?, wake, stall, backlog };
-                Ok(Box::new(calls::Calls::new(place, (manner, again), f, tail(builder)?)))
+                let desk = run.call_desk()?;
+                let (name, meter) = (place.name.clone(), Arc::clone(&place.meter));
+                let next = Next::new(Arc::clone(&meter), tail(builder)?);
+                let at = calls::Place { node, name, meter, desk, wake, stall, backlog };
+                Ok(Box::new(place.within(calls::Calls::new(at, (options, again), f, next))))
             }))
         });
         Stream::chain(flow, node, longer)
@@ -249,7 +262,7 @@ impl<'a, T: 'static> Stream<'a, T> {
     /// assert_eq!(results.values(), [1, 9, 25]);
     /// # Ok::<(), millstream::Error>(())
     /// ```
-    pub fn map_batches<I: Iterator>(self, f: impl Fn(Batch<T>) -> I + 'static) -> Stream<'a, I::Item>
+    pub fn map_batches<I: Iterator>(self, f: impl Fn(BatchValues<T>) -> I + 'static) -> Stream<'a, I::Item>
     where
         I::Item: 'static,
     {
@@ -263,36 +276,38 @@ impl<'a, T: 'static> Stream<'a, T> {
 
     /// The records of both streams. Each keeps its own order; between them there is none.
     pub fn union(self, other: Stream<'a, T>) -> Stream<'a, T> {
-        let (flow, node) = (self.flow.share(), self.flow.stage_node::<T, T>("union"));
-        if flow.building().is_none() {
+        let flow = self.flow.share();
+        let inputs = [self.input(), other.input()];
+        let node = flow.stage_node::<T, T>("union", &inputs, NodeTraits::default());
+        if flow.place(node).is_none() {
             self.consumed();
             other.consumed();
-            return Stream::planned(flow, node);
+            return Stream::planned(flow, node, true);
         }
         let mut ports = self.into_ports();
         ports.append(&mut other.into_ports());
         // Counted like every stage, although nothing happens to a record here.
-        Stream::new(flow.share(), node, Shape::Ports(ports)).through(node, Ok)
+        Stream::new(flow.share(), node, false, Shape::Ports(ports)).through(node, Ok)
     }
 
-    /// Spreads the records evenly over all workers, so that what follows uses them all. Gives up every order.
+    /// Spreads the records evenly over all workers, so that what follows uses them all. Gives up every
+    /// order.
     pub fn rebalance(self) -> Stream<'a, T>
     where
         T: Send + Serialize + DeserializeOwned,
     {
-        let (flow, node) = (self.flow.share(), self.flow.stage_node::<T, T>("rebalance"));
-        flow.exchanges();
-        if flow.building().is_none() {
+        let flow = self.flow.share();
+        let traits = NodeTraits { exchanges: true, ..NodeTraits::default() };
+        let node = flow.stage_node::<T, T>("rebalance", &[self.input()], traits);
+        let Some(place) = flow.place(node) else {
             self.consumed();
-            return Stream::planned(flow, node);
-        }
+            return Stream::planned(flow, node, true);
+        };
         let ports = self.into_ports();
-        let at = flow.share();
         let chain: Chain<'a, T> = Box::new(move |tail| {
-            let (scope, run) = at.building().expect("the plan has returned above");
-            let (name, setting) = (run.plan.name(node), setting(scope, run));
+            let (scope, name, setting) = (place.scope, place.name.as_str(), place.setting());
             match scope.worker().peers() {
-                // There is nobody to exchange with.
+                // There is no worker to exchange with.
                 1 => stage::build(scope, name, ports, || Pipeline, setting, tail),
                 _ => {
                     let stall = setting.stall.clone();
@@ -379,17 +394,6 @@ impl<'a, T: 'static, E: 'static> Stream<'a, Result<T, E>> {
     }
 }
 
-/// What an operator that starts at streams shares with its worker.
-fn setting(scope: Scope<'_, u64>, run: &Run) -> stage::Setting {
-    stage::Setting {
-        fault: Arc::clone(&run.fault),
-        pulse: Arc::clone(&run.pulse),
-        stall: run.budgets[scope.worker().index()].stall().clone(),
-        clock: run.clock.clone(),
-        is_exchange: false,
-    }
-}
-
 /// Ends a chain in an output port of its operator.
 fn end<'a, T: 'static>(flow: &Flow<'a>, chain: Chain<'a, T>) -> Ports<'a, T> {
     let output = Rc::new(RefCell::new(None));
@@ -416,7 +420,8 @@ impl<T: Clone + 'static> Clone for Stream<'_, T> {
             Shape::Planned | Shape::Chain(_) => Shape::Planned,
         };
         *self.shape.borrow_mut() = shape;
-        Stream::new(self.flow.share(), self.node, copy)
+        self.is_chain.set(false);
+        Stream::new(self.flow.share(), self.node, false, copy)
     }
 }
 

@@ -58,6 +58,6 @@ pub enum Restart {
         /// Pause before the first restart, greater than zero; doubled for each that follows without a commit between.
         first: Duration,
         /// The longest pause.
-        most: Duration,
+        longest: Duration,
     },
 }

@@ -1,122 +1,191 @@
-//! The last step of an epoch, on the control thread: when every worker has gathered a checkpoint, sinks commit it, then
-//! each source publishes the offsets of its own cut. The checkpoint counts as committed when all have answered; then
-//! the ticker may cut the next.
+//! The last step of an epoch, on the control thread. When a checkpoint is cut and acknowledged on every
+//! worker, sinks commit it; when all of them have answered, each source publishes the offsets of its own
+//! cut; when all of these have answered, the checkpoint is committed, and the ticker may cut the next.
+//! Nothing here waits for an answer.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::io::{Progress, SharedSink, SharedSource};
+use crate::io::{Committed, SharedSink, SharedSource};
 use crate::operator::ingest::SourceIndex;
 use crate::words::{CheckpointId, Offsets, Partition, Result};
 
-use super::gather::Gathered;
+use super::gather::{Fact, Gathered, Reached};
+use super::ticker::Ticker;
 
-/// Where offsets are published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Commits {
-    /// By their sources.
-    ToSources,
-    /// Not at all: the run leaves no trace in its sources.
-    Nowhere,
+/// What a run remembers of those before it: where its sources go on.
+#[derive(Clone, Debug)]
+pub(crate) struct Memory {
+    /// The first checkpoint that is not in it.
+    pub(crate) first: CheckpointId,
+    /// The next offset of each partition, per source.
+    pub(crate) offsets: Vec<Offsets>,
+}
+
+impl Memory {
+    /// Of a job that has not run.
+    pub(crate) fn none() -> Memory {
+        Memory { first: CheckpointId::FIRST, offsets: Vec::new() }
+    }
 }
 
 /// Commits checkpoints in their order.
 pub(crate) struct Committer {
-    commits_to: Commits,
+    ticker: Arc<Ticker>,
     sources: Vec<Arc<dyn SharedSource>>,
     sinks: Vec<Arc<dyn SharedSink>>,
-    /// How far each worker's gather has come.
-    gathered: Vec<CheckpointId>,
-    /// Offsets of checkpoints that not every worker has gathered.
+    /// How far each worker's two facts reach.
+    cut: Vec<Reached>,
+    acknowledged: Vec<Reached>,
+    /// Offsets of checkpoints that are not handed over yet.
     waiting: Vec<(CheckpointId, SourceIndex, Offsets)>,
+    /// The checkpoint that sinks are committing.
+    at_sinks: Option<AtSinks>,
     /// Commits that sources have not answered yet, per source.
     unanswered: Vec<VecDeque<CheckpointId>>,
+    /// Everything up to here was given to sinks to commit.
     handed_over: CheckpointId,
-    committed: CheckpointId,
-    /// The newest offset of each partition that is ours, per source; at first, where it began.
+    /// Everything up to here was given to sources to commit.
+    published: CheckpointId,
+    /// The newest offset of each assigned partition, per source; at first, where it began.
     newest: Vec<Offsets>,
-    /// Partitions that went, and up to which checkpoint nothing of them is ours to commit.
-    forgotten: Vec<(SourceIndex, Partition, CheckpointId)>,
+    /// Partitions that were unassigned, and up to which checkpoint nothing of them may be committed.
+    unassigned: Vec<(SourceIndex, Partition, CheckpointId)>,
+    /// Commits that were handed to sources.
     commits: u64,
 }
 
+/// A checkpoint that some sinks have not committed yet.
+struct AtSinks {
+    checkpoint: CheckpointId,
+    /// Which sinks.
+    unanswered: Vec<usize>,
+    /// Per source.
+    offsets: Vec<Offsets>,
+}
+
 impl Committer {
+    /// For a run that begins with the checkpoint `first`.
     pub(crate) fn new(
         workers: usize,
         sources: Vec<Arc<dyn SharedSource>>,
         sinks: Vec<Arc<dyn SharedSink>>,
-        commits_to: Commits,
+        first: CheckpointId,
+        ticker: Arc<Ticker>,
     ) -> Committer {
+        let before = first.previous();
         Committer {
-            commits_to,
-            gathered: vec![CheckpointId::default(); workers],
+            ticker,
+            cut: vec![Reached::To(before); workers],
+            acknowledged: vec![Reached::To(before); workers],
             waiting: Vec::new(),
+            at_sinks: None,
             unanswered: sources.iter().map(|_| VecDeque::new()).collect(),
-            handed_over: CheckpointId::default(),
-            committed: CheckpointId::default(),
+            handed_over: before,
+            published: before,
             newest: sources.iter().map(|source| source.started_at()).collect(),
-            forgotten: Vec::new(),
+            unassigned: Vec::new(),
             commits: 0,
             sources,
             sinks,
         }
     }
 
-    /// Takes what a worker gathered, and commits what is complete on all of them.
+    /// Takes a fact that a worker has seen, and hands over what is complete on all of them.
     pub(crate) fn gather(&mut self, gathered: Gathered) -> Result<()> {
-        let worker = &mut self.gathered[gathered.worker];
-        assert!(gathered.complete >= *worker, "a frontier went back");
-        *worker = gathered.complete;
-        for mut piece in gathered.pieces {
-            for (source, partition, until) in &self.forgotten {
-                if *source == piece.source && piece.checkpoint <= *until {
-                    piece.offsets.remove(partition);
+        let Gathered { worker, fact, reached } = gathered;
+        let known = match fact {
+            Fact::Cut(pieces) => {
+                for mut piece in pieces {
+                    for (source, partition, until) in &self.unassigned {
+                        if *source == piece.source && piece.checkpoint <= *until {
+                            piece.offsets.remove(partition);
+                        }
+                    }
+                    self.waiting.push((piece.checkpoint, piece.source, piece.offsets));
                 }
+                &mut self.cut[worker]
             }
-            self.waiting.push((piece.checkpoint, piece.source, piece.offsets));
-        }
-        let complete = self.gathered.iter().copied().min().unwrap_or_default();
-        if complete > self.handed_over {
-            self.commit(complete)?;
-        }
-        Ok(())
+            Fact::Acknowledged => &mut self.acknowledged[worker],
+        };
+        assert!(reached.checkpoint() >= known.checkpoint(), "a frontier went back");
+        *known = reached;
+        self.hand_over()
     }
 
-    fn commit(&mut self, complete: CheckpointId) -> Result<()> {
-        self.handed_over = complete;
-        self.forgotten.retain(|(_, _, until)| *until > complete);
-        for sink in &self.sinks {
-            sink.commit(complete)?;
+    /// The newest checkpoint that is cut and acknowledged on every worker.
+    fn complete(&self) -> CheckpointId {
+        let facts = || self.cut.iter().chain(&self.acknowledged);
+        let open = facts().filter(|reached| matches!(reached, Reached::To(_)));
+        // After the end on all workers it is the last that any of them had open.
+        let least = open.map(|reached| reached.checkpoint()).min();
+        let last = facts().map(|reached| reached.checkpoint()).max();
+        least.or(last).expect("a job has a worker")
+    }
+
+    /// Has the sinks commit what is complete, one checkpoint after the other.
+    fn hand_over(&mut self) -> Result<()> {
+        let complete = self.complete();
+        if complete <= self.handed_over || self.at_sinks.is_some() {
+            return Ok(());
         }
+        self.handed_over = complete;
+        self.unassigned.retain(|(_, _, until)| *until > complete);
+        let offsets = self.offsets_until(complete);
+        let mut unanswered = Vec::new();
+        for (index, sink) in self.sinks.iter().enumerate() {
+            if sink.commit(complete)? == Committed::Later {
+                unanswered.push(index);
+            }
+        }
+        self.at_sinks = Some(AtSinks { checkpoint: complete, unanswered, offsets });
+        self.publish_if_committed()
+    }
+
+    /// Takes out the offsets of all checkpoints up to this one, per source.
+    fn offsets_until(&mut self, checkpoint: CheckpointId) -> Vec<Offsets> {
         let mut moved: Vec<Offsets> = self.sources.iter().map(|_| Offsets::new()).collect();
         self.waiting.sort_by_key(|(checkpoint, ..)| *checkpoint);
-        self.waiting.retain(|(checkpoint, source, offsets)| {
-            let ready = *checkpoint <= complete;
-            if ready {
+        self.waiting.retain(|(own, source, offsets)| {
+            let is_ready = *own <= checkpoint;
+            if is_ready {
                 moved[source.0].merge(offsets);
             }
-            !ready
+            !is_ready
         });
-        for (index, offsets) in moved.iter().enumerate().filter(|(_, offsets)| !offsets.is_empty()) {
+        moved
+    }
+
+    /// A sink has committed this checkpoint, and those before it.
+    pub(crate) fn sink_answered(&mut self, sink: usize, checkpoint: CheckpointId) -> Result<()> {
+        if let Some(at_sinks) = self.at_sinks.as_mut().filter(|at_sinks| at_sinks.checkpoint <= checkpoint) {
+            at_sinks.unanswered.retain(|own| *own != sink);
+        }
+        self.publish_if_committed()
+    }
+
+    /// Has the sources publish their offsets once every sink has committed.
+    fn publish_if_committed(&mut self) -> Result<()> {
+        let Some(AtSinks { checkpoint, offsets, .. }) =
+            self.at_sinks.take_if(|at_sinks| at_sinks.unanswered.is_empty())
+        else {
+            return Ok(());
+        };
+        self.published = checkpoint;
+        for (index, offsets) in offsets.iter().enumerate().filter(|(_, offsets)| !offsets.is_empty()) {
             self.commits += 1;
             self.newest[index].merge(offsets);
-            if self.publish(index, offsets)? == Progress::Pending {
-                self.unanswered[index].push_back(complete);
+            if self.sources[index].commit(checkpoint, offsets)? == Committed::Later {
+                self.unanswered[index].push_back(checkpoint);
             }
         }
         self.note_committed();
-        Ok(())
-    }
-
-    fn publish(&self, source: usize, offsets: &Offsets) -> Result<Progress> {
-        match self.commits_to {
-            Commits::ToSources => self.sources[source].commit(self.handed_over, offsets),
-            Commits::Nowhere => Ok(Progress::Done),
-        }
+        // What became complete meanwhile.
+        self.hand_over()
     }
 
     /// A source has answered the commit of this checkpoint, and of those before it.
-    pub(crate) fn answered(&mut self, source: SourceIndex, checkpoint: CheckpointId) {
+    pub(crate) fn source_answered(&mut self, source: SourceIndex, checkpoint: CheckpointId) {
         let unanswered = &mut self.unanswered[source.0];
         while unanswered.front().is_some_and(|first| *first <= checkpoint) {
             unanswered.pop_front();
@@ -126,33 +195,38 @@ impl Committer {
 
     fn note_committed(&mut self) {
         let oldest = self.unanswered.iter().filter_map(VecDeque::front).min();
-        self.committed = oldest.map_or(self.handed_over, |oldest| oldest.previous());
+        let committed = oldest.map_or(self.published, |oldest| oldest.previous());
+        self.ticker.see_committed(committed, self.commits());
     }
 
-    /// Publishes the newest offsets again, although nothing moved: a group without members forgets them after a while.
+    /// Publishes the newest offsets again although nothing moved: a group without members forgets them
+    /// after a while.
     pub(crate) fn refresh(&mut self) -> Result<()> {
         for (source, offsets) in self.newest.iter().enumerate().filter(|(_, offsets)| !offsets.is_empty()) {
-            // Its answer is of no checkpoint that anybody waits for.
-            self.publish(source, offsets)?;
+            // No checkpoint waits for the answer.
+            self.sources[source].commit(self.published, offsets)?;
         }
         Ok(())
     }
 
-    /// These partitions are no longer ours, nor is what was released of them up to a checkpoint.
-    pub(crate) fn forget(&mut self, source: SourceIndex, partitions: &[Partition], until: CheckpointId) {
-        partitions.iter().for_each(|partition| self.newest[source.0].remove(partition));
+    /// These partitions are unassigned, and what was released of them up to a checkpoint may not be
+    /// committed any more.
+    pub(crate) fn unassign(&mut self, source: SourceIndex, partitions: &[Partition], until: CheckpointId) {
+        let remove = |offsets: &mut Offsets| partitions.iter().for_each(|partition| offsets.remove(partition));
+        remove(&mut self.newest[source.0]);
         let waiting = self.waiting.iter_mut().filter(|(checkpoint, own, _)| *own == source && *checkpoint <= until);
-        for (_, _, offsets) in waiting {
-            partitions.iter().for_each(|partition| offsets.remove(partition));
+        waiting.for_each(|(_, _, offsets)| remove(offsets));
+        if let Some(at_sinks) = self.at_sinks.as_mut().filter(|at_sinks| at_sinks.checkpoint <= until) {
+            remove(&mut at_sinks.offsets[source.0]);
         }
         if until > self.handed_over {
-            self.forgotten.extend(partitions.iter().map(|partition| (source, partition.clone(), until)));
+            self.unassigned.extend(partitions.iter().map(|partition| (source, partition.clone(), until)));
         }
     }
 
     /// Everything up to here is committed.
     pub(crate) fn committed(&self) -> CheckpointId {
-        self.committed
+        self.ticker.committed()
     }
 
     /// Everything up to here was given to sinks and sources to commit.
@@ -160,14 +234,21 @@ impl Committer {
         self.handed_over
     }
 
-    /// How many commits sources have answered.
+    /// Whether the run has ended and everything of it is committed.
+    pub(crate) fn is_through(&self) -> bool {
+        let has_ended = |reached: &Reached| matches!(reached, Reached::End(_));
+        let all_ended = self.cut.iter().chain(&self.acknowledged).all(has_ended);
+        all_ended && self.committed() >= self.complete()
+    }
+
+    /// The number of commits that sources have answered.
     pub(crate) fn commits(&self) -> u64 {
         let unanswered = self.unanswered.iter().map(|unanswered| unanswered.len() as u64);
         self.commits - unanswered.sum::<u64>()
     }
 
-    /// Offsets to resume from, per source.
-    pub(crate) fn newest(&self) -> &[Offsets] {
-        &self.newest
+    /// Where the next run of the job goes on.
+    pub(crate) fn memory(&self) -> Memory {
+        Memory { first: self.published.next(), offsets: self.newest.clone() }
     }
 }

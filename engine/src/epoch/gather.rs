@@ -1,82 +1,132 @@
-//! Collects, on each worker, what its sources released in a checkpoint, and sees when the checkpoint is complete: when
-//! the frontiers of its ledgers *and* of its acknowledgements have passed it. Frontiers are of all workers, so
-//! completeness needs no counting, and operators that have ended do not matter. One message per worker and
-//! checkpoint goes on to `commit`.
+//! Collects, on each worker, what its sources released in a checkpoint, and sees two facts of it, each a
+//! frontier: the checkpoint is *cut* when the frontier of the ledgers has passed it, and
+//! *acknowledged* when that of the egresses has. Frontiers are of all workers, so neither needs
+//! counting, and operators that have ended do not matter. `commit` waits for both; what makes a
+//! checkpoint durable will need the first alone.
 
 use std::sync::Arc;
 
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::{Scope, Stream};
-use timely::progress::frontier::MutableAntichain;
 use timely::progress::operate::FrontierInterest;
 
-use crate::operator::egress::Frontiers;
+use crate::operator::egress::Shown;
 use crate::operator::fault::Fault;
 use crate::operator::ingest::Piece;
+use crate::operator::inputs::{Frontiers, Input};
+use crate::operator::pulse::Pulse;
 use crate::words::{CheckpointId, Epoch};
 
 use super::ticker::Ticker;
 
-/// What one worker says of the checkpoints that are complete.
+/// A fact that one worker has seen of all workers.
 #[derive(Debug)]
 pub(crate) struct Gathered {
     pub(crate) worker: usize,
-    /// Everything up to this checkpoint is released, through and acknowledged, on every worker.
-    pub(crate) complete: CheckpointId,
-    pub(crate) pieces: Vec<Piece>,
+    pub(crate) fact: Fact,
+    pub(crate) reached: Reached,
 }
 
-/// Builds the operator; `send` hands on what is complete.
+/// What is true of the checkpoints up to the one that was reached.
+#[derive(Debug)]
+pub(crate) enum Fact {
+    /// Every source has left them; here is how far this worker's sources released their partitions.
+    Cut(Vec<Piece>),
+    /// Every output of them is acknowledged or disposed of.
+    Acknowledged,
+}
+
+/// How far a frontier has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reached {
+    /// All checkpoints up to this one.
+    To(CheckpointId),
+    /// All checkpoints of the run: this was the open one, and no other will follow.
+    End(CheckpointId),
+}
+
+impl Reached {
+    /// The newest checkpoint of which the fact is true.
+    pub(crate) fn checkpoint(self) -> CheckpointId {
+        match self {
+            Reached::To(checkpoint) | Reached::End(checkpoint) => checkpoint,
+        }
+    }
+}
+
+/// What the operators of a worker leave for `gather`.
+#[derive(Default)]
+pub(crate) struct Ends<'a> {
+    pub(crate) ledgers: Vec<Stream<'a, u64, Vec<Piece>>>,
+    pub(crate) egresses: Vec<Shown<'a>>,
+}
+
+/// Builds the operator; `send` hands on what it has seen.
 pub(crate) fn build<'a>(
     scope: Scope<'a, u64>,
-    ledgers: Vec<Stream<'a, u64, Vec<Piece>>>,
-    frontiers: Vec<Frontiers<'a>>,
+    ends: Ends<'a>,
     ticker: Arc<Ticker>,
+    pulse: Arc<Pulse>,
     fault: Arc<Fault>,
     send: impl Fn(Gathered) + 'static,
 ) {
     let worker = scope.worker().index();
     let mut builder = OperatorBuilder::new("gather".to_owned(), scope);
-    let mut ledgers: Vec<_> = ledgers.into_iter().map(|ledger| builder.new_input(ledger, Pipeline)).collect();
-    let (mut acknowledged, mut through): (Vec<usize>, Vec<usize>) = ((0..ledgers.len()).collect(), Vec::new());
-    // Nothing ever travels on these; the handles live as long as the operator.
-    let mut silent = Vec::new();
-    for frontier in frontiers {
-        acknowledged.push(builder.shape().inputs());
-        silent.push(builder.new_input(frontier.acknowledged, Pipeline));
-        through.push(builder.shape().inputs());
-        silent.push(builder.new_input(frontier.through, Pipeline));
+    let mut input = |stream| Input::new(&mut builder, stream, Pipeline, FrontierInterest::Always);
+    let mut ledgers: Vec<_> = ends.ledgers.into_iter().map(&mut input).collect();
+    let mut input = |stream| Input::new(&mut builder, stream, Pipeline, FrontierInterest::Always);
+    let (mut acknowledged, mut through) = (Vec::new(), Vec::new());
+    for shown in ends.egresses {
+        acknowledged.push(input(shown.acknowledged));
+        through.push(input(shown.through));
     }
-    (0..builder.shape().inputs()).for_each(|input| builder.set_notify_for(input, FrontierInterest::Always));
     builder.build(move |_| {
         let mut pieces: Vec<Piece> = Vec::new();
-        let mut complete = CheckpointId::default();
-        move |inputs| {
-            let _ = &silent;
+        let nothing = Reached::To(pulse.first().previous());
+        let (mut cut, mut done) = (nothing, nothing);
+        move |frontiers| {
+            let frontiers = Frontiers::new(frontiers);
             for ledger in &mut ledgers {
                 ledger.for_each(|_, arrived| pieces.append(arrived));
             }
-            if let Some(epoch) = least(inputs, &through) {
+            if let Some(epoch) = frontiers.least(&through) {
                 ticker.see_through(epoch);
             }
-            let passed = match least(inputs, &acknowledged) {
-                Some(epoch) => epoch.checkpoint().previous(),
-                None => CheckpointId::LAST,
+            // After the last input nothing is open but what was open then.
+            let open = pulse.epoch().checkpoint();
+            let reached = |least: Option<Epoch>| match least {
+                Some(epoch) => Reached::To(epoch.checkpoint().previous()),
+                None => Reached::End(open),
             };
-            // Looked at after the frontier: an operator that failed before it kept its capabilities.
-            if passed > complete && !fault.is_set() {
-                complete = passed;
-                let (ready, later) = pieces.drain(..).partition(|piece| piece.checkpoint <= passed);
+            // Without a sink, what is cut needs no acknowledgement.
+            let now_cut = reached(frontiers.least(&ledgers));
+            let now_done = reached(frontiers.least(&acknowledged).or(frontiers.least(&ledgers)));
+            // Looked at after the frontiers: an operator that failed before them kept its capabilities.
+            if fault.is_set() {
+                return;
+            }
+            if has_advanced(&mut cut, now_cut) {
+                let (ready, later) = pieces.drain(..).partition(|piece| piece.checkpoint <= cut.checkpoint());
                 pieces = later;
-                send(Gathered { worker, complete, pieces: ready });
+                send(Gathered { worker, fact: Fact::Cut(ready), reached: cut });
+            }
+            if has_advanced(&mut done, now_done) {
+                send(Gathered { worker, fact: Fact::Acknowledged, reached: done });
             }
         }
     });
 }
 
-/// The least epoch at which anything can still arrive at one of these inputs; `None` when nothing can.
-fn least(inputs: &[MutableAntichain<u64>], chosen: &[usize]) -> Option<Epoch> {
-    let fronts = chosen.iter().filter_map(|input| inputs[*input].frontier().first().copied());
-    fronts.min().map(Epoch::from_raw)
+/// Moves what was reached forward. The end is reached once.
+fn has_advanced(reached: &mut Reached, now: Reached) -> bool {
+    let has_advanced = match (*reached, now) {
+        (Reached::End(_), _) => false,
+        (Reached::To(_), Reached::End(_)) => true,
+        (Reached::To(before), Reached::To(now)) => now > before,
+    };
+    if has_advanced {
+        *reached = now;
+    }
+    has_advanced
 }

@@ -1,9 +1,9 @@
-//! Opens epochs and cuts checkpoints, for all workers of a process together. The first step of an epoch; the next is
-//! the sources' close (`operator/ingest`).
+//! Opens epochs and cuts checkpoints, for all workers of a process together. The first step of an
+//! epoch; the next is that the sources close it (`operator/ingest`).
 //!
-//! A next epoch is opened only for a reason, so an idle job opens none. A checkpoint boundary waits for one thing, the
-//! commit of the checkpoint before it: at most one checkpoint is between cut and commit, and when the commit takes
-//! long the interval stretches.
+//! The next epoch is opened only for a reason, so an idle job opens none. A checkpoint boundary waits
+//! for one thing, the commit of the checkpoint before it: at most one checkpoint is between cut and
+//! commit, and when the commit takes long the interval stretches.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -22,14 +22,14 @@ pub(crate) enum Pace {
     MicroBatch { interval: Duration },
 }
 
-/// No operator waits for an epoch to close, so it may be long: at 10 ms, epochs alone were a twentieth of the CPU of a
-/// job that copies a thousand records a second.
+/// No operator waits for an epoch to close, so it may be long: at 10 ms, epochs alone took a twentieth
+/// of the CPU of a job that copies a thousand records a second.
 const EPOCH_EVERY: Duration = Duration::from_millis(100);
-/// More epochs than this on their way through the operators, and the next one waits.
+/// The next epoch waits while this many are on their way through the operators.
 const EPOCHS_UNDER_WAY: u64 = 4;
 
-/// Decides when an epoch opens. Its thread looks when a time has come or somebody rang; a worker that sees a
-/// micro-batch through looks itself.
+/// Decides when an epoch opens. Its thread looks when a time has come or the bell rings; a worker that
+/// sees a micro-batch through looks itself.
 pub(crate) struct Ticker {
     pace: Pace,
     clock: Clock,
@@ -38,9 +38,8 @@ pub(crate) struct Ticker {
     frees_at_commit: bool,
     /// An epoch is due and waits for those under way.
     held_back: AtomicBool,
+    /// Everything before this epoch has reached the writers.
     through: AtomicU64,
-    committed: AtomicU64,
-    commits: AtomicU64,
     epochs: AtomicU64,
     durations: Mutex<Durations>,
     state: Mutex<State>,
@@ -60,7 +59,7 @@ struct State {
     uncut: bool,
     /// When something was first seen to have happened since the last epoch.
     unopened: Option<Moment>,
-    /// Somebody needs a boundary now.
+    /// A boundary is needed now.
     wanted: bool,
     /// The newest epoch and when it was opened, until what was before it is through.
     opened: Option<(Epoch, Moment)>,
@@ -94,8 +93,6 @@ impl Ticker {
             frees_at_commit,
             held_back: AtomicBool::new(false),
             through: AtomicU64::new(0),
-            committed: AtomicU64::new(0),
-            commits: AtomicU64::new(0),
             epochs: AtomicU64::new(0),
             durations: Mutex::default(),
             state: Mutex::new(state),
@@ -109,7 +106,7 @@ impl Ticker {
             let soon = self.clock.now().after(EPOCH_EVERY);
             if next.is_none_or(|next| next > soon) {
                 self.pulse.set_asleep(true);
-                // Looked at again, because a reason may have come just before everybody could see us asleep.
+                // Again: a reason may have come just before `asleep` could be seen.
                 next = self.look();
             }
             self.pulse.wait(&self.clock, next);
@@ -123,7 +120,7 @@ impl Ticker {
         self.pulse.ring();
     }
 
-    /// Does what is due now; says when the next thing can be.
+    /// Does what is due now; returns when it must look next.
     fn look(&self) -> Option<Moment> {
         let state = &mut *lock(&self.state);
         let now = self.clock.now();
@@ -134,7 +131,7 @@ impl Ticker {
     }
 
     fn look_continuous(&self, state: &mut State, now: Moment, checkpoint_every: Duration) -> Option<Moment> {
-        if self.pulse.take_dirty() {
+        if self.pulse.take_reason() {
             state.uncut = true;
             state.unopened.get_or_insert(now);
         }
@@ -173,14 +170,14 @@ impl Ticker {
 
     fn look_micro_batch(&self, state: &mut State, now: Moment, interval: Duration) -> Option<Moment> {
         let open = self.pulse.epoch();
-        if !self.pulse.is_dirty() || Epoch::from_raw(self.through.load(SeqCst)) < open {
+        if !self.pulse.has_reason() || Epoch::from_raw(self.through.load(SeqCst)) < open {
             return None;
         }
         let hurried = state.wanted || self.pulse.is_hurried();
         if now < state.next_tick && !hurried {
             return Some(state.next_tick);
         }
-        self.pulse.take_dirty();
+        self.pulse.take_reason();
         self.pulse.take_hurry();
         state.wanted = false;
         if now >= state.next_tick {
@@ -208,28 +205,25 @@ impl Ticker {
             durations.frontier.record(now - self.pulse.moved(), 1);
         }
         match self.pace {
-            // Whoever sees the batch through opens the next, without a detour over the ticker's thread.
-            Pace::MicroBatch { interval } if interval.is_zero() && self.pulse.is_dirty() => drop(self.look()),
-            Pace::MicroBatch { .. } if self.pulse.is_dirty() => self.pulse.ring(),
+            // The worker that sees the batch through opens the next, without the ticker's thread.
+            Pace::MicroBatch { interval } if interval.is_zero() && self.pulse.has_reason() => drop(self.look()),
+            Pace::MicroBatch { .. } if self.pulse.has_reason() => self.pulse.ring(),
             Pace::Continuous { .. } if self.held_back.load(SeqCst) => self.pulse.ring(),
             Pace::MicroBatch { .. } | Pace::Continuous { .. } => {}
         }
     }
 
-    /// Everything of the checkpoint is committed, with so many commits to sources so far: the next boundary may come.
+    /// Everything of the checkpoint is committed, with that many commits so far: the next boundary may
+    /// come.
     pub(crate) fn see_committed(&self, checkpoint: CheckpointId, commits: u64) {
-        self.commits.store(commits, SeqCst);
-        if self.committed.fetch_max(checkpoint.number(), SeqCst) >= checkpoint.number() {
-            return;
-        }
-        self.pulse.allow_close(checkpoint.next());
-        if matches!(self.pace, Pace::Continuous { .. }) {
+        // A micro-batch waits for its tick and for what is through, never for a commit.
+        if self.pulse.commit(checkpoint, commits) && matches!(self.pace, Pace::Continuous { .. }) {
             self.pulse.ring();
         }
     }
 
     pub(crate) fn committed(&self) -> CheckpointId {
-        CheckpointId::new(self.committed.load(SeqCst))
+        self.pulse.committed()
     }
 
     /// The time from opening an epoch until everything before it was through.
@@ -242,38 +236,34 @@ impl Ticker {
         lock(&self.durations).frontier.snapshot()
     }
 
-    /// How many commits to sources were answered.
-    pub(crate) fn commits(&self) -> u64 {
-        self.commits.load(SeqCst)
-    }
-
-    /// How many epochs were opened after the first.
+    /// The number of epochs that were opened after the first.
     pub(crate) fn epochs(&self) -> u64 {
         self.epochs.load(SeqCst)
     }
 
-    /// Whether all that is due at this moment is done: for a job whose clock a test moves. In between, boundaries are cut
-    /// for the test's sake, because only behind one is it known that all before it is done; a micro-batch's is its tick.
+    /// Whether everything that is due at this moment is done: for a job whose clock a test moves. It
+    /// cuts boundaries for the test's sake, because only behind one is it known that everything before
+    /// it is done; a micro-batch's boundary is its tick.
     pub(crate) fn is_settled(&self) -> bool {
-        // Nobody opens an epoch while this is held.
+        // No epoch is opened while this is held.
         let state = &mut *lock(&self.state);
         let open = self.pulse.epoch();
         let done = self.committed() >= open.checkpoint().previous();
         match self.pace {
-            Pace::Continuous { .. } if self.pulse.is_dirty() || state.uncut => {
+            Pace::Continuous { .. } if self.pulse.has_reason() || state.uncut => {
                 state.wanted = true;
                 self.pulse.ring();
                 false
             }
             Pace::Continuous { .. } => done,
             Pace::MicroBatch { .. } => {
-                let is_due = self.pulse.is_dirty() && state.next_tick <= self.clock.now();
+                let is_due = self.pulse.has_reason() && state.next_tick <= self.clock.now();
                 done && !is_due && Epoch::from_raw(self.through.load(SeqCst)) >= open
             }
         }
     }
 
-    /// Cuts as soon as the commit of the checkpoint before allows it: partitions are wanted back.
+    /// Cuts as soon as the commit of the checkpoint before allows it: partitions are revoked.
     pub(crate) fn cut_now(&self) {
         lock(&self.state).wanted = true;
         self.pulse.note_records();
@@ -304,7 +294,7 @@ mod tests {
     const MILLI: Duration = Duration::from_millis(1);
 
     fn ticker(pace: Pace) -> (Clock, Arc<Pulse>, Ticker) {
-        let (clock, pulse) = (Clock::simulated(), Arc::new(Pulse::new()));
+        let (clock, pulse) = (Clock::simulated(), Arc::new(Pulse::new(CheckpointId::FIRST)));
         (clock.clone(), Arc::clone(&pulse), Ticker::new(pace, clock, pulse, false))
     }
 
@@ -312,7 +302,7 @@ mod tests {
     fn nothing_opens_without_a_reason() {
         let (clock, pulse, ticker) = ticker(Pace::Continuous { checkpoint_every: 100 * MILLI });
         clock.advance(3_600_000 * MILLI);
-        assert_eq!((ticker.look(), pulse.epoch()), (None, Epoch::FIRST));
+        assert_eq!((ticker.look(), pulse.epoch()), (None, CheckpointId::FIRST.opening_epoch()));
         ticker.pulse.note_records();
         ticker.look();
         ticker.see_committed(CheckpointId::new(1), 1);
@@ -340,7 +330,7 @@ mod tests {
     #[test]
     fn ticks_stay_on_their_grid() {
         let (clock, pulse, ticker) = ticker(Pace::MicroBatch { interval: 10 * MILLI });
-        ticker.see_through(Epoch::FIRST);
+        ticker.see_through(CheckpointId::FIRST.opening_epoch());
         pulse.note_records();
         assert_eq!(ticker.look(), Some(Moment::default().after(10 * MILLI)));
         clock.advance(27 * MILLI);

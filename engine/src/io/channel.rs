@@ -12,10 +12,10 @@ use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::sync::oneshot;
 
 use crate::words::{
-    Batch, Bytes, Clock, Error, ErrorKind, Moment, Outcome, RECORD_OVERHEAD, Result, Room, Worker, lock,
+    ByteSize, Clock, Error, ErrorKind, Moment, Outcome, RECORD_OVERHEAD, ReadBatch, Result, Room, Wake, Worker, lock,
 };
 
-use super::{AtStop, Last, OpenSource, Polled, Reader, SharedSource, Source, Wake};
+use super::{AtStop, Closing, End, OpenSource, Polled, Reader, SharedSource, Source};
 
 /// A channel into a job: room for so many records that nobody has read yet.
 ///
@@ -51,7 +51,7 @@ pub fn channel<T: Send + 'static>(room: usize) -> (Sender<T>, ChannelSource<T>) 
         id: CHANNELS.fetch_add(1, SeqCst),
         queue: Arc::new(Mutex::new(queue)),
         bell: Arc::clone(&bell),
-        points_to: |_| Bytes(0),
+        points_to: |_| ByteSize(0),
     };
     (Sender { sender, bell }, source)
 }
@@ -278,14 +278,14 @@ pub struct ChannelSource<T> {
     id: u64,
     queue: Arc<Mutex<Queue<T>>>,
     bell: Arc<Bell>,
-    points_to: fn(&T) -> Bytes,
+    points_to: fn(&T) -> ByteSize,
 }
 
 impl<T> ChannelSource<T> {
     /// How much a record points to, such as the length of its strings, so that [`Job::memory`](crate::Job::memory) bounds that
     /// too; nothing by default. It matters where outputs may stand still while nobody waits for receipts.
     #[must_use]
-    pub fn sized(self, points_to: fn(&T) -> Bytes) -> ChannelSource<T> {
+    pub fn sized(self, points_to: fn(&T) -> ByteSize) -> ChannelSource<T> {
         ChannelSource { points_to, ..self }
     }
 }
@@ -312,24 +312,32 @@ impl<T: Send + 'static> Source for ChannelSource<T> {
         "channel".to_owned()
     }
 
+    fn can_be_read_again(&self) -> bool {
+        false
+    }
+
     fn connect(self, open: OpenSource) -> Result<ChannelShared<T>> {
-        open.once("channel")?;
         open.claim([format!("channel {}", self.id)])?;
         let mut queue = lock(&self.queue);
         if queue.is_read {
             let doing = "cannot read a channel twice: another job already reads it";
-            return Err(Error::new(ErrorKind::Option, doing));
+            return Err(Error::new(ErrorKind::Config, doing));
         }
         queue.is_read = true;
         queue.reader += 1;
         let reader = queue.reader;
         drop(queue);
-        Ok(ChannelShared { source: Mutex::new(Some(self)), reader, bounded: open.bounded, clock: open.clock })
+        Ok(ChannelShared { source: Mutex::new(Some(self)), reader, bounded: open.is_bounded(), clock: open.clock })
     }
 
     fn reader(shared: &Arc<ChannelShared<T>>, worker: Worker, wake: Wake) -> Result<ChannelReader<T>> {
-        let none =
-            ChannelReader { queue: Weak::new(), reader: 0, left: 0, clock: Clock::system(), points_to: |_| Bytes(0) };
+        let none = ChannelReader {
+            queue: Weak::new(),
+            reader: 0,
+            left: 0,
+            clock: Clock::system(),
+            points_to: |_| ByteSize(0),
+        };
         let source = lock(&shared.source);
         let Some(source) = source.as_ref().filter(|_| worker.index == 0) else { return Ok(none) };
         *lock(&source.bell.0) = Some((wake, shared.clock.clone()));
@@ -378,7 +386,7 @@ impl<T> Drop for ChannelShared<T> {
 
 impl<T: Send + 'static> SharedSource for ChannelShared<T> {
     /// A restarted run, or a later job, reads on.
-    fn close(&self, _: Last) {
+    fn close(&self, _: Closing) {
         self.let_go();
     }
 
@@ -394,21 +402,22 @@ pub struct ChannelReader<T> {
     reader: u64,
     left: usize,
     clock: Clock,
-    points_to: fn(&T) -> Bytes,
+    points_to: fn(&T) -> ByteSize,
 }
 
 impl<T: Send + 'static> Reader for ChannelReader<T> {
     type Item = T;
 
-    fn poll(&mut self, batch: &mut Batch<T>, room: Room) -> Result<Polled> {
-        let Some(queue) = self.queue.upgrade() else { return Ok(Polled::Ended) };
+    fn poll(&mut self, batch: &mut ReadBatch<T>, room: Room) -> Result<Polled> {
+        // Other workers read nothing of it, and a run that lost the channel to another leaves it open.
+        let Some(queue) = self.queue.upgrade() else { return Ok(Polled::Ended(End::OfTime)) };
         let mut queue = lock(&queue);
         if queue.reader != self.reader {
-            return Ok(Polled::Ended);
+            return Ok(Polled::Ended(End::OfRun));
         }
         let Queue { receiver, next, .. } = &mut *queue;
         let points_to = self.points_to;
-        let size = |value: &T| Bytes(size_of::<Sent<T>>() as u64 + RECORD_OVERHEAD.0 + points_to(value).0);
+        let size = |value: &T| ByteSize(size_of::<Sent<T>>() as u64 + RECORD_OVERHEAD.0 + points_to(value).0);
         while self.left > 0 {
             if batch.len() >= room.records || batch.bytes() >= room.bytes {
                 return Ok(Polled::More);
@@ -416,18 +425,18 @@ impl<T: Send + 'static> Reader for ChannelReader<T> {
             let sent = match next.take().map_or_else(|| receiver.try_recv(), Ok) {
                 Ok(sent) => sent,
                 Err(TryRecvError::Empty) => return Ok(Polled::Idle),
-                Err(TryRecvError::Disconnected) => return Ok(Polled::Ended),
+                Err(TryRecvError::Disconnected) => return Ok(Polled::Ended(End::OfTime)),
             };
             // The receipts of a batch resolve together. So a record whose receipt somebody waits for has a batch to itself:
             // it does not wait for its neighbours, and is not refused for one of them.
             let is_awaited = !sent.done.is_closed();
-            if is_awaited && !Batch::is_empty(batch) {
+            if is_awaited && !batch.is_empty() {
                 *next = Some(sent);
                 return Ok(Polled::More);
             }
             self.left -= 1;
             let Sent { value, at, done } = sent;
-            if Batch::is_empty(batch) {
+            if batch.is_empty() {
                 // What was sent before the job began was stamped by another clock.
                 batch.arrived(at.min(self.clock.now()));
             }
@@ -441,13 +450,17 @@ impl<T: Send + 'static> Reader for ChannelReader<T> {
                 return Ok(Polled::More);
             }
         }
-        Ok(Polled::Ended)
+        // A bounded run has read what was there at its start.
+        Ok(Polled::Ended(End::OfRun))
     }
 
-    fn has_ended(&self) -> bool {
-        let Some(queue) = self.queue.upgrade() else { return true };
+    fn has_ended(&self) -> Option<End> {
+        let Some(queue) = self.queue.upgrade() else { return Some(End::OfTime) };
         let queue = lock(&queue);
-        queue.reader != self.reader || self.left == 0 || queue.receiver.is_closed() && queue.len() == 0
+        if queue.reader != self.reader || self.left == 0 {
+            return Some(End::OfRun);
+        }
+        (queue.receiver.is_closed() && queue.len() == 0).then_some(End::OfTime)
     }
 
     /// Senders hear of it, and get their values back from now on.

@@ -1,19 +1,24 @@
-//! Records that are made on a schedule: for trying a pipeline, and for measuring one. The schedule is fixed in advance, so a
-//! job that falls behind cannot make its input slower and hide it: a record has arrived when it was due.
+//! Records that are made on a schedule: for trying a pipeline, and for measuring one. The schedule is
+//! fixed in advance, so a job that falls behind cannot make its input slower and hide it: a record has
+//! arrived when it was due.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::words::{
-    Batch, Bytes, CheckpointId, Clock, Error, ErrorKind, Moment, Offset, Offsets, Partition, Result, Room, Worker, lock,
+    ByteSize, CheckpointId, Clock, Error, ErrorKind, Moment, Offset, Offsets, Partition, ReadBatch, Result, Room, Wake,
+    Worker, lock,
 };
 
+use super::memory::PARTITIONS;
 use super::schedule::{Schedule, Spacing, Timer, together};
-use super::{Lag, Last, OpenSource, Polled, Progress, Reader, SharedSource, Source, Wake};
+use super::{Closing, Committed, End, Extent, Lag, OpenSource, Polled, Reader, SharedSource, Source};
 
-/// A source that makes its `n`th record, counted from 0, of `n`. Without a [`rate`](Generate::rate) it makes records as fast
-/// as the job takes them; without a [`count`](Generate::count) it never ends. Workers make every `workers`th record each.
+/// A source that makes its `n`th record, counted from 0, of `n`. Without a [`rate`](Generate::rate) it
+/// makes records as fast as the job takes them; without a [`count`](Generate::count) it never ends. Its 8
+/// [partitions](Generate::partitions) make every 8th record each; they are the same at any number of
+/// workers.
 ///
 /// A restarted run goes on where the one before had committed, on the schedule of the first.
 ///
@@ -27,7 +32,7 @@ use super::{Lag, Last, OpenSource, Polled, Progress, Reader, SharedSource, Sourc
 /// # Ok::<(), millstream::Error>(())
 /// ```
 pub fn generate<T: 'static>(make: impl Fn(u64) -> T + Send + Sync + 'static) -> Generate<T> {
-    Generate { make: Arc::new(make), rate: None, count: None, began: Arc::default() }
+    Generate { make: Arc::new(make), rate: None, count: None, partitions: PARTITIONS as u64, began: Arc::default() }
 }
 
 /// See [`generate`].
@@ -35,23 +40,37 @@ pub struct Generate<T> {
     make: Arc<dyn Fn(u64) -> T + Send + Sync>,
     rate: Option<f64>,
     count: Option<u64>,
+    partitions: u64,
     /// When the first run began.
     began: Arc<Mutex<Option<Moment>>>,
 }
 
 impl<T> Generate<T> {
-    /// So many records each second, evenly: the `n`th is due `n / rate` seconds after the start, whatever became of those
-    /// before it, and has arrived then. Of several that are read together, because they are due within 0.1 ms or an eighth
-    /// of what the job is behind, the first one's time counts.
+    /// Makes this many records each second, evenly: the `n`th is due `n / rate` seconds after the start,
+    /// whatever became of those before it, and has arrived then. Of several that are read together,
+    /// because they are due within 0.1 ms or an eighth of what the job is behind, the first one's time
+    /// counts.
     #[must_use]
     pub fn rate(self, records_per_second: f64) -> Generate<T> {
         Generate { rate: Some(records_per_second), ..self }
     }
 
-    /// Ends after so many records.
+    /// Ends after this many records.
     #[must_use]
     pub fn count(self, records: u64) -> Generate<T> {
         Generate { count: Some(records), ..self }
+    }
+
+    /// Makes the records in `partitions` partitions: the `p`th makes the records `p`, `p + partitions`
+    /// and so on. With one of them one worker makes all records, in their order. Their number is in
+    /// their names: a job that goes on with another number begins again.
+    ///
+    /// # Panics
+    /// When `partitions` is 0.
+    #[must_use]
+    pub fn partitions(self, partitions: usize) -> Generate<T> {
+        assert!(partitions > 0, "a source needs at least one partition");
+        Generate { partitions: partitions as u64, ..self }
     }
 
     fn records(&self) -> u64 {
@@ -62,10 +81,14 @@ impl<T> Generate<T> {
         self.rate.map(|rate| Schedule { rate, records: self.records(), spacing: Spacing::Even })
     }
 
-    /// How many records are due at a moment.
+    /// The number of records that are due at a moment.
     fn due(&self, now: Moment) -> u64 {
         let Some(schedule) = self.schedule() else { return self.records() };
         lock(&self.began).map_or(0, |began| schedule.count(now - began))
+    }
+
+    fn partition(&self, index: u64) -> Partition {
+        Partition::new(format!("generate/{index} of {}", self.partitions))
     }
 }
 
@@ -92,17 +115,15 @@ impl<T: 'static> Source for Generate<T> {
 
     fn connect(self, open: OpenSource) -> Result<GenerateShared<T>> {
         if self.rate.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
-            return Err(Error::new(ErrorKind::Option, "`rate` must be more than nothing, and a number"));
+            return Err(Error::new(ErrorKind::Config, "`rate` must be a finite number greater than zero"));
         }
-        if open.bounded && !open.compared && self.count.is_none() {
-            return Err(Error::new(ErrorKind::Option, "a run with an end needs a `count` of what is generated"));
+        if open.extent == Extent::Available && self.count.is_none() {
+            return Err(Error::new(ErrorKind::Config, "a run with an end needs a `count` of what is generated"));
         }
-        // The engine keeps the schedule of runs that are compared.
-        let rate = self.rate.filter(|_| !open.compared);
+        let rate = self.rate.filter(|_| open.extent != Extent::Sample);
         Ok(GenerateShared {
             source: Generate { rate, ..self },
-            workers: open.workers,
-            resume: open.resume.unwrap_or_default(),
+            resume: open.resume.offsets().clone(),
             clock: open.clock,
             timer: Arc::default(),
             committed: Mutex::default(),
@@ -111,27 +132,15 @@ impl<T: 'static> Source for Generate<T> {
 
     fn reader(shared: &Arc<GenerateShared<T>>, worker: Worker, wake: Wake) -> Result<GenerateReader<T>> {
         shared.timer.add(wake);
-        let partition = partition(worker.index);
-        let made = shared.resume.get(&partition).map_or(0, |next| next.0);
-        Ok(GenerateReader {
-            source: shared.source.clone(),
-            clock: shared.clock.clone(),
-            worker,
-            partition,
-            made,
-            is_forgotten: false,
-        })
+        let own = (worker.index as u64..shared.source.partitions).step_by(worker.peers);
+        let strides = own.map(|index| shared.stride(index));
+        Ok(GenerateReader { source: shared.source.clone(), clock: shared.clock.clone(), strides: strides.collect() })
     }
-}
-
-fn partition(worker: usize) -> Partition {
-    Partition::new(format!("generate/{worker}"))
 }
 
 /// The half of a [`Generate`] source that a process has once.
 pub struct GenerateShared<T> {
     source: Generate<T>,
-    workers: usize,
     resume: Offsets,
     clock: Clock,
     timer: Arc<Timer>,
@@ -139,13 +148,17 @@ pub struct GenerateShared<T> {
 }
 
 impl<T> GenerateShared<T> {
+    /// A partition, where this run begins with it.
+    fn stride(&self, index: u64) -> Stride {
+        let partition = self.source.partition(index);
+        let made = self.resume.get(&partition).map_or(0, |next| next.0);
+        Stride { partition, made, next: index.saturating_add(made.saturating_mul(self.source.partitions)) }
+    }
+
     /// The first record that is not committed.
-    fn least_resumed(&self) -> u64 {
-        let next = |worker| {
-            let made = self.resume.get(&partition(worker)).map_or(0, |next| next.0);
-            made * self.workers as u64 + worker as u64
-        };
-        (0..self.workers).map(next).min().filter(|_| !self.resume.is_empty()).unwrap_or(0)
+    fn first_resumed(&self) -> u64 {
+        let next = (0..self.source.partitions).map(|index| self.stride(index).next);
+        next.min().filter(|_| !self.resume.is_empty()).unwrap_or(0)
     }
 }
 
@@ -153,10 +166,10 @@ impl<T: 'static> SharedSource for GenerateShared<T> {
     fn begin(&self) -> Result<()> {
         let began = {
             let mut began = lock(&self.source.began);
-            // What nothing was committed of begins anew, with its schedule. A run that goes on with a source made anew goes
-            // on where that schedule would be by now.
+            // A source of which nothing is committed begins again, with its schedule. A run that goes on
+            // with a new source goes on where that schedule would be by now.
             let first = began.filter(|_| !self.resume.is_empty()).unwrap_or_else(|| {
-                let done = self.source.schedule().map_or(Duration::ZERO, |schedule| schedule.due(self.least_resumed()));
+                let done = self.source.schedule().map_or(Duration::ZERO, |schedule| schedule.due(self.first_resumed()));
                 self.clock.now().before(done)
             });
             *began.insert(first)
@@ -165,9 +178,9 @@ impl<T: 'static> SharedSource for GenerateShared<T> {
         self.source.schedule().map_or(Ok(()), |schedule| self.timer.start(schedule, &self.clock, began))
     }
 
-    fn commit(&self, _: CheckpointId, offsets: &Offsets) -> Result<Progress> {
+    fn commit(&self, _: CheckpointId, offsets: &Offsets) -> Result<Committed> {
         lock(&self.committed).merge(offsets);
-        Ok(Progress::Done)
+        Ok(Committed::Now)
     }
 
     fn lag(&self) -> Vec<Lag> {
@@ -176,16 +189,17 @@ impl<T: 'static> SharedSource for GenerateShared<T> {
         if due == u64::MAX {
             return Vec::new();
         }
-        let of = |worker: usize| {
-            let partition = partition(worker);
+        let partitions = self.source.partitions;
+        let of = |index: u64| {
+            let partition = self.source.partition(index);
             let next = committed.get(&partition).unwrap_or_default();
-            let of_worker = (due + self.workers as u64 - 1).saturating_sub(worker as u64) / self.workers as u64;
-            Lag::new(&partition, Offset(0), next, Offset(of_worker))
+            let of_partition = (due + partitions - 1).saturating_sub(index) / partitions;
+            Lag::new(&partition, Offset(0), next, Offset(of_partition))
         };
-        (0..self.workers).map(of).collect()
+        (0..partitions).map(of).collect()
     }
 
-    fn close(&self, _: Last) {
+    fn close(&self, _: Closing) {
         self.timer.end();
     }
 }
@@ -200,59 +214,71 @@ impl<T> fmt::Debug for GenerateShared<T> {
 pub struct GenerateReader<T> {
     source: Generate<T>,
     clock: Clock,
-    worker: Worker,
+    /// The partitions of this worker.
+    strides: Vec<Stride>,
+}
+
+/// A partition: every so many-th record.
+struct Stride {
     partition: Partition,
-    /// How many of this worker's are made.
+    /// The number of its records that are made.
     made: u64,
-    /// Nothing more is wanted of it.
-    is_forgotten: bool,
+    /// Its next record.
+    next: u64,
+}
+
+impl<T> GenerateReader<T> {
+    /// The partition whose next record comes first, while there is one.
+    fn first(&mut self) -> Option<&mut Stride> {
+        let records = self.source.records();
+        self.strides.iter_mut().filter(|stride| stride.next < records).min_by_key(|stride| stride.next)
+    }
 }
 
 impl<T: 'static> Reader for GenerateReader<T> {
     type Item = T;
 
-    fn poll(&mut self, batch: &mut Batch<T>, room: Room) -> Result<Polled> {
-        if self.is_forgotten {
-            return Ok(Polled::Ended);
-        }
+    fn poll(&mut self, batch: &mut ReadBatch<T>, room: Room) -> Result<Polled> {
         let now = self.clock.now();
         let all_due = self.source.due(now);
+        let (schedule, began) = (self.source.schedule(), *lock(&self.source.began));
+        let (make, step) = (Arc::clone(&self.source.make), self.source.partitions);
+        let Some(stride) = self.first() else { return Ok(Polled::Ended(End::OfTime)) };
         let mut due = all_due;
-        let size = Bytes(size_of::<T>().max(1) as u64);
-        let before = self.made;
-        let next = |made: u64| made * self.worker.peers as u64 + self.worker.index as u64;
-        if let (Some(schedule), Some(began)) = (self.source.schedule(), *lock(&self.source.began)) {
-            let first = schedule.due(next(before));
+        if let (Some(schedule), Some(began)) = (schedule, began) {
+            let first = schedule.due(stride.next);
             batch.arrived(began.after(first));
             due = due.min(schedule.count(first.saturating_add(together(now - began, first))));
         }
-        while next(self.made) < due && batch.len() < room.records && batch.bytes() < room.bytes {
-            batch.push((self.source.make)(next(self.made)), size);
-            self.made += 1;
+        let size = ByteSize(size_of::<T>().max(1) as u64);
+        let before = stride.made;
+        while stride.next < due && batch.len() < room.records && batch.bytes() < room.bytes {
+            batch.push(make(stride.next), size);
+            stride.made += 1;
+            stride.next = stride.next.saturating_add(step);
         }
-        if self.made > before {
-            batch.read_to(self.partition.clone(), Offset(self.made));
+        if stride.made > before {
+            batch.read_to(stride.partition.clone(), Offset(stride.made));
         }
-        Ok(match (self.has_ended(), next(self.made) < due) {
-            (true, _) => Polled::Ended,
-            (false, true) => Polled::More,
-            (false, false) if next(self.made) < all_due => Polled::More,
-            (false, false) => Polled::Idle,
+        Ok(match self.first() {
+            None => Polled::Ended(End::OfTime),
+            Some(first) if first.next < all_due => Polled::More,
+            Some(_) => Polled::Idle,
         })
     }
 
-    fn has_ended(&self) -> bool {
-        let next = self.made * self.worker.peers as u64 + self.worker.index as u64;
-        self.is_forgotten || self.source.count.is_some_and(|count| next >= count)
+    fn has_ended(&self) -> Option<End> {
+        let records = self.source.records();
+        self.strides.iter().all(|stride| stride.next >= records).then_some(End::OfTime)
     }
 
-    fn forget(&mut self, partitions: &[Partition]) {
-        self.is_forgotten |= partitions.contains(&self.partition);
+    fn unassign(&mut self, partitions: &[Partition]) {
+        self.strides.retain(|stride| !partitions.contains(&stride.partition));
     }
 }
 
 impl<T> fmt::Debug for GenerateReader<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "GenerateReader({} made)", self.made)
+        write!(f, "GenerateReader({} made)", self.strides.iter().map(|stride| stride.made).sum::<u64>())
     }
 }

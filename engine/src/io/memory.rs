@@ -1,22 +1,30 @@
-//! Sources and sinks in memory: rows that were there before, results to look at afterwards, and a sink that only counts.
+//! Sources and sinks in memory: rows that were there before, results to look at afterwards, and a sink
+//! that only counts.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::hash::Hash;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::words::{
-    Batch, Bytes, CheckpointId, EventTime, Fingerprint, Keyed, Offset, Offsets, Partition, Result, Room, SinkMeter,
-    Worker, lock,
+    Batch, ByteSize, CheckpointId, EventTime, Fingerprint, Keyed, Offset, Offsets, Partition, ReadBatch, Result, Room,
+    Wake, Worker, lock,
 };
 
 use super::{
-    Accepted, Delivery, KeyedSink, Lag, OpenSink, OpenSource, Polled, Progress, Reader, SharedSource, Sink, Source,
-    Wake, Writer,
+    Accepted, Committed, Delivery, End, KeyedSink, Lag, OpenSink, OpenSource, Polled, Reader, SharedSink, SharedSource,
+    Sink, Source, Writer,
 };
 
-/// A bounded source of rows in memory, split into one contiguous partition per worker unless
-/// [`partitions`](Rows::partitions) says otherwise. Committed positions are kept over restarts of the same job.
+/// The number of partitions of [`rows`] and [`generate`](super::generate()), unless the program gives
+/// one. It depends on nothing, so positions mean the same at any number of workers.
+pub(super) const PARTITIONS: usize = 8;
+
+/// A bounded source of rows in memory, in 8 contiguous partitions unless
+/// [`partitions`](Rows::partitions) says otherwise. The partitions are the same at any number of workers;
+/// each is read by one of them, and one worker alone reads all rows in their order. Committed positions
+/// are kept over restarts of the same job.
 ///
 /// ```
 /// use millstream::{Job, collect, rows};
@@ -28,14 +36,14 @@ use super::{
 /// # Ok::<(), millstream::Error>(())
 /// ```
 pub fn rows<T: Clone + Send + Sync + 'static>(rows: impl IntoIterator<Item = T>) -> Rows<T> {
-    Rows { rows: Arc::new(rows.into_iter().collect()), times: None, partitions: None }
+    Rows { rows: Arc::new(rows.into_iter().collect()), times: None, partitions: PARTITIONS }
 }
 
 /// See [`rows`].
 pub struct Rows<T> {
     rows: Arc<Vec<T>>,
     times: Option<Arc<Vec<EventTime>>>,
-    partitions: Option<usize>,
+    partitions: usize,
 }
 
 impl<T> Rows<T> {
@@ -46,14 +54,15 @@ impl<T> Rows<T> {
         Rows { times, ..self }
     }
 
-    /// Splits the rows into so many contiguous partitions.
+    /// Splits the rows into this many contiguous partitions. Their number is in their names: a job that
+    /// goes on with another number begins again.
     ///
     /// # Panics
     /// When `partitions` is 0.
     #[must_use]
     pub fn partitions(self, partitions: usize) -> Rows<T> {
         assert!(partitions > 0, "rows need at least one partition");
-        Rows { partitions: Some(partitions), ..self }
+        Rows { partitions, ..self }
     }
 }
 
@@ -79,13 +88,13 @@ impl<T: Clone + Send + Sync + 'static> Source for Rows<T> {
     }
 
     fn connect(self, open: OpenSource) -> Result<SharedRows<T>> {
-        let count = self.partitions.unwrap_or(open.workers);
+        let count = self.partitions;
         let len = self.rows.len();
         let share = |index: usize| len * index / count;
         let slices = (0..count).map(|index| {
-            let partition = Partition::new(format!("rows/{index}"));
+            let partition = Partition::new(format!("rows/{index} of {count}"));
             let (start, end) = (share(index), share(index + 1));
-            let next = open.resume.as_ref().and_then(|offsets| offsets.get(&partition));
+            let next = open.resume.position(&partition);
             Slice { next: next.map_or(start, |next| next.0 as usize), partition, start, end }
         });
         Ok(SharedRows { slices: slices.collect(), source: self, committed: Mutex::default() })
@@ -94,7 +103,7 @@ impl<T: Clone + Send + Sync + 'static> Source for Rows<T> {
     fn reader(shared: &Arc<SharedRows<T>>, worker: Worker, _: Wake) -> Result<RowsReader<T>> {
         let own = shared.slices.iter().enumerate().filter(|(index, _)| index % worker.peers == worker.index);
         let slices = own.map(|(_, slice)| slice.clone()).collect();
-        Ok(RowsReader { source: shared.source.clone(), slices, turn: 0 })
+        Ok(RowsReader { source: shared.source.clone(), slices })
     }
 }
 
@@ -115,9 +124,9 @@ pub struct SharedRows<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> SharedSource for SharedRows<T> {
-    fn commit(&self, _: CheckpointId, offsets: &Offsets) -> Result<Progress> {
+    fn commit(&self, _: CheckpointId, offsets: &Offsets) -> Result<Committed> {
         lock(&self.committed).merge(offsets);
-        Ok(Progress::Done)
+        Ok(Committed::Now)
     }
 
     fn lag(&self) -> Vec<Lag> {
@@ -130,25 +139,20 @@ impl<T: Clone + Send + Sync + 'static> SharedSource for SharedRows<T> {
     }
 }
 
-/// Reads a worker's partitions of a [`Rows`] source in turn.
+/// Reads a worker's partitions of a [`Rows`] source, one after the other.
 #[derive(Debug)]
 pub struct RowsReader<T> {
     source: Rows<T>,
-    slices: Vec<Slice>,
-    turn: usize,
+    slices: VecDeque<Slice>,
 }
 
 impl<T: Clone + Send + Sync + 'static> Reader for RowsReader<T> {
     type Item = T;
 
-    fn poll(&mut self, batch: &mut Batch<T>, room: Room) -> Result<Polled> {
-        self.slices.retain(|slice| slice.next < slice.end);
-        if self.slices.is_empty() {
-            return Ok(Polled::Ended);
-        }
-        self.turn = (self.turn + 1) % self.slices.len();
-        let slice = &mut self.slices[self.turn];
-        let size = Bytes(size_of::<T>().max(1) as u64);
+    fn poll(&mut self, batch: &mut ReadBatch<T>, room: Room) -> Result<Polled> {
+        while self.slices.pop_front_if(|slice| slice.next >= slice.end).is_some() {}
+        let Some(slice) = self.slices.front_mut() else { return Ok(Polled::Ended(End::OfTime)) };
+        let size = ByteSize(size_of::<T>().max(1) as u64);
         let count = room.records.min((room.bytes.0 / size.0) as usize).max(1);
         let until = slice.end.min(slice.next + count);
         let values = &self.source.rows[slice.next..until];
@@ -164,16 +168,17 @@ impl<T: Clone + Send + Sync + 'static> Reader for RowsReader<T> {
         Ok(Polled::More)
     }
 
-    fn has_ended(&self) -> bool {
-        self.slices.iter().all(|slice| slice.next >= slice.end)
+    fn has_ended(&self) -> Option<End> {
+        self.slices.iter().all(|slice| slice.next >= slice.end).then_some(End::OfTime)
     }
 
-    fn forget(&mut self, partitions: &[Partition]) {
+    fn unassign(&mut self, partitions: &[Partition]) {
         self.slices.retain(|slice| !partitions.contains(&slice.partition));
     }
 }
 
-/// A sink that keeps what reaches it, in the order of arrival, for the program to look at. Clones are the same.
+/// A sink that keeps what reaches it, in the order of arrival, for the program to look at. Clones are the
+/// same.
 pub fn collect<T: Send + 'static>() -> Collected<T> {
     Collected { inner: Arc::default(), hash: None }
 }
@@ -181,14 +186,14 @@ pub fn collect<T: Send + 'static>() -> Collected<T> {
 /// See [`collect`].
 pub struct Collected<T> {
     inner: Arc<(Mutex<Vec<T>>, Condvar)>,
-    /// Adds a value to the fingerprint of a run that is compared with others.
+    /// Adds a value to a fingerprint.
     hash: Option<fn(&Fingerprint, &T)>,
 }
 
 impl<T: Hash> Collected<T> {
-    /// Lets [`Job::compare`](crate::Job::compare) compare what its runs collect. Without it only the numbers of records are
-    /// compared: when they are the same, the outcome is [`Results::EqualCounts`](crate::Results::EqualCounts) with the name
-    /// of this sink.
+    /// Lets [`Job::compare`](crate::Job::compare) compare what its runs collect. Without it only the
+    /// numbers of records are compared: when they are equal, the outcome is
+    /// [`Results::EqualCounts`](crate::Results::EqualCounts) with the name of this sink.
     #[must_use]
     pub fn by_hash(self) -> Collected<T> {
         Collected { hash: Some(Fingerprint::add), ..self }
@@ -235,7 +240,8 @@ impl<T: Clone> Collected<T> {
         lock(&self.inner.0).clone()
     }
 
-    /// Waits until so many values have arrived, and returns all that have; `None` when they do not come in time.
+    /// Waits until `count` values have arrived, and returns all that have; `None` when they do not arrive
+    /// within `limit`.
     pub fn wait_for(&self, count: usize, limit: Duration) -> Option<Vec<T>> {
         let begun = Instant::now();
         let mut values = lock(&self.inner.0);
@@ -254,7 +260,7 @@ impl<T> Collected<T> {
         std::mem::take(&mut *lock(&self.inner.0))
     }
 
-    /// How many values have arrived so far.
+    /// The number of values that have arrived so far.
     pub fn len(&self) -> usize {
         lock(&self.inner.0).len()
     }
@@ -286,11 +292,11 @@ impl<T: Send + 'static> Sink<T> for Collected<T> {
     }
 
     fn connect(self, open: OpenSink) -> Result<CollectedShared<T>> {
-        Ok(CollectedShared(self, open.meter))
+        Ok(CollectedShared(self, open.fingerprint))
     }
 
     fn writer(shared: &Arc<CollectedShared<T>>, _: Worker, _: Wake) -> Result<CollectedWriter<T>> {
-        Ok(CollectedWriter(shared.0.clone(), Arc::clone(&shared.1)))
+        Ok(CollectedWriter(shared.0.clone(), shared.1.clone()))
     }
 }
 
@@ -303,28 +309,38 @@ impl<T: Send + 'static> KeyedSink<T> for Collected<T> {
 
 /// The half of a [`Collected`] sink that a process has once.
 #[derive(Debug)]
-pub struct CollectedShared<T>(Collected<T>, Arc<SinkMeter>);
+pub struct CollectedShared<T>(Collected<T>, Option<Arc<Fingerprint>>);
 
-impl<T: Send + 'static> super::SharedSink for CollectedShared<T> {}
+impl<T: Send + 'static> SharedSink for CollectedShared<T> {}
 
 /// Writes to a [`Collected`] sink.
 #[derive(Debug)]
-pub struct CollectedWriter<T>(Collected<T>, Arc<SinkMeter>);
+pub struct CollectedWriter<T>(Collected<T>, Option<Arc<Fingerprint>>);
 
-impl<T: Send + 'static> Writer<T> for CollectedWriter<T> {
-    fn write(&mut self, batch: &mut Batch<T>, delivery: &Delivery) -> Result<Accepted> {
-        let records = batch.len() as u64;
-        if let (Some(hash), Some(fingerprint)) = (self.0.hash, self.1.fingerprint()) {
-            batch.for_each_ref(|value| hash(fingerprint, value));
+impl<T: Send + 'static> CollectedWriter<T> {
+    fn keep(&self, values: impl Iterator<Item = T>, delivery: &Delivery) -> Accepted {
+        let mut kept = lock(&self.0.inner.0);
+        let before = kept.len();
+        kept.extend(values);
+        let new = &kept[before..];
+        if let (Some(hash), Some(fingerprint)) = (self.0.hash, &self.1) {
+            new.iter().for_each(|value| hash(fingerprint, value));
         }
-        lock(&self.0.inner.0).extend(batch);
+        let records = new.len() as u64;
+        drop(kept);
         self.0.inner.1.notify_all();
-        delivery.acknowledge(records, Bytes(records * size_of::<T>() as u64));
-        Ok(Accepted::All)
+        delivery.acknowledge(records, ByteSize(records * size_of::<T>() as u64));
+        Accepted::All
     }
 }
 
-/// A [`Collected`] sink that lets the key go.
+impl<T: Send + 'static> Writer<T> for CollectedWriter<T> {
+    fn write(&mut self, batch: &mut Batch<T>, delivery: &Delivery) -> Result<Accepted> {
+        Ok(self.keep(batch, delivery))
+    }
+}
+
+/// A [`Collected`] sink that drops the key.
 struct Unkeyed<T>(Collected<T>);
 
 impl<T: Send + 'static> Sink<Keyed<T>> for Unkeyed<T> {
@@ -348,14 +364,12 @@ struct UnkeyedWriter<T>(CollectedWriter<T>);
 
 impl<T: Send + 'static> Writer<Keyed<T>> for UnkeyedWriter<T> {
     fn write(&mut self, batch: &mut Batch<Keyed<T>>, delivery: &Delivery) -> Result<Accepted> {
-        let mut values = Batch::new();
-        values.extend(batch.map(|keyed| keyed.value), Bytes(0));
-        self.0.write(&mut values, delivery)
+        Ok(self.0.keep(batch.map(|keyed| keyed.value), delivery))
     }
 }
 
-/// A sink that drops what reaches it and counts it in the report: for measuring, and for pipelines whose work is done
-/// by then.
+/// A sink that drops what reaches it and counts it in the report: for measuring, and for pipelines whose
+/// work is done by then.
 pub fn discard() -> Discard {
     Discard
 }
@@ -383,8 +397,9 @@ impl<T: 'static> Sink<T> for Discard {
 
 impl<T: 'static> Writer<T> for Discard {
     fn write(&mut self, batch: &mut Batch<T>, delivery: &Delivery) -> Result<Accepted> {
-        let records = std::mem::take(batch).fold(0, |count, _| count + 1);
-        delivery.acknowledge(records, Bytes(0));
+        let records = batch.len() as u64;
+        batch.for_each(drop);
+        delivery.acknowledge(records, ByteSize(0));
         Ok(Accepted::All)
     }
 }

@@ -3,9 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use crate::words::{Clock, Moment, Result, lock, spawn};
-
-use super::Wake;
+use crate::words::{Clock, Moment, Result, Wake, lock, spawn};
 
 /// So many records each second: the `n`th, counted from 0, is due in the `n`th slot of `1 / rate` seconds after the start.
 #[derive(Clone, Copy, Debug)]

@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use crate::words::{Batch, Bytes, CheckpointId, Clock, Keyed, Result, SinkMeter, Worker};
+use crate::words::{Batch, ByteSize, CheckpointId, Clock, Fingerprint, Keyed, Result, Wake, Worker};
 
-use super::{Delivery, Wake};
+use super::{Committed, Delivery};
 
-/// Describes an output. [`connect`](Sink::connect) is called once per run in the plan, [`writer`](Sink::writer) once
-/// per worker. `&S` is a sink when `S` is one that can be cloned.
+/// Describes an output. [`connect`](Sink::connect) is called once per run, on the thread that plans, and
+/// [`writer`](Sink::writer) once per worker. `&S` is a sink when `S` is one that can be cloned.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot write records of type `{T}`",
     note = "a format must fit the records: `text()` takes `String`, `json()` what serde can serialise, `with_metadata()` a `Message`"
@@ -19,10 +19,10 @@ pub trait Sink<T> {
     /// The half that each worker has.
     type Writer: Writer<T> + 'static;
 
-    /// What its operator is called when the pipeline does not name it, such as `kafka invoices`.
+    /// The name of its operator when the pipeline does not give one, such as `kafka invoices`.
     fn name(&self) -> String;
 
-    /// Reaches the other side. Called once per run, on the control thread; may block.
+    /// Reaches the other side. Called once per run, on the thread that plans; it may block.
     ///
     /// # Errors
     /// A wrong option, or the other side is absent, refuses, or does not have what was asked for.
@@ -71,50 +71,62 @@ impl<T, S: KeyedSink<T> + Clone> KeyedSink<T> for &S {
 pub struct OpenSink {
     /// The job's name.
     pub job: String,
-    /// How many workers will have a writer.
+    /// The number of workers, each of which gets a writer.
     pub workers: usize,
-    /// Memory for what was taken and not yet acknowledged.
-    pub buffer: Bytes,
+    /// Memory for what is taken and not yet acknowledged.
+    pub buffer: ByteSize,
     /// The job's clock.
     pub clock: Clock,
     /// Wakes the control thread, which then calls [`SharedSink::serve`].
     pub wake: Wake,
-    /// What this sink counts.
-    pub meter: Arc<SinkMeter>,
+    /// When it is there, each record that was written is added to it, as the other side gets it.
+    pub fingerprint: Option<Arc<Fingerprint>>,
 }
 
-/// The half of a sink that a process has once. All of it is called on the control thread only.
+/// The half of a sink that a process has once. All methods but [`waiting`](SharedSink::waiting) are called
+/// on the control thread only, and must not block.
 pub trait SharedSink: Send + Sync + 'static {
     /// When its records count as acknowledged.
     fn acknowledges(&self) -> Acknowledges {
         Acknowledges::WhenDelivered
     }
 
-    /// Serves the client's events. Called after a wake and at least every 200 ms; must not block.
+    /// Serves the client's events. Called after a wake and at least every 200 ms.
     ///
     /// # Errors
     /// An error ends the run.
-    fn serve(&self) -> Result<()> {
-        Ok(())
+    fn serve(&self) -> Result<Vec<SinkEvent>> {
+        Ok(Vec::new())
     }
 
-    /// What the sink waits for, when it cannot go on without it: a sentence that follows "waiting for", for the report and
-    /// for health checks. Called from whichever thread asks for a report.
+    /// What the sink waits for and cannot go on without: a phrase that follows "waiting for", for the
+    /// report and for health checks. Called on any thread that asks for a report.
     fn waiting(&self) -> Option<String> {
         None
     }
 
-    /// Every record of the checkpoint has been taken; what waits for that goes out now. Before any source commits.
+    /// Every record of the checkpoint, and of those before it, has been taken: what waits for that goes
+    /// out now. The answer may come later, as [`SinkEvent::Committed`]. Sources commit when all sinks
+    /// have; the next checkpoint waits for that.
     ///
     /// # Errors
     /// An error ends the run.
-    fn commit(&self, checkpoint: CheckpointId) -> Result<()> {
+    fn commit(&self, checkpoint: CheckpointId) -> Result<Committed> {
         let _ = checkpoint;
-        Ok(())
+        Ok(Committed::Now)
     }
 
-    /// Once, at the end of a run, after all writers are gone: releases what is shared with other threads.
+    /// Called once, at the end of a run, after all writers are gone: releases what is shared with other
+    /// threads.
     fn close(&self) {}
+}
+
+/// What [`SharedSink::serve`] may report.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum SinkEvent {
+    /// This checkpoint, and those before it, are committed.
+    Committed(CheckpointId),
 }
 
 /// When a sink acknowledges what it has taken.
@@ -135,15 +147,17 @@ impl SharedSink for () {}
 pub enum Accepted {
     /// The batch is empty now.
     All,
-    /// No room: what was refused stays at the front and is offered again after a wake. A sink may say this only for a
-    /// reason that ends without a commit, and without this job reading anything: its sources wait meanwhile.
+    /// There is no room: refused records stay at the front and are offered again after a wake. A sink may
+    /// answer this only for a reason that ends without a commit, and without this job reading anything:
+    /// its sources wait meanwhile. Records of an older checkpoint are still offered, and first: so a sink
+    /// may keep a checkpoint waiting until the one before it is committed.
     Full,
 }
 
 /// The half of a sink that each worker has; it stays on its worker's thread.
 pub trait Writer<T> {
-    /// Takes records from the front of the batch. Each record taken is acknowledged through `delivery` when the other
-    /// side has it, from any thread. Must not block.
+    /// Takes records from the front of the batch. Each of them is acknowledged through `delivery`, on any
+    /// thread, when the other side has it. Must not block.
     ///
     /// # Errors
     /// An error ends the run.

@@ -1,5 +1,5 @@
-//! One attempt at a call: a user's future as a task, which tells its answer or its panic, and shows while it is polled so
-//! that one that blocks can be told of.
+//! One attempt at a call: a user's future as a task, which reports its answer or its panic. It shows
+//! since when it is being polled, so that a future that blocks can be reported.
 
 use std::any::Any;
 use std::future::{Future, poll_fn};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 use tracing::{Instrument, Span};
 
-use crate::words::{Clock, Moment};
+use crate::words::{CheckpointId, Clock, Moment};
 
 use super::call_threads::CallDesk;
 use super::fault::Node;
@@ -21,14 +21,18 @@ use super::fault::Node;
 /// A poll that takes longer blocks its thread.
 pub(super) const BLOCKS_AFTER: Duration = Duration::from_millis(100);
 
-/// What a future came to, unless it panicked.
+/// The answer of a future, or its panic.
 pub(super) type Outcome<U> = Result<U, Box<dyn Any + Send>>;
 
-/// A call under way.
+/// The calls of a batch: its checkpoint, and its number among all batches. The oldest checkpoint comes
+/// first.
+pub(super) type GroupId = (CheckpointId, u64);
+
+/// An open call.
 pub(super) struct Attempt {
-    pub(super) group: u64,
+    pub(super) group: GroupId,
     pub(super) index: usize,
-    /// Until when it may take.
+    /// When it times out.
     pub(super) deadline: Instant,
     polled: Arc<Polled>,
     task: AbortHandle,
@@ -64,13 +68,13 @@ fn now() -> Moment {
 /// Where a call belongs.
 pub(super) struct Whose<'s> {
     pub(super) stage: (Node, &'s str),
-    pub(super) group: u64,
+    pub(super) group: GroupId,
     pub(super) index: usize,
     pub(super) deadline: Instant,
 }
 
 impl Attempt {
-    /// Runs a future; `tell` is called on its thread, once, unless the call is dropped before.
+    /// Runs a future. `tell` is called once, on the future's thread, unless the call is dropped first.
     pub(super) fn begin<Fut>(
         desk: &CallDesk,
         whose: &Whose<'_>,
@@ -106,12 +110,12 @@ impl Attempt {
         Attempt { group, index, deadline, polled, task }
     }
 
-    /// How long the poll that is under way has lasted.
+    /// How long the current poll has lasted.
     pub(super) fn blocks_for(&self) -> Duration {
         self.polled.lasts()
     }
 
-    /// Drops the future: now, or when its poll comes back.
+    /// Drops the future: now, or when its current poll returns.
     pub(super) fn abort(self) {
         self.task.abort();
     }

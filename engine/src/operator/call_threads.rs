@@ -1,5 +1,5 @@
-//! The threads of a run's calls: a few that poll futures, more for what blocks, and one that keeps time. The last runs no
-//! code of users, so a time limit holds whatever a future does.
+//! The threads of a run's calls: a few that poll futures, more for blocking calls, and one that keeps
+//! time. The last runs no user code, so a time limit holds whatever a future does.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -12,13 +12,15 @@ use crate::words::{Error, ErrorKind, Result, lock};
 
 use super::fault::Node;
 
-/// Threads that poll futures: as many as the machine has processors, within these bounds. With one alone, a future that
-/// blocks would hold up all others; more than a few only matter to futures that block, and those have threads of their own.
+/// Threads that poll futures: as many as the machine has processors, within these bounds. With one, a
+/// future that blocks would hold up all others; more than a few matter only to futures that block, and
+/// those have threads of their own.
 const POLLING_LEAST: usize = 2;
 const POLLING_MOST: usize = 8;
-/// Threads for what blocks, at most. They are made when they are needed, and end after ten seconds without work.
+/// The largest number of threads for blocking calls. They start when they are needed, and end after ten
+/// seconds without work.
 const BLOCKING_MOST: usize = 512;
-/// A stage whose futures block is told of once in this time.
+/// The least time between two warnings of one stage whose futures block.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// The threads; they end when this is ended.
@@ -35,13 +37,13 @@ pub(crate) struct CallDesk {
     pub(crate) calls: Handle,
     /// Runs nothing but alarms.
     pub(crate) timer: Handle,
-    /// When each stage was warned of last.
+    /// When the last warning of each stage was logged.
     warned: Arc<Mutex<HashMap<Node, Instant>>>,
 }
 
 impl CallThreads {
     pub(crate) fn start() -> Result<CallThreads> {
-        let cannot = |cause| Error::new(ErrorKind::Option, "cannot start the threads that make calls").caused_by(cause);
+        let cannot = |cause| Error::new(ErrorKind::System, "cannot start the threads that make calls").caused_by(cause);
         let polling = available_parallelism().map_or(POLLING_LEAST, usize::from).clamp(POLLING_LEAST, POLLING_MOST);
         let calls = Builder::new_multi_thread()
             .worker_threads(polling)

@@ -1,8 +1,10 @@
-//! Calls to other services, as a stage: a future for each record, so many at once, their results in order or as they come.
-//! A batch in the middle of its calls holds capabilities of its epoch, so a cut waits for it as for records in flight.
+//! Calls to other services, as a stage: a future for each record, several at once, their results in
+//! order or as they come. A batch with open calls holds capabilities of its epoch, so a cut waits for
+//! it as for records in flight.
 //!
-//! Futures run on threads of the run (`call_threads`); they report through a channel and wake the operator. Time limits and
-//! the pauses before further attempts are the operator's own: an alarm wakes it when the next of them is due.
+//! Futures run on threads of the run (`call_threads`); they report through a channel and wake the
+//! operator. Time limits and the pauses before further attempts are the operator's own: an alarm wakes
+//! it when the next of them is due.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -12,17 +14,18 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use crate::io::Wake;
-use crate::words::{Admission, Backlog, Batch, EventTime, Result, StageMeter, Stall, TimedOut, deadline_after};
+use crate::words::{
+    Admission, Backlog, Batch, ByCheckpoint, EventTime, Result, StageMeter, Stall, TimedOut, Wake, deadline_after,
+};
 
-use super::attempt::{Attempt, BLOCKS_AFTER, Outcome, Whose};
+use super::attempt::{Attempt, BLOCKS_AFTER, GroupId, Outcome, Whose};
 use super::call_threads::CallDesk;
 use super::fault::{self, Node};
-use super::stage::{Capabilities, Consume};
+use super::stage::{Capabilities, Consume, Next, checkpoint_of};
 
 /// How calls are made.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Manner {
+pub(crate) struct CallOptions {
     pub(crate) at_once: usize,
     pub(crate) is_ordered: bool,
     pub(crate) within: Duration,
@@ -44,28 +47,28 @@ impl<T, U> fmt::Debug for Again<T, U> {
     }
 }
 
-/// Pauses between attempts grow to this, or to the first of them when it is longer.
-const PAUSE_MOST: Duration = Duration::from_secs(60);
-/// How often calls under way are looked at: whether one blocks its thread.
+/// Pauses between attempts grow to this, or to the first of them when that is longer.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How often open calls are checked: whether one blocks its thread.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How soon it is told that calls fail and are made again, after it was told before.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+/// The least time between two log lines that calls fail and are made again.
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// What became of a call.
 pub(crate) type Answer<U> = Result<U, TimedOut>;
 
-/// A call, by its number, and what its future came to.
-struct Told<U> {
+/// A call, by its number, and the outcome of its future.
+struct Answered<U> {
     call: u64,
     outcome: Outcome<U>,
 }
 
 /// A record whose call is to be made.
 struct Waiting<T> {
-    group: u64,
+    group: GroupId,
     index: usize,
     value: T,
-    /// How many attempts have failed.
+    /// The number of attempts that have failed.
     failed: u32,
 }
 
@@ -74,11 +77,11 @@ struct Group<U> {
     at: Capabilities,
     admission: Option<Admission>,
     times: VecDeque<EventTime>,
-    /// In order: what is not handed on, with holes.
+    /// In order: the results that are not handed on, with gaps.
     results: VecDeque<Option<Answer<U>>>,
-    /// Without an order: what may be handed on.
+    /// Without an order: the results that may be handed on.
     ready: Batch<Answer<U>>,
-    /// How many results were handed on.
+    /// The number of results that were handed on.
     emitted: usize,
     open: usize,
 }
@@ -98,29 +101,29 @@ pub(crate) struct Calls<F, T, U> {
     node: Node,
     name: String,
     meter: Arc<StageMeter>,
-    manner: Manner,
+    options: CallOptions,
     again: Option<Again<T, U>>,
     f: F,
     desk: CallDesk,
-    next: Box<dyn Consume<Answer<U>>>,
+    next: Next<Answer<U>>,
     /// Records whose calls are not made yet.
-    waiting: VecDeque<Waiting<T>>,
+    waiting: ByCheckpoint<Waiting<T>>,
     /// In the order in which they were made, which is that of their deadlines.
     under_way: BTreeMap<u64, Attempt>,
     next_call: u64,
-    /// What another attempt at a call under way is made of.
+    /// Copies of the records of open calls, for another attempt.
     copies: HashMap<u64, Waiting<T>>,
     /// Records whose calls have failed, by when they are made again.
     paused: BTreeMap<(Instant, u64), Waiting<T>>,
     /// When the operator is woken next, at the latest.
     alarm: Option<Instant>,
-    told_of_failures: Option<Instant>,
-    groups: BTreeMap<u64, Group<U>>,
+    logged_failures: Option<Instant>,
+    groups: BTreeMap<GroupId, Group<U>>,
     /// Groups that have something ready, without an order.
-    answered: VecDeque<u64>,
+    answered: ByCheckpoint<GroupId>,
     next_group: u64,
-    teller: Sender<Told<U>>,
-    told: Receiver<Told<U>>,
+    sender: Sender<Answered<U>>,
+    receiver: Receiver<Answered<U>>,
     /// Answers in order that wait for an earlier one.
     held: usize,
     backlog: Backlog,
@@ -128,13 +131,13 @@ pub(crate) struct Calls<F, T, U> {
     stall: Stall,
 }
 
-/// So many times as many calls as there may be at once are ahead of the first that is not answered, at most: a call that is made
-/// again for minutes holds up the others only then.
+/// At most this many times the number of calls at once are ahead of the first call without an answer:
+/// only then does a call that is made again for minutes hold up the others.
 const AHEAD: usize = 4;
-/// And so many when only few calls are made at once.
-const AHEAD_FEW: usize = 64;
+/// The same as a number of calls, where only few are made at once.
+const AHEAD_MIN: usize = 64;
 
-/// Where a stage stands, and what it counts.
+/// Where a stage of calls is, and what it counts.
 pub(crate) struct Place {
     pub(crate) node: Node,
     pub(crate) name: String,
@@ -148,33 +151,33 @@ pub(crate) struct Place {
 impl<F, T, U> Calls<F, T, U> {
     pub(crate) fn new(
         place: Place,
-        (manner, again): (Manner, Option<Again<T, U>>),
+        (options, again): (CallOptions, Option<Again<T, U>>),
         f: F,
-        next: Box<dyn Consume<Answer<U>>>,
+        next: Next<Answer<U>>,
     ) -> Calls<F, T, U> {
-        let (teller, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let Place { node, name, meter, desk, wake, stall, backlog } = place;
         Calls {
             node,
             name,
             meter,
-            manner,
+            options,
             again,
             f,
             desk,
             next,
-            waiting: VecDeque::new(),
+            waiting: ByCheckpoint::default(),
             under_way: BTreeMap::new(),
             next_call: 0,
             copies: HashMap::new(),
             paused: BTreeMap::new(),
             alarm: None,
-            told_of_failures: None,
+            logged_failures: None,
             groups: BTreeMap::new(),
-            answered: VecDeque::new(),
+            answered: ByCheckpoint::default(),
             next_group: 0,
-            teller,
-            told,
+            sender,
+            receiver,
             held: 0,
             backlog,
             wake,
@@ -190,11 +193,11 @@ where
     U: Send + 'static,
 {
     fn consume(&mut self, mut batch: Batch<T>, at: &Capabilities) -> Result<()> {
-        let group = self.next_group;
+        let checkpoint = checkpoint_of(at.first().expect("a stage of calls ends in a port or in an egress"));
+        let group = (checkpoint, self.next_group);
         self.next_group += 1;
         let records = batch.len();
-        self.meter.records_in.add(records as u64);
-        let holes = if self.manner.is_ordered { records } else { 0 };
+        let holes = if self.options.is_ordered { records } else { 0 };
         let calls = Group {
             at: at.clone(),
             admission: batch.admission().cloned(),
@@ -206,15 +209,15 @@ where
         };
         self.groups.insert(group, calls);
         let values = batch.take_values().into_iter().enumerate();
-        self.waiting.extend(values.map(|(index, value)| Waiting { group, index, value, failed: 0 }));
+        values.for_each(|(index, value)| self.waiting.push(checkpoint, Waiting { group, index, value, failed: 0 }));
         self.call();
         Ok(())
     }
 
     fn step(&mut self) -> Result<()> {
         self.wake.listen();
-        while let Ok(Told { call, outcome }) = self.told.try_recv() {
-            // One whose time was up a moment ago was answered for already.
+        while let Ok(Answered { call, outcome }) = self.receiver.try_recv() {
+            // A call that has just timed out was answered already.
             let Some(attempt) = self.under_way.remove(&call) else { continue };
             let answer = outcome.map_err(|payload| fault::panicked(&self.name, &*payload))?;
             self.hear(call, &attempt, Ok(answer));
@@ -223,7 +226,7 @@ where
         self.resume();
         self.call();
         self.hand_on()?;
-        // What waited for an answer that is handed on now.
+        // Calls that waited until an answer was handed on.
         self.call();
         self.next.step()
     }
@@ -237,51 +240,58 @@ where
 {
     /// Makes as many calls as there may be at once.
     fn call(&mut self) {
-        fault::enter(self.node);
-        // So that `f` may use what wants a runtime, also before its future is polled.
+        let _entered = fault::enter(self.node);
+        // So that `f` may use what needs a runtime, also before its future is polled.
         let desk = self.desk.clone();
         let _in_runtime = desk.calls.enter();
-        // Answers are in no budget: while a writer has no room there are only those of calls under way, and in order only so
-        // many beside these. One that is made again may be the one that all others wait for.
-        while self.under_way.len() < self.manner.at_once
-            && !self.stall.is_on()
-            && let Some(record) = self.waiting.pop_front_if(|record| {
-                let ahead = self.under_way.len() + self.held;
-                record.failed > 0 || ahead < self.manner.at_once.saturating_mul(AHEAD).max(AHEAD_FEW)
-            })
-        {
+        while self.under_way.len() < self.options.at_once && self.may_call() {
+            let record = self.waiting.pop_front().expect("it was looked at");
             let call = self.next_call;
             self.next_call += 1;
             let Waiting { group, index, value, failed } = record;
             if let Some(again) = self.again.as_ref().filter(|again| failed < again.times) {
                 self.copies.insert(call, Waiting { group, index, value: (again.copy)(&value), failed });
             }
-            let (teller, wake) = (self.teller.clone(), self.wake.clone());
-            let deadline = deadline_after(self.manner.within);
+            let (sender, wake) = (self.sender.clone(), self.wake.clone());
+            let deadline = deadline_after(self.options.within);
             let whose = Whose { stage: (self.node, &self.name), group, index, deadline };
             let attempt = Attempt::begin(&self.desk, &whose, (self.f)(value), move |outcome| {
-                // Nobody listens when the run is over.
-                drop(teller.send(Told { call, outcome }));
+                // Fails when the run is over.
+                drop(sender.send(Answered { call, outcome }));
                 wake.wake();
             });
             self.under_way.insert(call, attempt);
         }
-        self.backlog.look(self.waiting.len(), self.manner.at_once);
+        self.backlog.look(self.waiting.len(), self.options.at_once);
         self.set_alarm();
     }
 
-    /// Answers for calls whose time is up, and looks whether one blocks its thread.
+    /// Whether the call of the next record may be made now. Answers are in no budget: while a writer
+    /// has no room only open calls are finished, and in order only a few are made ahead of the first.
+    fn may_call(&mut self) -> bool {
+        let Some((checkpoint, record)) = self.waiting.front_mut() else { return false };
+        if self.stall.holds(checkpoint) {
+            return false;
+        }
+        // All others may wait for a call that is made again, or that belongs to an older checkpoint.
+        let newest = self.groups.last_key_value().map(|((checkpoint, _), _)| *checkpoint);
+        let is_waited_for = record.failed > 0 || newest.is_some_and(|newest| newest > checkpoint);
+        let ahead = self.under_way.len() + self.held;
+        is_waited_for || ahead < self.options.at_once.saturating_mul(AHEAD).max(AHEAD_MIN)
+    }
+
+    /// Answers calls that have timed out, and checks whether one blocks its thread.
     fn expire(&mut self) {
         let now = Instant::now();
-        // A limit may be shorter than what blocks otherwise.
-        let blocks_after = BLOCKS_AFTER.min(self.manner.within / 2);
+        // A limit may be shorter than the usual time after which a call counts as blocking.
+        let blocks_after = BLOCKS_AFTER.min(self.options.within / 2);
         let longest = self.under_way.values().map(Attempt::blocks_for).max().unwrap_or_default();
         if longest > blocks_after {
             self.desk.warn_of_blocking((self.node, &self.name), longest);
         }
         while let Some(first) = self.under_way.first_entry().filter(|first| first.get().deadline <= now) {
             let (call, attempt) = first.remove_entry();
-            self.hear(call, &attempt, Err(TimedOut { limit: self.manner.within }));
+            self.hear(call, &attempt, Err(TimedOut { limit: self.options.within }));
             attempt.abort();
         }
     }
@@ -289,7 +299,8 @@ where
     /// Calls whose pause is over are made before those of records that came later.
     fn resume(&mut self) {
         let later = self.paused.split_off(&(Instant::now(), u64::MAX));
-        mem::replace(&mut self.paused, later).into_values().rev().for_each(|record| self.waiting.push_front(record));
+        let due = mem::replace(&mut self.paused, later);
+        due.into_values().rev().for_each(|record| self.waiting.push_front(record.group.0, record));
     }
 
     fn hear(&mut self, call: u64, &Attempt { group, index, .. }: &Attempt, answer: Answer<U>) {
@@ -297,30 +308,31 @@ where
             && let Some(record) = self.copies.remove(&call)
             && (again.has_failed)(&answer)
         {
-            let most = PAUSE_MOST.max(again.pause);
-            let pause = again.pause.saturating_mul(1 << record.failed.min(16)).min(most);
+            let pause_max = PAUSE_MAX.max(again.pause);
+            let pause = again.pause.saturating_mul(1 << record.failed.min(16)).min(pause_max);
             let failed = record.failed + 1;
             self.meter.retried.add(1);
             self.paused.insert((deadline_after(pause), call), Waiting { failed, ..record });
-            if self.told_of_failures.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
-                self.told_of_failures = Some(Instant::now());
+            if self.logged_failures.is_none_or(|logged| logged.elapsed() >= LOG_EVERY) {
+                self.logged_failures = Some(Instant::now());
                 tracing::warn!(stage = self.name, failed, ?pause, "a call has failed and is made again");
             }
             return;
         }
         let of = self.groups.get_mut(&group).expect("a group stays until all its calls are answered");
-        if self.manner.is_ordered {
+        if self.options.is_ordered {
             of.results[index - of.emitted] = Some(answer);
             self.held += 1;
         } else {
-            if Batch::is_empty(&of.ready) {
-                self.answered.push_back(group);
+            if of.ready.is_empty() {
+                self.answered.push(group.0, group);
             }
             of.ready.append(answer, of.times.get(index).copied());
         }
     }
 
-    /// Has this operator woken when a call's time or a pause is over, and now and then while calls are under way.
+    /// Has this operator woken when a call times out or a pause is over, and regularly while calls are
+    /// open.
     fn set_alarm(&mut self) {
         let now = Instant::now();
         let look = self.under_way.first_key_value().map(|(_, first)| first.deadline.min(now + LOOK_EVERY));
@@ -337,14 +349,13 @@ where
         });
     }
 
-    /// Hands on what may leave, for about a millisecond and as long as writers have room: in order, the beginning; else all
-    /// that is there.
+    /// Hands on what may leave, for about a millisecond and as long as writers have room: in order,
+    /// the first results; else all that are there.
     fn hand_on(&mut self) -> Result<()> {
         const STEP: Duration = Duration::from_millis(1);
         let began = Instant::now();
-        // Who has room again wakes this.
-        while !self.stall.is_on() {
-            let Some((id, out)) = self.next_out() else { break };
+        // When a writer has room again it wakes this operator.
+        while let Some((id, out)) = self.next_out() {
             self.emit(id, out)?;
             if began.elapsed() > STEP {
                 self.wake.wake();
@@ -354,13 +365,19 @@ where
         Ok(())
     }
 
-    /// What may leave next, and whose it is.
-    fn next_out(&mut self) -> Option<(u64, Batch<Answer<U>>)> {
-        if self.manner.is_ordered {
+    /// The next results that may leave, and their group.
+    fn next_out(&mut self) -> Option<(GroupId, Batch<Answer<U>>)> {
+        if self.options.is_ordered {
             let (id, group) = self.groups.iter_mut().next()?;
+            if self.stall.holds(id.0) {
+                return None;
+            }
             let out = group.beginning();
             self.held -= out.len();
-            return (!Batch::is_empty(&out)).then_some((*id, out));
+            return (!out.is_empty()).then_some((*id, out));
+        }
+        if self.stall.holds(self.answered.oldest()?) {
+            return None;
         }
         let id = self.answered.pop_front()?;
         let group = self.groups.get_mut(&id).expect("it has answers to hand on");
@@ -369,11 +386,10 @@ where
     }
 
     /// Hands on answers of a group.
-    fn emit(&mut self, id: u64, out: Batch<Answer<U>>) -> Result<()> {
+    fn emit(&mut self, id: GroupId, out: Batch<Answer<U>>) -> Result<()> {
         let group = self.groups.get_mut(&id).expect("it has answers to hand on");
         let records = out.len();
-        self.meter.records_out.add(records as u64);
-        self.next.consume(out, &group.at)?;
+        self.next.hand_on(out, &group.at)?;
         group.open -= records;
         if group.open == 0 {
             self.groups.remove(&id);

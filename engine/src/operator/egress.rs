@@ -1,10 +1,12 @@
-//! Where records leave: hands batches to one worker's writer and counts what is in flight per checkpoint. It is the end of
-//! a chain and no operator of its own: a job that only reads, maps and writes is one operator, because a channel and an
-//! operator more cost a record that comes alone some ten microseconds of cold code.
+//! Where records leave: hands batches to one worker's writer and counts what is in flight per
+//! checkpoint. It is the end of a chain and no operator of its own: a job that only reads, maps and
+//! writes is one operator, because a channel and an operator more cost a record that comes alone some
+//! ten microseconds of cold code.
 //!
-//! While a checkpoint has a record in flight, or one that the writer had no room for, the egress holds a capability of it
-//! on a port that only `gather` reads: so acknowledgements are a frontier of their own. A second port, on which nothing is
-//! ever held, shows the frontier of what is before it. Records, acknowledgements and the ticker's cut wake it.
+//! While a checkpoint has a record in flight, or one that the writer refused, the egress holds a
+//! capability of it on a port that only `gather` reads: so acknowledgements are a frontier of their
+//! own. A second port, on which nothing is ever held, shows the frontier before it. Records,
+//! acknowledgements and the ticker's cut wake it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,17 +16,14 @@ use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::{Scope, Stream};
 
-use crate::io::{Accepted, Delivery, Flight, Wake, Writer};
-use crate::words::{Batch, Clock, Epoch, Result, SinkMeter, Stall};
+use crate::io::{Accepted, Delivery, Writer};
+use crate::words::{Batch, ByCheckpoint, CheckpointId, Clock, Flight, Result, SinkMeter, Stall, Wake};
 
-use super::fault::{self, Node};
 use super::pulse::Pulse;
-use super::stage::{Capabilities, Consume, Silent, wake_of};
+use super::stage::{Capabilities, Consume, Silent, checkpoint_of, wake_of};
 
 /// What an egress shares with the rest of its worker.
 pub(crate) struct Setting {
-    pub(crate) node: Node,
-    pub(crate) name: String,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) clock: Clock,
     pub(crate) meter: Arc<SinkMeter>,
@@ -32,20 +31,21 @@ pub(crate) struct Setting {
 }
 
 /// The two frontiers that an egress shows.
-pub(crate) struct Frontiers<'a> {
+pub(crate) struct Shown<'a> {
     /// Everything before it is acknowledged.
     pub(crate) acknowledged: Stream<'a, u64, Vec<()>>,
     /// Everything before it has reached the writer.
     pub(crate) through: Stream<'a, u64, Vec<()>>,
 }
 
-/// Ends a chain while its operator is being built; `writer` makes the writer once the operator can be woken.
+/// Ends a chain while its operator is being built; `writer` makes the writer once the operator can be
+/// woken.
 pub(crate) fn end<'a, T: 'static, W: Writer<T> + 'static>(
     scope: Scope<'a, u64>,
     builder: &mut OperatorBuilder<'a, u64>,
     setting: Setting,
     writer: impl FnOnce(Wake) -> Result<W>,
-) -> Result<(Box<dyn Consume<T>>, Frontiers<'a>)> {
+) -> Result<(Egress<T, W>, Shown<'a>)> {
     let port = builder.shape().outputs();
     let (acknowledged_port, acknowledged) = builder.new_output();
     let (through_port, through) = builder.new_output();
@@ -56,23 +56,25 @@ pub(crate) fn end<'a, T: 'static, W: Writer<T> + 'static>(
     let egress = Egress {
         setting,
         writer,
-        pending: VecDeque::new(),
-        is_stalled: false,
+        refused: ByCheckpoint::default(),
+        stalled: None,
         flights: VecDeque::new(),
         wake,
         port,
         _silent: silent,
     };
-    Ok((Box::new(egress), Frontiers { acknowledged, through }))
+    Ok((egress, Shown { acknowledged, through }))
 }
 
-struct Egress<T, W> {
+/// The end of a chain.
+pub(crate) struct Egress<T, W> {
     setting: Setting,
     writer: W,
-    /// What the writer had no room for, in order.
-    pending: VecDeque<(Batch<T>, Delivery)>,
-    /// Something is pending, and readers are not polled.
-    is_stalled: bool,
+    /// What the writer had no room for. The oldest checkpoint is offered first: a writer that keeps
+    /// checkpoint `c + 1` waiting for the end of `c` must never see it in front of a record of `c`.
+    refused: ByCheckpoint<(Batch<T>, Delivery)>,
+    /// The checkpoint of the oldest refused batch, as the worker's stall knows it.
+    stalled: Option<CheckpointId>,
     /// What is open, by checkpoint; a capability for each.
     flights: VecDeque<(Arc<Flight>, Capability<u64>)>,
     wake: Wake,
@@ -84,22 +86,21 @@ struct Egress<T, W> {
 
 impl<T, W: Writer<T>> Consume<T> for Egress<T, W> {
     fn consume(&mut self, batch: Batch<T>, at: &Capabilities) -> Result<()> {
-        fault::enter(self.setting.node);
         let flight = self.flight(&at[self.port]);
-        let records = batch.len() as u64;
-        self.setting.meter.records.add(records);
         let admission = batch.admission().cloned();
+        let records = batch.len() as u64;
         let delivery = Delivery::new(admission, &flight, records, &self.setting.clock, &self.setting.meter);
-        self.pending.push_back((batch, delivery));
+        self.refused.push(flight.checkpoint(), (batch, delivery));
         self.write()
     }
 
-    /// Hears what went wrong, writes what is pending, and lets go of checkpoints that have nothing open.
+    /// Learns what went wrong, offers what was refused, and lets go of checkpoints that have nothing
+    /// open.
     fn step(&mut self) -> Result<()> {
         self.wake.listen();
-        fault::enter(self.setting.node);
-        self.writer.poll().map_err(|error| error.in_operator(&self.setting.name))?;
+        self.writer.poll()?;
         self.write()?;
+        // After `listen`: the last acknowledgement of a cut checkpoint wakes this operator again.
         self.flights.retain(|(flight, _)| flight.open() > 0);
         Ok(())
     }
@@ -108,12 +109,13 @@ impl<T, W: Writer<T>> Consume<T> for Egress<T, W> {
 impl<T, W: Writer<T>> Egress<T, W> {
     /// The open flight of the capability's checkpoint.
     fn flight(&mut self, capability: &Capability<u64>) -> Arc<Flight> {
-        let checkpoint = Epoch::from_raw(*capability.time()).checkpoint();
+        let checkpoint = checkpoint_of(capability);
         if let Some((flight, _)) = self.flights.iter().rev().find(|(flight, _)| flight.checkpoint() == checkpoint) {
             return Arc::clone(flight);
         }
         let (pulse, wake) = (Arc::clone(&self.setting.pulse), self.wake.clone());
-        // While the checkpoint is open more may come: only after its cut does the last acknowledgement matter.
+        // While the checkpoint is open more may come: only after its cut does the last
+        // acknowledgement matter.
         let landed = move |checkpoint| {
             if pulse.is_cut(checkpoint) {
                 wake.wake();
@@ -124,35 +126,30 @@ impl<T, W: Writer<T>> Egress<T, W> {
         flight
     }
 
+    /// Offers the writer what is there, the oldest checkpoint first, until it refuses.
     fn write(&mut self) -> Result<()> {
-        while let Some((batch, delivery)) = self.pending.front_mut() {
-            match self.writer.write(batch, delivery).map_err(|error| error.in_operator(&self.setting.name))? {
-                Accepted::All => drop(self.pending.pop_front()),
+        while let Some((_, (batch, delivery))) = self.refused.front_mut() {
+            match self.writer.write(batch, delivery)? {
+                Accepted::All => drop(self.refused.pop_front()),
                 Accepted::Full => break,
             }
         }
-        self.say_whether_stalled();
+        self.set_stalled(self.refused.oldest());
         Ok(())
     }
+}
 
-    fn say_whether_stalled(&mut self) {
-        let is_stalled = !self.pending.is_empty();
-        if is_stalled == self.is_stalled {
-            return;
-        }
-        self.is_stalled = is_stalled;
-        if is_stalled {
-            self.setting.stall.begin();
-        } else if self.setting.stall.end() {
+impl<T, W> Egress<T, W> {
+    fn set_stalled(&mut self, oldest: Option<CheckpointId>) {
+        if oldest != self.stalled && self.setting.stall.change(self.stalled, oldest) {
             self.setting.pulse.have_room();
         }
+        self.stalled = oldest;
     }
 }
 
 impl<T, W> Drop for Egress<T, W> {
     fn drop(&mut self) {
-        if self.is_stalled && self.setting.stall.end() {
-            self.setting.pulse.have_room();
-        }
+        self.set_stalled(None);
     }
 }

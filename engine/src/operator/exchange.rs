@@ -1,5 +1,6 @@
-//! Moves batches to other workers. Within a process a batch moves as it is, admission and all; between processes its
-//! values and times would be encoded, and the sender would keep the admission until the epoch is acknowledged.
+//! Moves batches to other workers. Within a process a batch moves as it is, with its admission; between
+//! processes its values and times would be encoded, and the sender would keep the admission until the
+//! epoch is acknowledged.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -19,7 +20,7 @@ impl<T: Serialize + DeserializeOwned> ContainerBytes for Batch<T> {
     fn from_bytes(bytes: timely::bytes::arc::Bytes) -> Self {
         let (len, rest) = bytes.split_at(8);
         let len = u64::from_le_bytes(len.try_into().expect("eight bytes were split off")) as usize;
-        // The trait has no way to fail, and a peer that sends something else is not a peer.
+        // The trait cannot return an error; a peer of this job sends what `into_bytes` wrote.
         let (values, times): (VecDeque<T>, VecDeque<i64>) =
             postcard::from_bytes(&rest[..len]).expect("the peer runs the same pipeline");
         Batch::from_parts(values, times.into_iter().map(EventTime).collect())
@@ -66,7 +67,7 @@ impl<T> Distributor<Batch<T>> for InTurn {
     ) {
         self.stall.depart(batch.len());
         let share = batch.len().div_ceil(self.peers).max(1);
-        while !Batch::is_empty(batch) {
+        while !batch.is_empty() {
             let rest = batch.split_off(share.min(batch.len()));
             Message::push_at(batch, stamp.clone(), &mut pushers[self.turn]);
             *batch = rest;
@@ -82,13 +83,12 @@ impl<T> Distributor<Batch<T>> for InTurn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::words::Bytes;
 
     #[test]
     fn a_batch_survives_the_wire() {
-        let mut batch = Batch::new();
-        batch.push_at("one".to_owned(), EventTime(1), Bytes(3));
-        batch.push_at("two".to_owned(), EventTime(-2), Bytes(3));
+        let mut batch = Batch::default();
+        batch.append("one".to_owned(), Some(EventTime(1)));
+        batch.append("two".to_owned(), Some(EventTime(-2)));
         let mut bytes = Vec::new();
         batch.into_bytes(&mut bytes);
         assert_eq!(bytes.len(), batch.length_in_bytes());

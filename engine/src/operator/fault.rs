@@ -1,15 +1,14 @@
-//! The first fault of a run. The operator that fails records it, keeps its capabilities and does nothing more; nothing
-//! is committed once the flag is set; only then are the dataflows dropped.
+//! The first fault of a run. The operator that fails records it, keeps its capabilities and does
+//! nothing more; nothing is committed once the flag is set; only then are the dataflows dropped.
 
 use std::any::Any;
 use std::cell::Cell;
 use std::fmt;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use crate::words::{Error, ErrorKind, lock, panic_message};
+use crate::words::sync::{AtomicBool, Mutex, SeqCst, lock};
+use crate::words::{Error, ErrorKind, panic_message};
 
-/// Where a run's first error is kept, and how everybody hears of it.
+/// Keeps a run's first error, and tells everyone that there is one.
 pub(crate) struct Fault {
     set: AtomicBool,
     first: Mutex<Option<Error>>,
@@ -21,9 +20,11 @@ impl Fault {
         Fault { set: AtomicBool::new(false), first: Mutex::default(), alarms: Mutex::default() }
     }
 
-    /// Records the error when it is the first, and wakes everybody.
+    /// Records the error if it is the first, and calls all alarms.
     pub(crate) fn record(&self, error: Error) {
         lock(&self.first).get_or_insert(error);
+        // The flag is set before the failed operator lets anything go, and it is read after the
+        // frontier: a frontier that moved because of a fault is never believed.
         self.set.store(true, SeqCst);
         lock(&self.alarms).iter().for_each(|alarm| alarm());
     }
@@ -49,7 +50,8 @@ impl fmt::Debug for Fault {
     }
 }
 
-/// The place of a source, stage or sink in its pipeline, in the order in which the pipeline function named them.
+/// The place of a source, stage or sink in its pipeline, in the order in which the pipeline function
+/// created them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Node(pub(crate) usize);
 
@@ -57,12 +59,28 @@ thread_local! {
     static HERE: Cell<Option<Node>> = const { Cell::new(None) };
 }
 
-/// Notes which node's code runs on this thread from now on, so that a panic has a name.
-pub(crate) fn enter(node: Node) {
-    HERE.set(Some(node));
+/// Notes that this thread runs the code of that node until the guard is dropped, so that a panic can
+/// be attributed. Nodes nest: a stage calls the one after it.
+pub(crate) fn enter(node: Node) -> Entered {
+    Entered { before: HERE.replace(Some(node)) }
 }
 
-/// The node whose code ran last on this thread.
+/// See [`enter`].
+#[must_use = "the node is left when this is dropped"]
+pub(crate) struct Entered {
+    before: Option<Node>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        // While a panic unwinds, the node in which it happened stays noted.
+        if !std::thread::panicking() {
+            HERE.set(self.before);
+        }
+    }
+}
+
+/// The node whose code this thread runs, or ran when it panicked.
 pub(crate) fn here() -> Option<Node> {
     HERE.get()
 }

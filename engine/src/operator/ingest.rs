@@ -1,9 +1,10 @@
-//! Where records enter: polls one worker's reader, keeps what it returned until it is *released*, stamps it then with
-//! the epoch that is open, and runs the first chain over it. In `Continuous` a batch is released at once; in
-//! `MicroBatch` it waits in the queue, without a capability, until the tick.
+//! Where records enter: polls one worker's reader, keeps what it returned until it is *released*,
+//! stamps it then with the epoch that is open, and runs the first chain over it. In `Continuous` a
+//! batch is released at once; in `MicroBatch` it waits in the queue, without a capability, until the
+//! tick.
 //!
-//! The offset of a cut is the position after the last record released before it, kept here and not by the reader,
-//! which may have read further.
+//! The offset of a cut is the position after the last record released before it. It is kept here and
+//! not by the reader, which may have read further.
 //!
 //! ```text
 //! reader ──poll──▶ queue ──release──▶ chain ──▶ egress, or an exchange
@@ -21,16 +22,16 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::{Scope, Stream};
 use timely::scheduling::Activator;
 
-use crate::io::{AtStop, Polled, Reader, Wake};
+use crate::io::{AtStop, End, Polled, Reader};
 use crate::words::{
-    Admission, Batch, Budget, Bytes, CheckpointId, Clock, Epoch, Moment, Offset, Offsets, Partition, Result, Room,
-    SourceMeter, Stall,
+    Admission, Batch, Budget, CheckpointId, Clock, Epoch, Moment, Offset, Offsets, Partition, ReadBatch, Result, Room,
+    SourceMeter, Stall, Wake,
 };
 
+use super::drain::{Drain, Drains, Released as ReleasedRecords};
 use super::fault::{self, Fault, Node};
 use super::intake::{Counts, Grant, Granted, Intake};
 use super::pulse::Pulse;
-use super::recall::Recalls;
 use super::stage::{Capabilities, Consume, Tail, give_up, wake_of};
 
 /// Which source of the plan, counted from 0.
@@ -61,21 +62,22 @@ pub(crate) struct Setting {
     pub(crate) release: Release,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) budget: Arc<Budget>,
+    pub(crate) stall: Stall,
     pub(crate) intake: Arc<Intake>,
     pub(crate) clock: Clock,
     pub(crate) fault: Arc<Fault>,
     pub(crate) meter: Arc<SourceMeter>,
-    pub(crate) recalls: Recalls,
+    pub(crate) drains: Drains,
     /// Wakes the control thread.
     pub(crate) control: Wake,
 }
 
 /// Builds the operator; `reader` makes the reader once the operator can be woken. Returns its ledger.
-pub(crate) fn build<'a, R: Reader + 'static>(
+pub(crate) fn build<'a, T: 'static>(
     scope: Scope<'a, u64>,
     setting: Setting,
-    reader: impl FnOnce(Wake) -> Result<R>,
-    tail: Tail<'a, R::Item>,
+    reader: impl FnOnce(Wake) -> Result<Box<dyn Reader<Item = T>>>,
+    tail: Tail<'a, T>,
 ) -> Result<Stream<'a, u64, Vec<Piece>>> {
     let mut builder = OperatorBuilder::new(setting.name.clone(), scope);
     // Port 0 is the ledger, the chain's ports follow.
@@ -110,14 +112,15 @@ pub(crate) fn build<'a, R: Reader + 'static>(
             released: HashMap::new(),
             capabilities,
             records_max: RECORDS_FIRST,
-            released_max: if setting.release == Release::AtTicks { RECORDS_FIRST } else { RECORDS_MOST },
-            has_ended: false,
+            released_max: if setting.release == Release::AtTicks { RECORDS_FIRST } else { RECORDS_MAX },
+            ended: None,
             at_stop: None,
             activator,
             wake,
             setting,
         };
-        ingest.move_to(Epoch::FIRST);
+        let opening = ingest.setting.pulse.first().opening_epoch();
+        ingest.move_to(opening);
         move |_| ingest.activate()
     });
     Ok(pieces)
@@ -133,36 +136,44 @@ enum Released {
     Stalled,
 }
 
-/// A poll returns what takes about a millisecond to process: nobody is deaf for longer.
+/// A poll returns about a millisecond's work: no operator of this worker is deaf for longer.
 const STEP: Duration = Duration::from_millis(1);
-/// A rate of less than a record in this time is asked again meanwhile.
+/// The longest time between two looks at a rate limit.
 const ASK_AGAIN_WITHIN: Duration = Duration::from_secs(1);
 const RECORDS_FIRST: usize = 64;
-const RECORDS_MOST: usize = 4096;
+const RECORDS_MAX: usize = 4096;
 
-struct Ingest<R: Reader> {
+struct Ingest<T> {
     setting: Setting,
-    /// Gone once the operator has ended.
-    reader: Option<R>,
-    chain: Box<dyn Consume<R::Item>>,
+    /// `None` once the operator has ended.
+    reader: Option<Box<dyn Reader<Item = T>>>,
+    chain: Box<dyn Consume<T>>,
     ledger: OutputBuilder<u64, CapacityContainerBuilder<Vec<Piece>>>,
-    /// With the moment when each was polled, which says to which micro-batch it belongs.
-    queue: VecDeque<(Moment, Batch<R::Item>)>,
+    queue: VecDeque<Queued<T>>,
     /// Positions that moved in the open checkpoint.
     released: HashMap<Partition, Offset>,
     capabilities: Capabilities,
     records_max: usize,
     /// How many records can be released within a step, as far as is known.
     released_max: usize,
-    has_ended: bool,
-    /// What the reader said when the job was stopped.
+    /// What ended, once the reader has returned its last record.
+    ended: Option<End>,
+    /// What the reader answered when the job was stopped.
     at_stop: Option<AtStop>,
     activator: Activator,
     wake: Wake,
 }
 
-impl<R: Reader> Ingest<R> {
-    /// One step: answers recalls, closes what is to be closed, reads, releases, ends.
+/// A batch that waits for its tick.
+struct Queued<T> {
+    /// When it was polled, which says to which micro-batch it belongs.
+    polled: Moment,
+    position: Option<(Partition, Offset)>,
+    batch: Batch<T>,
+}
+
+impl<T> Ingest<T> {
+    /// One step: answers drains, closes what is to be closed, reads, releases, ends.
     fn activate(&mut self) {
         self.wake.listen();
         if self.setting.fault.is_set() {
@@ -177,24 +188,25 @@ impl<R: Reader> Ingest<R> {
         if self.reader.is_none() {
             return Ok(());
         }
-        fault::enter(self.setting.node);
-        self.answer_recalls();
+        let _entered = fault::enter(self.setting.node);
+        self.answer_drains();
         let more = if self.setting.pulse.is_stopping() { self.wind_up()? } else { self.close()? | self.read()? };
         if more {
             self.activator.activate();
-        } else if self.has_ended && self.queue.is_empty() {
+        } else if self.ended.is_some() && self.queue.is_empty() {
             self.end();
         }
         Ok(())
     }
 
-    /// The job stops: nothing more is released but what nobody can read again. Says whether there is more to do now.
+    /// The job stops: nothing more is released but records that cannot be read again. Returns whether
+    /// there is more to do now.
     fn wind_up(&mut self) -> Result<bool> {
         let reader = self.reader.as_mut().expect("a step begins with a reader");
         let at_stop = *self.at_stop.get_or_insert_with(|| reader.stop());
         if at_stop == AtStop::ReadAgain {
-            self.forget_queued(|_| true);
-            self.has_ended = true;
+            self.drop_queued(|_| true);
+            self.ended = Some(End::OfRun);
             return Ok(false);
         }
         let more = self.close()? | self.read()?;
@@ -213,7 +225,7 @@ impl<R: Reader> Ingest<R> {
             match self.release_until(self.setting.pulse.until())? {
                 Released::All => {}
                 Released::Some => return Ok(true),
-                // Whoever has room again wakes this.
+                // A writer that has room again wakes this.
                 Released::Stalled => return Ok(false),
             }
         }
@@ -226,10 +238,10 @@ impl<R: Reader> Ingest<R> {
     /// Polls the reader once, when there is room and it has not ended. Says whether there is more to read now.
     fn read(&mut self) -> Result<bool> {
         let source = self.setting.source.0 as u64;
-        if self.has_ended {
+        if self.ended.is_some() {
             return Ok(false);
         }
-        if self.setting.budget.stall().holds_sources() {
+        if self.setting.stall.holds_sources() {
             self.setting.budget.pass_on(source);
             self.pass_on();
             return Ok(false);
@@ -238,7 +250,7 @@ impl<R: Reader> Ingest<R> {
         let Some(granted) = self.granted(wanted) else {
             self.setting.budget.pass_on(source);
             // A limit does not hold back the end.
-            self.has_ended = self.reader.as_ref().is_some_and(Reader::has_ended);
+            self.ended = self.reader.as_ref().and_then(|reader| reader.has_ended());
             return Ok(false);
         };
         let Some(room) = self.setting.budget.room(source) else {
@@ -249,53 +261,62 @@ impl<R: Reader> Ingest<R> {
             }
             return Ok(false);
         };
-        // What came while records were released is about partitions as they were then: when one of them is given again, the
-        // recall must not meet what is read of it from here on.
-        self.answer_recalls();
+        // Orders that came while records were released are about the partitions of that time: when one
+        // of them is assigned again, its drain must not meet what is read of it from here on.
+        self.answer_drains();
         let reader = self.reader.as_mut().expect("a step begins with a reader");
-        let mut batch = Batch::new();
-        let arrival = self.setting.clock.now();
+        let mut batch = ReadBatch::new();
+        let polled_at = self.setting.clock.now();
         let polled = reader.poll(&mut batch, Room { records: granted.records, bytes: room });
         self.came(granted, batch.len());
         self.setting.budget.pass_on(source);
-        let polled = polled.map_err(|error| error.in_operator(&self.setting.name))?;
-        // Nobody adds to what is drained.
-        self.has_ended = polled == Polled::Ended || (polled == Polled::Idle && self.at_stop == Some(AtStop::Drain));
+        let polled = polled.map_err(|error| error.within(&self.setting.name))?;
+        self.ended = match polled {
+            Polled::Ended(end) => Some(if self.at_stop.is_some() { End::OfRun } else { end }),
+            // A source that is drained gets no more records.
+            Polled::Idle if self.at_stop == Some(AtStop::Drain) => Some(End::OfRun),
+            Polled::Idle | Polled::More => None,
+        };
         self.setting.meter.repeated.add(batch.repeated());
-        if !batch.has_moved() {
-            return Ok(polled == Polled::More);
+        let is_more = polled == Polled::More;
+        if batch.has_moved() {
+            self.admit(batch, polled_at)?;
         }
-        let receipts = batch.take_receipts();
-        let fed = receipts.len() as u64;
-        let arrived = batch.arrival().unwrap_or(arrival);
-        batch.admit(Admission::new(arrived, batch.bytes(), &self.setting.budget, receipts));
-        let records = batch.len();
+        Ok(is_more)
+    }
+
+    /// Charges a batch to the budget, and releases or queues it.
+    fn admit(&mut self, mut batch: ReadBatch<T>, polled: Moment) -> Result<()> {
+        let (records, fed, bytes) = (batch.len(), batch.receipts() as u64, batch.bytes());
+        let (arrived, position) = (batch.arrival().unwrap_or(polled), batch.take_position());
+        let batch = batch.admit(|receipts| Admission::new(arrived, bytes, &self.setting.budget, receipts));
+        let queued = Queued { polled, position, batch };
         match self.setting.release {
             Release::AtOnce => {
                 let now = self.setting.clock.now();
-                self.release(batch, now)?;
+                self.release(queued, now)?;
             }
             Release::AtTicks => {
-                self.queue.push_back((arrival, batch));
+                self.queue.push_back(queued);
                 self.setting.pulse.note_records();
             }
         }
         self.setting.meter.fed.add(fed);
         self.setting.meter.polled.add(records as u64);
-        self.adapt(records, arrival);
-        Ok(polled == Polled::More)
+        self.adapt(records, polled);
+        Ok(())
     }
 
     /// How many records may be polled now, of the wanted; `None` when there are none now.
     fn granted(&mut self, wanted: usize) -> Option<Granted> {
-        // Nobody can read again what is drained.
+        // Records that are drained cannot be read again.
         if self.at_stop == Some(AtStop::Drain) {
             return Some(self.setting.intake.without_limit(wanted, self.counts()));
         }
         match self.setting.intake.grant(self.setting.worker, wanted, self.counts(), self.setting.clock.now()) {
             Grant::Records(granted) => Some(granted),
             Grant::After(wait) => {
-                // A simulated clock wakes by itself.
+                // A simulated clock wakes this operator when it moves.
                 if self.setting.clock.is_system() {
                     self.activator.activate_after(wait.min(ASK_AGAIN_WITHIN));
                 }
@@ -327,11 +348,12 @@ impl<R: Reader> Ingest<R> {
         }
     }
 
-    /// Drops what waits for a tick of which that holds.
-    fn forget_queued(&mut self, is_forgotten: impl Fn(&Batch<R::Item>) -> bool) {
-        let gone = self.queue.iter().filter(|(_, batch)| is_forgotten(batch)).map(|(_, batch)| batch.len()).sum();
-        self.queue.retain(|(_, batch)| !is_forgotten(batch));
-        self.leave(gone);
+    /// Drops those of the batches that wait for a tick.
+    fn drop_queued(&mut self, is_dropped: impl Fn(&Queued<T>) -> bool) {
+        let records = |queue: &VecDeque<Queued<T>>| queue.iter().map(|queued| queued.batch.len()).sum::<usize>();
+        let before = records(&self.queue);
+        self.queue.retain(|queued| !is_dropped(queued));
+        self.leave(before - records(&self.queue));
     }
 
     /// So many records wait for a tick no more.
@@ -343,7 +365,7 @@ impl<R: Reader> Ingest<R> {
 
     /// Fits the next poll to the time this one took.
     fn adapt(&mut self, records: usize, since: Moment) {
-        // A record that comes alone says nothing, and it is the one that somebody waits for.
+        // A record that comes alone says nothing about the pace.
         if records <= 1 && self.records_max > 1 {
             return;
         }
@@ -351,7 +373,7 @@ impl<R: Reader> Ingest<R> {
         if took > 2 * STEP {
             self.records_max = (self.records_max / 2).max(1);
         } else if took < STEP / 2 && records >= self.records_max {
-            self.records_max = (self.records_max * 2).min(RECORDS_MOST);
+            self.records_max = (self.records_max * 2).min(RECORDS_MAX);
         }
     }
 
@@ -359,27 +381,27 @@ impl<R: Reader> Ingest<R> {
     fn release_until(&mut self, until: Moment) -> Result<Released> {
         let mut now = self.setting.clock.now();
         let deadline = now.after(STEP);
-        while let Some((polled, _)) = self.queue.front() {
-            if *polled > until {
+        while let Some(queued) = self.queue.front() {
+            if queued.polled > until {
                 break;
             }
-            if self.setting.budget.stall().holds_sources() {
+            if self.setting.stall.holds_sources() {
                 return Ok(Released::Stalled);
             }
             if now > deadline {
                 return Ok(Released::Some);
             }
-            let (_, batch) = self.queue.pop_front().expect("it has a front");
-            let (records, before) = (batch.len(), now);
+            let queued = self.queue.pop_front().expect("it has a front");
+            let (records, before) = (queued.batch.len(), now);
             self.leave(records);
-            self.release(batch, now)?;
+            self.release(queued, now)?;
             now = self.setting.clock.now();
             let took = now - before;
-            // By what was measured: the batches of a tick are as large as they were when it began.
+            // Polls follow what releases take: in a micro-batch the two are apart.
             if took > 2 * STEP {
                 self.released_max = self.released_max.min((records / 2).max(1));
             } else if took < STEP / 2 {
-                self.released_max = self.released_max.max(2 * records).min(RECORDS_MOST);
+                self.released_max = self.released_max.max(2 * records).min(RECORDS_MAX);
             }
         }
         if !self.queue.is_empty() {
@@ -389,12 +411,13 @@ impl<R: Reader> Ingest<R> {
     }
 
     /// Gives a batch its epoch and lets it go.
-    fn release(&mut self, mut batch: Batch<R::Item>, now: Moment) -> Result<()> {
-        if let Some((partition, next)) = batch.take_position() {
+    fn release(&mut self, queued: Queued<T>, now: Moment) -> Result<()> {
+        let Queued { position, batch, .. } = queued;
+        if let Some((partition, next)) = position {
             self.released.insert(partition, next);
         }
         self.setting.meter.records.add(batch.len() as u64);
-        self.setting.meter.bytes.add(batch.bytes().0);
+        self.setting.meter.bytes.add(batch.admission().map_or(0, |admission| admission.bytes().0));
         self.setting.meter.batches.add(1);
         if self.setting.release == Release::AtOnce {
             self.setting.pulse.note_records();
@@ -405,19 +428,23 @@ impl<R: Reader> Ingest<R> {
         if batch.is_empty() { Ok(()) } else { self.chain.consume(batch, &self.capabilities) }
     }
 
-    /// Partitions that are taken: nothing more of them is released. What was is committed with the open checkpoint.
-    fn answer_recalls(&mut self) {
+    /// Lets partitions go: nothing more of them is released. What was released is committed with the
+    /// open checkpoint, or dropped.
+    fn answer_drains(&mut self) {
         let checkpoint = self.epoch().checkpoint();
-        for recall in self.setting.recalls.take() {
+        let drains = self.setting.drains.clone();
+        let has_answered = drains.answer(|drain: &Drain| {
             if let Some(reader) = &mut self.reader {
-                reader.forget(&recall.partitions);
+                reader.unassign(&drain.partitions);
             }
-            let is_recalled = |partition: &Partition| recall.partitions.contains(partition);
-            self.forget_queued(|batch| batch.partition().is_some_and(is_recalled));
-            if recall.lost {
-                self.released.retain(|partition, _| !is_recalled(partition));
+            let is_drained = |partition: &Partition| drain.partitions.contains(partition);
+            self.drop_queued(|queued| queued.position.as_ref().is_some_and(|(partition, _)| is_drained(partition)));
+            if drain.released == ReleasedRecords::Dropped {
+                self.released.retain(|partition, _| !is_drained(partition));
             }
-            recall.answer(checkpoint);
+            checkpoint
+        });
+        if has_answered {
             self.setting.control.wake();
         }
     }
@@ -450,8 +477,11 @@ impl<R: Reader> Ingest<R> {
     /// No more input: the last positions go out, then the capabilities, and the reader gives its queues back.
     fn end(&mut self) {
         self.record_offsets();
-        self.setting.recalls.end(self.epoch().checkpoint());
+        self.setting.drains.end(self.epoch().checkpoint());
         self.setting.control.wake();
+        if let Some(end) = self.ended {
+            self.setting.meter.end(end == End::OfTime);
+        }
         self.capabilities.clear();
         self.reader = None;
         self.setting.budget.leave(self.setting.source.0 as u64);
@@ -460,16 +490,11 @@ impl<R: Reader> Ingest<R> {
     }
 }
 
-impl<R: Reader> Drop for Ingest<R> {
+impl<T> Drop for Ingest<T> {
     fn drop(&mut self) {
         // A reader that never ended counts as open; the run is over all the same.
         if self.reader.is_some() {
             self.setting.pulse.source_ended();
         }
     }
-}
-
-/// How much memory the records of a worker's sources may hold until they are acknowledged: its share of one half.
-pub(crate) fn budget(total: Bytes, workers: usize, stall: &Stall) -> Arc<Budget> {
-    Budget::new(Bytes(total.0 / 2 / workers as u64), stall)
 }

@@ -1,16 +1,21 @@
-//! Floor 3: what happens to records. On a record's path: [`ingest`] polls a reader as the [`intake`] allows, stamps what it
-//! releases with the open epoch and runs the fused [`stage`]s over it, among them [`calls`] of other services; an
-//! [`exchange`] moves it to another worker; an [`egress`] hands it to a writer and holds its checkpoint open until it is
-//! acknowledged. All of them look at the [`pulse`], which says what epoch is open.
+//! Floor 3: what happens to records. On a record's path: [`ingest`] polls a reader as the [`intake`]
+//! allows, stamps what it releases with the open epoch and runs the fused [`stage`]s over it, among
+//! them [`calls`] of other services; an [`exchange`] moves it to another worker; an [`egress`] hands it
+//! to a writer and holds its checkpoint open until it is acknowledged. All of them look at the
+//! [`pulse`], which says what epoch is open.
 
-mod attempt;
-pub(crate) mod call_threads;
-pub(crate) mod calls;
-pub(crate) mod egress;
-pub(crate) mod exchange;
 pub(crate) mod fault;
-pub(crate) mod ingest;
-pub(crate) mod intake;
 pub(crate) mod pulse;
-pub(crate) mod recall;
+pub(crate) mod inputs;
+
+pub(crate) mod intake;
+pub(crate) mod drain;
+pub(crate) mod ingest;
+
 pub(crate) mod stage;
+pub(crate) mod call_threads;
+mod attempt;
+pub(crate) mod calls;
+pub(crate) mod exchange;
+
+pub(crate) mod egress;

@@ -1,62 +1,73 @@
-//! What operators see of the epochs: which one is open, and what the ticker wants of them. One per run, shared by all
-//! of its workers, so that they cut together. The ticker (`epoch/ticker`) writes it; operators read it at each step
-//! and leave a note when there is a reason to go on.
+//! What operators see of the epochs: which one is open, what is committed, and what the ticker wants of
+//! them. One per run, shared by all of its workers, so that they cut together. The notice board between
+//! three parties:
+//!
+//! ```text
+//! ticker          writes   open, until            and wakes the sources; at a boundary the egresses too
+//! operators       note     records, starvation    reasons for the next epoch, which wake the ticker
+//!                 read     open, until, committed
+//! control thread  writes   committed, stopping
+//! ```
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Condvar, Mutex};
 
-use crate::io::Wake;
-use crate::words::{CheckpointId, Clock, Epoch, Moment, lock};
+use crate::words::{Bell, CheckpointId, Clock, Epoch, Moment, Wake, lock};
 
 /// The shared state of a run's epochs.
 #[derive(Debug)]
 pub(crate) struct Pulse {
-    /// Sources belong at this epoch: whatever they hold below it, they close.
+    /// The first checkpoint of this run.
+    first: CheckpointId,
+    /// Sources belong at this epoch: they close what they hold below it.
     open: AtomicU64,
-    /// What arrived until this moment is released before the source moves to `open`; matters to micro-batches.
+    /// What arrived until this moment is released before a source moves to `open`; for micro-batches.
     until: AtomicU64,
-    /// When a source last left an epoch behind.
+    /// When a source last left an epoch.
     moved: AtomicU64,
-    /// A source closes no checkpoint above this one.
-    closable: AtomicU64,
-    /// Something was admitted or queued since the ticker looked.
-    dirty: AtomicBool,
-    /// A source has used up its memory and would like a boundary, or a batch, now.
+    /// Everything up to this checkpoint is committed.
+    committed: AtomicU64,
+    /// The number of commits that sources have answered.
+    commits: AtomicU64,
+    /// Its reason: something was admitted or queued since the ticker looked.
+    bell: Bell,
+    /// A source has used up its memory; a boundary, or a batch, would help now.
     hurry: AtomicBool,
     stopping: AtomicBool,
+    /// The number of sources that have not ended.
     sources: AtomicUsize,
-    /// The ticker waits for a reason, so whoever has one rings.
-    asleep: AtomicBool,
-    bell: Mutex<bool>,
-    rung: Condvar,
     ingests: Mutex<Vec<Wake>>,
-    /// Of what waits while a writer has no room, beside the sources.
+    /// Stages that wait while a writer has no room.
     for_room: Mutex<Vec<Wake>>,
     egresses: Mutex<Vec<Wake>>,
 }
 
 impl Pulse {
-    /// The first epoch is open.
-    pub(crate) fn new() -> Pulse {
+    /// Of a run that begins with that checkpoint. Its first epoch is open.
+    pub(crate) fn new(first: CheckpointId) -> Pulse {
         Pulse {
-            open: AtomicU64::new(Epoch::FIRST.as_raw()),
+            first,
+            open: AtomicU64::new(first.opening_epoch().as_raw()),
             until: AtomicU64::new(0),
             moved: AtomicU64::new(0),
-            closable: AtomicU64::new(Epoch::FIRST.checkpoint().number()),
-            dirty: AtomicBool::new(false),
+            committed: AtomicU64::new(first.previous().number()),
+            commits: AtomicU64::new(0),
+            bell: Bell::default(),
             hurry: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             sources: AtomicUsize::new(0),
-            asleep: AtomicBool::new(false),
-            bell: Mutex::new(false),
-            rung: Condvar::new(),
             ingests: Mutex::default(),
             for_room: Mutex::default(),
             egresses: Mutex::default(),
         }
     }
 
-    // What operators ask and say.
+    /// The first checkpoint of this run.
+    pub(crate) fn first(&self) -> CheckpointId {
+        self.first
+    }
+
+    // For operators.
 
     pub(crate) fn epoch(&self) -> Epoch {
         Epoch::from_raw(self.open.load(SeqCst))
@@ -70,16 +81,20 @@ impl Pulse {
         self.moved.fetch_max(now.as_nanos(), SeqCst);
     }
 
-    /// When a source last left an epoch behind.
+    /// When a source last left an epoch.
     pub(crate) fn moved(&self) -> Moment {
         Moment::from_nanos(self.moved.load(SeqCst))
     }
 
+    /// Whether a source may close the checkpoint: the one before it is committed. Under
+    /// `Pace::Continuous` the ticker has checked that before it opened the next; a micro-batch is cut
+    /// while the one before it is still being committed, and its sources wait.
     pub(crate) fn may_close(&self, checkpoint: CheckpointId) -> bool {
-        checkpoint.number() <= self.closable.load(SeqCst)
+        checkpoint <= self.committed().next()
     }
 
-    /// Whether every source has left the checkpoint behind, or ended: then a record in flight is all it waits for.
+    /// Whether every source has left the checkpoint, or ended: then it waits only for its records in
+    /// flight.
     pub(crate) fn is_cut(&self, checkpoint: CheckpointId) -> bool {
         self.epoch().checkpoint() > checkpoint || self.sources.load(SeqCst) == 0
     }
@@ -88,17 +103,15 @@ impl Pulse {
         self.stopping.load(SeqCst)
     }
 
-    /// There is a reason for a next epoch: something was admitted, or waits for a tick.
+    /// Notes a reason for the next epoch: something was admitted, or waits for a tick.
     pub(crate) fn note_records(&self) {
-        if !self.dirty.load(SeqCst) && !self.dirty.swap(true, SeqCst) && self.asleep.load(SeqCst) {
-            self.ring();
-        }
+        self.bell.note();
     }
 
-    /// Memory is used up; a boundary would free some, or release what waits.
+    /// Notes that memory is used up: a boundary would free some, or release what waits.
     pub(crate) fn note_starved(&self) {
         if !self.hurry.swap(true, SeqCst) {
-            self.ring();
+            self.bell.ring();
         }
     }
 
@@ -107,12 +120,12 @@ impl Pulse {
         lock(&self.ingests).push(wake);
     }
 
-    /// Wakes this when a writer has room again.
+    /// Wakes this stage when a writer has room again.
     pub(crate) fn wakes_for_room(&self, wake: Wake) {
         lock(&self.for_room).push(wake);
     }
 
-    /// A writer has room again: sources and all else that waited for it go on.
+    /// A writer has room again: sources and stages that waited for it go on.
     pub(crate) fn have_room(&self) {
         self.wake_ingests();
         lock(&self.for_room).iter().for_each(Wake::wake);
@@ -121,7 +134,7 @@ impl Pulse {
     pub(crate) fn source_ended(&self) {
         if self.sources.fetch_sub(1, SeqCst) == 1 {
             self.wake_egresses();
-            self.ring();
+            self.bell.ring();
         }
     }
 
@@ -129,24 +142,40 @@ impl Pulse {
         lock(&self.egresses).push(wake);
     }
 
-    // What the ticker and the control thread do.
+    // For the ticker and the control thread.
 
     /// Moves the sources to `epoch`, once what arrived until `until` is released.
     pub(crate) fn open(&self, epoch: Epoch, until: Moment) {
         let boundary = epoch.checkpoint() > self.epoch().checkpoint();
-        // In this order: whoever sees the epoch sees its moment.
+        // In this order: a source that sees the epoch sees its moment.
         self.until.store(until.as_nanos(), SeqCst);
         self.open.store(epoch.as_raw(), SeqCst);
         self.wake_ingests();
         if boundary {
+            // After the epoch: see `Flight::land`.
             self.wake_egresses();
         }
     }
 
-    pub(crate) fn allow_close(&self, checkpoint: CheckpointId) {
-        if self.closable.fetch_max(checkpoint.number(), SeqCst) < checkpoint.number() {
+    /// Everything up to the checkpoint is committed, with that many commits in all. Returns whether
+    /// that is news.
+    pub(crate) fn commit(&self, checkpoint: CheckpointId, commits: u64) -> bool {
+        self.commits.store(commits, SeqCst);
+        let is_news = self.committed.fetch_max(checkpoint.number(), SeqCst) < checkpoint.number();
+        if is_news {
             self.wake_ingests();
         }
+        is_news
+    }
+
+    /// Everything up to this checkpoint is committed.
+    pub(crate) fn committed(&self) -> CheckpointId {
+        CheckpointId::new(self.committed.load(SeqCst))
+    }
+
+    /// The number of commits that sources have answered.
+    pub(crate) fn commits(&self) -> u64 {
+        self.commits.load(SeqCst)
     }
 
     pub(crate) fn stop(&self) {
@@ -154,12 +183,13 @@ impl Pulse {
         self.wake_ingests();
     }
 
-    pub(crate) fn take_dirty(&self) -> bool {
-        self.dirty.swap(false, SeqCst)
+    /// Takes the reason for the next epoch, if there is one.
+    pub(crate) fn take_reason(&self) -> bool {
+        self.bell.take()
     }
 
-    pub(crate) fn is_dirty(&self) -> bool {
-        self.dirty.load(SeqCst)
+    pub(crate) fn has_reason(&self) -> bool {
+        self.bell.has_reason()
     }
 
     pub(crate) fn take_hurry(&self) -> bool {
@@ -172,22 +202,17 @@ impl Pulse {
 
     /// Makes the ticker look.
     pub(crate) fn ring(&self) {
-        *lock(&self.bell) = true;
-        self.rung.notify_all();
+        self.bell.ring();
     }
 
-    /// Says, *before* the ticker looks for the last time, whether it wants to hear of the next reason at once.
+    /// The ticker sets this *before* it looks for the last time: whether the next reason wakes it.
     pub(crate) fn set_asleep(&self, asleep: bool) {
-        self.asleep.store(asleep, SeqCst);
+        self.bell.set_asleep(asleep);
     }
 
-    /// Waits until somebody rings or the clock reaches `until`.
+    /// Waits until the bell rings or the clock reaches `until`.
     pub(crate) fn wait(&self, clock: &Clock, until: Option<Moment>) {
-        let mut bell = lock(&self.bell);
-        if !*bell {
-            bell = clock.wait(bell, &self.rung, until);
-        }
-        *bell = false;
+        self.bell.wait(|rung, changed| clock.wait(rung, changed, until));
     }
 
     pub(crate) fn wake_ingests(&self) {

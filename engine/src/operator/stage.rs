@@ -1,24 +1,36 @@
-//! Stateless stages. `map`, `filter`, `flat_map` and the like do not each become an operator of the dataflow: a chain is
-//! one operator that runs stage by stage over whole batches, because an operator of its own costs 0.4–1.2 µs for each
-//! epoch and batch. A chain ends in a [`Port`], the way out to the next operator.
+//! Stateless stages. `map`, `filter`, `flat_map` and the like do not each become an operator of the
+//! dataflow: a chain is one operator that runs stage by stage over whole batches, because an operator
+//! of its own costs 0.4–1.2 µs for each epoch and batch. A chain ends in a [`Port`], the way out to
+//! the next operator, or in an [`egress`](super::egress).
+//!
+//! A chain is built from its end, because a stage owns what comes after it:
+//!
+//! ```text
+//! flow.source(s)        a Chain: "give me a Tail, and I build the operator of s with it"
+//!     .map(f)           a longer Chain: its Tail is  Stage(f) → the Tail that it will be given
+//!     .filter(g)        a longer Chain: its Tail is  Stage(f) → Stage(g) → …
+//!     .sink(k)          the last Tail, the egress of k: now everything is built
+//! ```
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use timely::Accountable;
 use timely::container::NoopBuilder;
 use timely::dataflow::channels::pact::ParallelizationContract;
-use timely::dataflow::operators::{Capability, InputCapability};
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::dataflow::operators::{Capability, InputCapability};
 use timely::dataflow::{Scope, Stream};
 use timely::progress::operate::FrontierInterest;
 
-use crate::io::Wake;
-use crate::words::{Backlog, Batch, Clock, Error, Result, StageMeter, Stall};
+use crate::words::{
+    Admission, Backlog, Batch, ByCheckpoint, CheckpointId, Clock, Epoch, Error, Result, SinkMeter, StageMeter, Stall,
+    Wake,
+};
 
 use super::fault::{self, Fault, Node};
+use super::inputs::Input;
 use super::pulse::Pulse;
 
 /// A batch is what travels in the dataflow, whole.
@@ -34,7 +46,12 @@ pub(crate) type Capabilities = Vec<Capability<u64>>;
 /// An output port on which nothing is ever sent.
 pub(crate) type Silent = OutputBuilder<u64, NoopBuilder<Vec<()>>>;
 
-/// The rest of a chain: takes batches of the stage before.
+/// The checkpoint of a capability's epoch.
+pub(crate) fn checkpoint_of(capability: &Capability<u64>) -> CheckpointId {
+    Epoch::from_raw(*capability.time()).checkpoint()
+}
+
+/// The rest of a chain: takes the batches of the stage before.
 pub(crate) trait Consume<T> {
     /// Takes a batch, which holds at least one record.
     fn consume(&mut self, batch: Batch<T>, at: &Capabilities) -> Result<()>;
@@ -46,36 +63,105 @@ pub(crate) trait Consume<T> {
 /// Makes the rest of a chain while its operator is being built; it may add output ports.
 pub(crate) type Tail<'a, T> = Box<dyn FnOnce(&mut OperatorBuilder<'a, u64>) -> Result<Box<dyn Consume<T>>> + 'a>;
 
-/// A chain that waits for its tail; building it is attaching one.
+/// A chain that waits for its tail; attaching one builds it.
 pub(crate) type Chain<'a, T> = Box<dyn FnOnce(Tail<'a, T>) -> Result<()> + 'a>;
+
+/// What a node of a chain counts.
+#[derive(Clone, Debug)]
+pub(crate) enum Counts {
+    Stage(Arc<StageMeter>),
+    Sink(Arc<SinkMeter>),
+}
+
+/// A node of a chain: enters it, counts its records, and names it in errors. Every stage and every
+/// egress is run by one of these, so none can forget to.
+pub(crate) struct Within<W> {
+    node: Node,
+    name: String,
+    counts: Counts,
+    work: W,
+}
+
+impl<W> Within<W> {
+    pub(crate) fn new((node, name): (Node, String), counts: Counts, work: W) -> Within<W> {
+        Within { node, name, counts, work }
+    }
+}
+
+impl<T, W: Consume<T>> Consume<T> for Within<W> {
+    fn consume(&mut self, batch: Batch<T>, at: &Capabilities) -> Result<()> {
+        let _entered = fault::enter(self.node);
+        match &self.counts {
+            Counts::Stage(meter) => meter.records_in.add(batch.len() as u64),
+            Counts::Sink(meter) => meter.records.add(batch.len() as u64),
+        }
+        let unfinished = Unfinished(batch.admission().cloned());
+        self.work.consume(batch, at).map_err(|error| error.within(&self.name))?;
+        unfinished.finish();
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<()> {
+        let _entered = fault::enter(self.node);
+        self.work.step().map_err(|error| error.within(&self.name))
+    }
+}
+
+/// A batch in a stage that has not returned yet. When the stage panics or fails, the outcome of the
+/// batch is unknown.
+struct Unfinished(Option<Admission>);
+
+impl Unfinished {
+    fn finish(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(admission) = &self.0 {
+            admission.lose();
+        }
+    }
+}
+
+/// What comes after a stage: counts what the stage hands on, and hands on nothing that is empty.
+pub(crate) struct Next<U> {
+    meter: Arc<StageMeter>,
+    rest: Box<dyn Consume<U>>,
+}
+
+impl<U> Next<U> {
+    pub(crate) fn new(meter: Arc<StageMeter>, rest: Box<dyn Consume<U>>) -> Next<U> {
+        Next { meter, rest }
+    }
+
+    pub(crate) fn hand_on(&mut self, batch: Batch<U>, at: &Capabilities) -> Result<()> {
+        self.meter.records_out.add(batch.len() as u64);
+        if batch.is_empty() { Ok(()) } else { self.rest.consume(batch, at) }
+    }
+
+    pub(crate) fn step(&mut self) -> Result<()> {
+        self.rest.step()
+    }
+}
 
 /// A stage that makes a batch of a batch.
 pub(crate) struct Stage<F, U> {
-    node: Node,
-    name: String,
-    meter: Arc<StageMeter>,
     f: F,
-    next: Box<dyn Consume<U>>,
+    next: Next<U>,
 }
 
 impl<F, U> Stage<F, U> {
-    pub(crate) fn new(
-        (node, name): (Node, String),
-        meter: Arc<StageMeter>,
-        f: F,
-        next: Box<dyn Consume<U>>,
-    ) -> Stage<F, U> {
-        Stage { node, name, meter, f, next }
+    pub(crate) fn new(f: F, next: Next<U>) -> Stage<F, U> {
+        Stage { f, next }
     }
 }
 
 impl<T, U, F: FnMut(Batch<T>) -> Result<Batch<U>>> Consume<T> for Stage<F, U> {
     fn consume(&mut self, batch: Batch<T>, at: &Capabilities) -> Result<()> {
-        fault::enter(self.node);
-        self.meter.records_in.add(batch.len() as u64);
-        let out = (self.f)(batch).map_err(|error| error.in_operator(&self.name))?;
-        self.meter.records_out.add(out.len() as u64);
-        if out.is_empty() { Ok(()) } else { self.next.consume(out, at) }
+        let out = (self.f)(batch)?;
+        self.next.hand_on(out, at)
     }
 
     fn step(&mut self) -> Result<()> {
@@ -84,32 +170,28 @@ impl<T, U, F: FnMut(Batch<T>) -> Result<Batch<U>>> Consume<T> for Stage<F, U> {
 }
 
 /// A stage that sends each record one of two ways.
-pub(crate) struct Split<F, A: 'static, B: 'static> {
-    node: Node,
-    meter: Arc<StageMeter>,
+pub(crate) struct Split<F, A, B> {
     test: F,
-    yes: Port<A>,
-    no: Port<B>,
+    yes: Next<A>,
+    no: Next<B>,
 }
 
-impl<F, A: 'static, B: 'static> Split<F, A, B> {
-    pub(crate) fn new(node: Node, meter: Arc<StageMeter>, test: F, yes: Port<A>, no: Port<B>) -> Split<F, A, B> {
-        Split { node, meter, test, yes, no }
+impl<F, A, B> Split<F, A, B> {
+    pub(crate) fn new(test: F, yes: Next<A>, no: Next<B>) -> Split<F, A, B> {
+        Split { test, yes, no }
     }
 }
 
-impl<T, A: 'static, B: 'static, F: FnMut(T) -> Result<A, B>> Consume<T> for Split<F, A, B> {
+impl<T, A, B, F: FnMut(T) -> Result<A, B>> Consume<T> for Split<F, A, B> {
     fn consume(&mut self, batch: Batch<T>, at: &Capabilities) -> Result<()> {
-        fault::enter(self.node);
-        self.meter.records_in.add(batch.len() as u64);
-        self.meter.records_out.add(batch.len() as u64);
         let (yes, no) = batch.split(&mut self.test);
-        self.yes.consume(yes, at)?;
-        self.no.consume(no, at)
+        self.yes.hand_on(yes, at)?;
+        self.no.hand_on(no, at)
     }
 
     fn step(&mut self) -> Result<()> {
-        Ok(())
+        self.yes.step()?;
+        self.no.step()
     }
 }
 
@@ -130,9 +212,7 @@ impl<T: 'static> Port<T> {
 
 impl<T: 'static> Consume<T> for Port<T> {
     fn consume(&mut self, mut batch: Batch<T>, at: &Capabilities) -> Result<()> {
-        if !batch.is_empty() {
-            self.output.activate().session_with_builder(&at[self.index]).give_container(&mut batch);
-        }
+        self.output.activate().session_with_builder(&at[self.index]).give_container(&mut batch);
         Ok(())
     }
 
@@ -150,12 +230,12 @@ pub(crate) fn wake_of<'a>(scope: Scope<'a, u64>, builder: &OperatorBuilder<'a, u
     })
 }
 
-/// Gives up an operator that was begun: timely wants every one of them, and panics without.
+/// Gives up an operator that was begun: timely panics when one is not built.
 pub(crate) fn give_up(builder: OperatorBuilder<'_, u64>) {
     builder.build(|_| |_| {});
 }
 
-/// What the operator of a chain that starts at streams shares with the rest of its worker.
+/// What the operator of a chain that begins with streams shares with the rest of its worker.
 pub(crate) struct Setting {
     pub(crate) fault: Arc<Fault>,
     pub(crate) pulse: Arc<Pulse>,
@@ -165,11 +245,12 @@ pub(crate) struct Setting {
     pub(crate) is_exchange: bool,
 }
 
-/// Builds the operator of a chain that starts at streams and not at a source; `pact` says which worker gets what.
+/// Builds the operator of a chain that begins with streams and not with a source; `pact` says which
+/// worker gets what.
 ///
-/// What arrives waits here while a writer has no room, and runs through the chain in slices of about a millisecond otherwise:
-/// what a stage makes of a record may be a thousand times as large, and is in no budget. Sources wait while more waits here than
-/// a few slices.
+/// What arrives waits here while a writer has no room. Otherwise it runs through the chain in slices
+/// of about a millisecond: what a stage makes of a record may be a thousand times as large, and is in
+/// no budget. Sources wait while more than a few slices wait here.
 pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
     scope: Scope<'a, u64>,
     name: &str,
@@ -179,7 +260,8 @@ pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
     tail: Tail<'a, T>,
 ) -> Result<()> {
     let mut builder = OperatorBuilder::new(name.to_owned(), scope);
-    let mut inputs: Vec<_> = inputs.into_iter().map(|stream| builder.new_input(stream, pact())).collect();
+    let connect = |stream| Input::new(&mut builder, stream, pact(), FrontierInterest::Never);
+    let mut inputs: Vec<_> = inputs.into_iter().map(connect).collect();
     let mut chain = match tail(&mut builder) {
         Ok(chain) => chain,
         Err(error) => {
@@ -188,33 +270,33 @@ pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
         }
     };
     let ports = builder.shape().outputs();
-    (0..inputs.len()).for_each(|input| builder.set_notify_for(input, FrontierInterest::Never));
     let wake = wake_of(scope, &builder);
     setting.pulse.wakes_for_room(wake.clone());
     let activator = scope.activator_for(builder.operator_info().address);
     builder.build(move |capabilities| {
         drop(capabilities);
-        let mut arrived: VecDeque<(Capabilities, Batch<T>)> = VecDeque::new();
+        let mut arrived: ByCheckpoint<(Capabilities, Batch<T>)> = ByCheckpoint::default();
         let mut pace = Pace::default();
         let pulse = Arc::clone(&setting.pulse);
         let mut backlog = Backlog::new(setting.stall.clone(), move || pulse.wake_ingests());
         move |_| {
             wake.listen();
             for input in &mut inputs {
-                // In the order of arrival; `for_each_time` sorts unstably and would mix up batches of one epoch.
                 input.for_each(|capability, batch| {
-                    let at = capabilities_of(&capability, ports);
+                    let epoch = *capability.least().expect("a batch is sent at one epoch");
+                    let checkpoint = Epoch::from_raw(epoch).checkpoint();
                     if setting.is_exchange && setting.stall.arrive(batch.len()) {
                         setting.pulse.wake_ingests();
                     }
-                    arrived.push_back((at, std::mem::take(batch)));
+                    arrived.push(checkpoint, (retain(&capability, ports), std::mem::take(batch)));
                 });
             }
-            // After a fault what is held stays held, and nothing moves any more.
+            // After a fault everything stays where it is, and capabilities are kept.
             if setting.fault.is_set() {
                 return;
             }
-            match pace.run(&mut arrived, &mut *chain, &setting).and_then(|more| chain.step().map(|()| more)) {
+            let more = pace.run(&mut arrived, &mut *chain, &setting);
+            match more.and_then(|more| chain.step().map(|()| more)) {
                 Ok(true) => activator.activate(),
                 Ok(false) => {}
                 Err(error) => setting.fault.record(error),
@@ -226,12 +308,12 @@ pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
 }
 
 /// A capability of a batch's epoch for each of the ports.
-fn capabilities_of(capability: &InputCapability<u64>, ports: usize) -> Capabilities {
+fn retain(capability: &InputCapability<u64>, ports: usize) -> Capabilities {
     let retain = |port| capability.retain_least(port).expect("a batch is sent at one epoch");
     (0..ports).map(retain).collect()
 }
 
-/// How many records run through a chain at once: what takes about a millisecond.
+/// How many records run through a chain at once: about a millisecond's work.
 struct Pace {
     records_max: usize,
 }
@@ -246,18 +328,18 @@ impl Pace {
     const STEP: Duration = Duration::from_millis(1);
     const RECORDS_MAX: usize = 4096;
 
-    /// Runs what has arrived through the chain, for about a step's time and as long as writers have room. Says whether there
-    /// is more to do now.
+    /// Runs what has arrived through the chain, for about a step's time and as long as writers have
+    /// room. Returns whether there is more to do now.
     fn run<T>(
         &mut self,
-        arrived: &mut VecDeque<(Capabilities, Batch<T>)>,
+        arrived: &mut ByCheckpoint<(Capabilities, Batch<T>)>,
         chain: &mut dyn Consume<T>,
         setting: &Setting,
     ) -> Result<bool> {
         let began = setting.clock.now();
         let mut before = began;
-        while let Some((at, batch)) = arrived.front_mut() {
-            if setting.stall.is_on() {
+        while let Some((checkpoint, (at, batch))) = arrived.front_mut() {
+            if setting.stall.holds(checkpoint) {
                 return Ok(false);
             }
             if before - began > Self::STEP {
@@ -286,12 +368,7 @@ impl Pace {
 
 /// Passes records on, and fails at the first error among them.
 pub(crate) fn or_stop<T, E: Into<Error>>(batch: Batch<Result<T, E>>) -> Result<Batch<T>> {
-    let admission = batch.admission().cloned();
     let mut failed = None;
     let passed = batch.mapped_while(|result| result.map_err(|error| failed = Some(error)).ok());
-    let Some(error) = failed else { return Ok(passed) };
-    if let Some(admission) = admission {
-        admission.lose();
-    }
-    Err(error.into())
+    failed.map_or(Ok(passed), |error| Err(error.into()))
 }

@@ -1,5 +1,7 @@
-//! What a job's control thread and the program that started it share: requests one way, reports, health and the end the other.
+//! What a job's control thread and the program that started it share: requests one way; reports, health
+//! and the end the other.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
@@ -7,17 +9,15 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::operator::intake::Limits;
-use crate::words::{Error, ErrorKind, Result, lock};
+use crate::words::{Error, ErrorKind, Result, deadline_after, lock};
 
-use super::control::{Event, Events};
+use super::events::{Event, Events};
 use super::health::{Health, HealthLimits};
-use super::jobs::Place;
+use super::labels::Labels;
 use super::listener::{Listener, Listeners};
-use super::metrics::Labels;
-use super::plan::{Meter, Run};
+use super::plan::Meter;
 use super::report::Report;
-
-pub(crate) use crate::words::deadline_after;
+use super::shared::Run;
 
 /// Shared by [`Running`](crate::Running) and the control thread.
 #[derive(Debug)]
@@ -27,8 +27,8 @@ pub(crate) struct Handle {
     state: Mutex<State>,
     changed: Condvar,
     listeners: Listeners,
-    /// In the list of this process's jobs; a run that is compared with others has none.
-    place: Mutex<Option<Place>>,
+    /// The job's place in the list of this process's jobs, if it is listed; dropped when it ends.
+    place: Mutex<Option<Box<dyn Any + Send>>>,
     labels: OnceLock<Labels>,
 }
 
@@ -41,7 +41,7 @@ struct State {
     started: Option<Instant>,
     restarts: u64,
     /// Why the newest run failed, until the next one begins.
-    fell: Option<String>,
+    failed: Option<String>,
     job: String,
     last: Option<Report>,
     outcome: Option<Result<Report>>,
@@ -76,14 +76,14 @@ impl Handle {
 
     /// Has these told what the job does.
     pub(crate) fn listen(self: &Arc<Handle>, listeners: &[Listener]) -> Result<()> {
-        self.listeners.open(listeners, self)
+        let handle = Arc::clone(self);
+        let report: Arc<dyn Fn() -> Report + Send + Sync> = Arc::new(move || handle.report());
+        self.listeners.open(listeners, &report)
     }
 
-    /// Lists the job among those of this process, until it ends.
-    pub(crate) fn list(self: &Arc<Handle>) {
-        let job = self.job();
-        let place = Place::take(&job, self);
-        self.labels.get_or_init(|| Labels::new(&job, place.number()));
+    /// The job is listed among those of this process, until `place` is dropped.
+    pub(crate) fn is_listed(&self, labels: Labels, place: Box<dyn Any + Send>) {
+        self.labels.get_or_init(|| labels);
         *lock(&self.place) = Some(place);
     }
 
@@ -99,11 +99,11 @@ impl Handle {
     fn ask(&self) {
         self.changed.notify_all();
         if let Some(events) = &*lock(&self.events) {
-            events.send(Event::Asked);
+            events.send(Event::Look);
         }
     }
 
-    // What the program asks.
+    // For the program.
 
     pub(crate) fn stop_within(&self, limit: Duration) {
         // Asked again, the earlier end counts.
@@ -137,23 +137,23 @@ impl Handle {
                 None => {
                     let connects = || "the job connects its sources and sinks".to_owned();
                     let restarts = |reason: &String| format!("the job restarts after a failure: {reason}");
-                    return Health::unready(state.fell.as_ref().map_or_else(connects, restarts));
+                    return Health::unready(state.failed.as_ref().map_or_else(connects, restarts));
                 }
             }
         };
         Health::of(&run, &report, limits)
     }
 
-    /// Whether channels have given so many records and all that is due is done.
+    /// Whether channels have given this many records and everything that is due is done.
     pub(crate) fn is_settled(&self, fed: u64) -> bool {
         let Some(run) = lock(&self.state).run.clone() else { return false };
-        // What a limit keeps out comes when the clock has moved, or the limit.
+        // Records that a limit keeps out come when the clock or the limit has changed.
         let now = run.clock.now();
         let held_back = run.plan.sources.iter().filter(|source| source.intake.holds_back(now));
         let kept_out: u64 = held_back.map(|source| source.shared.unread()).sum();
-        let sources = run.plan.nodes.iter().filter_map(|node| match &node.meter {
+        let sources = run.plan.meters.iter().filter_map(|meter| match meter {
             Meter::Source(meter) => Some(meter.fed.get()),
-            _ => None,
+            Meter::Stage(_) | Meter::Sink(_) => None,
         });
         sources.sum::<u64>() + kept_out >= fed && run.ticker.is_settled()
     }
@@ -187,10 +187,10 @@ impl Handle {
         Some(state.take_outcome())
     }
 
-    // What the control thread says.
+    // For the control thread.
 
-    /// From now on requests are heard here. Whoever listens looks at what was asked before it waits.
-    pub(crate) fn heard_by(&self, events: Events) {
+    /// From now on requests go to these events. The control thread looks at requests before it waits.
+    pub(crate) fn wakes(&self, events: Events) {
         *lock(&self.events) = Some(events);
     }
 
@@ -215,7 +215,7 @@ impl Handle {
             state.sources.push(name.to_owned());
         }
         state.run = Some(Arc::clone(run));
-        state.fell = None;
+        state.failed = None;
     }
 
     /// The names of the newest run's sources.
@@ -250,8 +250,8 @@ impl Handle {
     }
 
     /// The newest run failed, and another may follow it.
-    pub(crate) fn fell(&self, error: &Error) {
-        lock(&self.state).fell = Some(format!("{error:#}"));
+    pub(crate) fn failed(&self, error: &Error) {
+        lock(&self.state).failed = Some(format!("{error:#}"));
     }
 
     /// Another run follows the one that failed.
@@ -261,8 +261,8 @@ impl Handle {
         self.listeners.restarted(error, &report);
     }
 
-    /// Waits between two runs; says whether the program wants no further one.
-    pub(crate) fn rest(&self, pause: Duration) -> bool {
+    /// Waits between two runs; returns whether the program wants no further one.
+    pub(crate) fn pause(&self, pause: Duration) -> bool {
         let deadline = deadline_after(pause);
         let mut state = lock(&self.state);
         while state.stop.is_none() && !state.aborted {

@@ -1,17 +1,19 @@
-//! Whether a job is well, for whoever runs it: *alive*, so that to start the process again would not help, and *ready*, so that
-//! it does its work. Workers, the control thread and the commits leave their signs of life in [`Vitals`]; nothing here waits.
+//! Whether a job is well, for its operators: *alive*, so that starting the process again would not help,
+//! and *ready*, so that it does its work. It is read from the [`vitals`](super::vitals); nothing here
+//! waits.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::words::{CheckpointId, Clock, Moment, lock};
+use crate::words::{Clock, Moment};
 
-use super::plan::{Meter, Plan, Run};
+use super::plan::{Meter, Plan};
 use super::report::{Report, SourceReport};
+use super::shared::Run;
+use super::vitals::{OpenCheckpoint, OpenStage};
 
 /// What counts as well; see [`Running::health`](crate::Running::health).
 #[derive(Clone, Debug)]
@@ -101,7 +103,7 @@ impl Health {
         };
         let step = limits.step.unwrap_or(vitals.stuck_after / 2).max(STEP_MIN);
         if now - served > step {
-            health.not_alive.push(format!("the control thread has not come by for {}", told(now - served)));
+            health.not_alive.push(format!("the control thread has not looked for {}", told(now - served)));
         }
         for (index, busy) in vitals.busy(now).enumerate().filter(|(_, busy)| *busy > step) {
             health.not_alive.push(format!("worker {index} has been in one step for {}", told(busy)));
@@ -144,44 +146,13 @@ fn told(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
 
-/// The signs of life of a run.
-#[derive(Debug)]
-pub(crate) struct Vitals {
-    stuck_after: Duration,
-    /// When each worker's current step began, or 0 when it has ended.
-    pub(crate) steps: Vec<Arc<AtomicU64>>,
-    /// When the control thread last came by, or 0 when it does not serve.
-    served: AtomicU64,
-    stops: AtomicBool,
-    open: Mutex<Option<OpenCheckpoint>>,
-    /// What sources wait for, and since when.
-    waiting: Mutex<Vec<(String, Moment)>>,
-}
-
-/// The oldest checkpoint that is cut and not committed.
-#[derive(Clone, Copy, Debug)]
-struct OpenCheckpoint {
-    checkpoint: CheckpointId,
-    since: Moment,
-    stage: OpenStage,
-}
-
-/// What an open checkpoint waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum OpenStage {
-    /// For the acknowledgement of its records.
-    Acknowledgements,
-    /// For the answers to its commit.
-    Commit,
-}
-
 impl OpenCheckpoint {
     fn reason(&self, plan: &Plan, now: Moment) -> String {
         let (checkpoint, age) = (self.checkpoint, told(now - self.since));
         match self.stage {
             OpenStage::Commit => format!("the commit of checkpoint {checkpoint} is not answered, for {age}"),
             OpenStage::Acknowledgements => {
-                let open = plan.nodes.iter().filter_map(|node| match &node.meter {
+                let open = plan.nodes().filter_map(|(node, meter)| match meter {
                     Meter::Sink(meter) => {
                         let done = meter.acknowledged.get() + meter.skipped.get();
                         let open = meter.records.get().saturating_sub(done);
@@ -194,73 +165,5 @@ impl OpenCheckpoint {
                 format!("records of checkpoint {checkpoint} are not acknowledged{of_sinks}, for {age}")
             }
         }
-    }
-}
-
-impl Vitals {
-    pub(crate) fn new(workers: usize, stuck_after: Duration) -> Vitals {
-        Vitals {
-            stuck_after,
-            steps: (0..workers).map(|_| Arc::default()).collect(),
-            served: AtomicU64::new(0),
-            stops: AtomicBool::new(false),
-            open: Mutex::default(),
-            waiting: Mutex::default(),
-        }
-    }
-
-    // What the control thread says.
-
-    /// It comes by: up to `cut` checkpoints are cut, up to `committed` they are committed, and the one after that waits for
-    /// `stage`.
-    pub(crate) fn serve(&self, cut: CheckpointId, committed: CheckpointId, stage: OpenStage) {
-        let now = Clock::system().now();
-        self.served.store(now.as_nanos().max(1), Relaxed);
-        let mut open = lock(&self.open);
-        *open = (cut > committed).then(|| {
-            let checkpoint = committed.next();
-            let since = open.filter(|open| open.checkpoint == checkpoint).map_or(now, |open| open.since);
-            OpenCheckpoint { checkpoint, since, stage }
-        });
-    }
-
-    /// What sources wait for, looked at several times a second.
-    pub(crate) fn wait_for(&self, plan: &Plan) {
-        let now = Clock::system().now();
-        let mut waiting = lock(&self.waiting);
-        let before = std::mem::take(&mut *waiting);
-        let since = |text: &String| before.iter().find(|(other, _)| other == text).map_or(now, |(_, since)| *since);
-        waiting.extend(plan.waiting().into_iter().map(|text| (text.clone(), since(&text))));
-    }
-
-    pub(crate) fn stop(&self) {
-        self.stops.store(true, Relaxed);
-    }
-
-    /// The control thread serves the run no more.
-    pub(crate) fn end(&self) {
-        self.served.store(0, Relaxed);
-    }
-
-    // What is read of it.
-
-    fn served(&self) -> Option<Moment> {
-        Some(self.served.load(Relaxed)).filter(|served| *served > 0).map(Moment::from_nanos)
-    }
-
-    fn open(&self) -> Option<OpenCheckpoint> {
-        *lock(&self.open)
-    }
-
-    fn waiting_since(&self, text: &str) -> Option<Moment> {
-        lock(&self.waiting).iter().find(|(waiting, _)| waiting == text).map(|(_, since)| *since)
-    }
-
-    /// How long each worker has been in its current step.
-    fn busy(&self, now: Moment) -> impl Iterator<Item = Duration> + '_ {
-        self.steps.iter().map(move |step| match step.load(Relaxed) {
-            0 => Duration::ZERO,
-            since => now - Moment::from_nanos(since),
-        })
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::words::{Latency, lock};
 
-use super::metrics::Labels;
+use super::labels::{Labels, escaped};
 use super::names::SINK_LATENCY;
 
 /// The upper bounds of the buckets: 100 µs to a minute, three in each power of ten.
@@ -93,9 +93,4 @@ impl Buckets {
 
 fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
     writeln!(text, "{line}").expect("writing to memory succeeds");
-}
-
-/// A label's value as the text format wants it.
-pub(super) fn escaped(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

@@ -1,11 +1,12 @@
-//! The jobs of this process: each is listed from its start to its end. Jobs of one name are told apart by a number, which their
-//! metrics carry.
+//! The jobs of this process: each is listed from its start to its end. Jobs of one name are told apart by
+//! a number, which their metrics carry.
 
 use std::sync::{Arc, Mutex, Weak};
 
 use crate::words::lock;
 
 use super::handle::Handle;
+use super::labels::Labels;
 
 static JOBS: Mutex<Vec<Listed>> = Mutex::new(Vec::new());
 
@@ -15,27 +16,22 @@ struct Listed {
     handle: Weak<Handle>,
 }
 
-/// The place of a job in the list; the job is taken off when this is dropped.
+/// The place of a job in the list; the job is removed when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
+struct Place {
     name: String,
     number: u32,
 }
 
-impl Place {
-    /// Lists a job, under the least number that no other job of its name has.
-    pub(crate) fn take(name: &str, handle: &Arc<Handle>) -> Place {
-        let mut jobs = lock(&JOBS);
-        let is_taken = |number: &u32| jobs.iter().any(|listed| listed.name == name && listed.number == *number);
-        let number = (1..).find(|number| !is_taken(number)).expect("a process has fewer jobs than there are numbers");
-        jobs.push(Listed { name: name.to_owned(), number, handle: Arc::downgrade(handle) });
-        Place { name: name.to_owned(), number }
-    }
-
-    /// Counted from 1, among the jobs of its name.
-    pub(crate) fn number(&self) -> u32 {
-        self.number
-    }
+/// Lists a job until it ends, under the least number that no other job of its name has.
+pub(crate) fn list(handle: &Arc<Handle>) {
+    let name = handle.job();
+    let mut jobs = lock(&JOBS);
+    let is_taken = |number: &u32| jobs.iter().any(|listed| listed.name == name && listed.number == *number);
+    let number = (1..).find(|number| !is_taken(number)).expect("a process has fewer jobs than there are numbers");
+    jobs.push(Listed { name: name.clone(), number, handle: Arc::downgrade(handle) });
+    drop(jobs);
+    handle.is_listed(Labels::new(&name, number), Box::new(Place { name, number }));
 }
 
 impl Drop for Place {

@@ -1,6 +1,6 @@
-//! Tells the program what its job does: started, at each interval what was done, restarted and why, ended and how. The control
-//! thread drops a note and goes on; a thread for each listener calls the program's function, so that one that is slow, blocks or
-//! panics costs the job nothing.
+//! Tells the program what its job does: started, at each interval what was done, restarted and why, ended
+//! and how. The control thread leaves a note and goes on; a thread for each listener calls the program's
+//! function, so that one that is slow, blocks or panics costs the job nothing.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -9,9 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::operator::fault::panicked;
-use crate::words::{Error, Result, lock, spawn};
+use crate::words::{Error, Result, deadline_after, lock, spawn};
 
-use super::handle::{Handle, deadline_after};
 use super::report::Report;
 
 /// What a job tells its listeners; see [`Job::on_progress`](crate::Job::on_progress).
@@ -95,13 +94,13 @@ struct Mail {
 }
 
 impl Listeners {
-    /// Starts a thread for each, which waits for the job to run.
-    pub(crate) fn open(&self, listeners: &[Listener], handle: &Arc<Handle>) -> Result<()> {
+    /// Starts a thread for each, which waits for the job to run; `report` makes the report of the job.
+    pub(crate) fn open(&self, listeners: &[Listener], report: &Arc<dyn Fn() -> Report + Send + Sync>) -> Result<()> {
         for listener in listeners {
             let mailbox = Arc::<Mailbox>::default();
             lock(&self.0).push(Arc::clone(&mailbox));
-            let (listener, handle) = (listener.clone(), Arc::clone(handle));
-            spawn("listener", move || listener.listen(&mailbox, &handle))?;
+            let (listener, report) = (listener.clone(), Arc::clone(report));
+            spawn("listener", move || listener.listen(&mailbox, &*report))?;
         }
         Ok(())
     }
@@ -131,7 +130,7 @@ impl Listeners {
 
     /// The job has ended, or did not start: returns when all have heard of it, or a second later.
     pub(crate) fn end(&self, outcome: &Result<()>, report: &Report) {
-        // The error itself goes to whoever waits for the job.
+        // The error itself goes to the program that waits for the job.
         let copy = |error: &Error| Arc::new(Error::new(error.kind(), format!("{error:#}")));
         let outcome = outcome.as_ref().copied().map_err(copy);
         let mailboxes = std::mem::take(&mut *lock(&self.0));
@@ -195,7 +194,7 @@ enum Left {
 
 impl Listener {
     /// The body of the thread.
-    fn listen(&self, mailbox: &Mailbox, handle: &Handle) {
+    fn listen(&self, mailbox: &Mailbox, report: &dyn Fn() -> Report) {
         let mut before = Moved::default();
         let mut due = deadline_after(self.every);
         loop {
@@ -204,7 +203,7 @@ impl Listener {
                 Left::Due => {
                     // A function that takes longer than the interval is not called again at once.
                     due = deadline_after(self.every);
-                    let report = handle.report();
+                    let report = report();
                     if Moved::of(&report) == before { JobEvent::Idle(report) } else { JobEvent::Progress(report) }
                 }
                 Left::Nothing => break,

@@ -3,57 +3,23 @@
 //! there is stands in [`names`](super::names).
 
 use std::collections::{BTreeSet, HashMap};
-use std::fmt;
 use std::time::{Duration, Instant};
 
-use metrics::{Label, Unit, counter, describe_counter, describe_gauge, gauge};
+use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 
 use crate::words::{Latency, SinkMeter};
 
-use super::histogram::{self, escaped};
+use super::histogram;
+use super::labels::Labels;
 use super::names::{
     COMMITS, EPOCHS, METRICS, Metric, MetricKind, RESTARTS, RUNNING, SINK_BYTES, SINK_LATENCY_RECENT, SINK_RECORDS,
     SINK_SKIPPED, SOURCE_BYTES, SOURCE_LAG, SOURCE_RECORDS, STAGE_IN, STAGE_OUT, STAGE_RETRIED,
 };
-use super::plan::{Meter, Run};
+use super::plan::Meter;
+use super::shared::Run;
 
 /// How often the facade is told.
 const TELL_EVERY: Duration = Duration::from_secs(1);
-
-/// The labels that all metrics of a job have: its name, and its number when others of that name run.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Labels {
-    job: String,
-    number: u32,
-}
-
-impl Labels {
-    /// Of the `number`th job of that name in this process, counted from 1.
-    pub(crate) fn new(job: &str, number: u32) -> Labels {
-        Labels { job: job.to_owned(), number }
-    }
-
-    /// The labels of a metric of this job; `of` are the values of those that the metric has beside the job's name.
-    fn of(&self, metric: &Metric, of: &[&str]) -> Vec<Label> {
-        let mut values = vec![self.job.clone()];
-        values.extend(of.iter().map(|value| (*value).to_owned()));
-        debug_assert_eq!(values.len(), metric.labels.len(), "{}", metric.name);
-        let mut labels: Vec<Label> =
-            metric.labels.iter().zip(values).map(|(label, value)| Label::new(*label, value)).collect();
-        if self.number > 1 {
-            labels.insert(1, Label::new("clone", self.number.to_string()));
-        }
-        labels
-    }
-}
-
-/// As the text format of Prometheus has them, without the braces.
-impl fmt::Display for Labels {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "job_name=\"{}\"", escaped(&self.job))?;
-        if self.number > 1 { write!(f, ",clone=\"{}\"", self.number) } else { Ok(()) }
-    }
-}
 
 /// Tells the facade what a run has done since it was told before.
 pub(crate) struct Publisher {
@@ -107,9 +73,9 @@ impl Publisher {
         self.count(&COMMITS, &[], commits);
         let mut lags = run.plan.sources.iter().map(|source| source.shared.lag());
         let mut lagging = BTreeSet::new();
-        for node in &run.plan.nodes {
+        for (node, meter) in run.plan.nodes() {
             let name = node.name.as_str();
-            match &node.meter {
+            match meter {
                 Meter::Source(meter) => {
                     self.count(&SOURCE_RECORDS, &[name], meter.records.get());
                     self.count(&SOURCE_BYTES, &[name], meter.bytes.get());

@@ -1,18 +1,19 @@
-//! The report: what a job has done so far, as a value, as text ([`Display`](std::fmt::Display)) and, through serde, as
-//! JSON or whatever the program likes.
+//! The report: what a job has done so far, as a value, as text ([`Display`](std::fmt::Display)) and,
+//! through serde, as JSON or any other format.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::io::Lag;
-use crate::words::{Bytes, LatencySnapshot, SinkMeter, SourceMeter, StageMeter};
+use crate::io::{End, Lag};
+use crate::words::{ByteSize, LatencySnapshot, SinkMeter, SourceMeter, StageMeter};
 
-use super::plan::{Meter, Run};
+use super::plan::Meter;
+use super::shared::Run;
 
-/// What a job's newest run has done: all begins anew with a restart but for `restarts`. The counters of the `metrics` facade
-/// go on.
+/// What a job's newest run has done. With a restart all counts but `restarts` and `committed` begin at
+/// zero; the counters of the `metrics` facade go on.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Report {
@@ -64,6 +65,8 @@ pub struct SourceReport {
     pub paused: bool,
     /// What the source waits for and cannot go on without, such as a broker that does not answer.
     pub waiting: Option<String>,
+    /// What has ended, once the source has no more records in this run.
+    pub ended: Option<End>,
 }
 
 /// What went through a stage.
@@ -141,17 +144,16 @@ impl Report {
             elapsed_seconds: seconds,
             restarts,
             epochs: run.ticker.epochs(),
-            // A run that has ended is committed to its end, which lies in the checkpoint that is open.
-            committed: run.ticker.committed().min(run.pulse.epoch().checkpoint()).number(),
-            commits: run.ticker.commits(),
+            committed: run.pulse.committed().number(),
+            commits: run.pulse.commits(),
             epoch: run.ticker.durations(),
             frontier: run.ticker.frontiers(),
             ..Report::empty(job)
         };
         let mut sources = run.plan.sources.iter();
         let mut sinks = run.plan.sinks.iter().map(|sink| &sink.shared);
-        for node in &run.plan.nodes {
-            match &node.meter {
+        for (node, meter) in run.plan.nodes() {
+            match meter {
                 Meter::Source(meter) => {
                     let planned = sources.next();
                     let shared = planned.map(|planned| &planned.shared);
@@ -159,7 +161,9 @@ impl Report {
                     let waiting = shared.and_then(|shared| shared.waiting());
                     let source = SourceReport::of(&node.name, meter, lag, seconds);
                     let paused = planned.is_some_and(|planned| planned.intake.limits().is_paused);
-                    report.sources.push(SourceReport { waiting, paused, ..source });
+                    let of_time = meter.ended(run.workers);
+                    let ended = of_time.map(|of_time| if of_time { End::OfTime } else { End::OfRun });
+                    report.sources.push(SourceReport { waiting, paused, ended, ..source });
                 }
                 Meter::Stage(meter) => report.stages.push(StageReport::of(&node.name, meter, seconds)),
                 Meter::Sink(meter) => {
@@ -207,6 +211,7 @@ impl SourceReport {
             lag,
             paused: false,
             waiting: None,
+            ended: None,
         }
     }
 
@@ -263,7 +268,7 @@ impl fmt::Display for Report {
         )?;
         for source in &self.sources {
             let (name, count, rate) = (&source.name, source.records, source.records_per_second);
-            let (bytes, bytes_rate) = (Bytes(source.bytes), Bytes(source.bytes_per_second as u64));
+            let (bytes, bytes_rate) = (ByteSize(source.bytes), ByteSize(source.bytes_per_second as u64));
             let lag = source.lag_records();
             writeln!(f, "  source {name:24} {count:>12} records {rate:>12.0}/s  {bytes}, {bytes_rate}/s  lag {lag}")?;
             for lag in source.lag.iter().filter(|lag| lag.records() > 0) {
@@ -276,7 +281,7 @@ impl fmt::Display for Report {
         }
         for stage in &self.stages {
             let (name, count, rate) = (&stage.name, stage.records_out, stage.records_per_second);
-            let (bytes, bytes_rate) = (Bytes(stage.bytes_out), Bytes(stage.bytes_per_second as u64));
+            let (bytes, bytes_rate) = (ByteSize(stage.bytes_out), ByteSize(stage.bytes_per_second as u64));
             let within = stage.records_in;
             write!(f, "  stage  {name:24} {count:>12} out     {rate:>12.0}/s  {bytes}, {bytes_rate}/s  {within} in")?;
             match stage.retried {
@@ -286,7 +291,7 @@ impl fmt::Display for Report {
         }
         for sink in &self.sinks {
             let (name, count, rate) = (&sink.name, sink.acknowledged, sink.records_per_second);
-            let (bytes, bytes_rate) = (Bytes(sink.bytes), Bytes(sink.bytes_per_second as u64));
+            let (bytes, bytes_rate) = (ByteSize(sink.bytes), ByteSize(sink.bytes_per_second as u64));
             let skipped = sink.skipped;
             writeln!(
                 f,

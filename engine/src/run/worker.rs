@@ -1,5 +1,6 @@
-//! One worker thread: builds the dataflow and steps it until it has ended or somebody failed. Threads are ours because a
-//! panic in one of timely's own leaves the others waiting for ever, and loses its message.
+//! One worker thread: builds the dataflow and steps it until it has ended or a worker has failed. Threads
+//! are ours because a panic in one of timely's own leaves the others waiting for ever, and loses its
+//! message.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -12,11 +13,12 @@ use timely::communication::allocator::thread::Thread;
 use timely::communication::{Allocator, AllocatorBuilder};
 use timely::worker::{ProgressMode, Worker};
 
+use crate::epoch::gather;
 use crate::operator::fault;
-use crate::words::{Clock, Moment, Result, spawn};
+use crate::words::{Clock, Error, Moment, Result, spawn};
 
-use super::control::Event;
-use super::plan::{Pipeline, Run};
+use super::events::Event;
+use super::shared::{Pipeline, Run};
 
 /// A started worker.
 #[derive(Debug)]
@@ -52,7 +54,7 @@ impl Started {
         }
     }
 
-    /// Waits for its end. A worker that is stuck in somebody's code never ends; its thread is left behind.
+    /// Waits for its end. A worker that is stuck in user code never ends; its thread is left behind.
     pub(crate) fn join_before(self, deadline: Instant) {
         while !self.thread.is_finished() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(1));
@@ -70,8 +72,15 @@ fn work(allocator: AllocatorBuilder, run: &Arc<Run>, pipeline: Arc<dyn Pipeline>
     let mut built = false;
     let worked = catch_unwind(AssertUnwindSafe(|| {
         let mut worker = Worker::new(config(), allocate(allocator), Some(Instant::now()));
-        worker.dataflow(|scope| pipeline.build(scope, run))?;
-        // A worker that never comes back must not keep what the user's function holds: the end of a channel, for one.
+        worker.dataflow(|scope| {
+            let ends = pipeline.build(scope, run)?;
+            let events = run.events.clone();
+            let (ticker, pulse, fault) = (Arc::clone(&run.ticker), Arc::clone(&run.pulse), Arc::clone(&run.fault));
+            gather::build(scope, ends, ticker, pulse, fault, move |gathered| events.send(Event::Gathered(gathered)));
+            Ok::<(), Error>(())
+        })?;
+        // A worker that is stuck must not keep what the user's function holds, such as the end of a
+        // channel.
         drop(pipeline);
         built = true;
         run.events.send(Event::Built);
@@ -88,13 +97,13 @@ fn work(allocator: AllocatorBuilder, run: &Arc<Run>, pipeline: Arc<dyn Pipeline>
                 moved = clock.now();
             } else {
                 worker.step();
-                // What a step has activated stays until the next one.
+                // What a step has activated is processed by the next one.
                 if worker.activations().borrow().empty_for() == Some(Duration::ZERO) {
                     moved = now;
                 }
             }
         }
-        // Nothing steps any more, so letting go of capabilities tells nobody anything.
+        // Nothing steps any more, so dropping capabilities moves no frontier that anything sees.
         worker.installed_dataflows().into_iter().for_each(|dataflow| worker.drop_dataflow(dataflow));
         Ok(())
     }));

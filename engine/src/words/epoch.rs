@@ -8,34 +8,31 @@ const SEQUENCE_BITS: u32 = 24;
 
 /// A moment in the order of the dataflow: `checkpoint << 24 | sequence`, totally ordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Epoch(u64);
+pub(crate) struct Epoch(u64);
 
 impl Epoch {
-    /// The first epoch of a run: checkpoint 1, sequence 0.
-    pub const FIRST: Epoch = Epoch(1 << SEQUENCE_BITS);
-
     /// An epoch from a timestamp of the dataflow.
-    pub fn from_raw(raw: u64) -> Epoch {
+    pub(crate) fn from_raw(raw: u64) -> Epoch {
         Epoch(raw)
     }
 
     /// The timestamp that the dataflow sees.
-    pub fn as_raw(self) -> u64 {
+    pub(crate) fn as_raw(self) -> u64 {
         self.0
     }
 
     /// The checkpoint this epoch belongs to.
-    pub fn checkpoint(self) -> CheckpointId {
+    pub(crate) fn checkpoint(self) -> CheckpointId {
         CheckpointId(self.0 >> SEQUENCE_BITS)
     }
 
-    /// How many epochs of its checkpoint came before it.
-    pub fn sequence(self) -> u64 {
+    /// The number of epochs of its checkpoint before it.
+    pub(crate) fn sequence(self) -> u64 {
         self.0 & ((1 << SEQUENCE_BITS) - 1)
     }
 
     /// The epoch after this one in the same checkpoint, or `None` when the sequence is used up and a boundary is due.
-    pub fn next(self) -> Option<Epoch> {
+    pub(crate) fn next(self) -> Option<Epoch> {
         let next = Epoch(self.0 + 1);
         (next.checkpoint() == self.checkpoint()).then_some(next)
     }
@@ -47,39 +44,48 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// The name of a durable cut between two epochs: everything stamped with it or less lies before the cut.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// The name of a durable cut between two epochs: everything stamped with it or less lies before the
+/// cut. Numbers go on over the runs of a job: a run that goes on where another had committed
+/// checkpoint `c` begins with `c + 1`. A run without a memory begins with 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct CheckpointId(u64);
 
 impl CheckpointId {
-    /// Behind every checkpoint that a run can cut; a run that has ended is complete up to here.
-    pub(crate) const LAST: CheckpointId = CheckpointId(u64::MAX >> (SEQUENCE_BITS + 1));
+    /// The first checkpoint of a run without a memory.
+    pub(crate) const FIRST: CheckpointId = CheckpointId(1);
 
     /// A checkpoint from its number.
     pub fn new(number: u64) -> CheckpointId {
         CheckpointId(number)
     }
 
-    /// Its number; the first of a run is 1.
+    /// Its number.
     pub fn number(self) -> u64 {
         self.0
     }
 
     /// The checkpoint after this one.
     #[must_use]
-    pub fn next(self) -> CheckpointId {
+    pub(crate) fn next(self) -> CheckpointId {
         CheckpointId(self.0 + 1)
     }
 
     /// The checkpoint before this one.
     #[must_use]
-    pub fn previous(self) -> CheckpointId {
+    pub(crate) fn previous(self) -> CheckpointId {
         CheckpointId(self.0.saturating_sub(1))
     }
 
-    /// The first epoch of this checkpoint. A frontier at the first epoch of `c + 1` means that `c` is complete.
-    pub fn first_epoch(self) -> Epoch {
+    /// The first epoch of this checkpoint. A frontier at the first epoch of `c + 1` means that `c` is
+    /// complete.
+    pub(crate) fn first_epoch(self) -> Epoch {
         Epoch(self.0 << SEQUENCE_BITS)
+    }
+
+    /// Where sources begin in a run that begins with this checkpoint. The epoch before it, of
+    /// sequence 0, belongs to what is restored.
+    pub(crate) fn opening_epoch(self) -> Epoch {
+        Epoch(self.first_epoch().0 + 1)
     }
 }
 

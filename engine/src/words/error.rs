@@ -15,6 +15,8 @@ pub struct Error(Box<Inner>);
 struct Inner {
     kind: ErrorKind,
     doing: String,
+    /// Whether `doing` names the operator in which it happened.
+    names_operator: bool,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -22,15 +24,17 @@ struct Inner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// An option has a value that it cannot have, or a property that the engine owns was set.
-    Option,
+    /// An option has a value that it cannot have, or a property was set that the engine sets itself.
+    Config,
     /// The pipeline itself is wrong: empty, a branch without a sink, not the same on each worker.
     Pipeline,
     /// The other side could not be reached in time.
     Unreachable,
+    /// The operating system refused something that every job needs, such as a thread.
+    System,
     /// A topic, partition or file does not exist.
     NotFound,
-    /// The other side refused: not authorised, a foreign member, a wrong secret.
+    /// The other side refused: not authorised, another member's group, a wrong secret.
     Refused,
     /// Records were gone before they could be read.
     DataLoss,
@@ -42,9 +46,9 @@ pub enum ErrorKind {
     Source,
     /// A sink failed while running.
     Sink,
-    /// A worker did not come back from a step.
+    /// A worker did not return from a step.
     Stuck,
-    /// The job was aborted, or a deadline passed before it had drained.
+    /// The job was aborted, or a deadline passed before it was drained.
     Aborted,
 }
 
@@ -52,8 +56,13 @@ impl ErrorKind {
     /// Whether running the same job again can end differently.
     pub fn is_transient(self) -> bool {
         match self {
-            ErrorKind::Unreachable | ErrorKind::Panic | ErrorKind::Source | ErrorKind::Sink | ErrorKind::Stuck => true,
-            ErrorKind::Option
+            ErrorKind::Unreachable
+            | ErrorKind::System
+            | ErrorKind::Panic
+            | ErrorKind::Source
+            | ErrorKind::Sink
+            | ErrorKind::Stuck => true,
+            ErrorKind::Config
             | ErrorKind::Pipeline
             | ErrorKind::NotFound
             | ErrorKind::Refused
@@ -67,7 +76,7 @@ impl ErrorKind {
 impl Error {
     /// An error of that kind; `doing` says what was being done and to what, in lower case.
     pub fn new(kind: ErrorKind, doing: impl Into<String>) -> Error {
-        Error(Box::new(Inner { kind, doing: doing.into(), source: None }))
+        Error(Box::new(Inner { kind, doing: doing.into(), names_operator: false, source: None }))
     }
 
     /// With the error that caused it.
@@ -77,9 +86,12 @@ impl Error {
         self
     }
 
-    /// The same error, said of the operator in which it happened.
-    pub(crate) fn in_operator(mut self, name: &str) -> Error {
-        self.0.doing = format!("operator `{name}`: {}", self.0.doing);
+    /// With the name of the operator in which it happened, unless it names one already.
+    pub(crate) fn within(mut self, name: &str) -> Error {
+        if !self.0.names_operator {
+            self.0.doing = format!("operator `{name}`: {}", self.0.doing);
+            self.0.names_operator = true;
+        }
         self
     }
 

@@ -6,20 +6,20 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use super::{Fingerprint, Moment, lock};
+use super::{Moment, lock};
 
 /// A count that one thread makes and others read.
 #[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
+pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
     /// Adds to the count.
-    pub fn add(&self, count: u64) {
+    pub(crate) fn add(&self, count: u64) {
         self.0.fetch_add(count, Relaxed);
     }
 
     /// The count so far.
-    pub fn get(&self) -> u64 {
+    pub(crate) fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
 }
@@ -39,6 +39,25 @@ pub(crate) struct SourceMeter {
     pub batches: Counter,
     /// Records that came twice within one assignment and were dropped.
     pub repeated: Counter,
+    /// Workers whose reader has ended.
+    ended: Counter,
+    /// Those of them whose reader ended with the run only.
+    ended_with_run: Counter,
+}
+
+impl SourceMeter {
+    /// A worker's reader has ended: with its data, or with this run only.
+    pub(crate) fn end(&self, of_time: bool) {
+        if !of_time {
+            self.ended_with_run.add(1);
+        }
+        self.ended.add(1);
+    }
+
+    /// What has ended, once all of that many workers have.
+    pub(crate) fn ended(&self, workers: usize) -> Option<bool> {
+        (self.ended.get() == workers as u64).then(|| self.ended_with_run.get() == 0)
+    }
 }
 
 /// What a stage counts, over all workers.
@@ -56,7 +75,7 @@ pub(crate) struct StageMeter {
 
 /// What a sink counts, over all workers.
 #[derive(Debug, Default)]
-pub struct SinkMeter {
+pub(crate) struct SinkMeter {
     /// Records that reached it.
     pub records: Counter,
     /// Records acknowledged.
@@ -68,21 +87,10 @@ pub struct SinkMeter {
     latencies: Mutex<Option<Box<Latencies>>>,
     /// What arrived before is not measured; nanoseconds of the clock.
     measured_from: AtomicU64,
-    fingerprint: Option<Fingerprint>,
 }
 
 impl SinkMeter {
-    /// Of a sink in a run that is compared with others.
-    pub(crate) fn compared() -> SinkMeter {
-        SinkMeter { fingerprint: Some(Fingerprint::default()), ..SinkMeter::default() }
-    }
-
-    /// Where a writer adds each record it has written, in a run that is compared with others; `None` in all others. A sink
-    /// that never does is compared by its counts alone.
-    pub fn fingerprint(&self) -> Option<&Fingerprint> {
-        self.fingerprint.as_ref()
-    }
-
+    /// What arrived before that moment is not measured.
     pub(crate) fn measure_from(&self, moment: Moment) {
         self.measured_from.store(moment.as_nanos(), Relaxed);
     }

@@ -1,30 +1,55 @@
-//! Floor 0: what everybody talks about. Records travel in a [`Batch`], under an [`Admission`] that says when they
-//! came and frees their memory when they are done, stamped with an [`Epoch`]. Nothing here moves anything.
+//! Floor 0: the words that all other floors use. Records travel in a [`Batch`], under an [`Admission`]
+//! that says when they arrived and frees their memory when they are done, stamped with an [`Epoch`].
+//! Also here: how threads start and how they wake each other.
 
-mod admission;
-mod batch;
-mod epoch;
-mod error;
-mod fingerprint;
-mod meter;
-mod offsets;
-mod quantity;
-mod record;
+pub(crate) mod sync;
 mod thread;
+
+mod error;
+mod quantity;
 mod time;
 
-pub(crate) use admission::{Admission, Backlog, Budget, Outcome, Stall};
+mod epoch;
+mod offsets;
+mod record;
+
+mod read_batch;
+mod batch;
+mod batch_values;
+mod admission;
+mod budget;
+mod stall;
+mod by_checkpoint;
+mod flight;
+
+mod bell;
+mod wake;
+
+mod fingerprint;
+mod meter;
+
+pub(crate) use admission::{Admission, Outcome};
 pub use batch::Batch;
-pub use epoch::{CheckpointId, Epoch};
+pub use batch_values::BatchValues;
+pub(crate) use bell::Bell;
+pub(crate) use budget::Budget;
+pub(crate) use by_checkpoint::ByCheckpoint;
+pub use epoch::CheckpointId;
+pub(crate) use epoch::Epoch;
 pub use error::{Error, ErrorKind, Result};
 pub use fingerprint::Fingerprint;
 pub(crate) use fingerprint::Print;
-pub(crate) use meter::{Latencies, Latency, SourceMeter, StageMeter, as_nanos};
-pub use meter::{LatencySnapshot, Percentile, SinkMeter};
+pub(crate) use flight::Flight;
+pub(crate) use meter::{Latencies, Latency, SinkMeter, SourceMeter, StageMeter, as_nanos};
+pub use meter::{LatencySnapshot, Percentile};
 pub use offsets::{Offset, Offsets, Partition};
-pub use quantity::{Bytes, RECORD_OVERHEAD, Room, Worker};
+pub use quantity::{ByteSize, RECORD_OVERHEAD, Room, Worker};
+pub use read_batch::ReadBatch;
 pub use record::{Headers, Keyed, Malformed, Origin, TimedOut};
+pub(crate) use stall::{Backlog, Stall};
+pub(crate) use sync::lock;
 pub(crate) use thread::panic_message;
 pub use thread::{spawn, spawn_watched};
-pub use time::{Clock, EventTime, Moment};
-pub(crate) use time::{deadline_after, lock};
+pub(crate) use time::deadline_after;
+pub use time::{Clock, EventTime, Moment, WallTime};
+pub use wake::Wake;

@@ -40,9 +40,9 @@ impl fmt::Display for Offset {
 
 /// The positions of a source, by partition. A partition that is absent did not move.
 ///
-/// The type is open: what else a source must remember is added here, under a new version of its encoding, without a
-/// change to those who pass it on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The type is opaque: more that a source must remember can be added without a change to the code that
+/// passes it on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offsets {
     next: BTreeMap<Partition, Offset>,
 }
@@ -63,12 +63,12 @@ impl Offsets {
         self.next.get(partition).copied()
     }
 
-    /// Takes over what `newer` says.
+    /// Adds the positions of `newer`, which replace those of the same partitions.
     pub fn merge(&mut self, newer: &Offsets) {
         self.next.extend(newer.next.iter().map(|(partition, next)| (partition.clone(), *next)));
     }
 
-    /// Forgets a partition that is no longer ours.
+    /// Removes a partition.
     pub fn remove(&mut self, partition: &Partition) {
         self.next.remove(partition);
     }
@@ -81,6 +81,12 @@ impl Offsets {
     /// Each partition with its next offset, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&Partition, Offset)> {
         self.next.iter().map(|(partition, next)| (partition, *next))
+    }
+}
+
+impl Extend<(Partition, Offset)> for Offsets {
+    fn extend<I: IntoIterator<Item = (Partition, Offset)>>(&mut self, entries: I) {
+        self.next.extend(entries);
     }
 }
 

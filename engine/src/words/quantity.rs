@@ -4,16 +4,16 @@ use std::fmt;
 
 /// An amount of memory or data, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Bytes(pub u64);
+pub struct ByteSize(pub u64);
 
-impl Bytes {
-    /// So many mebibytes.
-    pub const fn mebibytes(count: u64) -> Bytes {
-        Bytes(count << 20)
+impl ByteSize {
+    /// `count` mebibytes.
+    pub const fn mebibytes(count: u64) -> ByteSize {
+        ByteSize(count << 20)
     }
 }
 
-impl fmt::Display for Bytes {
+impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             bytes if bytes >= 10 << 20 => write!(f, "{} MiB", bytes >> 20),
@@ -23,24 +23,25 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// What a record takes of the engine's memory beside its value: its places in queues and batches, its share of admission,
-/// delivery and receipt. A reader adds it to what it says of each record ([`Batch::push`](crate::Batch::push)).
-pub const RECORD_OVERHEAD: Bytes = Bytes(128);
+/// The memory that a record takes beside its value: its places in queues and batches, its share of the
+/// admission, the delivery and the receipt. A reader adds it to the size of each record
+/// ([`ReadBatch::push`](crate::connector::ReadBatch::push)).
+pub const RECORD_OVERHEAD: ByteSize = ByteSize(128);
 
 /// One of a job's workers, counted from 0. It decides which partitions a reader gets and never reaches user code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Worker {
     /// Its index, below `peers`.
     pub index: usize,
-    /// How many workers the job has.
+    /// The number of workers of the job.
     pub peers: usize,
 }
 
 /// How much the caller of a reader can take in one poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
-    /// At most so many records.
+    /// The largest number of records.
     pub records: usize,
     /// Stop after the record that reaches this; one record is always allowed, however large.
-    pub bytes: Bytes,
+    pub bytes: ByteSize,
 }

@@ -1,4 +1,5 @@
-//! What may stand beside a value: where it came from, its key and headers, and the record that nobody could take.
+//! What belongs to a value: where it was read, its key and headers; and the record that could not be
+//! processed.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -33,7 +34,7 @@ impl Headers {
         Headers::default()
     }
 
-    /// Adds a header behind the others.
+    /// Adds a header after the others.
     pub fn push(&mut self, name: impl Into<String>, value: Option<Vec<u8>>) {
         self.0.push((name.into(), value));
     }
@@ -48,7 +49,7 @@ impl Headers {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_deref()))
     }
 
-    /// How many headers there are.
+    /// The number of headers.
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -59,7 +60,28 @@ impl Headers {
     }
 }
 
-/// A value under a key; what [`Stream::sink_by`](crate::Stream::sink_by) hands to a sink.
+impl Extend<(String, Option<Vec<u8>>)> for Headers {
+    fn extend<I: IntoIterator<Item = (String, Option<Vec<u8>>)>>(&mut self, headers: I) {
+        self.0.extend(headers);
+    }
+}
+
+impl FromIterator<(String, Option<Vec<u8>>)> for Headers {
+    fn from_iter<I: IntoIterator<Item = (String, Option<Vec<u8>>)>>(headers: I) -> Headers {
+        Headers(headers.into_iter().collect())
+    }
+}
+
+impl IntoIterator for Headers {
+    type Item = (String, Option<Vec<u8>>);
+    type IntoIter = std::vec::IntoIter<Self::Item>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+/// A value with its key; what [`Stream::sink_by`](crate::Stream::sink_by) hands to a sink.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Keyed<T> {
     /// The key's bytes.
@@ -83,7 +105,7 @@ pub struct Malformed {
     pub bytes: Option<Vec<u8>>,
     /// Its headers, as they were.
     pub headers: Headers,
-    /// Why nobody could take it.
+    /// Why it could not be processed.
     pub cause: String,
 }
 

@@ -1,16 +1,24 @@
-//! Time, of three kinds: [`EventTime`] of the data, [`Moment`] of the machine, and the [`Clock`] that tells the second
-//! and can be simulated, so that no test sleeps.
+//! Time, of three kinds: [`EventTime`] of the data, [`Moment`] of the machine, [`WallTime`] of the
+//! world; and the [`Clock`] that tells the last two and can be simulated, so that no test sleeps.
 
 use std::fmt;
 use std::ops::Sub;
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::sync::lock;
 
 /// When something happened in the world, as the data say: milliseconds since 1970, negative before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventTime(pub i64);
 
-/// A moment of the job's clock: nanoseconds since the process asked for the first time. Never goes back.
+/// The time of the world: milliseconds since 1970, negative before. It means the same in every
+/// process, so it can be kept; but it may jump when the system's clock is set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct WallTime(pub i64);
+
+/// A moment of the job's clock: nanoseconds since the process asked for the first time. It never goes
+/// back, and means nothing in another process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(u64);
 
@@ -20,7 +28,7 @@ impl Moment {
         self.0
     }
 
-    /// The moment so many nanoseconds after the clock's origin.
+    /// The moment that is `nanos` nanoseconds after the clock's origin.
     pub fn from_nanos(nanos: u64) -> Moment {
         Moment(nanos)
     }
@@ -47,10 +55,10 @@ impl Sub for Moment {
     }
 }
 
-/// What tells a job the time: the machine's monotonic clock, or one that a test moves by hand.
+/// What tells a job the time: the machine's clocks, or one that a test moves by hand.
 ///
-/// A simulated clock stands still until [`advance`](Clock::advance). Ticks of a trigger, checkpoint intervals and
-/// deadlines all obey it, so a test decides when a micro-batch closes.
+/// A simulated clock stands still until [`advance`](Clock::advance). Ticks of a trigger, checkpoint
+/// intervals and deadlines all obey it, so a test decides when a micro-batch closes.
 ///
 /// ```
 /// use millstream::Clock;
@@ -60,6 +68,7 @@ impl Sub for Moment {
 /// let before = clock.now();
 /// clock.advance(Duration::from_secs(60));
 /// assert_eq!(clock.now() - before, Duration::from_secs(60));
+/// assert_eq!(clock.wall(), millstream::WallTime(60_000), "it began with 1970");
 /// ```
 #[derive(Clone, Default)]
 pub struct Clock(Option<Arc<Simulated>>);
@@ -67,26 +76,34 @@ pub struct Clock(Option<Arc<Simulated>>);
 #[derive(Default)]
 struct Simulated {
     nanos: Mutex<u64>,
+    /// The wall time at the clock's origin.
+    began: WallTime,
     alarms: Mutex<Vec<Alarm>>,
 }
 
-/// Called after the clock moved; says whether it wants to be called again.
+/// Called after the clock moved; returns whether it wants to be called again.
 type Alarm = Box<dyn Fn() -> bool + Send>;
 
 static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 impl Clock {
-    /// The machine's monotonic clock; what a job uses when nothing else is said.
+    /// The machine's clocks; a job uses them by default.
     pub fn system() -> Clock {
         Clock(None)
     }
 
-    /// A clock that stands still until it is advanced. Clones are the same clock.
+    /// A clock that stands still until it is advanced, from the beginning of 1970. Clones are the same
+    /// clock.
     pub fn simulated() -> Clock {
-        Clock(Some(Arc::default()))
+        Clock::simulated_from(WallTime::default())
     }
 
-    /// Whether it moves by itself.
+    /// As [`simulated`](Clock::simulated), from another wall time.
+    pub fn simulated_from(began: WallTime) -> Clock {
+        Clock(Some(Arc::new(Simulated { began, ..Simulated::default() })))
+    }
+
+    /// Whether it advances by itself.
     pub(crate) fn is_system(&self) -> bool {
         self.0.is_none()
     }
@@ -99,17 +116,29 @@ impl Clock {
         }
     }
 
-    /// Moves a simulated clock, and wakes whoever waits for a moment.
+    /// The wall time now. Under a simulated clock it advances with [`now`](Clock::now).
+    pub fn wall(&self) -> WallTime {
+        match &self.0 {
+            None => {
+                let now = SystemTime::now();
+                let since = now.duration_since(UNIX_EPOCH).map(|since| since.as_millis() as i64);
+                WallTime(since.unwrap_or_else(|error| -(error.duration().as_millis() as i64)))
+            }
+            Some(simulated) => WallTime(simulated.began.0 + (*lock(&simulated.nanos) / 1_000_000) as i64),
+        }
+    }
+
+    /// Moves a simulated clock, and wakes what waits for a moment.
     ///
     /// # Panics
-    /// When this is the system's clock, which nobody can move.
+    /// When this is the system's clock, which cannot be moved.
     pub fn advance(&self, by: Duration) {
         let simulated = self.0.as_ref().expect("only a simulated clock can be advanced");
         *lock(&simulated.nanos) += by.as_nanos() as u64;
         lock(&simulated.alarms).retain(|alarm| alarm());
     }
 
-    /// Waits on `changed` until somebody notifies it or this clock has reached `until`.
+    /// Waits on `changed` until it is notified or this clock has reached `until`.
     pub(crate) fn wait<'a, T>(
         &self,
         guard: MutexGuard<'a, T>,
@@ -125,7 +154,8 @@ impl Clock {
         }
     }
 
-    /// Has `alarm` called after every move of a simulated clock until it says `false`; no effect on the system's.
+    /// Has `alarm` called after every move of a simulated clock until it returns `false`. It has no
+    /// effect on the system's clock.
     pub(crate) fn on_advance(&self, alarm: impl Fn() -> bool + Send + 'static) {
         if let Some(simulated) = &self.0 {
             lock(&simulated.alarms).push(Box::new(alarm));
@@ -142,13 +172,8 @@ impl fmt::Debug for Clock {
     }
 }
 
-/// So far ahead, or as far as anybody waits.
+/// The instant that is `limit` from now; a limit of centuries is cut, because an [`Instant`] overflows.
 pub(crate) fn deadline_after(limit: Duration) -> Instant {
-    const AGES: Duration = Duration::from_secs(1 << 32);
-    Instant::now() + limit.min(AGES)
-}
-
-/// Locks, also after somebody panicked under the lock: what it guards here is valid at every step.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    const LIMIT_MAX: Duration = Duration::from_secs(1 << 32);
+    Instant::now() + limit.min(LIMIT_MAX)
 }

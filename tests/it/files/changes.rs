@@ -1,10 +1,10 @@
-//! What is done to files while they are read: torn lines, deleted, replaced, cut shorter. The clock stands still but for what
-//! a test moves it.
+//! Files that change while they are read: torn, deleted, replaced, truncated. The clock moves only
+//! when a test moves it.
 
 use std::fs;
 use std::io::Write;
 
-use millstream::Bytes;
+use millstream::ByteSize;
 
 use super::{Directory, Paced, SETTLED_AFTER, paced, told_by};
 use crate::support::eventually;
@@ -35,7 +35,7 @@ fn a_torn_line_is_taken_when_its_file_has_settled() {
     paced.settle();
     paced.look_around(&directory);
     assert_eq!(paced.told(), ["a@0 one", "a@4 two"]);
-    // What comes then is a record of its own.
+    // What is appended then is a record of its own.
     directory.append("a", " and a half\nthree\n");
     paced.look_around(&directory);
     assert_eq!(paced.told()[2..], ["a@7  and a half", "a@19 three"]);
@@ -58,13 +58,13 @@ fn what_is_deleted_while_it_is_read_is_read_to_its_end() {
     paced.look_around(&directory);
     fs::remove_file(directory.at("a")).unwrap();
     paced.look_around(&directory);
-    assert_eq!(paced.told(), ["a@0 one"], "somebody may write it still");
+    assert_eq!(paced.told(), ["a@0 one"], "its writer may still append to it");
     paced.settle();
     paced.look_around(&directory);
     assert_eq!(paced.told(), ["a@0 one", "a@4 two"]);
     directory.move_in("a", "three\n");
     paced.look_around(&directory);
-    assert_eq!(paced.told()[2..], ["a@0 three"], "a file of the same name is another one");
+    assert_eq!(paced.told()[2..], ["a@0 three"], "a new file of the same name is another one");
 }
 
 #[test]
@@ -80,8 +80,8 @@ fn what_replaces_a_file_that_is_not_done_is_read_whole_and_it_is_said() {
     paced.look_around(&directory);
     let (said, mut told): (Vec<_>, Vec<_>) = paced.told().into_iter().partition(|told| told.contains('!'));
     told.sort_unstable();
-    assert_eq!(told, ["a@0 one", "a@0 three", "a@4 two", "a@6 four"], "all of both");
-    assert_eq!(said, ["a@4! the file was replaced after 4 bytes of it were read; it is read again from its beginning"]);
+    assert_eq!(told, ["a@0 one", "a@0 three", "a@4 two", "a@6 four"], "all lines of both files");
+    assert_eq!(said, ["a@4! the file was replaced after 4 bytes of it were read; it is read again from the beginning"]);
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn what_replaces_a_file_that_is_done_is_a_new_file() {
     directory.move_in("a", "three\n");
     paced.look_around(&directory);
     assert_eq!(paced.told(), ["a@0 one", "a@4 two", "a@0 three"]);
-    // Written anew in its place, and shorter.
+    // Overwritten in place, and shorter.
     paced.settle();
     paced.look_around(&directory);
     directory.write("a", "4\n");
@@ -118,7 +118,7 @@ fn what_is_cut_shorter_is_said_once_and_read_again() {
     told.sort_unstable();
     assert_eq!(told.len(), 2, "{told:?}");
     assert_eq!(told[0], "a@0 one");
-    assert!(told[1].starts_with("a@14! the file was cut shorter"), "{told:?}");
+    assert!(told[1].starts_with("a@14! the file was truncated"), "{told:?}");
     directory.append("a", "again\n");
     paced.look_around(&directory);
     assert_eq!(paced.told().last().unwrap(), "a@4 again");
@@ -127,7 +127,7 @@ fn what_is_cut_shorter_is_said_once_and_read_again() {
 #[test]
 fn a_record_that_is_too_long_and_still_grows_is_said_once_and_left_out() {
     let directory = Directory::new();
-    let source = directory.source().settled_after(SETTLED_AFTER).record_max(Bytes(10));
+    let source = directory.source().settled_after(SETTLED_AFTER).record_max(ByteSize(10));
     directory.write("a", "one\nmuch too long");
     let paced = Paced::start(source);
     paced.look_until_told(2);
@@ -182,7 +182,7 @@ fn a_directory_that_disappears_is_waited_for() {
     fs::rename(directory.at("elsewhere"), &within).unwrap();
     super::append(&within.join("a"), "two\n");
     assert_eq!(paced.look_until(2), ["a@0 one", "a@4 two"]);
-    // And another in its place: its files are others.
+    // Another directory in its place has other files.
     fs::remove_dir_all(&within).unwrap();
     (0..1_000).for_each(|_| paced.look());
     fs::create_dir(&within).unwrap();
@@ -203,7 +203,7 @@ fn a_log_that_is_rotated_is_read_for_as_long_as_it_is_written() {
             paced.settle();
             paced.look_around(&directory);
         }
-        // It is told to open its log anew, and writes to the old one until it hears that.
+        // The daemon is told to reopen its log, and writes to the old one until it does.
         daemon.write_all(b"rotating\nand then so").unwrap();
         fs::rename(directory.at("a.log"), directory.at(".a.1")).unwrap();
         paced.look_around(&directory);
@@ -218,7 +218,7 @@ fn a_log_that_is_rotated_is_read_for_as_long_as_it_is_written() {
     }
 }
 
-/// Its inode is the same, and it is no shorter.
+/// Its inode is the same, and it is not shorter.
 #[test]
 fn a_file_that_is_written_anew_in_place_is_read_again() {
     for text in ["uno\ndos\n", "uno\ndos\ntres\n"] {
@@ -232,7 +232,7 @@ fn a_file_that_is_written_anew_in_place_is_read_again() {
         paced.look_until(2);
         paced.settle();
         paced.look_around(&directory);
-        // It was read, and had settled: nobody is to blame.
+        // It was read and had settled, so no record is malformed.
         overwrite(text);
         paced.look_around(&directory);
         let told = paced.told();
@@ -242,7 +242,7 @@ fn a_file_that_is_written_anew_in_place_is_read_again() {
         paced.look_around(&directory);
         let told = &paced.told()[2 + text.lines().count()..];
         let (flaw, lines) = told.split_first().unwrap();
-        assert!(flaw.contains("! the file was written anew after"), "{told:?}");
+        assert!(flaw.contains("! the file was overwritten after"), "{told:?}");
         assert_eq!((lines.len(), lines[0].as_str()), (8, "a@0 1"), "{told:?}");
     }
 }

@@ -1,5 +1,5 @@
-//! A file is read by what it is: compressed ones are unpacked, holes of zeros are left out, and what is not text is said,
-//! once, and stays.
+//! The contents of a file decide how it is read: compressed files are decompressed, holes of zeros
+//! are skipped, and a file that is not text is reported once and stays.
 
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use millstream::{Bytes, Job, Restart, Trigger, collect};
+use millstream::{ByteSize, Job, Restart, Trigger, collect};
 use millstream_connectors::{WhenDone, format};
 
 use super::{Directory, Paced, SETTLED_AFTER, paced, telling, told_by, wait_for};
@@ -30,15 +30,16 @@ fn sorted(mut told: Vec<String>) -> Vec<String> {
     told
 }
 
-/// Lines that no compression makes much shorter.
+/// Random lines, which compress badly.
 fn lines(count: usize) -> String {
     let mut rng = fastrand::Rng::with_seed(7);
     (0..count).map(|line| format!("{line} {:016x}\n", rng.u64(..))).collect()
 }
 
-/// A log is copied and cut (`copytruncate`) under a writer that does not append: it goes on at its own offset, behind a hole
-/// of zeros. Of ten lines nine came: the one behind the hole had 9,900 zeros before it, and behind a hole of 3 MiB, which is
-/// longer than a record may be, it was lost.
+/// A log is copied and truncated (`copytruncate`) under a writer that does not append: the writer
+/// continues at its old offset, behind a hole of zeros. Of ten lines nine were intact: the one
+/// behind the hole had 9,900 zeros before it, and behind a hole of 3 MiB, which is longer than a
+/// record may be, it was lost.
 #[test]
 fn the_lines_around_a_hole_come_whole_whatever_its_length() {
     for hole in [1, 2, 63, 64, 100, 9_900, 64 << 10, 3 << 20] {
@@ -49,7 +50,7 @@ fn the_lines_around_a_hole_come_whole_whatever_its_length() {
             directory.write("between", format!("one\n{zeros}two\n{zeros}three"));
             directory.write("ends", format!("one\n{zeros}"));
             directory.write("only", &zeros);
-            let told = sorted(told_by(directory.source().record_max(Bytes(most))));
+            let told = sorted(told_by(directory.source().record_max(ByteSize(most))));
             let (second, third) = (4 + hole, 8 + 2 * hole);
             let expected = [
                 format!("begins@{hole} one"),
@@ -64,7 +65,8 @@ fn the_lines_around_a_hole_come_whole_whatever_its_length() {
     }
 }
 
-/// A log of half a gigabyte a second for two minutes, cut once: to read its zeros would take as long.
+/// A log of half a gigabyte a second for two minutes, truncated once: reading its zeros would take
+/// as long.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_hole_that_no_disk_could_hold_is_passed_over() {
@@ -88,7 +90,8 @@ fn a_hole_that_no_disk_could_hold_is_passed_over() {
     assert_eq!(paced.told()[3..], [format!("log@{} four", 3 * HOLE)]);
 }
 
-/// As after the power failed: what stands before the hole comes as it stands, and what stands behind it is another record.
+/// As after a power failure: the part before the hole is a record as it is, and the part after it
+/// is another record.
 #[test]
 fn a_hole_within_a_line_ends_it() {
     for hole in [64, 9_900, 3 << 20] {
@@ -115,7 +118,7 @@ fn a_log_that_is_cut_under_its_writer_goes_on_behind_the_hole_and_it_is_said() {
         let directory = Directory::new();
         let mut writer = fs::File::create(directory.at("log")).unwrap();
         writer.write_all(format!("{}\n", "x".repeat(first - 1)).as_bytes()).unwrap();
-        let paced = Paced::start(directory.source().settled_after(SETTLED_AFTER).record_max(Bytes::mebibytes(4)));
+        let paced = Paced::start(directory.source().settled_after(SETTLED_AFTER).record_max(ByteSize::mebibytes(4)));
         paced.look_until(1);
         paced.look_around(&directory);
         fs::File::options().write(true).open(directory.at("log")).unwrap().set_len(0).unwrap();
@@ -127,11 +130,12 @@ fn a_log_that_is_cut_under_its_writer_goes_on_behind_the_hole_and_it_is_said() {
         let expected = [(first, "behind"), (first + 7, "the hole"), (first + 116, "and another")];
         assert_eq!(told, expected.map(|(at, line)| format!("log@{at} {line}")), "a hole of {first}");
         let path = directory.at("log").display().to_string();
-        assert!(events::was_logged(&["hole", &path, &format!("bytes={first}")]), "it is said");
+        assert!(events::was_logged(&["hole", &path, &format!("bytes={first}")]), "it is logged");
     }
 }
 
-/// `app-1.log.gz` was read as text: 51 malformed rows of which none said gzip, and the file was deleted unread.
+/// `app-1.log.gz` was read as text: 51 malformed rows, none of which mentioned gzip, and the file
+/// was deleted unread.
 #[test]
 fn what_is_compressed_is_unpacked_by_its_magic_and_not_its_name() {
     let directory = Directory::new();
@@ -140,7 +144,7 @@ fn what_is_compressed_is_unpacked_by_its_magic_and_not_its_name() {
     directory.write("c.zst", zstd("one\ntwo\n"));
     directory.write("d", zstd("one\ntwo"));
     directory.write("e.gz", "one\ntwo\n");
-    // Of several members, cut within a line.
+    // Several members, split within a line.
     directory.write("f.gz", [gzip("one\nt"), gzip(""), gzip("wo\n")].concat());
     directory.write("g.zst", [zstd("one\nt"), zstd(""), zstd("wo\n")].concat());
     directory.write("h.gz", gzip(""));
@@ -167,7 +171,7 @@ fn what_is_large_and_compressed_is_unpacked_by_every_trigger() {
         at += line.len();
     }
     let expected = sorted(expected);
-    for memory in [Bytes::mebibytes(64), Bytes(64 << 10)] {
+    for memory in [ByteSize::mebibytes(64), ByteSize(64 << 10)] {
         let (job, results) = telling(directory.source().matching("[ab]*"));
         let report = job.trigger(Trigger::AvailableNow).workers(2).memory(memory).run().unwrap();
         assert!(sorted(results.values()) == expected);
@@ -184,7 +188,7 @@ fn what_is_large_and_compressed_is_unpacked_by_every_trigger() {
     assert!(results.values() == (0..20_000).collect::<Vec<u64>>());
 }
 
-/// Where a commit stands in a compressed file is where it stands in what was unpacked.
+/// The committed offset of a compressed file counts decompressed bytes.
 #[test]
 fn a_restart_goes_on_within_a_compressed_file() {
     for pack in [gzip, zstd] {
@@ -200,18 +204,18 @@ fn a_restart_goes_on_within_a_compressed_file() {
                 .map(|(n, _)| n.parse::<u64>().unwrap())
                 .inspect(move |n| {
                     std::thread::sleep(Duration::from_micros(if n % 64 == 0 { 500 } else { 0 }));
-                    assert!(!(*n > 5_000 && falls.swap(false, SeqCst)), "it falls");
+                    assert!(!(*n > 5_000 && falls.swap(false, SeqCst)), "on purpose");
                 })
                 .sink(&sink)
         });
-        let restart = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(5) };
-        let job = job.restart(restart).memory(Bytes(64 << 10)).checkpoint_every(Duration::from_millis(1));
+        let restart = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(5) };
+        let job = job.restart(restart).memory(ByteSize(64 << 10)).checkpoint_every(Duration::from_millis(1));
         let running = job.start().unwrap();
         eventually("some of it is committed", || {
             running.report().sources[0].lag.first().is_some_and(|lag| lag.next > 1_000)
         });
         may_fall.store(true, SeqCst);
-        eventually("all has come", || results.len() >= 20_000 && results.values().last() == Some(&19_999));
+        eventually("all lines are read", || results.len() >= 20_000 && results.values().last() == Some(&19_999));
         let values = results.values();
         let mut distinct = values.clone();
         distinct.sort_unstable();
@@ -224,11 +228,12 @@ fn a_restart_goes_on_within_a_compressed_file() {
     }
 }
 
-/// What was read to its end is found read by the next run, and what is added to it then is read on.
+/// A file that was read to its end is not read again by the next run, and what is appended to it
+/// then is read.
 #[test]
 fn a_restart_behind_a_compressed_file_reads_what_is_added_to_it() {
     let directory = Directory::new();
-    // Longer unpacked than packed, and shorter.
+    // One is longer decompressed than compressed, the other shorter.
     directory.write("long", gzip(&"the same line\n".repeat(1_000)));
     directory.write("short", gzip("one\n"));
     let results = collect();
@@ -236,12 +241,12 @@ fn a_restart_behind_a_compressed_file_reads_what_is_added_to_it() {
     let job = Job::new("restart", move |flow| {
         flow.source(source.clone())?.or_stop().inspect(|line| assert_ne!(line, "fall")).sink(&sink)
     });
-    let restart = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(5) };
+    let restart = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(5) };
     let running = job.restart(restart).checkpoint_every(Duration::from_millis(1)).start().unwrap();
     wait_for(&results, 1_001);
     eventually("all is committed", || running.report().sources[0].lag.is_empty());
     directory.move_in("fall", "fall\n");
-    eventually("it has fallen", || running.report().restarts > 0);
+    eventually("the run has failed", || running.report().restarts > 0);
     fs::remove_file(directory.at("fall")).unwrap();
     eventually("it runs again", || {
         directory.move_in("next", "next\n");
@@ -249,7 +254,7 @@ fn a_restart_behind_a_compressed_file_reads_what_is_added_to_it() {
     });
     directory.append("long", gzip("more\n"));
     directory.append("short", gzip("two\n"));
-    eventually("what was added has come", || {
+    eventually("what was appended is read", || {
         let values = results.values();
         values.contains(&"more".to_owned()) && values.contains(&"two".to_owned())
     });
@@ -318,7 +323,7 @@ fn a_compressed_file_that_is_cut_short_or_damaged_is_said_once_and_stays() {
         } else {
             let running = job.start().unwrap();
             let flaws = || results.values().iter().filter(|told| told.contains('!')).count();
-            eventually("all of them are said", || flaws() >= files.len() && elsewhere.names() == ["good"]);
+            eventually("all of them are reported", || flaws() >= files.len() && elsewhere.names() == ["good"]);
             for later in ["later", "latest"] {
                 directory.move_in(later, "x\n");
                 eventually("it is read and moved", || elsewhere.names().contains(&later.to_owned()));
@@ -335,18 +340,19 @@ fn a_compressed_file_that_is_cut_short_or_damaged_is_said_once_and_stays() {
             assert!(flaws[0].contains(packing), "{flaws:?}");
             let lines: Vec<&str> =
                 of_it.iter().filter(|told| !told.contains('!')).map(|told| told.split_once(' ').unwrap().1).collect();
-            assert!(text.lines().zip(&lines).all(|(line, told)| line == *told), "{name}: what comes is as it was");
+            assert!(text.lines().zip(&lines).all(|(line, told)| line == *told), "{name}: the lines are intact");
             assert!(directory.names().contains(&(*name).to_owned()), "{name} is still there");
         }
         assert!(told.contains(&"good@0 good".to_owned()));
     }
 }
 
-/// In the middle of a line, of which the beginning is in the malformed record: nothing that was read is nowhere.
+/// The file breaks in the middle of a line, whose beginning is in the malformed record: nothing
+/// that was read is lost.
 #[test]
 fn the_record_in_which_a_compressed_file_breaks_is_in_what_is_said() {
     let directory = Directory::new();
-    // Stored, so that each byte that is there can be had.
+    // Stored without compression, so that each byte that is there can be read.
     let mut encoder = GzEncoder::new(Vec::new(), Compression::none());
     encoder.write_all(b"one\ntwo and a half\n").unwrap();
     let packed = encoder.finish().unwrap();
@@ -398,7 +404,7 @@ fn what_is_not_text_is_said_once_and_never_deleted_unread() {
             job.trigger(Trigger::AvailableNow).run().unwrap();
         } else {
             let running = job.start().unwrap();
-            eventually("all of them are said", || results.len() > files.len() + 1);
+            eventually("all of them are reported", || results.len() > files.len() + 1);
             for later in ["later", "latest"] {
                 directory.move_in(later, "x\n");
                 eventually("it is read and deleted", || !directory.names().contains(&later.to_owned()));

@@ -1,9 +1,9 @@
-//! What becomes of files that are done, and when they are.
+//! What happens to files that are done, and when they are done.
 
 use std::fs;
 use std::time::Duration;
 
-use millstream::{Bytes, Job, Malformed, Restart, Trigger, collect};
+use millstream::{ByteSize, Job, Malformed, Restart, Trigger, collect};
 use millstream_connectors::WhenDone;
 
 use super::{Directory, Paced, SETTLED_AFTER, telling, told_by, wait_for};
@@ -23,11 +23,11 @@ fn a_new_process_reads_nothing_twice_that_was_deleted_or_moved() {
         let mut told = told_by(source.clone());
         told.sort_unstable();
         assert_eq!(told, ["a@0 1", "a@2 2", "b@0 3"]);
-        assert!(directory.names().is_empty(), "all of it is done when the run has ended");
+        assert!(directory.names().is_empty(), "all files are done when the run has ended");
         assert!(told_by(source.clone()).is_empty());
         if move_to {
             assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "1\n2\n");
-            // One of the same name is put beside it.
+            // Another file of the same name gets a number.
             directory.write("a", "4\n");
             assert_eq!(told_by(source), ["a@0 4"]);
             assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "1\n2\n");
@@ -36,10 +36,10 @@ fn a_new_process_reads_nothing_twice_that_was_deleted_or_moved() {
     }
 }
 
-/// The sink has all records and has acknowledged none: what is unread by its readers stays.
+/// The sink has all records and has acknowledged none, so all files stay.
 #[test]
 fn nothing_is_deleted_before_it_is_acknowledged() {
-    // The first micro-batch holds what came before its tick, and the next waits for it.
+    // The first micro-batch contains what arrived before its tick, and the next one waits for it.
     for (trigger, least) in [(Trigger::Continuous, 20), (Trigger::micro_batch(Duration::from_millis(5)), 1)] {
         let (directory, valve) = (Directory::new(), Valve::shut());
         (0..10).for_each(|file| directory.write(&file.to_string(), "1\n2\n"));
@@ -48,7 +48,8 @@ fn nothing_is_deleted_before_it_is_acknowledged() {
         let job = Job::new("done", move |flow| flow.source(source.clone().json::<u64>())?.or_stop().sink(&sink));
         let running = job.trigger(trigger).workers(2).checkpoint_every(Duration::from_millis(1)).start().unwrap();
         eventually("they are read", || valve.taken().len() >= least);
-        // All of them settle while files that come later are seen. Those of a micro-batch wait for the one before it.
+        // All of them settle while later files are seen. Those of a micro-batch wait for the
+        // previous one.
         for later in ["later", "latest"] {
             directory.move_in(later, "3\n");
             let is_seen = || running.report().sources[0].lag.iter().any(|lag| lag.partition.ends_with(later));
@@ -62,7 +63,7 @@ fn nothing_is_deleted_before_it_is_acknowledged() {
     }
 }
 
-/// A run that fails before a file is acknowledged leaves it, and those before it are gone.
+/// A run that fails before a file is acknowledged leaves it, and the files before it are gone.
 #[test]
 fn what_a_failed_run_has_not_finished_stays() {
     let directory = Directory::new();
@@ -105,7 +106,7 @@ fn what_cannot_be_moved_stays_and_the_job_goes_on() {
     let source = directory.source().when_done(WhenDone::MoveTo(target.clone())).settled_after(Duration::from_millis(1));
     let (job, results) = telling(source);
     let running = job.start().unwrap();
-    // A file where the directory was: nothing can be moved there, also not by root.
+    // A file takes the place of the directory: nothing can be moved there, not even by root.
     wait_for(&results, 1);
     eventually("the first is moved", || directory.names().is_empty());
     fs::remove_dir_all(&target).unwrap();
@@ -119,8 +120,8 @@ fn what_cannot_be_moved_stays_and_the_job_goes_on() {
     assert_eq!(directory.names(), ["b", "c"]);
 }
 
-/// Two processes look for a free name at the same moment, find the same, and one file is moved over the other. Tests of a
-/// process are as near as two threads.
+/// Two processes looked for a free name at the same moment, found the same one, and one file was
+/// moved over the other. Two threads are as close as a test in one process gets to that.
 #[test]
 fn two_that_archive_into_one_directory_lose_nothing() {
     let target = Directory::new();
@@ -138,10 +139,11 @@ fn two_that_archive_into_one_directory_lose_nothing() {
         target.names().iter().map(|name| fs::read_to_string(target.at(name)).unwrap()).collect();
     archived.sort_unstable();
     archived.dedup();
-    assert_eq!(archived.len(), 1_000, "one is missing");
+    assert_eq!(archived.len(), 1_000, "a file is missing");
 }
 
-/// A stray quote made the rest of a file of CSV one record: 1 MiB of it was kept, 2 MiB were nowhere, and the file was deleted.
+/// A stray quote made the rest of a CSV file one record: 1 MiB of it was kept, 2 MiB were lost, and
+/// the file was deleted.
 #[test]
 fn a_file_of_which_something_was_cut_stays_unless_it_is_asked_for() {
     events::begin();
@@ -150,10 +152,10 @@ fn a_file_of_which_something_was_cut_stays_unless_it_is_asked_for() {
         for restarts in [false, true] {
             let directory = Directory::new();
             directory.write("stray.csv", format!("number,text\n1,first\n2,\"stray\n{rows}"));
-            // Within one chunk, and with an end.
+            // Too long within one chunk, and with an end.
             directory.write("long.csv", format!("number,text\n1,first\n2,{}\n3,third\n", "x".repeat(2_000)));
             directory.write("good.csv", "number,text\n1,first\n");
-            let source = directory.source().when_done(WhenDone::Delete).record_max(Bytes(1_000));
+            let source = directory.source().when_done(WhenDone::Delete).record_max(ByteSize(1_000));
             let source = source.settled_after(Duration::from_millis(20));
             let source = match &when_cut {
                 None => source,
@@ -168,12 +170,12 @@ fn a_file_of_which_something_was_cut_stays_unless_it_is_asked_for() {
                 bad.sink(&sinks.1)
             });
             if restarts {
-                let job =
-                    job.restart(Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(5) });
+                let job = job
+                    .restart(Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(5) });
                 let running = job.checkpoint_every(Duration::from_millis(1)).start().unwrap();
                 eventually("all is committed", || bad.len() == 2 && running.report().sources[0].lag.is_empty());
                 directory.move_in("fall.csv", "number,text\n666,it falls\n");
-                eventually("it has fallen", || running.report().restarts > 0);
+                eventually("the run has failed", || running.report().restarts > 0);
                 fs::remove_file(directory.at("fall.csv")).unwrap();
                 for later in ["later.csv", "latest.csv"] {
                     directory.move_in(later, "number,text\n1,first\n");
@@ -192,7 +194,7 @@ fn a_file_of_which_something_was_cut_stays_unless_it_is_asked_for() {
             assert!(cut.iter().all(|bad| bad.bytes.as_ref().unwrap().len() == 1_000));
             let left_out = format!("bytes={}", 9 + rows.len() - 1_000);
             let path = directory.at("stray.csv").display().to_string();
-            assert!(events::was_logged(&["left out", &path, &left_out]), "how much of it was left out is said");
+            assert!(events::was_logged(&["skipped", &path, &left_out]), "the number of skipped bytes is logged");
         }
     }
 }

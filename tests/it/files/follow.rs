@@ -1,5 +1,5 @@
-//! What is there is read, and what comes and grows is followed: the same by every trigger, with any number of workers, as an
-//! oracle that reads the files afterwards.
+//! Existing files are read, and new and growing files are followed: under every trigger and with
+//! any number of workers, the results are those of an oracle that reads the files afterwards.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use fastrand::Rng;
-use millstream::{Bytes, Job, Restart, Trigger, collect};
+use millstream::{ByteSize, Job, Restart, Trigger, collect};
 use millstream_connectors::{FileOrder, WhenDone, files};
 
 use super::{Directory, append, telling, told_by, wait_for};
@@ -16,7 +16,7 @@ use crate::support::{eventually, seed};
 
 const EVERY: [Trigger; 2] = [Trigger::Continuous, Trigger::MicroBatch { interval: Duration::from_millis(5) }];
 
-/// The lines of all files as a run should tell them, by file.
+/// The lines of all files, by file, as a run should return them.
 fn oracle(directory: &Directory) -> BTreeMap<String, Vec<String>> {
     let told = |name: &String| {
         let text = fs::read_to_string(directory.at(name)).unwrap();
@@ -31,7 +31,7 @@ fn oracle(directory: &Directory) -> BTreeMap<String, Vec<String>> {
     directory.names().iter().map(|name| (name.clone(), told(name))).filter(|(_, lines)| !lines.is_empty()).collect()
 }
 
-/// What was told, by file, in the order in which it came.
+/// The results by file, in order of arrival.
 fn by_file(told: Vec<String>) -> BTreeMap<String, Vec<String>> {
     let mut files: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for line in told {
@@ -40,7 +40,7 @@ fn by_file(told: Vec<String>) -> BTreeMap<String, Vec<String>> {
     files
 }
 
-/// A line of letters, of any length up to some chunks; the last character is never `\r`.
+/// A line of random characters, up to several chunks long; the last character is never `\r`.
 fn line(rng: &mut Rng) -> String {
     let len = if rng.u8(..20) == 0 { rng.usize(..150_000) } else { rng.usize(..80) };
     let mut line: String =
@@ -70,7 +70,7 @@ fn reads_each_line_of_each_file_once_and_ends() {
     directory.write(".hidden", "left out\n");
     directory.write("_hidden", "left out\n");
     for workers in [1, 2, 4] {
-        for memory in [Bytes::mebibytes(256), Bytes(64 << 10)] {
+        for memory in [ByteSize::mebibytes(256), ByteSize(64 << 10)] {
             let (job, results) = telling(directory.source());
             let report = job.trigger(Trigger::AvailableNow).workers(workers).memory(memory).run().unwrap();
             assert_eq!(by_file(results.values()), expected, "{workers} workers, {memory}");
@@ -79,8 +79,9 @@ fn reads_each_line_of_each_file_once_and_ends() {
     }
 }
 
-/// A writer appends in cuts anywhere, also within lines and characters, moves whole files in and makes new ones, while the
-/// job runs; afterwards each line was told once, in the order of its file.
+/// While the job runs, a writer appends pieces that end anywhere, also within lines and characters,
+/// moves complete files in, and creates new ones. Afterwards each line was read once, in the order
+/// of its file.
 #[test]
 fn follows_files_that_come_and_grow() {
     let seed = seed();
@@ -89,9 +90,10 @@ fn follows_files_that_come_and_grow() {
             let mut rng = Rng::with_seed(seed ^ (round * 10 + workers) as u64);
             let directory = Directory::new();
             directory.write("0", "");
-            // Nothing is torn in the end, so that no line is taken before it is whole however slow this machine is.
+            // No last line is torn in the end, so no file has to settle, and no line is taken
+            // before it is complete however slow this machine is.
             let (job, results) = telling(directory.source().settled_after(Duration::from_secs(3_600)));
-            let running = job.trigger(trigger).workers(workers).memory(Bytes::mebibytes(1)).start().unwrap();
+            let running = job.trigger(trigger).workers(workers).memory(ByteSize::mebibytes(1)).start().unwrap();
             for step in 0..150 {
                 match rng.u8(..10) {
                     0 => directory.write(&format!("{step}"), ""),
@@ -151,7 +153,7 @@ fn reads_what_matches() {
     assert!(told_by(directory.source().matching("nothing")).is_empty());
 }
 
-/// One file that only grows does not keep the others waiting.
+/// A file that keeps growing does not keep the others waiting.
 #[test]
 fn a_file_that_grows_all_the_time_holds_up_no_other() {
     let directory = Directory::new();
@@ -173,7 +175,8 @@ fn a_file_that_grows_all_the_time_holds_up_no_other() {
     running.wait().unwrap();
 }
 
-/// A stage panics, and the job begins again where it had committed: nothing is lost, and what was done is not read again.
+/// A stage panics, and the job restarts at the committed offsets: nothing is lost, and what was
+/// committed is not read again.
 #[test]
 fn a_restart_goes_on_where_it_committed() {
     for (trigger, workers) in EVERY.into_iter().flat_map(|trigger| [(trigger, 1), (trigger, 2), (trigger, 4)]) {
@@ -189,18 +192,18 @@ fn a_restart_goes_on_where_it_committed() {
             flow.source(files(&path).look_every(Duration::from_millis(5)).csv::<(u64, String)>())?
                 .or_stop()
                 .inspect(move |(number, _)| {
-                    // In the middle, and again at the row that comes when all others are done.
+                    // In the middle, and again at the row that arrives when all others are done.
                     let fallen = falls.load(SeqCst);
                     let must_fall = [seen.len() > 2_000, *number == 4_000, false][fallen as usize];
-                    // One worker alone.
+                    // Only one worker panics.
                     if must_fall && falls.compare_exchange(fallen, fallen + 1, SeqCst, SeqCst).is_ok() {
-                        panic!("it falls");
+                        panic!("on purpose");
                     }
                 })
                 .sink(&sink)
         });
-        let restart = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(5) };
-        let job = job.trigger(trigger).workers(workers).memory(Bytes(64 << 10));
+        let restart = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(5) };
+        let job = job.trigger(trigger).workers(workers).memory(ByteSize(64 << 10));
         let running = job.restart(restart).checkpoint_every(Duration::from_millis(1)).start().unwrap();
         let distinct = || {
             let mut values = results.values();
@@ -208,7 +211,7 @@ fn a_restart_goes_on_where_it_committed() {
             values.dedup();
             values
         };
-        eventually("all have come", || distinct().len() == 4_000);
+        eventually("all rows are read", || distinct().len() == 4_000);
         let expected: Vec<(u64, String)> = (0..4_000).map(|n| (n, format!("row\n{}", n % 500))).collect();
         assert_eq!(distinct(), expected);
         eventually("all is committed", || {
@@ -244,7 +247,8 @@ fn the_lag_is_in_bytes_until_all_is_done() {
     running.wait().unwrap();
 }
 
-/// More files than are kept in mind: those that are gone are forgotten, and each is read once all the same.
+/// More files than are remembered: those that are gone are forgotten, and each is read once all the
+/// same.
 #[test]
 fn thousands_of_files_come_and_go() {
     for trigger in EVERY {
@@ -271,8 +275,8 @@ fn thousands_of_files_come_and_go() {
     }
 }
 
-/// Lines are there all at once, and their stage is slow: the last has waited for all others, and the report said that it had
-/// waited for its own batch.
+/// All lines arrive at once, and their stage is slow: the last line waits for all others, but the
+/// report said that it had waited only for its own batch.
 #[test]
 fn what_waits_to_be_read_waits_under_every_trigger_alike() {
     for trigger in EVERY {
@@ -287,7 +291,7 @@ fn what_waits_to_be_read_waits_under_every_trigger_alike() {
         eventually("all are through", || running.report().records_out() == 500);
         running.stop();
         let report = running.wait().unwrap();
-        // 500 records of 2 ms: the median waits for half a second.
+        // 500 records of 2 ms each: the median record waits for half a second.
         assert!(report.sinks[0].latency.p50 > Duration::from_millis(300), "{trigger:?}: {report}");
     }
 }

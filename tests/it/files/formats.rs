@@ -1,6 +1,7 @@
-//! JSON, CSV and formats of one's own in files; what does not fit is data.
+//! JSON, CSV and custom formats in files; records that do not fit are data.
 
-use millstream::{Bytes, Job, Malformed, RECORD_OVERHEAD, Trigger, collect, discard};
+use millstream::connector::RECORD_OVERHEAD;
+use millstream::{ByteSize, Job, Malformed, Trigger, collect, discard};
 use millstream_connectors::{Csv, format};
 use serde::Deserialize;
 
@@ -16,7 +17,7 @@ fn point(x: i64, label: Option<&str>) -> Point {
     Point { x, label: label.map(str::to_owned) }
 }
 
-/// Good and bad records of a run that ends.
+/// Good and bad records of a bounded run.
 macro_rules! results {
     ($source:expr) => {{
         let (good, bad, source) = (collect(), collect::<Malformed>(), $source);
@@ -64,7 +65,7 @@ fn csv_rows_that_do_not_fit_are_malformed_where_they_stand() {
     let directory = Directory::new();
     directory.write("a.csv", "x,label\n1\n2,b\n\nthree,c\n4,d,e\n5,\"never closed\n6,f\n");
     let (good, bad) = results!(directory.source().csv::<Point>());
-    // What the quote has swallowed is in its field.
+    // Everything after the open quote is in its field.
     assert_eq!(good, [point(2, Some("b")), point(5, Some("never closed\n6,f"))]);
     let told: Vec<(u64, &[u8])> =
         bad.iter().map(|bad| (bad.origin.as_ref().unwrap().offset.0, bad.bytes.as_deref().unwrap())).collect();
@@ -92,8 +93,8 @@ fn a_format_of_ones_own_gets_lines() {
     assert_eq!(told[1..], ["a@3 ", "a@4 b"]);
 }
 
-/// The mark was taken off before the format saw it, also where bytes were asked for, and only at the beginning of a file:
-/// files that were put behind each other have one within.
+/// The mark was removed before the format saw it, even where bytes were asked for, and only at the
+/// beginning of a file: concatenated files have one in the middle.
 #[test]
 fn a_byte_order_mark_is_no_part_of_a_text_and_a_part_of_bytes() {
     let directory = Directory::new();
@@ -110,7 +111,7 @@ fn a_byte_order_mark_is_no_part_of_a_text_and_a_part_of_bytes() {
 fn values_count_as_what_they_hold_or_as_it_is_said() {
     let directory = Directory::new();
     directory.write("a", "{\"a\":{}}\n{\"b\":1}\n");
-    let held = |said: Option<fn(&serde_json::Value) -> Bytes>| {
+    let held = |said: Option<fn(&serde_json::Value) -> ByteSize>| {
         let source = directory.source().json::<serde_json::Value>();
         let job = Job::new("held", move |flow| match said {
             Some(said) => flow.source(source.clone().sized(said))?.or_stop().sink(discard()),
@@ -119,7 +120,7 @@ fn values_count_as_what_they_hold_or_as_it_is_said() {
         job.trigger(Trigger::AvailableNow).run().unwrap().sources[0].bytes
     };
     let each = RECORD_OVERHEAD.0 + size_of::<Result<serde_json::Value, Malformed>>() as u64;
-    assert_eq!(held(Some(|_| Bytes(500))), 2 * (each + 500));
+    assert_eq!(held(Some(|_| ByteSize(500))), 2 * (each + 500));
     // A map of one field takes more than 600 bytes.
     assert!(held(None) > 2 * (each + 600), "{}", held(None));
 }
@@ -130,7 +131,7 @@ fn of_a_record_that_is_too_long_the_beginning_is_kept_once() {
     let (short, long) = ("s".repeat(1_000), "l".repeat(1_001));
     let longest = "m".repeat(5_000_000);
     directory.write("a", format!("{short}\n{long}\n{longest}\n{short}\r\n{longest}"));
-    let (good, bad) = results!(directory.source().record_max(Bytes(1_000)).lines());
+    let (good, bad) = results!(directory.source().record_max(ByteSize(1_000)).lines());
     assert_eq!(good, [short.clone(), short]);
     let told: Vec<(u64, usize)> =
         bad.iter().map(|bad| (bad.origin.as_ref().unwrap().offset.0, bad.bytes.as_ref().unwrap().len())).collect();
@@ -142,8 +143,8 @@ fn of_a_record_that_is_too_long_the_beginning_is_kept_once() {
 fn a_header_that_is_too_long_makes_its_rows_malformed() {
     let directory = Directory::new();
     directory.write("a.csv", format!("x,{}\n1,a\n", "l".repeat(200_000)));
-    let (good, bad) = results!(directory.source().record_max(Bytes(1_000)).csv::<Point>());
+    let (good, bad) = results!(directory.source().record_max(ByteSize(1_000)).csv::<Point>());
     assert!(good.is_empty());
     assert_eq!(bad.len(), 2);
-    assert!(bad[0].cause.contains("longer than") && bad[1].cause.contains("the header 0"), "{bad:?}");
+    assert!(bad[0].cause.contains("longer than") && bad[1].cause.contains("the header has 0"), "{bad:?}");
 }

@@ -1,4 +1,4 @@
-//! What is wrong is said: at start when it can be known, and as data when it shows later.
+//! Mistakes are reported: at start when they can be known then, and as data when they show later.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -7,7 +7,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use millstream::{Bytes, ErrorKind, Job, Trigger, collect};
+use millstream::{ByteSize, ErrorKind, Job, Trigger, collect};
 use millstream_connectors::{Files, WhenDone, files};
 use rustix::process::{Uid, geteuid};
 use rustix::thread::set_thread_uid;
@@ -28,12 +28,12 @@ fn what_is_wrong_at_start_is_an_error() {
     directory.write("file", "");
     refused(files(directory.at("nowhere")), ErrorKind::NotFound, "nowhere");
     refused(files(directory.at("file")), ErrorKind::NotFound, "file");
-    refused(directory.source().matching("a["), ErrorKind::Option, "`a[`");
-    refused(directory.source().record_max(Bytes(0)), ErrorKind::Option, "`record_max`");
-    refused(directory.source().look_every(Duration::ZERO), ErrorKind::Option, "`look_every`");
-    refused(directory.source().settled_after(Duration::ZERO), ErrorKind::Option, "`settled_after`");
+    refused(directory.source().matching("a["), ErrorKind::Config, "`a[`");
+    refused(directory.source().record_max(ByteSize(0)), ErrorKind::Config, "`record_max`");
+    refused(directory.source().look_every(Duration::ZERO), ErrorKind::Config, "`look_every`");
+    refused(directory.source().settled_after(Duration::ZERO), ErrorKind::Config, "`settled_after`");
     let to_itself = WhenDone::MoveTo(directory.path.clone());
-    refused(directory.source().when_done(to_itself), ErrorKind::Option, "the directory that is read");
+    refused(directory.source().when_done(to_itself), ErrorKind::Config, "the directory being read");
     let to_a_file = WhenDone::MoveTo(directory.at("file"));
     refused(directory.source().when_done(to_a_file), ErrorKind::NotFound, "cannot move");
 }
@@ -58,7 +58,8 @@ fn a_file_that_cannot_be_read_is_said_once_and_tried_again() {
     assert_eq!(paced.told()[3..], ["link@0 came later"]);
 }
 
-/// Root may read everything, so the job is somebody else's: threads belong to whom their thread's thread did.
+/// Root may read everything, so the job runs as another user: a thread belongs to the user of the
+/// thread that started it.
 #[test]
 fn a_file_without_permission_is_read_when_it_is_given() {
     let directory = Directory::new();
@@ -103,7 +104,8 @@ fn a_run_that_ends_says_what_it_could_not_read() {
     assert_eq!(told[2], "no\u{fffd}text@0! cannot read the file: the file name is not valid UTF-8");
 }
 
-/// Who may write to the directory could have the job read, and tell, any file that it may read.
+/// A user who may write to the directory could otherwise have the job read and return any file that
+/// the job may read.
 #[test]
 fn a_link_that_leads_out_of_the_directory_is_not_followed() {
     let (directory, elsewhere) = (Directory::new(), Directory::new());
@@ -122,7 +124,7 @@ fn a_link_that_leads_out_of_the_directory_is_not_followed() {
         assert_eq!(told.len(), 4, "{told:?}");
         assert_eq!(told[..2], ["a@0 a", "in@0 b"]);
         for (told, name) in told[2..].iter().zip(["out", "up"]) {
-            assert_eq!(*told, format!("{name}@0! cannot read the file: the link leads out of the directory"));
+            assert_eq!(*told, format!("{name}@0! cannot read the file: the link points outside the directory"));
         }
     }
     let mut told = told_by(directory.source().follow_links());
@@ -130,7 +132,8 @@ fn a_link_that_leads_out_of_the_directory_is_not_followed() {
     assert_eq!(told, ["a@0 a", "in@0 b", "out@0 a secret", "up@0 a secret"]);
 }
 
-/// Between the look and its turn: to open a pipe was to wait for its writer, for ever.
+/// A pipe took the place of a file between the look and its turn: opening it waited for a writer
+/// for ever.
 #[test]
 fn a_pipe_in_the_place_of_a_file_holds_up_nothing() {
     let directory = Directory::new();
@@ -149,8 +152,8 @@ fn a_pipe_in_the_place_of_a_file_holds_up_nothing() {
             .filter(|line| line != "x")
             .sink(&sink)
     });
-    let running = job.trigger(Trigger::AvailableNow).memory(Bytes(64 << 10)).start().unwrap();
-    // The first file does not fit, so that nobody has opened the second.
+    let running = job.trigger(Trigger::AvailableNow).memory(ByteSize(64 << 10)).start().unwrap();
+    // The first file does not fit into memory, so the second is not open yet.
     fs::remove_file(directory.at("b")).unwrap();
     assert!(std::process::Command::new("mkfifo").arg(directory.at("b")).status().unwrap().success());
     drop(door);

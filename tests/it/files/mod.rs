@@ -1,4 +1,4 @@
-//! Files of a directory: each record once, whatever is done to the files meanwhile.
+//! The files of a directory: each record is read once, whatever is done to the files meanwhile.
 
 mod changes;
 mod content;
@@ -18,7 +18,7 @@ use millstream_connectors::{Files, files};
 
 use crate::support::{PATIENCE, eventually};
 
-/// A directory that is gone after the test, by the path that records are said to come from.
+/// A temporary directory and its canonical path, as the origins of records have it.
 pub struct Directory {
     path: PathBuf,
     _kept: tempfile::TempDir,
@@ -42,7 +42,7 @@ impl Directory {
         append(&self.at(name), text);
     }
 
-    /// Makes a file appear whole.
+    /// Makes a complete file appear at once.
     fn move_in(&self, name: &str, text: impl AsRef<[u8]>) {
         self.write(".unfinished", text);
         fs::rename(self.at(".unfinished"), self.at(name)).unwrap();
@@ -76,7 +76,7 @@ fn told(line: Result<(String, Origin), Malformed>) -> String {
     }
 }
 
-/// A job that tells the lines of a directory, and what it told.
+/// A job that collects the lines of a directory as [`told`] formats them, and its results.
 fn telling(source: Files) -> (Job, Collected<String>) {
     let results = collect();
     let sink = results.clone();
@@ -84,14 +84,14 @@ fn telling(source: Files) -> (Job, Collected<String>) {
     (job.checkpoint_every(Duration::from_millis(5)), results)
 }
 
-/// What a run that ends tells.
+/// The results of a bounded run.
 fn told_by(source: Files) -> Vec<String> {
     let (job, results) = telling(source);
     job.trigger(Trigger::AvailableNow).run().unwrap();
     results.values()
 }
 
-/// A job on a clock that stands still until a test moves it.
+/// A job on a clock that moves only when a test moves it.
 struct Paced {
     results: Collected<String>,
     clock: Clock,
@@ -106,26 +106,27 @@ impl Paced {
         Paced { results, clock, running }
     }
 
-    /// Looks at the directory, without any file settling by it, until so many lines were told.
+    /// Looks at the directory, without letting any file settle, until there are `count` results.
     #[track_caller]
     fn look_until(&self, count: usize) -> Vec<String> {
-        eventually(&format!("{count} lines come, of {:?}", self.results.values()), || {
+        eventually(&format!("{count} lines are read, after {:?}", self.results.values()), || {
             self.look();
             self.results.len() >= count
         });
         self.results.values()
     }
 
-    /// As `look_until`, but for the files that `look_around` made.
+    /// Like `look_until`, but without the files that `look_around` made.
     #[track_caller]
     fn look_until_told(&self, count: usize) {
-        eventually(&format!("{count} lines come, of {:?}", self.told()), || {
+        eventually(&format!("{count} lines are read, after {:?}", self.told()), || {
             self.look();
             self.told().len() >= count
         });
     }
 
-    /// Several looks see what is there, and what comes of them comes.
+    /// Looks at the directory several times, and waits until everything that was found has been
+    /// read.
     #[track_caller]
     fn look_around(&self, directory: &Directory) {
         let name = format!("look-{}", fastrand::u64(..));
@@ -135,7 +136,7 @@ impl Paced {
             self.look();
             comes(&name)
         });
-        // Whatever a look before that found was read before it.
+        // Everything that an earlier look found was read before this file.
         let next = format!("{name}-again");
         directory.move_in(&next, "\n");
         eventually("another new file is read", || {
@@ -145,16 +146,16 @@ impl Paced {
     }
 
     fn look(&self) {
-        // So little that a test may look often and nothing settles within its 1 000 s.
+        // So little that nothing settles, however often a test looks.
         self.clock.advance(Duration::from_millis(5));
     }
 
-    /// All files settle that do not change any more.
+    /// Lets all files settle that do not change any more.
     fn settle(&self) {
         self.clock.advance(SETTLED_AFTER);
     }
 
-    /// What was told, but for the files that `look_around` made.
+    /// The results, without the files that `look_around` made.
     fn told(&self) -> Vec<String> {
         self.results.values().into_iter().filter(|told| !told.starts_with("look-")).collect()
     }
@@ -162,12 +163,12 @@ impl Paced {
 
 const SETTLED_AFTER: Duration = Duration::from_secs(1_000_000);
 
-/// With a pause that no test reaches unless it says so.
+/// A job whose files settle only when a test calls `settle`.
 fn paced(directory: &Directory) -> Paced {
     Paced::start(directory.source().settled_after(SETTLED_AFTER))
 }
 
 #[track_caller]
 fn wait_for<T: Clone>(results: &Collected<T>, count: usize) -> Vec<T> {
-    results.wait_for(count, PATIENCE).unwrap_or_else(|| panic!("{} of {count} have come", results.len()))
+    results.wait_for(count, PATIENCE).unwrap_or_else(|| panic!("{} of {count} have arrived", results.len()))
 }

@@ -22,7 +22,8 @@ const TEMPORARY: [&str; 10] = [
     ".a.csv.tmp",
 ];
 
-/// A file under its uploader's temporary name was read while it came, and read again under its own.
+/// A file under its uploader's temporary name was read while it was uploaded, and read again under
+/// its final name.
 #[test]
 fn what_is_still_uploaded_is_read_once_and_under_its_own_name() {
     for temporary in TEMPORARY {
@@ -41,7 +42,8 @@ fn what_is_still_uploaded_is_read_once_and_under_its_own_name() {
     }
 }
 
-/// Who asks for it reads a file while it comes, and none of it again when it gets its name: also over a restart.
+/// With `include_temporary` a file is read while it is uploaded, and not again when it gets its
+/// final name, also across a restart.
 #[test]
 fn what_is_read_under_a_temporary_name_is_not_read_again_under_its_own() {
     for temporary in TEMPORARY {
@@ -54,7 +56,7 @@ fn what_is_read_under_a_temporary_name_is_not_read_again_under_its_own() {
         paced.look_around(&directory);
         directory.append("a.csv", "o\nthree\n");
         paced.look_around(&directory);
-        // The files by which a test looks around have such a name too, before they are moved in.
+        // The files of `look_around` have such names too, before they are moved in.
         let told: Vec<String> = paced.told().into_iter().filter(|told| !told.starts_with(".unfinished")).collect();
         let told: Vec<&str> = told.iter().map(|told| told.split_once('@').unwrap().1).collect();
         assert_eq!(told, ["0 one", "4 two", "8 three"], "from {temporary}");
@@ -66,16 +68,16 @@ fn what_is_read_under_a_temporary_name_is_not_read_again_under_its_own() {
     let job = Job::new("restart", move |flow| {
         flow.source(source.clone())?.or_stop().inspect(|line| assert_ne!(line, "fall")).sink(&sink)
     });
-    let restart = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(5) };
+    let restart = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(5) };
     let running = job.restart(restart).checkpoint_every(Duration::from_millis(1)).start().unwrap();
     wait_for(&results, 1);
     eventually("it is committed", || running.report().sources[0].lag.is_empty());
     fs::rename(directory.at("a.part"), directory.at("a")).unwrap();
     directory.move_in("fall", "fall\n");
-    eventually("it has fallen", || running.report().restarts > 0);
+    eventually("the run has failed", || running.report().restarts > 0);
     fs::remove_file(directory.at("fall")).unwrap();
     directory.append("a", "two\n");
-    eventually("the rest of it comes", || results.values().contains(&"two".to_owned()));
+    eventually("the rest of it is read", || results.values().contains(&"two".to_owned()));
     running.stop();
     running.wait().unwrap();
     assert_eq!(results.values(), ["one", "two"]);
@@ -84,7 +86,7 @@ fn what_is_read_under_a_temporary_name_is_not_read_again_under_its_own() {
 #[test]
 fn names_with_numbers_may_be_read_in_the_order_of_these() {
     let directory = Directory::new();
-    // The second is longer than any integer, and its zeros count for nothing.
+    // The second number is longer than any integer, and its leading zeros do not count.
     let names = ["log-2", "log-00000000000000000000000000003", "log-10", "log-10a", "log-100", "logs-1", "log-9"];
     names.iter().for_each(|name| directory.write(name, "x\n"));
     let order = |order| -> Vec<String> {
@@ -105,7 +107,7 @@ fn directories_within_are_entered_when_the_glob_says_so() {
         fs::create_dir_all(directory.at(within)).unwrap();
         fs::write(directory.at(within).join(name), format!("{name}\n")).unwrap();
     }
-    // One that leads around in a circle is not entered.
+    // A link that forms a cycle is not entered.
     std::os::unix::fs::symlink(&directory.path, directory.at("x/circle")).unwrap();
     let told = |glob: &str| {
         let mut told = told_by(directory.source().matching(glob));
@@ -142,14 +144,15 @@ fn files_within_directories_are_followed_ordered_and_done() {
     eventually("all three are moved", || elsewhere.names() == ["same", "same.1", "same.2"]);
     running.stop();
     running.wait().unwrap();
-    // A directory that goes and comes is no reason to fail.
+    // A directory that disappears is not a reason to fail.
     fs::remove_dir_all(directory.at("11")).unwrap();
     let (job, results) = telling(source);
     job.trigger(Trigger::AvailableNow).run().unwrap();
     assert!(results.is_empty());
 }
 
-/// The target of what is done may lie within a directory that is read in depth: what is there is not read again.
+/// The target for done files may be inside a directory that is read at any depth: the files in it
+/// are not read again.
 #[test]
 fn what_was_moved_within_is_not_read_again() {
     let directory = Directory::new();

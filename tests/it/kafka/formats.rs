@@ -1,6 +1,7 @@
-//! What goes through a topic and comes out of it: formats, metadata, tombstones, partitions by key.
+//! Formats, metadata, tombstones and partitions by key, written to a topic and read back.
 
-use millstream::{Bytes, Job, Malformed, RECORD_OVERHEAD, Trigger, collect, discard, rows};
+use millstream::connector::RECORD_OVERHEAD;
+use millstream::{ByteSize, Job, Malformed, Trigger, collect, discard, rows};
 use millstream_connectors::format::Text;
 use millstream_connectors::{Codec, Compressed, Compression, Csv, Encode, Kafka, Message, Profile};
 use rdkafka::producer::BaseRecord;
@@ -70,7 +71,7 @@ fn csv_is_a_row_a_message_and_what_is_none_is_malformed() {
     })
     .run()
     .unwrap();
-    assert_eq!(broker.read(&comma)[0][1].value.as_deref(), Some("1,"), "no header, and no end of the line");
+    assert_eq!(broker.read(&comma)[0][1].value.as_deref(), Some("1,"), "no header, and no line ending");
     broker
         .write(&comma, [(None, "", Some("1,a\n2,b")), (None, "", Some("")), (None, "", None), (None, "", Some("x,"))]);
     let (good, bad, of_tabs) = (collect(), collect::<Malformed>(), collect());
@@ -95,7 +96,8 @@ fn csv_is_a_row_a_message_and_what_is_none_is_malformed() {
     assert_eq!(causes.len(), 4);
 }
 
-/// A byte order mark made JSON and text of a topic malformed, and was taken off in a file.
+/// A byte order mark used to make JSON and text in a topic malformed, while in a file it was
+/// stripped.
 #[test]
 fn a_byte_order_mark_is_no_part_of_a_text() {
     let broker = shared();
@@ -143,7 +145,7 @@ fn values_may_be_compressed_each_for_itself() {
     job.trigger(Trigger::AvailableNow).run().unwrap();
     let bad = bad.values();
     assert_eq!(bad.len(), 1);
-    assert!(bad[0].cause.contains("begins as gzip and cannot be unpacked"), "{}", bad[0].cause);
+    assert!(bad[0].cause.contains("begins like gzip but cannot be decompressed"), "{}", bad[0].cause);
     let (written, read) = (collect(), collect());
     let sinks = (written.clone(), read.clone());
     let job = Job::new("unpacked", move |flow| {
@@ -155,7 +157,8 @@ fn values_may_be_compressed_each_for_itself() {
     assert_eq!(read.values(), ["one", "two", "three"]);
 }
 
-/// What counted against the memory of a job was the length of the payload, whatever was made of it.
+/// The length of the payload used to count against the memory of a job, whatever the decoded value
+/// held.
 #[test]
 fn values_count_as_what_they_hold_or_as_it_is_said() {
     let broker = shared();
@@ -167,8 +170,8 @@ fn values_count_as_what_they_hold_or_as_it_is_said() {
         let job = Job::new("held", move |flow| {
             let values = kafka.topic(&topic).group(group).json::<serde_json::Value>();
             match group {
-                "said" => flow.source(values.sized(|_| Bytes(1_000)))?.or_stop().sink(discard()),
-                "beside" => flow.source(values.with_metadata().sized(|_| Bytes(0)))?.or_stop().sink(discard()),
+                "said" => flow.source(values.sized(|_| ByteSize(1_000)))?.or_stop().sink(discard()),
+                "beside" => flow.source(values.with_metadata().sized(|_| ByteSize(0)))?.or_stop().sink(discard()),
                 _ => flow.source(values)?.or_stop().sink(discard()),
             }
         });
@@ -214,8 +217,8 @@ fn metadata_and_tombstones_pass_through_and_decide_nothing() {
     assert_eq!(written[0].value.as_deref(), Some("14"));
     let expected = [("a", Some("1")), ("a", None), ("b", Some("2")), ("new", Some("3"))];
     let expected = expected.map(|(name, value)| (name.to_owned(), value.map(str::to_owned)));
-    assert_eq!(written[0].headers, expected, "all of them, in order, also the one without a value");
-    assert_ne!(written[0].timestamp, Some(1_234), "the time it was read with is not the time it is written with");
+    assert_eq!(written[0].headers, expected, "all headers, in order, including the one without a value");
+    assert_ne!(written[0].timestamp, Some(1_234), "the output does not take the timestamp of the input");
     assert_eq!((written[1].key.as_deref(), written[1].value.as_deref()), (Some("gone"), None));
 }
 
@@ -346,8 +349,8 @@ fn an_empty_value_is_no_tombstone() {
     assert_eq!(broker.read(&topic)[0][0].value.as_deref(), Some(""));
 }
 
-/// Poison of every kind at every position: each becomes a dead letter with its place and cause, none is lost, and what is
-/// good passes.
+/// Bad records of every kind at every position: each becomes a dead letter with its position and
+/// cause, none is lost, and good records pass.
 #[test]
 fn poison_becomes_dead_letters_and_comes_back() {
     let broker = shared();
@@ -383,7 +386,7 @@ fn poison_becomes_dead_letters_and_comes_back() {
         assert_eq!(header("millstream.offset"), Some(place.to_string()));
         assert!(header("millstream.cause").is_some_and(|cause| !cause.is_empty()));
     }
-    // Back to where they came from, those only that were empty.
+    // Sends only the empty ones back to the topic they came from.
     let (back, letters) = (kafka.clone(), dead.clone());
     let replay = Job::new("replay", move |flow| {
         let empty = |message: &Message<Option<Vec<u8>>>| {
@@ -397,5 +400,5 @@ fn poison_becomes_dead_letters_and_comes_back() {
     let all = broker.read(&input).concat();
     assert_eq!(all.len(), 23);
     assert!(all[21..].iter().all(|record| record.headers.is_empty() && record.key.as_deref() == Some("key")));
-    assert_eq!(job(&kafka).run().unwrap().records_in(), 2, "they are read again, and only they");
+    assert_eq!(job(&kafka).run().unwrap().records_in(), 2, "only these are read again");
 }

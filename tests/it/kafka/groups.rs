@@ -1,4 +1,5 @@
-//! Members of a consumer group: partitions move without a record lost, and doubled only what was in flight.
+//! Members of a consumer group: when partitions move, no record is lost, and only records in flight
+//! are duplicated.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -28,7 +29,7 @@ impl Copy {
         Copy { kafka: kafka(broker), input, output, protocol }
     }
 
-    /// A member of its own name.
+    /// A member with this name.
     fn start(&self, name: &str, trigger: Trigger) -> Running {
         let copy = self.clone();
         let kafka = self.kafka.clone().set("client.id", name);
@@ -47,13 +48,13 @@ impl Copy {
     }
 }
 
-/// Waits until something holds, for as long as a broker may take to move partitions; looks now and then only, because
-/// others run beside it.
+/// Waits until something holds, for as long as a broker may take to move partitions. It polls only
+/// now and then, because other tests run at the same time.
 #[track_caller]
 fn settled(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + 3 * PATIENCE;
     while !holds() {
-        assert!(Instant::now() < deadline, "it never came to be that {what}");
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -92,7 +93,7 @@ fn come_and_go(protocol: GroupProtocol, trigger: Trigger) {
     let findings = copy.findings(broker);
     println!("{protocol:?}, {trigger:?}: {findings}");
     assert!(count > 1_000 && findings.at_least_once(), "{findings}");
-    assert!(findings.doubled.is_empty(), "what moves is committed first: {findings}");
+    assert!(findings.doubled.is_empty(), "a partition is committed before it moves: {findings}");
 }
 
 #[test]
@@ -117,12 +118,12 @@ fn see_partitions_that_are_added() {
     let kafka = kafka(broker).set("topic.metadata.refresh.interval.ms", "200");
     let (name, group) = (topic.clone(), format!("group-{topic}"));
     let job = Job::new("grows", move |flow| {
-        // A partition that is new to a topic that was read before begins at its first record.
+        // A new partition of a topic that was read before begins at its first record.
         let topic = kafka.topic(&name).group(&group).start_at(StartAt::Latest);
         flow.source(topic.json::<u64>())?.or_stop().sink(discard())
     });
     let running = job.start().unwrap();
-    settled("it has the one", || share(&running) == 1);
+    settled("it has the only partition", || share(&running) == 1);
     broker.add_partitions(&topic, 3);
     broker.write(&topic, [(Some(1), "", Some("1")), (Some(2), "", Some("2"))]);
     settled("it has read the others from their beginning", || running.report().records_out() == 2);
@@ -152,7 +153,7 @@ fn keep_their_partitions_over_a_restart_when_they_have_a_name() {
     one.wait().unwrap();
     let one = start("one");
     settled("it has its own again", || {
-        assert_eq!(held(&two), of_two, "nobody else is asked for anything");
+        assert_eq!(held(&two), of_two, "the other member keeps its partition");
         held(&one) == of_one
     });
     std::thread::sleep(Duration::from_millis(500));
@@ -172,11 +173,11 @@ fn that_were_put_out_stop_nobody() {
         job.start()
     };
     let mut first = start().unwrap();
-    settled("it has it", || share(&first) == 1);
+    settled("the first has the partition", || share(&first) == 1);
     let second = start().unwrap();
-    let error = first.wait_for(PATIENCE).expect("it ends").expect_err("it was put out");
+    let error = first.wait_for(PATIENCE).expect("it ends").expect_err("it was fenced");
     assert_eq!(error.kind(), ErrorKind::Refused, "{error:#}");
-    settled("the second has it", || share(&second) == 1);
+    settled("the second has the partition", || share(&second) == 1);
     drop(second);
 }
 
@@ -194,10 +195,10 @@ fn read_what_matches_a_pattern_also_when_it_is_made_later() {
         flow.source(topics.json::<u64>())?.or_stop().sink(discard())
     });
     let running = job.start().unwrap();
-    settled("it has read the one", || running.report().records_out() == 1);
+    settled("it has read the first topic", || running.report().records_out() == 1);
     let second = broker.topic(&format!("{family}-b"), 2);
     broker.write(&second, [(Some(0), "", Some("1")), (Some(1), "", Some("2"))]);
-    settled("it has read the other", || running.report().records_out() == 3);
+    settled("it has read the second topic", || running.report().records_out() == 3);
     let read: Vec<String> = running.report().sources[0].lag.iter().map(|lag| lag.partition.clone()).collect();
     assert_eq!(read.iter().filter(|name| name.starts_with(&second)).count(), 2, "{read:?}");
     running.stop();
@@ -208,10 +209,11 @@ fn read_what_matches_a_pattern_also_when_it_is_made_later() {
         flow.source(topics.json::<u64>())?.or_stop().sink(discard())
     });
     let report = job.trigger(Trigger::AvailableNow).run().unwrap();
-    assert_eq!(report.records_out(), 3, "also one with an end");
+    assert_eq!(report.records_out(), 3, "a bounded job reads them too");
 }
 
-/// A pattern's topics change for two members of which one gets nothing new: that one waited for an answer that does not come.
+/// The topics of a pattern change for two members, and one of them gets nothing new. It waited for
+/// an answer that never came.
 #[test]
 fn that_get_nothing_of_a_new_topic_wait_for_nothing() {
     let Some(broker) = real("the embedded broker does not share partitions out") else { return };
@@ -233,7 +235,7 @@ fn that_get_nothing_of_a_new_topic_wait_for_nothing() {
         broker.write(&first, [(Some(0), "", Some("1")), (Some(1), "", Some("1"))]);
         let read = || members.iter().map(|member| member.report().records_out()).sum::<u64>();
         settled("all is read", || read() >= 3);
-        settled("nobody waits", || members.iter().all(|member| member.report().sources[0].waiting.is_none()));
+        settled("no member waits", || members.iter().all(|member| member.report().sources[0].waiting.is_none()));
         for member in members {
             member.stop();
             member.wait().unwrap();
@@ -241,7 +243,7 @@ fn that_get_nothing_of_a_new_topic_wait_for_nothing() {
     }
 }
 
-/// A topic of a pattern may go, also with records of it that are not committed.
+/// A topic of a pattern may be deleted, even while some of its records are not committed.
 #[test]
 fn outlive_a_topic_of_their_pattern() {
     let Some(broker) = real("the embedded broker forgets no topics") else { return };
@@ -256,20 +258,21 @@ fn outlive_a_topic_of_their_pattern() {
     settled("it has both", || share(&running) == 2);
     for round in 1..=3 {
         let goes = if round == 1 { goes.clone() } else { broker.topic(&format!("{family}-c"), 1) };
-        settled("it has what there is", || share(&running) == 2);
+        settled("it has both topics again", || share(&running) == 2);
         broker.write(&goes, [(Some(0), "", Some("1"))]);
         broker.write(&stays, [(Some(0), "", Some("1"))]);
         settled("they are read", || running.report().records_out() == 2 * round);
         broker.delete_topic(&goes);
-        settled("what stays is committed", || broker.committed(&family, &stays, 1) == [Some(round as i64)]);
-        settled("the other one is gone", || share(&running) == 1);
-        assert!(running.wait_for(Duration::from_millis(100)).is_none(), "it goes on");
+        settled("the other topic is committed", || broker.committed(&family, &stays, 1) == [Some(round as i64)]);
+        settled("the deleted topic is gone", || share(&running) == 1);
+        assert!(running.wait_for(Duration::from_millis(100)).is_none(), "the job keeps running");
     }
     running.stop();
     running.wait().unwrap();
 }
 
-/// What the report says of lag at rest is what Kafka's own tool says, and what is committed is where a job stopped.
+/// At rest the report shows the same lag as Kafka's own tool, and the committed offset is where the
+/// job stopped.
 #[test]
 fn have_the_lag_that_the_brokers_own_tool_shows() {
     if real("the embedded broker answers no tools").is_none() {
@@ -296,7 +299,7 @@ fn have_the_lag_that_the_brokers_own_tool_shows() {
     let all =
         |lag: u64| -> Vec<(String, u64)> { (0..3).map(|partition| (format!("{topic}/{partition}"), lag)).collect() };
     settled("all is read", || running.report().records_out() == 30);
-    settled("the tool says that nothing is behind", || tool() == all(0));
+    settled("the tool shows no lag", || tool() == all(0));
     let mut told: Vec<_> =
         running.report().sources[0].lag.iter().map(|lag| (lag.partition.clone(), lag.records())).collect();
     told.sort();
@@ -304,7 +307,7 @@ fn have_the_lag_that_the_brokers_own_tool_shows() {
     running.stop();
     running.wait().unwrap();
     write(12);
-    assert_eq!(tool(), all(4), "what came since the job stopped");
+    assert_eq!(tool(), all(4), "the records written since the job stopped");
 }
 
 /// A member that collects what it reads, and whose stage waits while `is_shut`.
@@ -325,8 +328,8 @@ fn member(kafka: &Kafka, topic: &str, is_shut: &Arc<AtomicBool>) -> (Running, Co
     (job.checkpoint_every(Duration::from_millis(100)).start().unwrap(), read)
 }
 
-/// A worker that is busy in a stage is given partitions, and they are taken away again before it has looked: what the client
-/// has fetched of them by then is the next owner's.
+/// A worker that is busy in a stage is assigned partitions, and they are revoked before it has
+/// looked. Records that the client has fetched from them by then belong to the next owner.
 #[test]
 fn what_was_wanted_back_before_a_worker_has_seen_it_is_not_read() {
     let Some(broker) = real("the embedded broker does not share partitions out") else { return };
@@ -346,7 +349,7 @@ fn what_was_wanted_back_before_a_worker_has_seen_it_is_not_read() {
     second.wait().unwrap();
     settled("it has all, and has not seen half of them", || share(&busy) == PARTITIONS as usize);
     write(2);
-    // The client of the busy one fetches them, for nobody.
+    // The busy member's client fetches them, but its worker does not read them.
     std::thread::sleep(Duration::from_millis(500));
     let (third, read_by_third) = member(&kafka, &topic, &open);
     settled("they are shared", || share(&busy) == 3 && share(&third) == 3);
@@ -369,7 +372,7 @@ fn what_was_wanted_back_before_a_worker_has_seen_it_is_not_read() {
     std::thread::sleep(Duration::from_millis(200));
     let doubled: Vec<_> =
         read_by_busy.values().into_iter().filter(|(partition, _)| moved.contains(partition)).collect();
-    assert!(doubled.is_empty(), "{doubled:?} of {moved:?} is the third's");
+    assert!(doubled.is_empty(), "the busy member read {doubled:?} of {moved:?}, which the third owns");
     for running in [busy, third] {
         running.stop();
         running.wait().unwrap();

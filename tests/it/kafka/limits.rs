@@ -1,28 +1,28 @@
-//! What a topic takes. A broker refuses whole batches: whatever is wrong with a record, and wherever it stands in its batch,
-//! that record alone meets the policy, and its neighbours are written.
+//! The limits of a topic. A broker refuses whole batches: whatever is wrong with a record, and
+//! wherever it is in its batch, the policy applies to that record only, and the others are written.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use millstream::{Bytes, ErrorKind, Job, Report, Result, Trigger, rows};
+use millstream::{ByteSize, ErrorKind, Job, Report, Result, Trigger, rows};
 use millstream_connectors::{Compression, Message, OnRefused, Profile};
 
 use super::kafka;
 use crate::support::broker::{Broker, Read, real};
 
 const RECORDS: u64 = 100;
-/// Stands in the broker's own words.
+/// Part of the broker's own error.
 const ONLY_THE_BROKER_KNOWS: &str = "InvalidTimestamp";
 
 /// How records find their topic.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum By {
-    /// The sink has it, and knows its limits before it sends.
+    /// The sink has the topic, and knows its limits before it sends.
     Sink,
-    /// Each record names it: only the broker says what it takes.
+    /// Each record names its topic: only the broker knows the limits.
     Message,
 }
 
-/// Writes records into a topic of one partition, of which `spoil` makes one that cannot be taken.
+/// Writes records to a topic with one partition, which refuses the one that `spoil` changes.
 fn run(
     broker: &Broker,
     by: By,
@@ -50,7 +50,8 @@ fn values(records: &[Read]) -> Vec<u64> {
     records.iter().map(|read| read.value.as_ref().expect("text").parse().expect("a number")).collect()
 }
 
-/// One record of a hundred cannot be taken by a topic with these settings; `names` stands in what is said of it.
+/// A topic with these settings refuses one record of a hundred; the error and the dead letter
+/// contain `names`.
 #[track_caller]
 fn check(settings: &[(&str, &str)], names: [&str; 2], spoil: fn(Message<String>) -> Message<String>) {
     let Some(broker) = real("the embedded broker takes everything") else { return };
@@ -65,13 +66,13 @@ fn check(settings: &[(&str, &str)], names: [&str; 2], spoil: fn(Message<String>)
             assert_eq!((report.sinks[0].acknowledged, report.sinks[0].skipped), (RECORDS - 1, 1), "{case}");
             let mut written = values(&broker.read(&skipped).concat());
             if by == By::Message || names == ONLY_THE_BROKER_KNOWS {
-                // What was refused in a batch comes behind what was in flight then.
+                // Records of a refused batch are written after those that were in flight then.
                 written.sort_unstable();
             }
             assert_eq!(written, expected, "{case}");
 
             let stopped = topic("limits-stop");
-            let error = run(broker, by, &stopped, OnRefused::Stop, bad, spoil).expect_err("one cannot be taken");
+            let error = run(broker, by, &stopped, OnRefused::Stop, bad, spoil).expect_err("one record is refused");
             assert_eq!(error.kind(), ErrorKind::Malformed, "{case}: {error:?}");
             assert!(format!("{error:#}").contains(names), "{case}: `{error:#}` does not name `{names}`");
 
@@ -125,7 +126,7 @@ fn now() -> i64 {
 
 #[test]
 fn a_record_of_the_far_future_fails_alone() {
-    // In microseconds, as it happens.
+    // In microseconds instead of milliseconds, a common mistake.
     check(&[], ["`message.timestamp.after.max.ms`", "timestamp"], |message| message.timestamp(now() * 1_000));
 }
 
@@ -143,14 +144,15 @@ fn a_record_of_the_past_fails_alone() {
     });
 }
 
-/// The client takes 0 for no timestamp, and wrote the present time.
+/// The client treats 0 as no timestamp, and wrote the current time instead.
 #[test]
 fn a_timestamp_that_cannot_be_written_is_not_replaced_by_another() {
     check(&[], ["timestamp is 0", "timestamp is 0"], |message| message.timestamp(0));
     check(&[], ["before 1970", "before 1970"], |message| message.timestamp(-1));
 }
 
-/// Thousands of small records that no single batch of the topic can hold; all were refused, a batch at a time.
+/// Thousands of small records that do not fit into one batch of the topic; all were refused, one
+/// batch at a time.
 #[test]
 fn batches_are_made_to_fit_the_topic() {
     let Some(broker) = real("the embedded broker takes everything") else { return };
@@ -169,7 +171,7 @@ fn batches_are_made_to_fit_the_topic() {
     }
 }
 
-/// Where only the broker says what it takes, every record of a refused batch is tried alone.
+/// Where only the broker knows the limits, every record of a refused batch is sent again, alone.
 #[test]
 fn a_batch_that_does_not_fit_is_no_refusal_of_its_records() {
     let Some(broker) = real("the embedded broker takes everything") else { return };
@@ -200,12 +202,12 @@ fn a_record_that_shrinks_is_measured_when_it_is_compressed() {
     assert_eq!(broker.read(&topic).concat()[1].value.as_ref().map(String::len), Some(200_000));
 }
 
-/// The client's own limit was below the one that brokers and the Java clients have.
+/// The client's own limit was below that of brokers and of the Java clients.
 #[test]
 fn what_a_broker_takes_by_default_is_copied() {
     let Some(broker) = real("the embedded broker takes everything") else { return };
     let (input, output) = (broker.topic("large-in", 1), broker.topic("large-out", 1));
-    // The last one fills the broker's default of 1 048 588 bytes to the last.
+    // The last one reaches the broker's default of 1 048 588 bytes exactly.
     let messages = [(1_000_001, 0), (900_000, 120_000), (1_048_576 - 100, 0), (1_048_588 - 75, 0)];
     let (kafka, first) = (kafka(broker), input.clone());
     let writer = kafka.clone();
@@ -223,13 +225,14 @@ fn what_a_broker_takes_by_default_is_copied() {
             .or_stop()
             .sink(kafka.topic(&second).text().with_metadata())
     });
-    job.trigger(Trigger::AvailableNow).memory(Bytes::mebibytes(64)).run().unwrap();
+    job.trigger(Trigger::AvailableNow).memory(ByteSize::mebibytes(64)).run().unwrap();
     let sizes = |read: &Read| (read.value.as_ref().map_or(0, String::len), read.headers.len());
     let copied: Vec<_> = broker.read(&output).concat().iter().map(sizes).collect();
     assert_eq!(copied, messages.map(|(value, header)| (value, usize::from(header > 0))));
 }
 
-/// One property of the client may stand against another one that the engine has set, and that nobody has asked for.
+/// A property that the user sets may conflict with another one that the engine has set and the user
+/// has not.
 #[test]
 fn a_property_that_is_set_does_not_stand_against_those_that_are_not() {
     let Some(broker) = real("the embedded broker knows fewer properties") else { return };

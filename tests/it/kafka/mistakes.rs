@@ -1,4 +1,5 @@
-//! Every mistake is an error at start that names it, in a time that can be set, and prints no secret.
+//! Every mistake is an error at start that names it, within a time that can be set, and prints no
+//! secret.
 
 use std::time::{Duration, Instant};
 
@@ -38,7 +39,7 @@ fn an_absent_broker_is_an_error_in_time() {
 
 #[test]
 fn a_group_that_others_share_out_is_named_with_them() {
-    let Some(broker) = real("the embedded broker does not tell who is in a group") else { return };
+    let Some(broker) = real("the embedded broker does not list the members of a group") else { return };
     let (topic, group) = (broker.topic("shared-out", 2), format!("group-{}", fastrand::u64(..)));
     let member: rdkafka::consumer::BaseConsumer =
         broker.client().set("group.id", &group).set("client.id", "the-other-one").create().unwrap();
@@ -56,7 +57,7 @@ fn a_group_that_others_share_out_is_named_with_them() {
 
 #[test]
 fn a_group_that_the_broker_refuses_is_named() {
-    if real("the embedded broker refuses nobody").is_none() {
+    if real("the embedded broker has no access control").is_none() {
         return;
     }
     let own = OwnBroker::with(
@@ -106,7 +107,7 @@ fn a_property_that_the_engine_owns_or_nobody_knows_is_named() {
         for is_source in [true, false] {
             let wrong = kafka(shared()).set(property, "S3CR3T");
             let names = names.to_owned();
-            check(ErrorKind::Option, &[&names], move |flow| {
+            check(ErrorKind::Config, &[&names], move |flow| {
                 if is_source {
                     flow.source(wrong.topic("orders").text())?.or_stop().sink(discard())
                 } else {
@@ -134,7 +135,7 @@ fn security_that_was_not_built_names_the_feature_that_is_missing() {
             .set("sasl.mechanism", "SCRAM-SHA-512")
             .set("sasl.username", "a"),
     ] {
-        check(ErrorKind::Option, &["feature `tls`"], move |flow| {
+        check(ErrorKind::Config, &["feature `tls`"], move |flow| {
             flow.source(wrong.topic("orders").text())?.or_stop().sink(discard())
         });
     }
@@ -144,11 +145,11 @@ fn security_that_was_not_built_names_the_feature_that_is_missing() {
 fn an_option_on_the_wrong_side_is_named() {
     let (here, topic) = (kafka(shared()), shared().topic("side", 1));
     let (source, name) = (here.clone(), topic.clone());
-    check(ErrorKind::Option, &["`profile`", "source"], move |flow| {
+    check(ErrorKind::Config, &["`profile`", "source"], move |flow| {
         flow.source(source.topic(&name).profile(Profile::Throughput).text())?.or_stop().sink(discard())
     });
     let (source, name) = (here.clone(), topic.clone());
-    check(ErrorKind::Option, &["`compression`", "source"], move |flow| {
+    check(ErrorKind::Config, &["`compression`", "source"], move |flow| {
         flow.source(source.topic(&name).compression(Compression::Lz4).text())?.or_stop().sink(discard())
     });
     for (option, wrong) in [
@@ -157,40 +158,40 @@ fn an_option_on_the_wrong_side_is_named() {
         ("`end_at`", here.topic(&topic).end_at(End::Latest)),
         ("`partitions`", here.topic(&topic).partitions([0])),
     ] {
-        check(ErrorKind::Option, &[option, "sink"], move |flow| {
+        check(ErrorKind::Config, &[option, "sink"], move |flow| {
             flow.source(rows([String::new()]))?.sink(wrong.clone().text())
         });
     }
     let sink = here.clone();
-    check(ErrorKind::Option, &["one topic"], move |flow| {
+    check(ErrorKind::Config, &["one topic"], move |flow| {
         flow.source(rows([String::new()]))?.sink(sink.topics(["a", "b"]).text())
     });
     let source = here.clone();
-    check(ErrorKind::Option, &["`[`", "pattern"], move |flow| {
+    check(ErrorKind::Config, &["`[`", "pattern"], move |flow| {
         flow.source(source.topics_matching("[").text())?.or_stop().sink(discard())
     });
     let sink = here.clone();
-    check(ErrorKind::Option, &["one topic"], move |flow| {
+    check(ErrorKind::Config, &["one topic"], move |flow| {
         flow.source(rows([String::new()]))?.sink(sink.topics_matching("a.*").text())
     });
     let sink = here.clone();
-    check(ErrorKind::Option, &["one topic"], move |flow| {
+    check(ErrorKind::Config, &["one topic"], move |flow| {
         flow.source(rows([String::new()]))?.sink(sink.topics(Vec::<String>::new()).text())
     });
     let source = here.clone();
-    check(ErrorKind::Option, &["`kafka.messages()`"], move |flow| {
+    check(ErrorKind::Config, &["`kafka.messages()`"], move |flow| {
         flow.source(source.messages().raw())?.sink(discard())
     });
-    check(ErrorKind::Option, &["group"], move |flow| {
+    check(ErrorKind::Config, &["group"], move |flow| {
         flow.source(here.topic(&topic).group("").text())?.or_stop().sink(discard())
     });
-    check(ErrorKind::Option, &["bootstrap"], |flow| flow.source(Kafka::new(" ").topic("a").raw())?.sink(discard()));
+    check(ErrorKind::Config, &["bootstrap"], |flow| flow.source(Kafka::new(" ").topic("a").raw())?.sink(discard()));
 }
 
 #[test]
 fn two_sources_that_would_commit_past_each_other_are_named() {
     let (here, topic) = (kafka(shared()), shared().topic("twice", 1));
-    check(ErrorKind::Option, &["`mistaken`", &format!("{topic}/0")], move |flow| {
+    check(ErrorKind::Config, &["`mistaken`", &format!("{topic}/0")], move |flow| {
         flow.source(here.topic(&topic).partitions([0]).text())?.or_skip().sink(discard())?;
         flow.source(here.topic(&topic).partitions([0]).text())?.or_skip().sink(discard())
     });
@@ -202,7 +203,7 @@ fn offsets_of_what_is_not_read_are_named() {
     for name in [topic.clone(), "another".to_owned()] {
         let (here, topic) = (here.clone(), topic.clone());
         let key = (name.clone(), 5);
-        check(ErrorKind::Option, &["`start_at`", "partition 5", &name], move |flow| {
+        check(ErrorKind::Config, &["`start_at`", "partition 5", &name], move |flow| {
             let start = StartAt::Offsets([(key.clone(), 3)].into());
             flow.source(here.topic(&topic).start_at(start).text())?.or_stop().sink(discard())
         });

@@ -1,4 +1,4 @@
-//! Offsets are never ahead of acknowledgements, and never behind for ever.
+//! Committed offsets are never ahead of acknowledgements, and never stay behind forever.
 
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ fn of_records_that_no_sink_gets_are_committed_too() {
     });
     let running = job.checkpoint_every(Duration::from_millis(50)).workers(2).start().unwrap();
     broker.write(&topic, [(Some(0), "", Some("1")), (Some(1), "", Some("2")), (Some(1), "", Some("3"))]);
-    eventually("they are done with", || broker.committed(&group, &topic, 2) == [Some(1), Some(2)]);
+    eventually("their offsets are committed", || broker.committed(&group, &topic, 2) == [Some(1), Some(2)]);
     running.stop();
     running.wait().unwrap();
 }
@@ -98,10 +98,10 @@ fn of_a_micro_batchs_queue_are_not_committed() {
     eventually("it has read", || running.report().sources[0].lag.first().is_some_and(|lag| lag.next == 2));
     running.stop();
     running.wait().unwrap();
-    assert_eq!(broker.committed(&group, &topic, 1), [None], "what was read and not released is the next run's");
+    assert_eq!(broker.committed(&group, &topic, 1), [None], "unreleased records are left to the next run");
 }
 
-/// Records went on and nothing was committed, for ever, and only the log at its finest said so.
+/// Records kept moving and nothing was committed, forever, and only the debug log said so.
 #[test]
 fn that_cannot_be_committed_are_told_once_and_stand_in_the_report() {
     if real("the embedded broker has no proxy before it").is_none() {
@@ -113,7 +113,7 @@ fn that_cannot_be_committed_are_told_once_and_stand_in_the_report() {
     let topic = broker.topic(name, 1);
     let (kafka, from, group) = (kafka(broker), topic.clone(), format!("group-{topic}"));
     let of_job = group.clone();
-    // It assigns itself its partition, and looks who else commits before it does.
+    // It assigns its partition to itself, and looks which other runs commit before it commits.
     let job = Job::new(name, move |flow| {
         flow.source(kafka.topic(&from).group(&of_job).partitions([0]).json::<u64>())?.or_stop().sink(discard())
     });
@@ -127,7 +127,7 @@ fn that_cannot_be_committed_are_told_once_and_stand_in_the_report() {
     write();
     eventually("it is committed", || committed() == Some(1));
     proxy.hold(Some(OFFSET_FETCH));
-    let reason = format!("cannot look who commits to group `{group}`");
+    let reason = format!("cannot check group `{group}` for commits of other runs");
     eventually("the report says so, while records go on", || {
         write();
         std::thread::sleep(Duration::from_millis(50));
@@ -149,8 +149,8 @@ fn that_cannot_be_committed_are_told_once_and_stand_in_the_report() {
     running.wait().unwrap();
 }
 
-/// A position that moved without records took the place of a commit that waited, and nobody was told when that had passed: no
-/// checkpoint was cut any more, and a stop ran into its deadline.
+/// A position that moved without records took the place of a waiting commit, and the engine was not
+/// told when that had succeeded. No checkpoint was cut any more, and a stop ran into its deadline.
 #[test]
 fn that_wait_are_answered_also_when_another_position_moves_meanwhile() {
     if real("the embedded broker has no proxy before it").is_none() {
@@ -172,7 +172,7 @@ fn that_wait_are_answered_also_when_another_position_moves_meanwhile() {
     proxy.hold(Some(OFFSET_FETCH));
     write(2);
     eventually("it is read", || running.report().records_out() == 2);
-    // The commit waits by now, and the other partition's position moves with nothing to read.
+    // The commit waits by now, and the other partition's position moves without a record to read.
     std::thread::sleep(Duration::from_millis(500));
     transaction(broker, &topic, 0..10, false);
     std::thread::sleep(Duration::from_secs(2));

@@ -1,9 +1,9 @@
-//! A broker that goes and comes back, while a job runs.
+//! A broker that stops and comes back while a job runs.
 
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use millstream::{Bytes, ErrorKind, Job, channel};
+use millstream::{ByteSize, ErrorKind, Job, channel};
 use millstream_connectors::Message;
 use millstream_tests::{Findings, compare};
 
@@ -13,7 +13,7 @@ use crate::support::{PATIENCE, eventually};
 
 const PARTITIONS: i32 = 8;
 
-/// As a member of its group, or with all partitions assigned by itself.
+/// A job that joins its group, or assigns all partitions to itself.
 fn copy(broker: &Broker, input: &str, output: &str, joins: bool) -> Job {
     let (kafka, input, output) = (kafka(broker), input.to_owned(), output.to_owned());
     Job::new("copy", move |flow| {
@@ -29,10 +29,11 @@ fn copy(broker: &Broker, input: &str, output: &str, joins: bool) -> Job {
 #[test]
 fn of_a_broker_under_load_lose_nothing_and_keep_the_order_of_partition_and_key() {
     let findings = outages(false);
-    assert!(findings.doubled.is_empty(), "an idempotent producer's retries double nothing: {findings}");
+    assert!(findings.doubled.is_empty(), "an idempotent producer's retries duplicate nothing: {findings}");
 }
 
-/// A group may put out a member that it could not hear of for longer than a session: then what was in flight comes again.
+/// A group may remove a member that sends no heartbeat for longer than a session. Then records in
+/// flight are read again.
 #[test]
 fn under_load_lose_nothing_of_a_member_of_a_group() {
     outages(true);
@@ -55,7 +56,8 @@ fn outages(joins: bool) -> Findings {
     broker.under_load(&input, |n| n.to_string(), during);
     let expected = broker.records(&input);
     let count = expected.iter().flatten().count() as u64;
-    // Not until as many outputs are there: some may have come twice, and a job that is stopped leaves the rest to the next.
+    // Waits for commits, not for as many outputs: some may have been written twice, and a job that
+    // is stopped leaves the rest to the next one.
     let committed = || broker.committed("copy", &input, PARTITIONS).into_iter().flatten().sum::<i64>() as u64;
     let deadline = Instant::now() + PATIENCE;
     while committed() < count && Instant::now() < deadline {
@@ -84,17 +86,18 @@ fn that_do_not_end_let_stop_keep_its_deadline() {
     running.stop_within(Duration::from_millis(500));
     let ended = running.wait();
     assert!(asked.elapsed() < Duration::from_secs(3), "it took {:?}", asked.elapsed());
-    // What was acknowledged may have been committed just before; if it was not, the end says so.
+    // The acknowledged record may have been committed just before; if not, the job ends with an
+    // error.
     own.restart();
     let committed = broker.committed("copy", &input, PARTITIONS).into_iter().flatten().sum::<i64>();
     match ended {
-        Ok(_) => assert_eq!(committed, 1, "it ended well, and nothing was committed"),
+        Ok(_) => assert_eq!(committed, 1, "the job ended without an error, but nothing was committed"),
         Err(error) => assert_eq!(error.kind(), ErrorKind::Aborted, "{error:#}"),
     }
 }
 
-/// An absent broker does not end a running job, however long it is away. The client gave records in flight up after two
-/// minutes, and with them the run ended.
+/// An absent broker does not end a running job, however long it is away. The client gave up records
+/// in flight after two minutes, and that ended the run.
 #[test]
 fn an_outage_of_more_than_two_minutes_loses_nothing() {
     if real("the embedded broker forgets").is_none() {
@@ -105,12 +108,12 @@ fn an_outage_of_more_than_two_minutes_loses_nothing() {
     let (input, output) = (broker.topic("long-in", 1), broker.topic("long-out", 1));
     let (kafka, from, to) = (kafka(broker), input.clone(), output.clone());
     let job = Job::new("long", move |flow| {
-        // A little later than it is read, so that the broker is gone by then.
+        // Slows the job down, so that the broker is gone before all records are written.
         let slowly = |_: &String| std::thread::sleep(Duration::from_millis(5));
         let topic = kafka.topic(&from).partitions([0]);
         flow.source(topic.text())?.or_stop().inspect(slowly).sink(kafka.topic(&to).text())
     });
-    let mut running = job.memory(Bytes::mebibytes(16)).start().unwrap();
+    let mut running = job.memory(ByteSize::mebibytes(16)).start().unwrap();
     let numbers: Vec<String> = (0..500).map(|n| n.to_string()).collect();
     broker.write(&input, numbers.iter().map(|n| (Some(0), n.as_str(), Some(n.as_str()))));
     eventually("it is under way", || running.report().records_out() > 20);
@@ -155,7 +158,8 @@ fn a_limit_for_deliveries_is_an_option() {
     assert!(error.to_string().contains(&output) && error.to_string().contains("deliver_within"), "{error:#}");
 }
 
-/// Of a broker that answers no record the client says nothing for a while: nor did the report.
+/// The client says nothing for a while about a broker that answers no record, and neither did the
+/// report.
 #[test]
 fn a_broker_that_answers_no_record_is_told() {
     if real("the embedded broker has no proxy before it").is_none() {
@@ -171,7 +175,7 @@ fn a_broker_that_answers_no_record_is_told() {
     drop(numbers.try_send("1".to_owned()).unwrap());
     let asked = Instant::now();
     eventually("the report says that the sink waits", || running.report().sinks[0].waiting.is_some());
-    // Its requests run out of time behind ten seconds, and only then it complains.
+    // The client's requests time out after ten seconds, and only then does it complain.
     assert!(asked.elapsed() < Duration::from_secs(9), "it took {:?}", asked.elapsed());
     proxy.stall(false);
     eventually("it is written", || running.report().records_out() == 1);

@@ -17,7 +17,7 @@ fn write(broker: &Broker, topic: &str, partition: i32, from: u64, to: u64) {
     broker.write(topic, numbers.iter().map(|n| (Some(partition), n.as_str(), Some(n.as_str()))));
 }
 
-/// Reads what there is, and returns it sorted.
+/// Reads all records, and returns them sorted.
 fn read(topic: &str, options: impl Fn(Topic) -> Topic + Send + Sync + 'static) -> Result<(Vec<u64>, Report)> {
     let (results, kafka, name) = (collect(), kafka(shared()), topic.to_owned());
     let sink = results.clone();
@@ -40,9 +40,9 @@ fn committed_offsets_win_and_earliest_is_the_default() {
     assert_eq!(broker.committed(&format!("read-{topic}"), &topic, 2), [Some(10), Some(10)]);
     write(broker, &topic, 0, 20, 25);
     let latest = |topic: Topic| topic.start_at(StartAt::Latest);
-    assert_eq!(read(&topic, latest).unwrap().0, (20..25).collect::<Vec<_>>(), "the group knows better than `latest`");
+    assert_eq!(read(&topic, latest).unwrap().0, (20..25).collect::<Vec<_>>(), "committed offsets win over `latest`");
     let other = |topic: Topic| topic.group("another group").start_at(StartAt::Latest);
-    assert!(read(&topic, other).unwrap().0.is_empty(), "this one knows nothing");
+    assert!(read(&topic, other).unwrap().0.is_empty(), "this group has no offsets");
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn offsets_partitions_and_ends_can_be_named() {
         topic.partitions([0, 1]).start_at(StartAt::Offsets(starts)).end_at(End::Offsets(ends))
     };
     assert_eq!(read(&topic, options).unwrap().0, [8, 9, 15, 16]);
-    // The record at the end was looked at, and is the next run's.
+    // The record at the end offset was polled, but belongs to the next run.
     assert_eq!(broker.committed(&format!("read-{topic}"), &topic, 3), [Some(10), Some(7), None]);
 }
 
@@ -91,7 +91,7 @@ fn a_timestamp_begins_at_the_first_record_of_that_time_or_later() {
     let since = move |topic: Topic| topic.start_at(StartAt::Timestamp(at(15)));
     assert_eq!(read(&topic, since).unwrap().0, [15, 16, 17, 18, 19]);
     let later = |topic: Topic| topic.group("later").start_at(StartAt::Timestamp(SystemTime::now()));
-    assert!(read(&topic, later).unwrap().0.is_empty(), "nothing is that new: behind the last record");
+    assert!(read(&topic, later).unwrap().0.is_empty(), "no record is that new, so it begins after the last one");
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn records_that_go_while_running_are_an_error_too() {
         flow.source(kafka.topic(&name).bytes())?.inspect(slowly).or_stop().sink(millstream::discard())
     });
     // Little memory, so that most of the topic is still at the broker when it is deleted there.
-    let mut running = job.memory(millstream::Bytes(1 << 20)).start().unwrap();
+    let mut running = job.memory(millstream::ByteSize(1 << 20)).start().unwrap();
     passed.recv_timeout(PATIENCE).unwrap();
     broker.delete_before(&topic, 0, 199_000);
     let error = running.wait_for(2 * PATIENCE).expect("it ends").expect_err("records are gone");
@@ -174,11 +174,11 @@ fn a_restart_before_the_first_commit_begins_where_the_run_began() {
         let fails_once = move |n: &u64| assert!(*n != 15 || failed.swap(true, std::sync::atomic::Ordering::SeqCst));
         numbers.inspect(fails_once).sink(&sink)
     });
-    let again = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(1) };
-    // Nothing is committed before the failure, and more has come when the second run begins.
+    let again = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
+    // Nothing is committed before the failure, and more records exist when the second run begins.
     let running = job.restart(again).checkpoint_every(Duration::from_secs(3_600)).start().unwrap();
     write(broker, &topic, 0, 10, 20);
-    crate::support::eventually("all of it came", || {
+    crate::support::eventually("all records have arrived", || {
         let mut values = results.values();
         values.sort_unstable();
         values.dedup();

@@ -1,5 +1,5 @@
-//! A receipt is resolved when the broker has the record, and not before; and the time of a record begins when it could have
-//! been read.
+//! A receipt resolves when the broker has the record, and not before. The latency of a record
+//! counts from when it could have been read.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ fn wait_for_the_broker_and_not_for_a_commit() {
     let (orders, source) = channel::<String>(100);
     let name = topic.clone();
     let job = Job::new("receipts", move |flow| flow.source(&source)?.sink(here.topic(&name).text()));
-    // A commit is an hour away: a receipt has nothing to do with it.
+    // A commit is an hour away, and receipts do not depend on it.
     let running = job.checkpoint_every(Duration::from_secs(3_600)).start().unwrap();
     orders.try_send("first".to_owned()).unwrap().wait().unwrap();
     assert_eq!(own.broker.read(&topic).concat().len(), 1);
@@ -48,7 +48,7 @@ fn wait_for_the_broker_and_not_for_a_commit() {
     running.wait().unwrap();
 }
 
-/// A waker of the user's that panics.
+/// A waker of the user that panics.
 struct Panics;
 
 impl Wake for Panics {
@@ -57,7 +57,8 @@ impl Wake for Panics {
     }
 }
 
-/// It runs on the thread that hears of deliveries. That was gone then, nothing was acknowledged any more, and nobody said so.
+/// The waker runs on the delivery thread. Its panic used to end that thread silently, and nothing
+/// was acknowledged any more.
 #[test]
 fn a_waker_that_panics_ends_the_run_and_not_its_hearing() {
     if real("the embedded broker has no proxy before it").is_none() {
@@ -72,15 +73,16 @@ fn a_waker_that_panics_ends_the_run_and_not_its_hearing() {
     let mut receipt = pin!(numbers.try_send(1).unwrap());
     let waker = Waker::from(Arc::new(Panics));
     assert!(receipt.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
-    eventually("the worker has nothing to do with it any more", || running.report().sinks[0].records == 1);
+    eventually("the worker is done with the record", || running.report().sinks[0].records == 1);
     std::thread::sleep(Duration::from_millis(100));
     proxy.stall(false);
-    let error = running.wait_for(PATIENCE).expect("it ends").expect_err("a thread of it panicked");
+    let error = running.wait_for(PATIENCE).expect("it ends").expect_err("one of its threads panicked");
     assert_eq!(error.kind(), ErrorKind::Panic, "{error:#}");
     assert!(error.to_string().contains("`millstream-kafka`"), "{error:#}");
 }
 
-/// What waits in the client's queue counts. It was in no latency, and a job that could not keep up looked fast.
+/// Time in the client's queue counts. It used to be missing from the latency, so that a job that
+/// could not keep up looked fast.
 #[test]
 fn what_waits_in_the_clients_queue_waits() {
     let broker = shared();
@@ -94,10 +96,10 @@ fn what_waits_in_the_clients_queue_waits() {
         let running = job.trigger(trigger).start().unwrap();
         let numbers: Vec<String> = (0..500).map(|n| n.to_string()).collect();
         broker.write(&topic, numbers.iter().map(|n| (Some(0), "", Some(n.as_str()))));
-        eventually("all are through", || running.report().records_out() == 500);
+        eventually("all records are done", || running.report().records_out() == 500);
         running.stop();
         let report = running.wait().unwrap();
-        // 500 records of 2 ms that were all there within a moment: the median waits half a second.
+        // 500 records of 2 ms each, all written within a moment: the median waits half a second.
         assert!(report.sinks[0].latency.p50 > Duration::from_millis(300), "{trigger:?}: {report}");
         // The log is as old as the test, and no record is older than its writing.
         assert!(report.sinks[0].latency.max < PATIENCE, "{trigger:?}: {report}");

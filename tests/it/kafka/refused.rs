@@ -1,4 +1,5 @@
-//! A record that the sink cannot take: named, stopped or skipped and counted, and never a crash loop.
+//! A record that the sink cannot write: the error names it, the run stops or skips and counts it,
+//! and there is never a crash loop.
 
 use std::time::Duration;
 
@@ -17,16 +18,16 @@ struct Fussy(u64);
 impl Serialize for Fussy {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if self.0 == 7 {
-            Err(serde::ser::Error::custom("seven will not be written"))
+            Err(serde::ser::Error::custom("seven cannot be written"))
         } else {
             serializer.serialize_u64(self.0)
         }
     }
 }
 
-const AGAIN: Restart = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(1) };
+const AGAIN: Restart = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
 
-/// Writes ten records, of which `spoil` makes one that cannot be taken.
+/// Writes ten records, one of which `spoil` changes to one that cannot be written.
 fn run(topic: &str, policy: OnRefused, spoil: fn(Message<Fussy>) -> Message<Fussy>) -> Result<Report> {
     let (kafka, topic) = (kafka(shared()), topic.to_owned());
     Job::new("refused", move |flow| {
@@ -43,7 +44,7 @@ fn run(topic: &str, policy: OnRefused, spoil: fn(Message<Fussy>) -> Message<Fuss
 #[track_caller]
 fn check(names: &str, spoil: fn(Message<Fussy>) -> Message<Fussy>) {
     let topic = shared().topic("refused", 2);
-    let error = run(&topic, OnRefused::Stop, spoil).expect_err("one of them cannot be taken");
+    let error = run(&topic, OnRefused::Stop, spoil).expect_err("one of them cannot be written");
     assert_eq!(error.kind(), ErrorKind::Malformed, "{error:?}");
     assert!(format!("{error:#}").contains(names), "`{error:#}` does not name `{names}`");
     let topic = shared().topic("skipped", 2);
@@ -89,7 +90,7 @@ fn because_it_is_larger_than_the_memory_of_the_sink() {
         text.sink(kafka.topic(&topic).on_refused(OnRefused::Skip).text())
     });
     let report =
-        job.memory(millstream::Bytes(400_000)).start().unwrap().wait_for(crate::PATIENCE).expect("no hang").unwrap();
+        job.memory(millstream::ByteSize(400_000)).start().unwrap().wait_for(crate::PATIENCE).expect("no hang").unwrap();
     assert_eq!((report.sinks[0].acknowledged, report.sinks[0].skipped), (2, 1));
 }
 
@@ -102,13 +103,13 @@ fn and_a_dead_letter_topic_that_does_not_exist_is_named_at_start() {
     assert!(error.to_string().contains("no-such-topic"), "{error:#}");
 }
 
-/// Cannot ask somebody whom it needs.
+/// A format that cannot reach a service that it needs.
 #[derive(Clone)]
 struct Lonely;
 
 impl Encode<u64> for Lonely {
     fn encode(&self, _: &u64, _: &mut Vec<u8>) -> Result<Payload, Cause> {
-        Err(Error::new(ErrorKind::Unreachable, "cannot ask somebody").into())
+        Err(Error::new(ErrorKind::Unreachable, "cannot reach the service").into())
     }
 }
 
@@ -118,6 +119,6 @@ fn but_never_because_its_format_has_failed() {
     let job = Job::new("lonely", move |flow| {
         flow.source(rows(0..3u64))?.sink(kafka.topic(&topic).on_refused(OnRefused::Skip).format(Lonely))
     });
-    let error = job.run().expect_err("nothing is skipped for it");
-    assert_eq!((error.kind(), error.to_string().contains("cannot ask somebody")), (ErrorKind::Unreachable, true));
+    let error = job.run().expect_err("a failed format skips nothing");
+    assert_eq!((error.kind(), error.to_string().contains("cannot reach the service")), (ErrorKind::Unreachable, true));
 }

@@ -1,4 +1,5 @@
-//! Runs that assign their partitions themselves, and so are no members of their group, know of each other all the same.
+//! Runs that assign their own partitions are not members of their group, but they still detect each
+//! other.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ fn group_of(topic: &str) -> String {
     format!("group-{topic}")
 }
 
-/// What has been committed of the only partition; -1 when nothing has.
+/// The committed offset of the only partition; -1 when there is none.
 fn committed(broker: &Broker, topic: &str) -> i64 {
     broker.committed(&group_of(topic), topic, 1)[0].unwrap_or(-1)
 }
@@ -37,13 +38,13 @@ fn write(broker: &Broker, topic: &str, count: u64) {
 enum Does {
     /// Reads partition 0 until it is killed.
     Reads,
-    /// The same, and takes it over from whoever has it.
+    /// The same, and takes it over from the run that has it.
     TakesOver,
-    /// Ends in good order after so many records.
+    /// Shuts down cleanly after this many records.
     Ends(u64),
 }
 
-/// Another process: this binary, in the test below.
+/// Another process, which runs the test below in this binary.
 struct Other(Child);
 
 impl Other {
@@ -72,7 +73,7 @@ impl Drop for Other {
 }
 
 #[test]
-#[ignore = "the body of other tests' second process"]
+#[ignore = "runs only as the second process of other tests"]
 fn the_other_process() {
     let Ok(address) = std::env::var("OTHER_BROKER") else { return };
     let broker = Broker::at(&address);
@@ -82,7 +83,7 @@ fn the_other_process() {
     let mut running = job(&broker, &std::env::var("OTHER_TOPIC").unwrap(), options).start().unwrap();
     if let Ok(records) = std::env::var("OTHER_ENDS_AFTER") {
         let records: u64 = records.parse().unwrap();
-        eventually("it has them", || running.report().records_out() >= records);
+        eventually("it has read them", || running.report().records_out() >= records);
         running.stop();
         running.wait().unwrap();
     } else {
@@ -90,9 +91,9 @@ fn the_other_process() {
     }
 }
 
-/// Fails when the run has ended, and with what.
+/// The error of a run that has ended; `None` while it runs.
 fn failure(running: &mut Running) -> Option<Error> {
-    running.wait_for(Duration::ZERO).map(|outcome| outcome.expect_err("nobody stopped it"))
+    running.wait_for(Duration::ZERO).map(|outcome| outcome.expect_err("the test did not stop it"))
 }
 
 #[test]
@@ -130,13 +131,13 @@ fn what_another_did_while_it_was_waited_for_is_not_done_again() {
     eventually("the other has committed", || committed(broker, &topic) == 10);
     let waits = job(broker, &topic, |topic| topic).trigger(Trigger::AvailableNow);
     let waiting = std::thread::spawn(move || waits.run());
-    // It has found the other's signature and watches it by now, or finds the next one.
+    // By now it has found the other run's signature and watches it, or will find the next one.
     std::thread::sleep(Duration::from_millis(700));
     write(broker, &topic, 10);
     other.ended();
     match waiting.join().unwrap() {
         Ok(report) => assert_eq!(report.records_in(), 0, "it begins where the other ended"),
-        // The other had shown twice that it lived.
+        // The other run has signed twice, so it is alive.
         Err(error) => assert_eq!(error.kind(), ErrorKind::Refused, "{error:#}"),
     }
     assert_eq!(committed(broker, &topic), 20);
@@ -149,7 +150,7 @@ fn a_second_one_is_refused_with_the_first_ones_name() {
     write(broker, &topic, 10);
     let other = Other::start(broker, &topic, Does::Reads);
     eventually("the other has committed", || committed(broker, &topic) == 10);
-    // Also when nothing moves any more: a signature is renewed.
+    // Also when no more records arrive: a signature is renewed.
     let error = job(broker, &topic, |topic| topic.partitions([0])).start().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused, "{error:#}");
     let said = format!("{error:#}");
@@ -188,8 +189,8 @@ fn one_that_is_taken_over_from_ends_and_says_by_whom() {
     let error = ended.unwrap();
     assert_eq!(error.kind(), ErrorKind::Refused, "{error:#}");
     assert!(error.to_string().contains(&format!("process {}", other.0.id())), "{error:#}");
-    // Its end has not put back what the other has done since.
+    // The end of the first run has not reset what the other run has committed since.
     write(broker, &topic, 20);
     let written = broker.end(&topic, 0);
-    eventually("the other goes on to the end", || committed(broker, &topic) == written);
+    eventually("the other reads to the end", || committed(broker, &topic) == written);
 }

@@ -1,4 +1,5 @@
-//! How a job begins to read, alone and in a group: what it finds, what it waits for, and what it cannot read with a reason.
+//! How a job begins to read, alone and in a group: where it starts, what it waits for, and what it
+//! refuses to read, with the reason.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -20,7 +21,7 @@ fn write(broker: &Broker, topic: &str, numbers: std::ops::Range<u64>) {
     broker.write(topic, numbers.iter().map(|n| (Some(0), n.as_str(), Some(n.as_str()))));
 }
 
-/// A consumer as people write it, which reads on a thread of its own until it is dropped.
+/// A hand-written consumer, which reads on its own thread until it is dropped.
 struct ByHand {
     done: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<Vec<u64>>>,
@@ -33,7 +34,8 @@ impl ByHand {
             .set("group.id", group)
             .set("auto.offset.reset", "earliest")
             .set("auto.commit.interval.ms", "100")
-            // What rdkafka polls while it closes a consumer would be committed, and nobody would have read it.
+            // Otherwise the messages that rdkafka polls while it closes a consumer would be
+            // committed unread.
             .set("enable.auto.offset.store", "false")
             .set("session.timeout.ms", "6000")
             .set("partition.assignment.strategy", assignor)
@@ -50,7 +52,7 @@ impl ByHand {
                 if let Some(Ok(message)) = consumer.poll(Duration::from_millis(20)) {
                     let value = rdkafka::Message::payload(&message).map(String::from_utf8_lossy);
                     read.push(value.expect("a value").parse().expect("a number"));
-                    // A partition may have been taken away just now.
+                    // The partition may just have been revoked.
                     let _ = consumer.store_offset_from_message(&message);
                 }
                 joined.fetch_or(consumer.assignment().is_ok_and(|list| list.count() > 0), SeqCst);
@@ -61,7 +63,7 @@ impl ByHand {
         ByHand { done, thread: Some(thread) }
     }
 
-    /// What it has read.
+    /// Stops the consumer, and returns what it has read.
     fn stop(mut self) -> Vec<u64> {
         self.done.store(true, SeqCst);
         self.thread.take().expect("it is stopped once").join().unwrap()
@@ -89,14 +91,14 @@ fn start(
     (job.checkpoint_every(Duration::from_millis(100)).start(), results)
 }
 
-/// A default broker waits three seconds for further members before it shares partitions out. What was written meanwhile lay
-/// before the end that was asked for then.
+/// A broker waits for further members before it assigns partitions, three seconds by default.
+/// Records written meanwhile used to be skipped, because the end offset was read only then.
 #[test]
 fn latest_is_the_moment_of_start() {
     let broker = shared();
     let topic = broker.topic("latest", 1);
     let producer = broker.producer();
-    // Connected before the job is.
+    // Connects the producer before the job.
     send(&producer, BaseRecord::to(&topic).key("").payload("0"));
     flush(&producer);
     let (kafka, name) = (kafka(broker), topic.clone());
@@ -113,14 +115,15 @@ fn latest_is_the_moment_of_start() {
     drop(running);
 }
 
-/// The client tried to join again and again, the log named neither group nor remedy, and the job never ended.
+/// The client used to retry joining forever: the log named neither group nor remedy, and the job
+/// never ended.
 #[test]
 fn a_group_of_another_assignor_is_named_at_start_with_the_way_in() {
-    let Some(broker) = real("the embedded broker does not share partitions out") else { return };
+    let Some(broker) = real("the embedded broker does not assign partitions") else { return };
     let topic = broker.topic("assignor", 2);
     let by_hand = ByHand::start(broker, &topic, &topic, "range");
     let (started, _) = start(&kafka(broker), &topic, &topic, GroupProtocol::Classic);
-    let error = started.expect_err("they have nothing in common");
+    let error = started.expect_err("they have no assignor in common");
     assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
     for part in [topic.as_str(), "`range`", "GroupProtocol::Eager"] {
         assert!(error.to_string().contains(part), "`{error}` does not name `{part}`");
@@ -133,17 +136,17 @@ fn a_session_that_the_broker_does_not_take_ends_the_run_with_the_reason() {
     let Some(broker) = real("the embedded broker takes any session") else { return };
     let topic = broker.topic("session", 1);
     let (started, _) = start(&kafka(broker).set("session.timeout.ms", "2000"), &topic, &topic, GroupProtocol::Classic);
-    let error = started.unwrap().wait_for(PATIENCE).expect("it ends").expect_err("a default broker wants 6 s");
-    assert_eq!(error.kind(), ErrorKind::Option, "{error:?}");
+    let error = started.unwrap().wait_for(PATIENCE).expect("it ends").expect_err("the default minimum is 6 s");
+    assert_eq!(error.kind(), ErrorKind::Config, "{error:?}");
     for part in [topic.as_str(), "`session.timeout.ms`", "2000", "group.min.session.timeout.ms"] {
         assert!(error.to_string().contains(part), "`{error}` does not name `{part}`");
     }
 }
 
-/// A rolling deploy: first the consumer that is there, then both, then this library alone.
+/// A rolling deployment: first the existing consumer, then both, then this library alone.
 #[test]
 fn a_group_moves_over_from_consumers_written_by_hand() {
-    let Some(broker) = real("the embedded broker does not share partitions out") else { return };
+    let Some(broker) = real("the embedded broker does not assign partitions") else { return };
     for assignor in ["range", "roundrobin"] {
         let topic = broker.topic("moves", 4);
         let by_hand = ByHand::start(broker, &topic, &topic, assignor);
@@ -180,7 +183,7 @@ fn a_group_moves_over_from_consumers_written_by_hand() {
 
 #[test]
 fn eager_members_share_partitions_out() {
-    let Some(broker) = real("the embedded broker does not share partitions out") else { return };
+    let Some(broker) = real("the embedded broker does not assign partitions") else { return };
     let topic = broker.topic("eager", 4);
     let (first, results) = start(&kafka(broker), &topic, &topic, GroupProtocol::Eager);
     let first = first.unwrap();
@@ -203,7 +206,7 @@ fn eager_members_share_partitions_out() {
 
 const PROTOCOLS: [Option<GroupProtocol>; 3] = [None, Some(GroupProtocol::Classic), Some(GroupProtocol::Consumer)];
 
-/// Reads topics by a pattern: under available-now without a protocol, as a member with one.
+/// Reads topics by a pattern: as a member with a protocol, under available-now without one.
 fn by_pattern(
     broker: &Broker,
     pattern: &str,
@@ -223,12 +226,13 @@ fn by_pattern(
     (job.start().unwrap(), results)
 }
 
-/// The client read it as a POSIX expression, and ended the run with a topic of that name that does not exist.
+/// The client used to read the pattern as a POSIX expression, and the run ended because no topic of
+/// that name exists.
 #[test]
 fn a_pattern_is_the_same_in_each_trigger_and_protocol() {
-    let Some(broker) = real("the embedded broker does not share partitions out") else { return };
+    let Some(broker) = real("the embedded broker does not assign partitions") else { return };
     let prefix = format!("dialect{}", fastrand::u32(..));
-    // Digits end their names.
+    // `Broker::topic` ends names with digits.
     let (one, other) = (broker.topic(&prefix, 1), broker.topic(&format!("{prefix}-x"), 1));
     for protocol in PROTOCOLS {
         if protocol.is_none() {
@@ -246,10 +250,11 @@ fn a_pattern_is_the_same_in_each_trigger_and_protocol() {
     }
 }
 
-/// The run ended a moment after its start, though topics that are made later were promised.
+/// The run used to end a moment after its start, although topics that are created later are to be
+/// read.
 #[test]
 fn a_pattern_that_matches_nothing_yet_waits_and_says_so() {
-    let Some(broker) = real("the embedded broker does not share partitions out") else { return };
+    let Some(broker) = real("the embedded broker does not assign partitions") else { return };
     for protocol in [GroupProtocol::Classic, GroupProtocol::Consumer] {
         let prefix = format!("later{}", fastrand::u32(..));
         let (running, results) = by_pattern(broker, &format!(r"{prefix}-\d+"), Some(protocol));
@@ -267,19 +272,20 @@ fn a_pattern_that_matches_nothing_yet_waits_and_says_so() {
 
 #[test]
 fn a_pattern_that_is_none_is_named_with_its_dialect() {
-    // The second one is right within a group, and means something else there.
+    // The second one is valid within a group, and means something else there.
     for pattern in ["orders-(", "orders)|(?:x"] {
         let kafka = kafka(shared());
         let job = Job::new("pattern", move |flow| {
             flow.source(kafka.topics_matching(pattern).json::<u64>())?.or_stop().sink(discard())
         });
         let error = job.start().expect_err("a parenthesis is missing");
-        assert_eq!(error.kind(), ErrorKind::Option);
+        assert_eq!(error.kind(), ErrorKind::Config);
         assert!(error.to_string().contains(&format!("`{pattern}`")) && error.to_string().contains("regex"), "{error}");
     }
 }
 
-/// A group that shares partitions out gave each of the two a part, and under another trigger the same was an error.
+/// The group used to assign a part to each of the two, while under another trigger the same was an
+/// error.
 #[test]
 fn two_sources_of_a_topic_are_refused_under_each_trigger() {
     let broker = shared();
@@ -291,15 +297,16 @@ fn two_sources_of_a_topic_are_refused_under_each_trigger() {
             flow.source(kafka.topics_matching(&name).json::<u64>())?.or_stop().sink(discard())
         });
         let error = job.trigger(trigger).start().expect_err("each would get a part");
-        assert_eq!(error.kind(), ErrorKind::Option, "{trigger:?}: {error:?}");
+        assert_eq!(error.kind(), ErrorKind::Config, "{trigger:?}: {error:?}");
         assert!(error.to_string().contains(&topic) && error.to_string().contains("two sources"), "{error}");
     }
 }
 
-/// A member that stayed behind held the partitions until `max.poll.interval.ms` had passed, five minutes.
+/// A member that was left behind used to keep its partitions until `max.poll.interval.ms` had
+/// passed, five minutes.
 #[test]
 fn a_run_after_a_stuck_one_has_its_partitions() {
-    let Some(broker) = real("the embedded broker does not share partitions out") else { return };
+    let Some(broker) = real("the embedded broker does not assign partitions") else { return };
     let topic = broker.topic("stuck", 1);
     write(broker, &topic, 0..20);
     let (kafka, name, results, hung) = (kafka(broker), topic.clone(), collect(), Arc::new(AtomicBool::new(false)));
@@ -315,7 +322,7 @@ fn a_run_after_a_stuck_one_has_its_partitions() {
         };
         flow.source(kafka.topic(&name).json::<u64>())?.or_stop().inspect(hangs_once).sink(&sink)
     });
-    let restart = Restart::Backoff { first: Duration::from_millis(1), most: Duration::from_millis(1) };
+    let restart = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
     let running = job.stuck_after(Duration::from_secs(1)).restart(restart).start().unwrap();
     eventually("the second run reads on", || results.values().contains(&19));
     drop(running);
@@ -323,7 +330,7 @@ fn a_run_after_a_stuck_one_has_its_partitions() {
 
 #[test]
 fn an_aborted_job_leaves_its_group_at_once() {
-    let Some(broker) = real("the embedded broker does not share partitions out") else { return };
+    let Some(broker) = real("the embedded broker does not assign partitions") else { return };
     let topic = broker.topic("aborted", 1);
     write(broker, &topic, 0..20);
     let (kafka, name, reached) = (kafka(broker), topic.clone(), Arc::new(AtomicBool::new(false)));
@@ -360,7 +367,8 @@ fn to_wait_for_ever_is_no_panic() {
     assert_ne!(ended, Ok(Err(ErrorKind::Panic)), "it waits");
 }
 
-/// A name that stands for two addresses, of which the broker is at one: the client first complains that all brokers are down.
+/// A host name with two addresses, only one of which is the broker's: the client first complains
+/// that all brokers are down.
 #[test]
 fn a_complaint_that_is_over_at_once_is_no_warning() {
     events::begin();
@@ -373,11 +381,12 @@ fn a_complaint_that_is_over_at_once_is_no_warning() {
         Job::new(topic.clone(), move |flow| flow.source(kafka.topic(&name).json::<u64>())?.or_stop().sink(discard()));
     job.trigger(Trigger::AvailableNow).run().unwrap();
     let warned = |part: &str| events::was_logged(&[&format!("name={topic:?}"), "WARN", part]);
-    assert!(!warned("down") && !warned("refused"), "it was mended before anyone could care");
+    assert!(!warned("down") && !warned("refused"), "the problem was over at once");
 }
 
-/// Behind transactions that were all aborted the group stayed where the last record was read; when the log was cut there,
-/// the next start failed over records that never were.
+/// After transactions that were all aborted, the committed offset used to stay after the last
+/// record that was read. When the log was truncated there, the next start failed over records that
+/// never existed.
 #[test]
 fn a_position_that_moves_without_records_is_committed() {
     let Some(broker) = real("the embedded broker serves no transactions of librdkafka") else { return };
@@ -386,7 +395,7 @@ fn a_position_that_moves_without_records_is_committed() {
         write(broker, &topic, 0..6);
         let (started, results) = start(&kafka(broker), &topic, &topic, GroupProtocol::Classic);
         let running = started.unwrap();
-        eventually("what there is is read", || results.len() == 6);
+        eventually("all records are read", || results.len() == 6);
         eventually("and committed", || broker.committed(&topic, &topic, 1) == [Some(6)]);
         super::transactions::transaction(broker, &topic, 6..11, false);
         if stops {
@@ -407,7 +416,7 @@ fn a_position_that_moves_without_records_is_committed() {
     }
 }
 
-/// The client goes on at the old offset in the new log.
+/// The client continues at the old offset in the new log.
 #[test]
 fn a_topic_made_anew_is_not_taken_for_the_old_one() {
     let Some(broker) = real("the embedded broker has no ids of topics") else { return };
@@ -429,9 +438,10 @@ fn a_topic_made_anew_is_not_taken_for_the_old_one() {
             if policy == DataLoss::Fail {
                 let error = running.wait_for(PATIENCE).expect("it ends").expect_err("the old one is gone");
                 assert_eq!(error.kind(), ErrorKind::DataLoss, "{error:?}");
-                // Before anything was written into the new one its offsets were out of range, which is as good.
+                // Before anything was written to the new topic, the old offset was out of range,
+                // and that error is as good.
                 assert!(error.to_string().contains(&topic), "{error}");
-                assert_eq!(results.len(), 100, "nothing of the new one is taken for more of the old one");
+                assert_eq!(results.len(), 100, "no record of the new topic is taken for one of the old");
             } else {
                 let new = || results.values().iter().filter(|n| **n >= 1_000).count();
                 eventually("all of the new one is read", || new() == 250);
@@ -441,10 +451,10 @@ fn a_topic_made_anew_is_not_taken_for_the_old_one() {
     }
 }
 
-/// A panic of the client's wrapper, at each restart again.
+/// The client's wrapper used to panic, again after each restart.
 #[test]
 fn a_header_whose_name_is_not_text_is_malformed_and_no_panic() {
-    let Some(broker) = real("the embedded broker is asked by a client only") else { return };
+    let Some(broker) = real("the embedded broker serves the client only") else { return };
     let topic = broker.topic("header", 1);
     wire::write_with_header(&broker.address, &topic, "1", b"\xff\xfe");
     wire::write_with_header(&broker.address, &topic, "2", b"name");
@@ -479,7 +489,7 @@ fn a_header_whose_name_is_not_text_is_malformed_and_no_panic() {
 }
 
 impl Broker {
-    /// Deletes a topic and makes it again.
+    /// Deletes a topic and recreates it.
     pub fn remake(&self, topic: &str, partitions: i32) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let admin = self.admin();
@@ -492,13 +502,14 @@ impl Broker {
             if made.iter().all(std::result::Result::is_ok) {
                 break;
             }
-            assert!(Instant::now() < deadline, "{topic} is not made again: {made:?}");
+            assert!(Instant::now() < deadline, "{topic} is not recreated: {made:?}");
         }
         self.await_leaders(topic, partitions);
     }
 }
 
-/// Its orders were dropped without a word then: nothing was committed any more, and a stop ran into its deadline.
+/// The orders of the thread used to be dropped silently after that: nothing was committed, and a
+/// stop ran into its deadline.
 #[test]
 fn a_panic_of_the_thread_that_asks_the_group_ends_the_run() {
     events::begin();
@@ -510,7 +521,7 @@ fn a_panic_of_the_thread_that_asks_the_group_ends_the_run() {
         flow.source(kafka.topic(&from).group(&from).json::<u64>())?.or_stop().sink(discard())
     });
     let mut running = job.start().unwrap();
-    let error = running.wait_for(PATIENCE).expect("it ends").expect_err("a thread of it panicked");
+    let error = running.wait_for(PATIENCE).expect("it ends").expect_err("one of its threads panicked");
     assert_eq!(error.kind(), ErrorKind::Panic, "{error:#}");
     assert!(error.to_string().contains("`millstream-group`"), "{error:#}");
 }

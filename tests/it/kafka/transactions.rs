@@ -1,5 +1,5 @@
-//! Read-committed input: aborted records are not read, and the control records at the end of a partition neither hang a
-//! bounded run nor show as lag.
+//! Read-committed input: aborted records are not read, and the control records at the end of a
+//! partition neither hang a bounded run nor show as lag.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ pub fn transaction(broker: &Broker, topic: &str, values: std::ops::Range<u64>, c
         let value = n.to_string();
         producer.send(BaseRecord::to(topic).partition(0).key("").payload(&value)).map_err(|(error, _)| error).unwrap();
     }
-    // An abort would take back what has not been sent.
+    // An abort would drop records that have not been sent.
     eventually("all of it is at the broker", || producer.in_flight_count() == 0);
     if commit {
         producer.commit_transaction(LONG).unwrap();
@@ -54,7 +54,7 @@ fn aborted_records_are_not_read_and_control_records_are_passed() {
         assert_eq!(results.len(), expected, "{isolation:?}");
         assert_eq!(report.sources[0].lag_records(), 0);
         // Forty records and four markers.
-        assert_eq!(broker.committed(&group, &topic, 1), [Some(44)], "nothing of it is left");
+        assert_eq!(broker.committed(&group, &topic, 1), [Some(44)], "the whole log is committed");
     }
 }
 
@@ -72,7 +72,7 @@ fn control_records_behind_the_last_are_no_lag_of_a_continuous_run() {
     transaction(broker, &topic, 0..10, true);
     transaction(broker, &topic, 10..15, true);
     results.wait_for(15, LONG).expect("all of it is read");
-    // The client's statistics, which tell the end, come every five seconds.
+    // The client's statistics, which contain the end offset, arrive every five seconds.
     eventually("the report shows no lag", || {
         let report = running.report();
         report.sources[0].lag[0].end == 17 && report.sources[0].lag_records() == 0

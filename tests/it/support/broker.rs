@@ -1,6 +1,6 @@
-//! The broker of the Kafka tests: a real one when `MILLSTREAM_KAFKA` names it, an embedded one otherwise. A test that
-//! only the real one can answer says on the embedded one that it is skipped, and why; with `MILLSTREAM_NO_SKIP` set
-//! that is a failure.
+//! The broker of the Kafka tests: a real one when `MILLSTREAM_KAFKA` names it, an embedded one
+//! otherwise. A test that needs the real one reports on the embedded one that it is skipped, and
+//! why; with `MILLSTREAM_NO_SKIP` set, a skip is a failure.
 
 #[path = "proxy.rs"]
 pub mod proxy;
@@ -21,10 +21,10 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use tokio::runtime::Runtime;
 
-/// What producers of tests call themselves.
+/// The client id of the tests' own clients.
 pub const CLIENT: &str = "tests";
 
-/// A broker that tests share.
+/// A broker for tests.
 pub struct Broker {
     pub address: String,
     embedded: Option<FakeBroker>,
@@ -46,13 +46,13 @@ pub fn shared() -> &'static Broker {
     })
 }
 
-/// The real broker, for what only it can answer.
+/// The real broker, for tests that need it. Otherwise reports that a test is skipped, and why.
 pub fn real(why: &str) -> Option<&'static Broker> {
     let broker = shared();
     if broker.embedded.is_none() {
         return Some(broker);
     }
-    // Past the test harness, which shows nothing of a test that passes.
+    // Bypasses the test harness, which hides the output of a test that passes.
     let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("skipped: {why}\n").as_bytes());
     assert!(std::env::var_os("MILLSTREAM_NO_SKIP").is_none(), "a test was skipped: {why}");
     None
@@ -69,7 +69,7 @@ impl Broker {
         Broker { address: address.to_owned(), embedded: None }
     }
 
-    /// The end of a partition's log.
+    /// The end offset of a partition.
     pub fn end(&self, topic: &str, partition: i32) -> i64 {
         let consumer: BaseConsumer = self.client().create().unwrap();
         consumer.fetch_watermarks(topic, partition, crate::PATIENCE).unwrap().1
@@ -81,7 +81,7 @@ impl Broker {
         config
     }
 
-    /// A topic that no other test knows.
+    /// Creates a topic with a unique name.
     pub fn topic(&self, name: &str, partitions: i32) -> String {
         self.topic_with(name, partitions, &[])
     }
@@ -119,7 +119,7 @@ impl Broker {
             if known.len() as i32 == partitions && known.iter().all(|partition| partition.leader() >= 0) {
                 return;
             }
-            assert!(Instant::now() < deadline, "{topic} gets no leaders");
+            assert!(Instant::now() < deadline, "{topic} has no leaders");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -148,8 +148,9 @@ impl Broker {
             .unwrap()
     }
 
-    /// 2 000 records a second, the next one late rather than never, while `during` runs, which hears how many there are by
-    /// now; how many there were, all of which the broker has, and what came of `during`.
+    /// Writes 2 000 records a second while `during` runs; a record that is late is still written.
+    /// `during` is passed the number of records so far. Returns the number of records, all of which
+    /// the broker has, and the result of `during`.
     pub fn under_load<T>(
         &self,
         topic: &str,
@@ -169,7 +170,7 @@ impl Broker {
                 }
                 flush(&producer);
             });
-            // The load ends also when this panics.
+            // The load must end even if `during` panics.
             let ended = catch_unwind(AssertUnwindSafe(|| during(&sent)));
             done.store(true, SeqCst);
             load.join().expect("it only writes");
@@ -233,12 +234,12 @@ impl Broker {
         self.read(topic).iter().map(|partition| partition.iter().map(record).collect()).collect()
     }
 
-    /// What a group has committed for a topic: an offset for each partition, where there is one.
+    /// The offsets that a group has committed for the partitions of a topic, where there are any.
     pub fn committed(&self, group: &str, topic: &str, partitions: i32) -> Vec<Option<i64>> {
         let consumer: BaseConsumer = self.client().set("client.id", CLIENT).set("group.id", group).create().unwrap();
         let mut list = TopicPartitionList::new();
         list.add_partition_range(topic, 0, partitions - 1);
-        // A coordinator that has just begun, or moves, says so once or twice.
+        // A coordinator that has just started, or is moving, returns an error once or twice.
         let deadline = Instant::now() + crate::PATIENCE;
         let committed = loop {
             match consumer.committed_offsets(list.clone(), Duration::from_secs(10)) {
@@ -290,7 +291,7 @@ impl Read {
     }
 }
 
-/// Sends, waiting for room.
+/// Sends a record; waits for room.
 pub fn send(producer: &BaseProducer, mut record: BaseRecord<'_, str, str>) {
     while let Err((error, back)) = producer.send(record) {
         assert_eq!(error.rdkafka_error_code(), Some(rdkafka::types::RDKafkaErrorCode::QueueFull), "{error}");
@@ -313,19 +314,19 @@ pub fn headers(pairs: &[(&str, Option<&str>)]) -> OwnedHeaders {
     pairs.iter().fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: *value }))
 }
 
-/// What starts and ends real brokers.
+/// The script that starts and stops real brokers.
 pub const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kafka/broker");
 
-/// A broker of a test's own, that it may stop and start.
+/// A broker of one test, which may stop and start it.
 pub struct OwnBroker {
     pub broker: Broker,
     port: Option<u16>,
     advertised: u16,
-    /// Lines of its settings.
+    /// Additional lines of its configuration.
     properties: String,
 }
 
-/// A port of which the next seven are free as well.
+/// A free port, after which the next seven are free as well.
 fn free_port() -> u16 {
     let is_free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
     std::iter::repeat_with(|| 20_000 + fastrand::u16(..10_000) / 8 * 8)
@@ -334,7 +335,7 @@ fn free_port() -> u16 {
 }
 
 impl OwnBroker {
-    /// A real broker behind a proxy, which is at its address.
+    /// A real broker behind a proxy. The address is the proxy's.
     pub fn behind_a_proxy() -> (OwnBroker, proxy::Proxy) {
         let port = free_port();
         let proxy = proxy::Proxy::start(port + 2, port);
@@ -349,12 +350,13 @@ impl OwnBroker {
         (own, proxy)
     }
 
-    /// A real broker with settings of its own.
+    /// A real broker with additional settings.
     pub fn with(properties: &str) -> OwnBroker {
         OwnBroker::with_ports(|_| properties.to_owned())
     }
 
-    /// A real broker with settings of its own, of its port: from the second one behind that on, six are free for it.
+    /// A real broker with additional settings, which depend on its port. The six ports from the
+    /// second one after it are free for them.
     pub fn with_ports(properties: impl FnOnce(u16) -> String) -> OwnBroker {
         let port = free_port();
         let broker = Broker { address: format!("127.0.0.1:{port}"), embedded: None };
@@ -382,7 +384,7 @@ impl OwnBroker {
         child.env("MILLSTREAM_KAFKA_ADVERTISED", self.advertised.to_string());
         child.env("MILLSTREAM_KAFKA_PROPERTIES", &self.properties);
         let output = child.stderr(std::process::Stdio::inherit()).output().unwrap();
-        assert!(output.status.success(), "broker {command:?}");
+        assert!(output.status.success(), "cannot run the broker script: {command:?}");
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 

@@ -1,11 +1,11 @@
-//! Certificates of a day's authorities, made by openssl.
+//! Certificates of short-lived authorities, made by openssl.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Two authorities, of which servers trust the first; its certificates for a server on loopback and for a client, and the
-/// client's key once in clear and once encrypted with a password.
+/// Makes two authorities, of which servers trust the first. Its certificates are for a server on
+/// loopback and for a client. The client's key is stored unencrypted and encrypted with a password.
 pub fn certificates(folder: &Path, password: &str) {
     let openssl = |arguments: &str| {
         let arguments = arguments.split_whitespace().map(|word| word.replace("PASSWORD", password));

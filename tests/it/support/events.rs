@@ -1,5 +1,5 @@
-//! Everything that anybody logs in this process, by `tracing` or by `log`, at every level: kept for those who ask, and
-//! looked through for words that must not be in it.
+//! Captures everything that is logged in this process, by `tracing` or by `log`, at every level.
+//! Tests can search it, and it is checked for words that must not be in it.
 
 use std::cell::RefCell;
 use std::fmt::{self, Write};
@@ -10,13 +10,13 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 use tracing_core::span::Current;
 
-/// What must not be found, and where it was.
+/// Words that must not be logged, and the lines that contain them.
 struct Watched {
     words: Vec<String>,
     found: Vec<String>,
-    /// Of our own log, each behind the spans in which it was logged.
+    /// Lines of our own log, each after the spans in which it was logged.
     lines: Vec<String>,
-    /// What a thread must not log: it panics.
+    /// A thread, and part of a line: the thread panics when it logs that.
     fatal: Vec<[String; 2]>,
 }
 
@@ -28,7 +28,7 @@ thread_local! {
     static ENTERED: RefCell<Vec<Id>> = const { RefCell::new(Vec::new()) };
 }
 
-/// From now on.
+/// Starts to capture.
 pub fn begin() {
     static BEGUN: Once = Once::new();
     BEGUN.call_once(|| {
@@ -38,34 +38,34 @@ pub fn begin() {
     });
 }
 
-/// Looks out for this as well.
-#[cfg_attr(not(feature = "tls"), allow(dead_code, reason = "it is secrets that are looked for"))]
+/// Watches for this word as well.
+#[cfg_attr(not(feature = "tls"), allow(dead_code, reason = "only the tests of TLS have secrets"))]
 pub fn watch_for(word: &str) {
     WATCHED.lock().unwrap().words.push(word.to_owned());
 }
 
-/// Has the thread of that name panic when it logs a line with this part.
+/// Makes the thread with this name panic when it logs a line that contains `part`.
 pub fn panic_at(thread: &str, part: &str) {
     WATCHED.lock().unwrap().fatal.push([thread.to_owned(), part.to_owned()]);
 }
 
-/// Looks at a text that is no line of a log.
+/// Checks a text that is not a line of a log.
 pub fn look(text: &str) {
     WATCHED.lock().unwrap().look(text, false);
 }
 
-/// Lines with something that must not be in them, of those that hold `part`.
-#[cfg_attr(not(feature = "tls"), allow(dead_code, reason = "it is secrets that are looked for"))]
+/// The lines with `part` that contain a word that must not be in them.
+#[cfg_attr(not(feature = "tls"), allow(dead_code, reason = "only the tests of TLS have secrets"))]
 pub fn found(part: &str) -> Vec<String> {
     WATCHED.lock().unwrap().found.iter().filter(|line| line.contains(part)).cloned().collect()
 }
 
-/// Whether a line of ours was logged with all of these.
+/// Whether a line of our own log contains all of these.
 pub fn was_logged(parts: &[&str]) -> bool {
     times_logged(parts) > 0
 }
 
-/// How many lines of ours were logged with all of these.
+/// How many lines of our own log contain all of these.
 pub fn times_logged(parts: &[&str]) -> usize {
     let watched = WATCHED.lock().unwrap();
     watched.lines.iter().filter(|line| parts.iter().all(|part| line.contains(part))).count()
@@ -129,7 +129,7 @@ impl Subscriber for Traced {
         let is_fatal = |[thread, part]: &[String; 2]| here.name() == Some(thread) && line.0.contains(part.as_str());
         let dies = watched.fatal.iter().any(is_fatal);
         drop(watched);
-        assert!(!dies, "a test has it panic here");
+        assert!(!dies, "a test makes this thread panic here");
     }
 
     fn current_span(&self) -> Current {

@@ -1,5 +1,5 @@
-//! What the tests of the engine share: a source that reads as a test says, sinks that acknowledge when a test says, and
-//! a clock that is moved until a job has ended.
+//! What the tests of the engine share: a source that follows a script, sinks that acknowledge when
+//! a test says so, and a clock that is advanced until a job has ended.
 
 pub mod broker;
 #[cfg(feature = "tls")]
@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 
 use millstream::{Clock, Report, Result, Running};
 
-/// No test waits for longer: a job that hangs is a failure and not a wait.
+/// The longest that a test waits: a job that hangs is a failure.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Moves the clock until the job has ended.
+/// Advances the clock until the job has ended.
 #[track_caller]
 pub fn run_to_end(mut running: Running, clock: &Clock, step: Duration) -> Result<Report> {
     let deadline = Instant::now() + PATIENCE;
@@ -31,13 +31,13 @@ pub fn run_to_end(mut running: Running, clock: &Clock, step: Duration) -> Result
     }
 }
 
-/// Waits until something holds.
+/// Waits until `holds` returns true.
 #[track_caller]
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
-        assert!(Instant::now() < deadline, "it never came to be that {what}");
-        // Whoever makes it hold wants the processor more.
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
+        // Leaves the processor to the threads that make it hold.
         std::thread::sleep(Duration::from_micros(500));
     }
 }

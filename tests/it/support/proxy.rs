@@ -1,5 +1,6 @@
-//! A proxy before a real broker that can hold back requests of one kind, such as what producers send: requests are passed
-//! whole, and those of that kind wait while the proxy holds them, but for those of the tests' own clients.
+//! A proxy in front of a real broker that can hold back requests of one kind, such as those of
+//! producers. It passes on whole requests. Those of the held kind wait, except for those of the
+//! tests' own clients.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -10,23 +11,24 @@ use std::time::Duration;
 
 /// The api key of Produce in Kafka's protocol.
 const PRODUCE: i16 = 0;
-/// That of OffsetFetch, the question how far a group has committed.
+/// The api key of OffsetFetch, which reads the committed offsets of a group.
 pub const OFFSET_FETCH: i16 = 9;
-/// Of no kind.
+/// The api key of no request.
 const NONE: i16 = -1;
 
-/// See the module.
+/// A proxy, as the module says.
 pub struct Proxy {
     held: Arc<AtomicI16>,
 }
 
 impl Proxy {
-    /// Listens on loopback at `port`, which the broker advertises, and passes on to the broker at `to`.
+    /// Listens on loopback at `port`, which the broker advertises, and passes on to the broker at
+    /// `to`.
     pub fn start(port: u16, to: u16) -> Proxy {
         let listener = TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
         let held = Arc::new(AtomicI16::new(NONE));
         let holds = Arc::clone(&held);
-        // It ends with the test's process; its connections with their clients.
+        // The thread ends with the test process, and its connections with their clients.
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let Ok(broker) = TcpStream::connect(("127.0.0.1", to)) else { continue };
@@ -39,18 +41,19 @@ impl Proxy {
         Proxy { held }
     }
 
-    /// Holds back what producers send, or lets it go.
+    /// Holds back the requests of producers, or lets them pass.
     pub fn stall(&self, stalled: bool) {
         self.hold(stalled.then_some(PRODUCE));
     }
 
-    /// Holds back the requests of this api key, and lets all others go.
+    /// Holds back the requests with this api key, and lets all others pass.
     pub fn hold(&self, key: Option<i16>) {
         self.held.store(key.unwrap_or(NONE), SeqCst);
     }
 }
 
-/// Passes one request after the other: a length, then as many bytes, which begin with the api key.
+/// Passes on one request after the other: a length, then that many bytes, which begin with the api
+/// key.
 fn requests(mut client: TcpStream, mut broker: TcpStream, held: &AtomicI16) -> io::Result<()> {
     loop {
         let mut length = [0; 4];
@@ -65,7 +68,8 @@ fn requests(mut client: TcpStream, mut broker: TcpStream, held: &AtomicI16) -> i
     }
 }
 
-/// A request begins with api key, version and correlation id; then comes the client's id, after its length.
+/// A request begins with api key, version and correlation id. The length of the client id and the
+/// client id follow.
 fn is_held(request: &[u8], key: i16) -> bool {
     let length = usize::from(u16::from_be_bytes([request[8], request[9]]));
     let client = request.get(10..10 + length).unwrap_or_default();

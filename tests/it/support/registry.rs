@@ -1,4 +1,5 @@
-//! A schema registry on loopback, that tests may break: it takes schemas, tells them by id, and answers as Confluent's does.
+//! A schema registry on loopback that tests can break. It takes schemas, returns them by id, and
+//! answers as Confluent's does.
 
 use std::io::{BufRead, BufReader, Read, Result, Write};
 use std::net::{TcpListener, TcpStream};
@@ -7,7 +8,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-/// What it does instead of answering.
+/// What the registry does instead of answering.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Fault {
     /// Answers with a status and a text.
@@ -18,7 +19,7 @@ pub enum Fault {
     Closes,
 }
 
-/// See the module.
+/// A registry, as the module says.
 #[derive(Clone)]
 pub struct TestRegistry {
     pub address: String,
@@ -27,13 +28,13 @@ pub struct TestRegistry {
 
 #[derive(Default)]
 struct State {
-    /// Each schema as it is told; its id is its place, counted from 1.
+    /// Each schema as it is returned. Its id is its position, counted from 1.
     schemas: Vec<Value>,
-    /// A subject with the id of a schema of it.
+    /// A subject, and the id of one of its schemas.
     subjects: Vec<(String, usize)>,
     requests: Vec<String>,
     fault: Option<Fault>,
-    /// In which paths.
+    /// The part of a request that the fault applies to; empty for all.
     fault_at: &'static str,
     authorization: Option<String>,
     incompatible: Option<&'static str>,
@@ -44,12 +45,12 @@ impl TestRegistry {
         TestRegistry::start_with("http", Ok)
     }
 
-    /// Behind TLS as this says.
+    /// Starts a registry behind TLS with this configuration.
     #[cfg(feature = "tls")]
     pub fn start_tls(config: rustls::ServerConfig) -> TestRegistry {
         let config = Arc::new(config);
         TestRegistry::start_with("https", move |stream| {
-            let connection = rustls::ServerConnection::new(Arc::clone(&config)).expect("the settings are good");
+            let connection = rustls::ServerConnection::new(Arc::clone(&config)).expect("the settings are valid");
             Ok(rustls::StreamOwned::new(connection, stream))
         })
     }
@@ -62,7 +63,7 @@ impl TestRegistry {
         let address = format!("{scheme}://{}", listener.local_addr().expect("it is bound"));
         let registry = TestRegistry { address, state: Arc::default() };
         let served = registry.clone();
-        // It ends with the test's process.
+        // The thread ends with the test process.
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (served, dressed) = (served.clone(), dressed.clone());
@@ -72,24 +73,24 @@ impl TestRegistry {
         registry
     }
 
-    /// Breaks it, or mends it.
+    /// Breaks the registry, or repairs it.
     pub fn fault(&self, fault: impl Into<Option<Fault>>) {
         let mut state = self.state.lock().unwrap();
         (state.fault, state.fault_at) = (fault.into(), "");
     }
 
-    /// Breaks it for some paths only.
+    /// Breaks the registry only for requests that contain `part`.
     pub fn fault_at(&self, part: &'static str, fault: Fault) {
         let mut state = self.state.lock().unwrap();
         (state.fault, state.fault_at) = (Some(fault), part);
     }
 
-    /// Lets in only who says this.
+    /// Accepts only requests with this authorization.
     pub fn wants(&self, authorization: &str) {
         self.state.lock().unwrap().authorization = Some(authorization.to_owned());
     }
 
-    /// Takes no schema any more.
+    /// Refuses every schema from now on, with this message.
     pub fn finds_incompatible(&self, message: &'static str) {
         self.state.lock().unwrap().incompatible = Some(message);
     }
@@ -117,7 +118,7 @@ impl TestRegistry {
         state.subjects.iter().filter(|(name, _)| name == subject).map(|(_, id)| *id as u32).collect()
     }
 
-    /// How often something was asked.
+    /// How many requests contained `part`.
     pub fn asked(&self, part: &str) -> usize {
         self.state.lock().unwrap().requests.iter().filter(|request| request.contains(part)).count()
     }
@@ -157,7 +158,7 @@ impl TestRegistry {
                 }
             };
             let Some((status, text)) = answer else {
-                // Until the other side is tired of it.
+                // Waits until the client gives up.
                 reader.read_line(&mut String::new())?;
                 return Ok(());
             };
@@ -222,7 +223,7 @@ impl State {
     }
 }
 
-/// A part of a path as it was before it was escaped.
+/// Decodes a part of a path that was percent-encoded.
 fn decoded(part: &str) -> String {
     let mut parts = part.split('%');
     let first = parts.next().unwrap_or_default().to_owned();

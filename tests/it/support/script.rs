@@ -1,20 +1,21 @@
-//! A source that reads as a test says: partitions of numbers, batches and pauses by a seed, a fault where wanted,
-//! partitions given and taken, and a log of what was committed.
+//! A source that follows a script: partitions of numbers, batches and pauses from a seed, a fault
+//! where one is wanted, partitions that are assigned and revoked, and a log of what was committed.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use millstream::{
-    Batch, Bytes, Change, CheckpointId, Error, ErrorKind, Offset, Offsets, OpenSource, Partition, Polled, Progress,
-    Reader, Result, Room, SharedSource, Source, Taken, Wake, Worker,
+use millstream::connector::{
+    CheckpointId, Committed, Offset, Offsets, OpenSource, Partition, Polled, ReadBatch, Reader, Revoked, Room,
+    SharedSource, SourceEvent, Wake, Worker,
 };
+use millstream::{ByteSize, End, Error, ErrorKind, Result, Source};
 
-/// What each record holds, as far as the engine's budget goes.
-pub const RECORD: Bytes = Bytes(64);
+/// What each record counts in the engine's budget.
+pub const RECORD: ByteSize = ByteSize(64);
 
-/// See the module.
+/// A scripted source, as the module says.
 #[derive(Clone)]
 pub struct Script {
     partitions: Vec<Vec<u64>>,
@@ -36,15 +37,15 @@ pub struct Log {
     pub connects: AtomicUsize,
     pub given_back: Mutex<Vec<String>>,
     /// Changes that the next `serve` reports.
-    changes: Mutex<Vec<Change>>,
+    changes: Mutex<Vec<SourceEvent>>,
     wake: Mutex<Option<Wake>>,
-    /// Commits are answered only when this is unlocked.
+    /// While set, commits are not answered.
     pub hold_commits: std::sync::atomic::AtomicBool,
     unanswered: Mutex<Vec<CheckpointId>>,
     pub polls: AtomicUsize,
     /// When a reader failed.
     pub failed: Mutex<Option<Instant>>,
-    /// The memory it was given.
+    /// The memory for prefetching that the source was given.
     pub prefetch: AtomicU64,
 }
 
@@ -54,23 +55,23 @@ impl Log {
     }
 
     pub fn take(&self, partitions: &[&str]) {
-        let taken = Taken::new(partitions.iter().map(|name| Partition::new(*name)).collect());
-        self.change(Change::Taken(taken));
+        let taken = Revoked::new(partitions.iter().map(|name| Partition::new(*name)).collect());
+        self.change(SourceEvent::Revoked(taken));
     }
 
     pub fn lose(&self, partitions: &[&str]) {
-        let taken = Taken::new(partitions.iter().map(|name| Partition::new(*name)).collect());
-        self.change(Change::Lost(taken));
+        let taken = Revoked::new(partitions.iter().map(|name| Partition::new(*name)).collect());
+        self.change(SourceEvent::Lost(taken));
     }
 
-    fn change(&self, change: Change) {
+    fn change(&self, change: SourceEvent) {
         self.changes.lock().unwrap().push(change);
         self.wake.lock().unwrap().as_ref().expect("the job runs").wake();
     }
 }
 
 impl Script {
-    /// One partition per list; batches of up to `batch_max`, sizes and pauses by the seed.
+    /// One partition per list. Batches have up to 64 records; sizes and pauses depend on the seed.
     pub fn new(partitions: Vec<Vec<u64>>, seed: u64) -> Script {
         Script {
             partitions,
@@ -83,7 +84,7 @@ impl Script {
         }
     }
 
-    /// So many numbers from 0, dealt to partitions in turn.
+    /// The first `count` numbers from 0, dealt to the partitions in turn.
     pub fn numbers(count: u64, partitions: usize, seed: u64) -> Script {
         let deal = |partition: usize| (partition as u64..count).step_by(partitions).collect();
         Script::new((0..partitions).map(deal).collect(), seed)
@@ -93,17 +94,17 @@ impl Script {
         Script { batch_max, ..self }
     }
 
-    /// Each reader fails after so many of its polls, on its first connection.
+    /// Each reader fails at this poll of its own, on the first connection only.
     pub fn failing_at(self, poll: usize) -> Script {
         Script { fails_at: Some(poll), ..self }
     }
 
-    /// Every connection but the first takes so long.
+    /// Every connection except the first takes this long.
     pub fn connecting_again_after(self, pause: Duration) -> Script {
         Script { connects_again_after: pause, ..self }
     }
 
-    /// Readers wait for more behind their last record.
+    /// Readers wait for more after their last record.
     pub fn endless(self) -> Script {
         Script { endless: true, ..self }
     }
@@ -132,7 +133,7 @@ impl Source for Script {
         *self.log.wake.lock().unwrap() = Some(open.wake.clone());
         self.log.prefetch.store(open.prefetch.0, SeqCst);
         let start = (0..self.partitions.len()).map(|index| {
-            let next = open.resume.as_ref().and_then(|offsets| offsets.get(&partition(index)));
+            let next = open.resume.position(&partition(index));
             next.map_or(0, |next| next.0 as usize)
         });
         Ok(Shared { start: start.collect(), script: self, is_first })
@@ -160,16 +161,16 @@ impl SharedSource for Shared {
         Ok(())
     }
 
-    fn serve(&self) -> Result<Vec<Change>> {
+    fn serve(&self) -> Result<Vec<SourceEvent>> {
         let log = &self.script.log;
         let mut changes = std::mem::take(&mut *log.changes.lock().unwrap());
         if !log.hold_commits.load(SeqCst) {
-            changes.extend(log.unanswered.lock().unwrap().drain(..).map(Change::Committed));
+            changes.extend(log.unanswered.lock().unwrap().drain(..).map(SourceEvent::Committed));
         }
         Ok(changes)
     }
 
-    fn commit(&self, checkpoint: CheckpointId, offsets: &Offsets) -> Result<Progress> {
+    fn commit(&self, checkpoint: CheckpointId, offsets: &Offsets) -> Result<Committed> {
         let log = &self.script.log;
         let commit: Vec<(String, u64)> =
             offsets.iter().map(|(partition, next)| (partition.name().to_owned(), next.0)).collect();
@@ -177,12 +178,12 @@ impl SharedSource for Shared {
         log.commits.lock().unwrap().push(commit);
         if log.hold_commits.load(SeqCst) {
             log.unanswered.lock().unwrap().push(checkpoint);
-            return Ok(Progress::Pending);
+            return Ok(Committed::Later);
         }
-        Ok(Progress::Done)
+        Ok(Committed::Now)
     }
 
-    fn give_back(&self, taken: Taken) -> Result<()> {
+    fn unassign(&self, taken: Revoked) -> Result<()> {
         let names = taken.partitions().iter().map(|partition| partition.name().to_owned());
         self.script.log.given_back.lock().unwrap().extend(names);
         Ok(())
@@ -202,7 +203,7 @@ pub struct ScriptReader {
 impl Reader for ScriptReader {
     type Item = u64;
 
-    fn poll(&mut self, batch: &mut Batch<u64>, room: Room) -> Result<Polled> {
+    fn poll(&mut self, batch: &mut ReadBatch<u64>, room: Room) -> Result<Polled> {
         let script = &self.shared.script;
         script.log.polls.fetch_add(1, SeqCst);
         self.polls += 1;
@@ -215,7 +216,7 @@ impl Reader for ScriptReader {
         };
         let ready: Vec<usize> = (0..self.next.len()).filter(|position| open(&self.next[*position])).collect();
         if ready.is_empty() {
-            return Ok(if script.endless { Polled::Idle } else { Polled::Ended });
+            return Ok(if script.endless { Polled::Idle } else { Polled::Ended(End::OfTime) });
         }
         if self.random.u8(..4) == 0 {
             // A pause: nothing now, but soon.
@@ -232,7 +233,7 @@ impl Reader for ScriptReader {
         Ok(Polled::More)
     }
 
-    fn forget(&mut self, partitions: &[Partition]) {
+    fn unassign(&mut self, partitions: &[Partition]) {
         self.forgotten.extend(partitions.iter().cloned());
     }
 }

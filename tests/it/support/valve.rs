@@ -1,15 +1,15 @@
-//! A sink that acknowledges when a test says, or only at commits, or fails, or has no room.
+//! A sink that acknowledges when a test says so, or only at commits, or fails, or has no room.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use millstream::{
-    Accepted, Acknowledges, Batch, Bytes, CheckpointId, Delivery, Error, ErrorKind, OpenSink, Result, SharedSink, Sink,
-    Wake, Worker, Writer,
+use millstream::connector::{
+    Accepted, Acknowledges, Batch, CheckpointId, Committed, Delivery, OpenSink, SharedSink, Wake, Worker, Writer,
 };
+use millstream::{ByteSize, Error, ErrorKind, Result, Sink};
 
-/// See the module. Clones are the same.
+/// A sink, as the module says. Clones share their state.
 #[derive(Clone, Default)]
 pub struct Valve {
     pub inner: Arc<Inner>,
@@ -42,26 +42,28 @@ impl Valve {
         Valve { at_commit: true, ..Valve::default() }
     }
 
-    /// Acknowledges nothing, and fails once it has taken so many records; the next run's writers work.
+    /// Acknowledges nothing, and fails once it has taken this many records. The writers of the next
+    /// run work.
     pub fn failing_after(records: usize) -> Valve {
         Valve { fails_after: Some(records), ..Valve::default() }
     }
 
-    /// Acknowledges all that was taken and will be.
+    /// Acknowledges everything taken so far, and everything taken later.
     pub fn open(&self) {
         self.inner.open.store(true, SeqCst);
         let held = std::mem::take(&mut *self.inner.held.lock().unwrap());
-        held.iter().for_each(|(delivery, records)| delivery.acknowledge(*records, Bytes(0)));
+        held.iter().for_each(|(delivery, records)| delivery.acknowledge(*records, ByteSize(0)));
     }
 
-    /// Acknowledges the oldest `records` that were taken, and says how many these were.
+    /// Acknowledges up to `records` of the oldest records that were taken, and returns how many it
+    /// acknowledged.
     pub fn acknowledge(&self, records: u64) -> u64 {
         let mut left = records;
         let mut held = self.inner.held.lock().unwrap();
         for (delivery, open) in held.iter_mut() {
             let now = left.min(*open);
             if now > 0 {
-                delivery.acknowledge(now, Bytes(0));
+                delivery.acknowledge(now, ByteSize(0));
             }
             *open -= now;
             left -= now;
@@ -106,18 +108,18 @@ impl SharedSink for Shared {
         if self.0.at_commit { Acknowledges::WhenCommitted } else { Acknowledges::WhenDelivered }
     }
 
-    fn commit(&self, checkpoint: CheckpointId) -> Result<()> {
+    fn commit(&self, checkpoint: CheckpointId) -> Result<Committed> {
         self.0.inner.commits.fetch_add(1, SeqCst);
         if self.0.at_commit {
             self.0.inner.held.lock().unwrap().retain(|(delivery, records)| {
                 let ready = delivery.checkpoint() <= checkpoint;
                 if ready {
-                    delivery.settle(*records, Bytes(0));
+                    delivery.settle(*records, ByteSize(0));
                 }
                 !ready
             });
         }
-        Ok(())
+        Ok(Committed::Now)
     }
 }
 
@@ -140,7 +142,7 @@ impl Writer<u64> for ValveWriter {
             delivery.stage(records);
             inner.held.lock().unwrap().push((delivery.clone(), records));
         } else if inner.open.load(SeqCst) {
-            delivery.acknowledge(records, Bytes(0));
+            delivery.acknowledge(records, ByteSize(0));
         } else {
             inner.held.lock().unwrap().push((delivery.clone(), records));
         }

@@ -1,9 +1,10 @@
-//! Kafka's protocol by hand, for what no client writes: a record with a header whose name is not UTF-8.
+//! Kafka's protocol by hand, for what no client writes: a record with a header whose name is not
+//! UTF-8.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-/// Writes a record with one header of that name into partition 0.
+/// Writes a record with one header of this name into partition 0.
 pub fn write_with_header(address: &str, topic: &str, value: &str, header: &[u8]) {
     let mut request = Vec::new();
     // Produce, version 3, with acknowledgement; no client id, no transaction.
@@ -29,13 +30,13 @@ pub fn write_with_header(address: &str, topic: &str, value: &str, header: &[u8])
     broker.read_exact(&mut len).unwrap();
     let mut response = vec![0; i32::from_be_bytes(len) as usize];
     broker.read_exact(&mut response).unwrap();
-    // Behind correlation, one topic and one partition stands the error.
+    // The error follows the correlation id, one topic and one partition.
     let at = 4 + 4 + 2 + topic.len() + 4 + 4;
-    assert_eq!(response[at..at + 2], [0, 0], "the broker takes it");
+    assert_eq!(response[at..at + 2], [0, 0], "the broker accepts it");
 }
 
 fn batch(value: &str, header: &[u8]) -> Vec<u8> {
-    // Attributes, differences of time and offset, no key.
+    // Attributes, deltas of time and offset, no key.
     let mut record = vec![0, 0, 0, 1];
     record.extend(varint(value.len()));
     record.extend(value.as_bytes());

@@ -1,31 +1,34 @@
-//! Whether a payload is what its schema says, before anything is made of it. The library takes a payload that ends early
-//! for one with empty fields at its end, follows nesting until the stack is used up, and sets memory aside for as many
-//! items as a payload claims to have: here each is an error that says where.
+//! Checks that a payload matches its schema before it is decoded. The library takes a payload that
+//! ends early for one with empty fields at its end, follows nesting until the stack overflows, and
+//! allocates memory for as many items as a payload claims to have. Here each of these is an error
+//! that says where.
 
 use std::collections::HashMap;
 
 use apache_avro::Schema;
 use apache_avro::schema::{DecimalSchema, InnerDecimalSchema, Name, UuidSchema};
 
-/// Values within each other, where a union, and a schema that is named instead of written down, count too. The library takes
-/// 33 kB of the stack for each when it is little optimised, and a thread has 2 MB; and to resolve a union into another
-/// schema it resolves all that is inside of it twice.
+/// How many levels deep values may be nested; a union and a reference to a named schema count as
+/// levels too. The library takes 33 kB of stack for each level when it is compiled with little
+/// optimisation, and a thread has 2 MB. To resolve a union into another schema, it resolves
+/// everything inside the union twice.
 const DEPTH_MOST: usize = 40;
-/// Values that take no bytes, of which a payload may claim any number.
+/// How many values that take no bytes a payload may have; without a bound it could claim any
+/// number.
 const EMPTY_MOST: usize = 1 << 16;
 
-/// Checks a payload from its beginning to its end.
+/// Checks a whole payload.
 pub(super) fn check(schema: &Schema, names: &HashMap<Name, &Schema>, payload: &[u8]) -> Result<(), String> {
     let mut walk = Walk { names, rest: payload, depth: 0, empty: 0 };
     let walked = walk.value(schema).and_then(|()| match walk.rest.len() {
         0 => Ok(()),
-        more => Err(Wrong::new(format!("{more} bytes follow its end"))),
+        more => Err(Wrong::new(format!("{more} bytes follow the end of the value"))),
     });
     walked.map_err(|wrong| {
         let place = payload.len() - walk.rest.len();
         let field = wrong.fields.iter().rev().copied().collect::<Vec<_>>().join(".");
         let field = if field.is_empty() { field } else { format!(" in field `{field}`") };
-        format!("it is not as its schema says: {}, at byte {place} of {}{field}", wrong.what, payload.len())
+        format!("it does not match its schema: {}, at byte {place} of {}{field}", wrong.what, payload.len())
     })
 }
 
@@ -36,7 +39,7 @@ struct Walk<'s, 'p> {
     empty: usize,
 }
 
-/// What is wrong, and in which field: the innermost first.
+/// What is wrong, and the path of its field, innermost part first.
 struct Wrong<'s> {
     what: String,
     fields: Vec<&'s str>,
@@ -51,7 +54,7 @@ impl<'s> Wrong<'s> {
 impl<'s> Walk<'s, '_> {
     fn value(&mut self, schema: &'s Schema) -> Result<(), Wrong<'s>> {
         if self.depth == DEPTH_MOST {
-            return Err(Wrong::new(format!("it is nested more than {DEPTH_MOST} deep")));
+            return Err(Wrong::new(format!("it is nested more than {DEPTH_MOST} levels deep")));
         }
         self.depth += 1;
         self.inside(schema)?;
@@ -64,7 +67,7 @@ impl<'s> Walk<'s, '_> {
             Schema::Null => self.nothing(),
             Schema::Boolean => match self.take(1)? {
                 [0 | 1] => Ok(()),
-                other => Err(Wrong::new(format!("{other:?} is no boolean"))),
+                other => Err(Wrong::new(format!("{other:?} is not a boolean"))),
             },
             Schema::Int | Schema::Date | Schema::TimeMillis => self.int().map(drop),
             Schema::Long
@@ -93,7 +96,7 @@ impl<'s> Walk<'s, '_> {
             Schema::Union(union) => {
                 let variants = union.variants();
                 match &variants[self.index(variants.len(), "branch")?] {
-                    // The branch took a byte.
+                    // The index of the branch took a byte.
                     Schema::Null => Ok(()),
                     variant => self.value(variant),
                 }
@@ -112,21 +115,22 @@ impl<'s> Walk<'s, '_> {
             }),
             Schema::Ref { name } => {
                 let schema = self.names.get(name).copied();
-                self.value(schema.ok_or_else(|| Wrong::new(format!("its schema does not say what `{name}` is")))?)
+                self.value(schema.ok_or_else(|| Wrong::new(format!("its schema does not define `{name}`")))?)
             }
         }
     }
 
-    /// The items of an array or a map: counted blocks, until one of none.
+    /// The items of an array or a map: blocks that begin with a count, up to an empty one.
     fn blocks(&mut self, mut item: impl FnMut(&mut Self) -> Result<(), Wrong<'s>>) -> Result<(), Wrong<'s>> {
         loop {
             let count = self.long()?;
             if count < 0 {
-                // Then the length of the block follows, for those who skip it.
+                // A negative count is followed by the length of the block, for readers that skip
+                // it.
                 self.long()?;
             }
             if count == i64::MIN {
-                return Err(Wrong::new("it has a block of no possible length"));
+                return Err(Wrong::new("the item count of a block is out of range"));
             }
             if count == 0 {
                 return Ok(());
@@ -145,7 +149,7 @@ impl<'s> Walk<'s, '_> {
 
     fn take(&mut self, count: usize) -> Result<&[u8], Wrong<'s>> {
         let Some((taken, rest)) = self.rest.split_at_checked(count) else {
-            return Err(Wrong::new(format!("{count} bytes should follow and {} do", self.rest.len())));
+            return Err(Wrong::new(format!("{count} more bytes are needed and {} are left", self.rest.len())));
         };
         self.rest = rest;
         Ok(taken)
@@ -153,22 +157,22 @@ impl<'s> Walk<'s, '_> {
 
     fn bytes(&mut self) -> Result<(), Wrong<'s>> {
         let length = self.long()?;
-        let length = usize::try_from(length).map_err(|_| Wrong::new(format!("{length} is no length")))?;
+        let length = usize::try_from(length).map_err(|_| Wrong::new(format!("{length} is not a valid length")))?;
         self.take(length).map(drop)
     }
 
-    /// Which of so many.
+    /// Reads an index and checks that it is below `count`.
     fn index(&mut self, count: usize, what: &str) -> Result<usize, Wrong<'s>> {
         let index = self.int()?;
         usize::try_from(index)
             .ok()
             .filter(|index| *index < count)
-            .ok_or_else(|| Wrong::new(format!("it has {what} {index} of {count}")))
+            .ok_or_else(|| Wrong::new(format!("{what} index {index} is out of range, there are {count}")))
     }
 
     fn int(&mut self) -> Result<i32, Wrong<'s>> {
         let long = self.long()?;
-        i32::try_from(long).map_err(|_| Wrong::new(format!("{long} is no int")))
+        i32::try_from(long).map_err(|_| Wrong::new(format!("{long} is not an int")))
     }
 
     /// A zigzag number of at most ten bytes.
@@ -181,6 +185,6 @@ impl<'s> Walk<'s, '_> {
                 return Ok((number >> 1) as i64 ^ -((number & 1) as i64));
             }
         }
-        Err(Wrong::new("a number does not end"))
+        Err(Wrong::new("a number is longer than ten bytes"))
     }
 }

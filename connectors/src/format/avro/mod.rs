@@ -1,22 +1,26 @@
 //! Avro, typed by serde, with a schema registry or without.
 //!
-//! Each payload is checked against its writer's schema before it is decoded (`check`): it ends where it should, holds what
-//! it says, and is not nested without a bound. `schema` holds schemas, ready to read and write with.
+//! Each payload is checked against its writer's schema before it is decoded (`check`): that it ends
+//! where it should, holds what it claims, and is not nested too deeply. `schema` holds parsed
+//! schemas, ready to read and write with.
 //!
-//! # As Confluent's serializers do it, and otherwise
+//! # Compared with Confluent's serializers
 //!
-//! A sink registers its schema under `<topic>-value`, as `KafkaAvroSerializer` does, but when the job starts and not with the
-//! first record. Its schema is said ([`Avro::schema`]) and never derived, and it must not build on schemas of other
-//! subjects. A source follows references of its writers' schemas. Ids stand in the payload, not in headers. A schema
-//! that is `"bytes"` and nothing else has no length before its bytes, as there.
+//! A sink registers its schema under `<topic>-value`, as `KafkaAvroSerializer` does, but when the
+//! job starts instead of with the first record. The schema is stated ([`Avro::schema`]), never
+//! derived, and must not reference schemas of other subjects. A source follows the references of
+//! its writers' schemas. Ids are in the payload, not in headers. Payloads of the schema `"bytes"`
+//! have no length before the bytes, as with Confluent.
 //!
-//! Values may be nested 40 deep, where a union and a schema that is named count too: a schema that holds itself comes
-//! to a dozen levels. The library that decodes uses up the stack otherwise.
+//! Values may be nested 40 levels deep. A union and a reference to a named schema count as levels
+//! too, so a recursive schema reaches about a dozen levels of its own. Deeper values would overflow
+//! the stack of the decoding library.
 //!
 //! # Types
 //!
-//! Records are read by the names of their fields, whatever the record is called. `i32` is an `int` and `i64` a `long`; Avro
-//! knows no unsigned `long`, so a `u64` is read from one but never written as one. `Option` is a union with `null`.
+//! Records are read by the names of their fields; the name of the record does not matter. `i32` is
+//! an `int` and `i64` a `long`. Avro has no unsigned `long`, so a `u64` can be read from a `long`
+//! but not written as one. `Option` is a union with `null`.
 
 mod check;
 mod schema;
@@ -32,10 +36,11 @@ use super::registry::{Known, Language, Registry, Subject, put_header, split};
 use super::{Cause, Decode, Encode, Payload, memory, tombstone};
 use schema::{Parsed, Reading, parse};
 
-/// Values as Avro behind a schema registry's id.
+/// Values as Avro, after the id of their schema in a schema registry.
 ///
-/// As a source it reads each record with the schema it was written with, resolves it into
-/// [`schema`](Avro::schema) when that is said, and makes a `T` of it. As a sink it writes with that schema.
+/// A source reads each record with the schema it was written with, resolves it into
+/// [`schema`](Avro::schema) if that is set, and converts it to a `T`. A sink writes with
+/// [`schema`](Avro::schema).
 ///
 /// ```no_run
 /// use millstream::Job;
@@ -68,7 +73,7 @@ pub struct Avro<T> {
 }
 
 impl<T> Avro<T> {
-    /// With the schemas of a registry.
+    /// Creates a format that uses the schemas of a registry.
     pub fn new(registry: &Registry) -> Avro<T> {
         Avro {
             registry: registry.clone(),
@@ -79,23 +84,24 @@ impl<T> Avro<T> {
         }
     }
 
-    /// Values as Avro with nothing before them, all of one schema.
+    /// Values as Avro without a schema id before them; all of one schema.
     ///
     /// # Errors
-    /// It is no Avro schema.
+    /// If it is not a valid Avro schema.
     pub fn bare(schema: &str) -> Result<BareAvro<T>> {
         let schema = said(schema)?;
         let reading = Reading::new(schema, None).map_err(not_a_schema)?;
         Ok(BareAvro { schema, reading, value: PhantomData })
     }
 
-    /// The schema that a sink writes with, and that a source resolves what it reads into: then a field that its
-    /// writer did not have gets its default, and one that only the writer had is dropped.
+    /// The schema that a sink writes with, and that a source resolves its records into. When it
+    /// resolves, a field that the writer did not have gets its default, and a field that only the
+    /// writer had is dropped.
     ///
     /// # Errors
-    /// It is no Avro schema.
+    /// If it is not a valid Avro schema.
     pub fn schema(self, schema: &str) -> Result<Avro<T>> {
-        // What was made of writers' schemas was made for another one.
+        // The known readers resolve into another schema.
         Ok(Avro { schema: Some(said(schema)?), known: Known::default(), ..self })
     }
 
@@ -105,21 +111,21 @@ impl<T> Avro<T> {
         Avro { subject: self.subject.named(name.into()), ..self }
     }
 
-    /// A sink's schema must be in its subject already: it is looked up, and a registry that does not have it there is an
-    /// error at start.
+    /// Looks up a sink's schema instead of registering it. If the registry does not have the schema
+    /// in its subject, the start fails.
     #[must_use]
     pub fn without_registering(self) -> Avro<T> {
         Avro { subject: self.subject.looked_up(), ..self }
     }
 }
 
-/// A schema that the user says.
+/// Parses a schema that the user has stated.
 fn said(schema: &str) -> Result<&'static Parsed> {
     parse(schema, &[]).map_err(not_a_schema)
 }
 
 fn not_a_schema(cause: Cause) -> Error {
-    Error::new(ErrorKind::Option, "the schema of an Avro format cannot be used").caused_by(cause)
+    Error::new(ErrorKind::Config, "cannot use the schema of an Avro format").caused_by(cause)
 }
 
 impl<T: DeserializeOwned + 'static> Decode for Avro<T> {
@@ -141,22 +147,22 @@ impl<T: DeserializeOwned + 'static> Decode for Avro<T> {
         if reading.writer.is_bytes() { reading.read_bytes(body) } else { reading.read(body) }
     }
 
-    fn held(&self, payload: Option<&[u8]>, _: &T) -> millstream::Bytes {
-        millstream::Bytes((payload.map_or(0, <[u8]>::len) * memory::BINARY_GROWS) as u64)
+    fn held(&self, payload: Option<&[u8]>, _: &T) -> millstream::ByteSize {
+        millstream::ByteSize((payload.map_or(0, <[u8]>::len) * memory::BINARY_GROWS) as u64)
     }
 }
 
 impl<T: Serialize + 'static> Encode<T> for Avro<T> {
     fn open(&mut self, topic: Option<&str>) -> Result<()> {
         let Some(schema) = self.schema else {
-            return Err(Error::new(ErrorKind::Option, "an Avro sink must say the `schema` that it writes with"));
+            return Err(Error::new(ErrorKind::Config, "an Avro sink needs a `schema` to write with"));
         };
         self.subject.open(&self.registry, topic, Language::Avro, schema.text())
     }
 
     fn encode(&self, value: &T, payload: &mut Vec<u8>) -> Result<Payload, Cause> {
         put_header(self.subject.id()?, payload);
-        let schema = self.schema.ok_or("an Avro sink must say the `schema` that it writes with")?;
+        let schema = self.schema.ok_or("an Avro sink needs a `schema` to write with")?;
         let start = payload.len();
         schema.write(value, payload)?;
         if schema.is_bytes() {
@@ -185,7 +191,7 @@ impl<T> fmt::Debug for Avro<T> {
     }
 }
 
-/// Values as Avro with nothing before them; see [`Avro::bare`].
+/// Values as Avro without a schema id before them; see [`Avro::bare`].
 ///
 /// ```
 /// use millstream_connectors::{Avro, Decode, Encode};
@@ -210,8 +216,8 @@ impl<T: DeserializeOwned + 'static> Decode for BareAvro<T> {
         self.reading.read(payload.ok_or_else(tombstone)?)
     }
 
-    fn held(&self, payload: Option<&[u8]>, _: &T) -> millstream::Bytes {
-        millstream::Bytes((payload.map_or(0, <[u8]>::len) * memory::BINARY_GROWS) as u64)
+    fn held(&self, payload: Option<&[u8]>, _: &T) -> millstream::ByteSize {
+        millstream::ByteSize((payload.map_or(0, <[u8]>::len) * memory::BINARY_GROWS) as u64)
     }
 }
 

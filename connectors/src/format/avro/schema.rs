@@ -1,4 +1,4 @@
-//! Schemas, parsed once, and what reads and writes with them.
+//! Schemas, parsed once, and the code that reads and writes with them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -16,18 +16,19 @@ use crate::format::Cause;
 use crate::format::strict::{self, Rules};
 use crate::lock;
 
-/// What is told of a cause: the library's may show a whole schema.
+/// How many characters of a cause are kept: the library's causes may contain a whole schema.
 const TOLD_MOST: usize = 500;
 
-/// A schema with the names of all that it is built on.
+/// A schema with the names of all the schemas it references.
 pub(super) struct Parsed {
     text: String,
     schema: &'static Schema,
     names: ResolvedSchema<'static>,
 }
 
-/// Parses a schema; the same one is parsed once in a process and kept for its life, because the library's readers borrow
-/// theirs. There are as many as topics have had, and restarts add none.
+/// Parses a schema. Each schema is parsed once in a process and kept for the process's life,
+/// because the library's readers borrow theirs. There are only as many as the topics have had, and
+/// restarts add none.
 pub(super) fn parse(text: &str, references: &[String]) -> Result<&'static Parsed, Cause> {
     static PARSED: Mutex<BTreeMap<(String, Vec<String>), &'static Parsed>> = Mutex::new(BTreeMap::new());
     let mut parsed = lock(&PARSED);
@@ -49,7 +50,7 @@ impl Parsed {
         &self.text
     }
 
-    /// Whether it is bytes and nothing else.
+    /// Whether the schema is just `"bytes"`.
     pub(super) fn is_bytes(&self) -> bool {
         matches!(self.schema, Schema::Bytes)
     }
@@ -62,7 +63,8 @@ impl Parsed {
     }
 }
 
-/// Reads what was written with one schema, resolved into another when there is one and it is another.
+/// Reads payloads written with one schema, and resolves them into another schema if there is one
+/// that differs.
 #[derive(Clone)]
 pub(super) struct Reading {
     pub(super) writer: &'static Parsed,
@@ -81,17 +83,17 @@ impl Reading {
         Ok(Reading { writer, resolves_into: into, reader: Arc::new(in_short(reader)?) })
     }
 
-    /// Decodes a payload, all of it.
+    /// Decodes a whole payload.
     ///
-    /// By way of the library's values: its deserialiser that does without them resolves nothing into another schema, and
-    /// wants each struct to have the name of its record.
+    /// Goes through the library's values: its direct deserialiser does not resolve into another
+    /// schema, and requires each struct to have the name of its record.
     pub(super) fn read<T: DeserializeOwned>(&self, mut payload: &[u8]) -> Result<T, Cause> {
         check(self.writer.schema, self.writer.names.get_names(), payload)?;
         let value = in_short(self.reader.read_value(&mut payload))?;
         in_short(from_value(&value))
     }
 
-    /// Makes a value of bytes that have no length before them.
+    /// Reads a value from bytes that have no length before them.
     pub(super) fn read_bytes<T: DeserializeOwned>(&self, payload: &[u8]) -> Result<T, Cause> {
         let mut value = Value::Bytes(payload.to_vec());
         if let Some(into) = self.resolves_into {
@@ -101,7 +103,7 @@ impl Reading {
     }
 }
 
-/// What the library says, as a cause: the beginning of it.
+/// Converts an error of the library into a cause; keeps only the beginning of its message.
 fn in_short<T>(result: AvroResult<T>) -> Result<T, Cause> {
     result.map_err(|cause| {
         let mut text = cause.to_string();

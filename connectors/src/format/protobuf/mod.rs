@@ -1,17 +1,19 @@
-//! Protocol Buffers, typed by prost, with a schema registry or without. `schema` finds messages in the text of a `.proto`
-//! file.
+//! Protocol Buffers, typed by prost, with a schema registry or without. `schema` finds the messages
+//! in the text of a `.proto` file.
 //!
-//! # As Confluent's serializers do it, and otherwise
+//! # Compared with Confluent's serializers
 //!
-//! A sink registers its schema under `<topic>-value`, as `KafkaProtobufSerializer` does, but when the job starts and not with
-//! the first record. The schema is said ([`Protobuf::schema`]) and never derived; it may import what Google ships and
-//! nothing else, because a registry wants to know other files by their subjects. A source finds the message by its name
-//! in the schema that each record was written with, so a file may have been rearranged. Clients in Java count neither maps
-//! nor groups among the messages of a file, others do: either is read, and Java's way is written. Ids stand in the
-//! payload, not in headers.
+//! A sink registers its schema under `<topic>-value`, as `KafkaProtobufSerializer` does, but when
+//! the job starts instead of with the first record. The schema is stated ([`Protobuf::schema`]),
+//! never derived. It may import only the files that Google ships, because a registry needs the
+//! subjects of all others. A source finds the message by its name in the schema that each record
+//! was written with, so the messages of a file may have been reordered. Java clients count neither
+//! maps nor groups among the messages of a file, other clients count both. Both ways are read;
+//! Java's is written. Ids are in the payload, not in headers.
 //!
-//! Fields that `M` does not have are dropped, as Protobuf's readers do; nothing says of a payload that it has too many bytes.
-//! In a field that is neither `optional` nor `repeated`, prost takes -0.0 for 0.0 and does not write it.
+//! Fields that `M` does not have are dropped, as in all Protobuf readers. Nothing in a payload
+//! shows that it has too many bytes. In a field that is neither `optional` nor `repeated`, prost
+//! treats -0.0 as 0.0 and does not write it.
 
 mod schema;
 
@@ -26,7 +28,8 @@ use super::registry::{Known, Language, Path, Registry, Subject, path_of, put_hea
 use super::{Cause, Decode, Encode, Payload, memory, tombstone};
 use schema::File;
 
-/// Messages behind a schema registry's id. `M` is what prost generates of a message, or derives.
+/// Messages after the id of their schema in a schema registry. `M` is a type that prost generates
+/// or derives.
 ///
 /// ```no_run
 /// use millstream::Job;
@@ -57,16 +60,16 @@ pub struct Protobuf<M> {
     registry: Registry,
     schema: Option<Arc<File>>,
     message: Option<String>,
-    /// How the message is named in a payload that is written.
+    /// The path that is written into payloads.
     path: Path,
     subject: Subject,
-    /// How it may be named in one that is read.
+    /// For each schema, the paths that are accepted when reading.
     known: Known<[Path; 2]>,
     value: PhantomData<fn(M) -> M>,
 }
 
 impl<M> Protobuf<M> {
-    /// With the schemas of a registry.
+    /// Creates a format that uses the schemas of a registry.
     pub fn new(registry: &Registry) -> Protobuf<M> {
         Protobuf {
             registry: registry.clone(),
@@ -79,23 +82,24 @@ impl<M> Protobuf<M> {
         }
     }
 
-    /// Messages with nothing before them.
+    /// Messages without a schema id before them.
     pub fn bare() -> BareProtobuf<M> {
         BareProtobuf(PhantomData)
     }
 
-    /// The text of the `.proto` file that a sink's messages are of. A source needs none.
+    /// The text of the `.proto` file that defines a sink's messages. A source does not need it.
     ///
     /// # Errors
-    /// It has no message.
+    /// If the file cannot be parsed or has no message.
     pub fn schema(self, proto: &str) -> Result<Protobuf<M>> {
         let file = File::parse(proto).map_err(|cause| {
-            Error::new(ErrorKind::Option, "the schema of a Protobuf format cannot be used").caused_by(cause)
+            Error::new(ErrorKind::Config, "cannot use the schema of a Protobuf format").caused_by(cause)
         })?;
         Ok(Protobuf { schema: Some(Arc::new(file)), ..self })
     }
 
-    /// Which message of its file `M` is, such as `Order` or `Order.Item`; the first by default.
+    /// The name of the message that `M` stands for, such as `Order` or `Order.Item`; by default the
+    /// first message of the file.
     #[must_use]
     pub fn message(self, name: impl Into<String>) -> Protobuf<M> {
         Protobuf { message: Some(name.into()), known: Known::default(), ..self }
@@ -107,8 +111,8 @@ impl<M> Protobuf<M> {
         Protobuf { subject: self.subject.named(name.into()), ..self }
     }
 
-    /// A sink's schema must be in its subject already: it is looked up, and a registry that does not have it there is an
-    /// error at start.
+    /// Looks up a sink's schema instead of registering it. If the registry does not have the schema
+    /// in its subject, the start fails.
     #[must_use]
     pub fn without_registering(self) -> Protobuf<M> {
         Protobuf { subject: self.subject.looked_up(), ..self }
@@ -129,24 +133,24 @@ impl<M: Message + Default + 'static> Decode for Protobuf<M> {
         let message = self.message.as_deref();
         let paths = self.known.of(id, look_up, |schema| File::parse(&schema.text)?.paths(message))?;
         if !paths.contains(&path) {
-            let name = message.unwrap_or("the first of its file");
-            return Err(format!("it is message {path:?} of schema {id}, and {name} is {:?} there", paths[0]).into());
+            let name = message.unwrap_or("the first of the file");
+            return Err(format!("it is message {path:?} of schema {id}, but {name} is {:?} there", paths[0]).into());
         }
         Ok(M::decode(body)?)
     }
 
-    fn held(&self, payload: Option<&[u8]>, _: &M) -> millstream::Bytes {
-        millstream::Bytes((payload.map_or(0, <[u8]>::len) * memory::BINARY_GROWS) as u64)
+    fn held(&self, payload: Option<&[u8]>, _: &M) -> millstream::ByteSize {
+        millstream::ByteSize((payload.map_or(0, <[u8]>::len) * memory::BINARY_GROWS) as u64)
     }
 }
 
 impl<M: Message + 'static> Encode<M> for Protobuf<M> {
     fn open(&mut self, topic: Option<&str>) -> Result<()> {
         let Some(schema) = &self.schema else {
-            return Err(Error::new(ErrorKind::Option, "a Protobuf sink must say the `schema` of its messages"));
+            return Err(Error::new(ErrorKind::Config, "a Protobuf sink needs the `schema` of its messages"));
         };
         let path = schema.path(self.message.as_deref()).map_err(|cause| {
-            Error::new(ErrorKind::Option, "the schema of a Protobuf format cannot be used").caused_by(cause)
+            Error::new(ErrorKind::Config, "cannot use the schema of a Protobuf format").caused_by(cause)
         })?;
         self.path.clone_from(path);
         self.subject.open(&self.registry, topic, Language::Protobuf, &schema.text)
@@ -180,7 +184,7 @@ impl<M> fmt::Debug for Protobuf<M> {
     }
 }
 
-/// Messages with nothing before them; see [`Protobuf::bare`].
+/// Messages without a schema id before them; see [`Protobuf::bare`].
 pub struct BareProtobuf<M>(PhantomData<fn(M) -> M>);
 
 impl<M: Message + Default + 'static> Decode for BareProtobuf<M> {
@@ -190,8 +194,8 @@ impl<M: Message + Default + 'static> Decode for BareProtobuf<M> {
         Ok(M::decode(payload.ok_or_else(tombstone)?)?)
     }
 
-    fn held(&self, payload: Option<&[u8]>, _: &M) -> millstream::Bytes {
-        millstream::Bytes((payload.map_or(0, <[u8]>::len) * memory::BINARY_GROWS) as u64)
+    fn held(&self, payload: Option<&[u8]>, _: &M) -> millstream::ByteSize {
+        millstream::ByteSize((payload.map_or(0, <[u8]>::len) * memory::BINARY_GROWS) as u64)
     }
 }
 

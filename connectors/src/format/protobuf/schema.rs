@@ -1,5 +1,6 @@
-//! Which messages the text of a `.proto` file has, and at which places: all that is needed of it here. The registry reads
-//! all of it when a schema is registered, and says what it does not like.
+//! Finds the messages in the text of a `.proto` file, and their paths; nothing else of the file is
+//! needed here. The registry parses the whole file when a schema is registered, and reports what is
+//! wrong with it.
 
 use std::fmt;
 
@@ -11,7 +12,8 @@ use crate::format::registry::Path;
 struct Place {
     name: String,
     path: Path,
-    /// As those count who take a file's descriptor: maps and groups are messages there.
+    /// The path as counted by clients that use the file's descriptor, where maps and groups are
+    /// messages too.
     descriptor: Path,
 }
 
@@ -33,22 +35,23 @@ impl File {
         if parser.file.places.is_empty() { Err("it has no message".into()) } else { Ok(parser.file) }
     }
 
-    /// The place of a message, by its name with the package or without; of the first when none is named.
+    /// Finds a message by its name, with or without the package; the first message if no name is
+    /// given.
     fn place(&self, message: Option<&str>) -> Result<&Place, Cause> {
         let Some(name) = message else { return Ok(&self.places[0]) };
         let in_package = name.strip_prefix(&self.package).and_then(|name| name.strip_prefix('.'));
         let found = |name: &str| self.places.iter().find(|place| place.name == name);
         found(name)
             .or_else(|| found(in_package?))
-            .ok_or_else(|| format!("it has no message `{name}`, but {self}").into())
+            .ok_or_else(|| format!("it has no message `{name}`, only {self}").into())
     }
 
-    /// The path that is written for a message.
+    /// The path to write for a message.
     pub(super) fn path(&self, message: Option<&str>) -> Result<&Path, Cause> {
         self.place(message).map(|place| &place.path)
     }
 
-    /// The paths that others may have written for a message.
+    /// The paths that other clients may have written for a message.
     pub(super) fn paths(&self, message: Option<&str>) -> Result<[Path; 2], Cause> {
         self.place(message).map(|place| [place.path.clone(), place.descriptor.clone()])
     }
@@ -61,22 +64,23 @@ impl fmt::Display for File {
     }
 }
 
-/// Messages within each other that are followed.
+/// How many levels deep messages may be nested.
 const DEPTH_MOST: usize = 64;
 
-/// Where messages are counted: a file, or a message.
+/// The scope in which messages are counted: a file, or a message.
 #[derive(Default)]
 struct Scope {
     name: Vec<String>,
     path: Path,
     descriptor: Path,
-    /// How many messages it has so far, counted in both ways.
+    /// The number of messages so far, counted in both ways.
     messages: i32,
     described: i32,
 }
 
-/// Follows the statements of a file as the compiler does: a word that begins one says what it is, and what it is not about
-/// is passed over to its end. So no name, option or default can be taken for a message.
+/// Follows the statements of a file as the compiler does: the first word says what a statement is,
+/// and a statement of no interest is skipped to its end. So no name, option or default can be taken
+/// for a message.
 struct Parser<'t> {
     rest: &'t [&'t str],
     depth: usize,
@@ -96,9 +100,9 @@ impl<'t> Parser<'t> {
                 "message" => self.message(&mut scope)?,
                 "enum" | "service" => self.pass_until_closed("{", "}")?,
                 "extend" => self.extend(&mut scope)?,
-                // How far what follows can be seen.
+                // The visibility of the definition that follows.
                 "export" | "local" => drop(self.next()?),
-                "}" => return Err("a brace is closed that none has opened".into()),
+                "}" => return Err("a closing bracket has no opening one".into()),
                 _ => drop(self.pass_statement()?),
             }
         }
@@ -115,7 +119,7 @@ impl<'t> Parser<'t> {
         self.body(&mut Scope { name, path, descriptor, ..Scope::default() })
     }
 
-    /// The statements of a message, or of what stands in one, between braces.
+    /// The statements of a message, or of a part of one, between braces.
     fn body(&mut self, scope: &mut Scope) -> Result<(), Cause> {
         self.expect("{")?;
         self.depth += 1;
@@ -146,7 +150,7 @@ impl<'t> Parser<'t> {
         self.expect("}")
     }
 
-    /// A field that is a message with its own fields.
+    /// A group: a field that is also a message with fields of its own.
     fn group(&mut self, outer: &mut Scope) -> Result<(), Cause> {
         self.expect("group")?;
         let index = outer.described;
@@ -162,19 +166,20 @@ impl<'t> Parser<'t> {
         self.body(&mut Scope { name, path, descriptor, ..Scope::default() })
     }
 
-    /// Fields of another message. What is a message among them is counted where they stand.
+    /// Fields that extend another message. Groups among them are counted in the scope where they
+    /// are written.
     fn extend(&mut self, scope: &mut Scope) -> Result<(), Cause> {
         self.rest = self.rest.get(2..).ok_or(OPEN)?;
         self.body(scope)
     }
 
-    /// To behind the semicolon that ends a statement; says what stood before it.
+    /// Skips a statement and the semicolon that ends it; returns its tokens.
     fn pass_statement(&mut self) -> Result<&'t [&'t str], Cause> {
         let mut depth = 0_usize;
         for (at, token) in self.rest.iter().enumerate() {
             match *token {
                 "{" | "[" => depth += 1,
-                "}" | "]" => depth = depth.checked_sub(1).ok_or("a brace is closed that none has opened")?,
+                "}" | "]" => depth = depth.checked_sub(1).ok_or("a closing bracket has no opening one")?,
                 ";" if depth == 0 => {
                     let (statement, rest) = self.rest.split_at(at);
                     self.rest = &rest[1..];
@@ -186,14 +191,14 @@ impl<'t> Parser<'t> {
         Err("a statement does not end".into())
     }
 
-    /// To behind the brace that closes the first that is opened.
+    /// Skips to after the bracket that closes the first one opened.
     fn pass_until_closed(&mut self, open: &str, close: &str) -> Result<(), Cause> {
         let mut depth = 0_usize;
         for (at, token) in self.rest.iter().enumerate() {
             if *token == open {
                 depth += 1;
             } else if *token == close {
-                depth = depth.checked_sub(1).ok_or("a brace is closed that none has opened")?;
+                depth = depth.checked_sub(1).ok_or("a closing bracket has no opening one")?;
             } else {
                 continue;
             }
@@ -213,13 +218,13 @@ impl<'t> Parser<'t> {
 
     fn expect(&mut self, token: &str) -> Result<(), Cause> {
         let next = self.next()?;
-        if next == token { Ok(()) } else { Err(format!("`{token}` should stand where `{next}` does").into()) }
+        if next == token { Ok(()) } else { Err(format!("expected `{token}`, found `{next}`").into()) }
     }
 }
 
-const OPEN: &str = "a brace is opened that none closes";
+const OPEN: &str = "an opening bracket has no closing one";
 
-/// Words and signs, without comments and without what stands in quotes.
+/// Words and punctuation, without comments and quoted text.
 fn tokens(text: &str) -> Result<Vec<&str>, Cause> {
     let mut tokens = Vec::new();
     let mut rest = text.trim_start();
@@ -240,7 +245,7 @@ fn tokens(text: &str) -> Result<Vec<&str>, Cause> {
     Ok(tokens)
 }
 
-/// Where a text in quotes ends.
+/// The index after the closing quote of a quoted text.
 fn quoted(text: &str, quote: char) -> Option<usize> {
     let mut is_escaped = false;
     text.char_indices().skip(1).find_map(|(at, char)| {
@@ -276,23 +281,24 @@ mod tests {
 
     #[test]
     fn messages_are_found_where_others_count_them() {
-        let file = File::parse(FILE).expect("it is one");
-        let paths = |name| file.paths(Some(name)).expect("it is there");
-        assert_eq!(file.path(None).expect("the first"), &[0]);
+        let file = File::parse(FILE).expect("the file is valid");
+        let paths = |name| file.paths(Some(name)).expect("the message exists");
+        assert_eq!(file.path(None).expect("the file has a message"), &[0]);
         assert_eq!(paths("Order"), [vec![0], vec![0]]);
         assert_eq!(paths("Order.Item"), [vec![0, 0], vec![0, 1]], "a map is a message of the descriptor");
         assert_eq!(paths("Order.Item.Price"), [vec![0, 0, 0], vec![0, 1, 0]]);
         assert_eq!(paths("shop.orders.Order.Note"), [vec![0, 1], vec![0, 2]]);
         assert_eq!(paths("Cancelled"), [vec![1], vec![1]]);
-        let error = file.path(Some("Price")).expect_err("it is nested").to_string();
+        let error = file.path(Some("Price")).expect_err("it is nested in another message").to_string();
         assert_eq!(
             error,
-            "it has no message `Price`, but `Order`, `Order.Item`, `Order.Item.Price`, `Order.Note`, `Cancelled`"
+            "it has no message `Price`, only `Order`, `Order.Item`, `Order.Item.Price`, `Order.Note`, `Cancelled`"
         );
     }
 
-    /// Words were looked for wherever they stood: what an option or a default says was counted as a map or a group, and
-    /// records of the messages behind it were taken for those of another.
+    /// Words used to be matched anywhere: the content of an option or a default was counted as a
+    /// map or a group, and records of the messages after it were taken for those of another
+    /// message.
     #[test]
     fn what_is_said_within_a_statement_is_no_message() {
         let file = File::parse(
@@ -313,8 +319,8 @@ mod tests {
             local message Last { }
         "#,
         );
-        let file = file.expect("it is one");
-        let paths = |name| file.paths(Some(name)).expect("it is there");
+        let file = file.expect("the file is valid");
+        let paths = |name| file.paths(Some(name)).expect("the message exists");
         assert_eq!(paths("Order"), [vec![0], vec![1]], "a group among extensions is a message of the descriptor");
         assert_eq!(paths("Order.Item"), [vec![0, 0], vec![1, 1]]);
         assert_eq!(paths("Order.Part.Inner")[1], [1, 0, 0]);

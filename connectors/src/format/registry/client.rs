@@ -1,4 +1,5 @@
-//! Asks a registry over HTTP: again and again while the answer may be another one soon, and what it said otherwise.
+//! Sends requests to a registry over HTTP. Retries while a failure may be temporary; otherwise
+//! returns what the registry answered.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -19,33 +20,34 @@ use crate::kafka::Tls;
 #[cfg(not(feature = "tls"))]
 use crate::kafka::security::NEEDS_TLS;
 
-/// Pauses between two attempts.
+/// The first and the longest pause between two attempts.
 const AGAIN_FIRST: Duration = Duration::from_millis(50);
 const AGAIN_MOST: Duration = Duration::from_secs(1);
-/// One attempt may take this part of the time for a question: behind an address that hangs another may be well.
+/// One attempt may take this fraction of a request's time limit: if one address hangs, another may
+/// work.
 const ATTEMPTS: u32 = 3;
 const JSON: &str = "application/vnd.schemaregistry.v1+json";
-/// Codes by which a registry says that it has no such schema, subject or version.
+/// Error codes with which a registry reports that it has no such schema, subject or version.
 const UNKNOWN: RangeInclusive<u32> = 40_401..=40_499;
-/// What is read of an answer.
+/// How many bytes of a response are read at most.
 const ANSWER_MOST: u64 = 16 << 20;
-/// What is told of an answer that nobody understands.
+/// How many characters of a response a message contains at most.
 const TOLD_MOST: usize = 300;
 
-/// Where a registry is and how to ask it.
+/// The addresses of a registry and how to send requests to it.
 #[derive(Clone)]
 pub(super) struct Client {
     addresses: Vec<String>,
     pub(super) secret: Option<Secret>,
     pub(super) within: Duration,
     tls: Option<Tls>,
-    /// Made for the first question; reads the files that `tls` names.
+    /// Created for the first request, when the files that `tls` names are read.
     agent: Arc<OnceLock<Agent>>,
-    /// Which address was the last to answer.
+    /// The address for the next request, modulo the number of addresses.
     turn: Arc<AtomicUsize>,
 }
 
-/// A value of the header `Authorization`; without `Debug`, so that it cannot be printed.
+/// A value of the header `Authorization`. It has no `Debug`, so that it cannot be printed.
 #[derive(Clone)]
 pub(super) struct Secret(String);
 
@@ -59,7 +61,7 @@ impl Secret {
     }
 }
 
-/// A registry's own answer that it cannot do what was asked.
+/// A registry's own answer that it cannot do what was requested.
 #[derive(Debug)]
 pub(super) struct Complaint {
     status: u16,
@@ -68,7 +70,7 @@ pub(super) struct Complaint {
 }
 
 impl Complaint {
-    /// There is no such schema, subject or version.
+    /// Whether there is no such schema, subject or version.
     pub(super) fn is_unknown(&self) -> bool {
         self.status == 404
     }
@@ -90,9 +92,9 @@ impl fmt::Display for Complaint {
 
 impl std::error::Error for Complaint {}
 
-/// Why there is no answer to tell.
+/// Why a request failed.
 enum Failure {
-    /// Asked again.
+    /// Temporary; the request is retried.
     Passing(String),
     Final(ErrorKind, String),
 }
@@ -114,24 +116,24 @@ impl Client {
         (self.tls, self.agent) = (Some(tls), Arc::default());
     }
 
-    /// Whether it can be asked at all.
+    /// Checks the options.
     fn check(&self) -> Result<()> {
-        let wrong = |doing: String| Err(Error::new(ErrorKind::Option, doing));
+        let wrong = |doing: String| Err(Error::new(ErrorKind::Config, doing));
         if self.within.is_zero() {
-            return wrong("the schema registry's `within` must be more than nothing".to_owned());
+            return wrong("the schema registry's `within` must be greater than zero".to_owned());
         }
         if self.addresses.is_empty() {
             return wrong("the schema registry needs an address, such as `http://localhost:8081`".to_owned());
         }
         for address in &self.addresses {
-            // It is not printed: it may hold a secret.
+            // The address is not printed, because it may contain a secret.
             let Some((scheme, rest)) = address.split_once("://") else {
                 return wrong(
                     "an address of the schema registry does not begin with `http://` or `https://`".to_owned(),
                 );
             };
             if rest.contains('@') {
-                return wrong("an address of the schema registry names a user: say so with `basic_auth`".to_owned());
+                return wrong("an address of the schema registry contains a user: use `basic_auth` instead".to_owned());
             }
             match scheme {
                 "http" => {}
@@ -139,10 +141,10 @@ impl Client {
                 "https" => {}
                 #[cfg(not(feature = "tls"))]
                 "https" => return wrong(format!("the schema registry at {address} {NEEDS_TLS}")),
-                _ => return wrong(format!("the schema registry at {address} is reached by http or https only")),
+                _ => return wrong(format!("the schema registry at {address} can only be reached by http or https")),
             }
             if ureq::http::Uri::try_from(address).is_err() {
-                return wrong(format!("`{address}` is no address of a schema registry"));
+                return wrong(format!("`{address}` is not a valid address of a schema registry"));
             }
         }
         Ok(())
@@ -157,19 +159,19 @@ impl Client {
         let config = config.tls_config(super::tls::config(&self.tls.clone().unwrap_or_default())?);
         #[cfg(not(feature = "tls"))]
         if self.tls.is_some() {
-            return Err(Error::new(ErrorKind::Option, format!("`Registry::tls` {NEEDS_TLS}")));
+            return Err(Error::new(ErrorKind::Config, format!("`Registry::tls` {NEEDS_TLS}")));
         }
         let config = config.http_status_as_error(false).max_redirects(0).max_redirects_will_error(false);
         let config = config.proxy(None).user_agent("millstream").build();
         Ok(self.agent.get_or_init(|| config.into()))
     }
 
-    /// The answer to a question: of the kind that was asked for, or the registry's own complaint.
+    /// Sends a GET request. Returns the answer, or the registry's own complaint.
     pub(super) fn get<T: DeserializeOwned>(&self, path: &str, doing: &str) -> Result<Result<T, Complaint>> {
         self.ask(path, None, doing)
     }
 
-    /// As `get`, of a question with a body.
+    /// As `get`, but sends a POST request with a body.
     pub(super) fn post<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -179,7 +181,7 @@ impl Client {
         self.ask(path, Some(&body.to_string()), doing)
     }
 
-    /// The next question goes to another address, when there is one.
+    /// Sends the next request to another address, if there is one.
     pub(super) fn turn(&self) {
         self.turn.fetch_add(1, Relaxed);
     }
@@ -206,7 +208,7 @@ impl Client {
             if left <= pause {
                 return cannot(ErrorKind::Unreachable, why);
             }
-            tracing::warn!(registry = %self, %why, ?pause, "cannot {doing}, asking again");
+            tracing::warn!(registry = %self, %why, ?pause, "cannot {doing}, retrying");
             thread::sleep(pause);
             pause = (pause * 2).min(AGAIN_MOST);
         }
@@ -222,11 +224,11 @@ impl Client {
     ) -> Result<Result<T, Complaint>, Failure> {
         let url = format!("{address}{path}");
         let failure = |cause| match cause {
-            // What is wrong with it may be its secret, so the cause is not told.
+            // The cause is left out, because it may contain the secret.
             ureq::Error::Http(_) | ureq::Error::BadUri(_) => {
-                Failure::Final(ErrorKind::Option, "address or secret cannot be put into a request".to_owned())
+                Failure::Final(ErrorKind::Config, "the address or secret cannot be used in a request".to_owned())
             }
-            // Its certificate is none that we trust, or ours is none that it trusts, and the next one will not be either.
+            // One side does not trust the other's certificate; a retry would not change that.
             cause if cause.to_string().to_lowercase().contains("certificate") => {
                 Failure::Final(ErrorKind::Refused, format!("{address}: {cause}"))
             }
@@ -243,7 +245,7 @@ impl Client {
         understand(status, &text).map_err(|failure| failure.at(address))
     }
 
-    /// With what every request has.
+    /// Adds what every request has.
     fn dressed<B>(&self, request: RequestBuilder<B>, limit: Duration) -> RequestBuilder<B> {
         let request = request.config().timeout_global(Some(limit)).build().header("Accept", JSON);
         match &self.secret {
@@ -253,7 +255,7 @@ impl Client {
     }
 }
 
-/// What an answer means.
+/// Interprets a response.
 fn understand<T: DeserializeOwned>(status: u16, text: &str) -> Result<Result<T, Complaint>, Failure> {
     #[derive(Deserialize)]
     struct Said {
@@ -262,16 +264,17 @@ fn understand<T: DeserializeOwned>(status: u16, text: &str) -> Result<Result<T, 
         message: String,
     }
     let said = serde_json::from_str::<Said>(text);
-    let why = || format!("it answers {status}: {}", told(said.as_ref().map_or(text, |said| said.message.as_str())));
+    let why = || format!("it answered {status}: {}", told(said.as_ref().map_or(text, |said| said.message.as_str())));
     match (status, &said) {
         (200..=299, _) => match serde_json::from_str(text) {
             Ok(answer) => Ok(Ok(answer)),
-            // A proxy before it says that all is well when it is not.
-            Err(_) => Err(Failure::Passing(format!("it answers what no registry does: {}", told(text)))),
+            // A proxy in front of the registry may report success when the registry did not.
+            Err(_) => Err(Failure::Passing(format!("unexpected response, not a schema registry's: {}", told(text)))),
         },
         (401 | 403, _) => Err(Failure::Final(ErrorKind::Refused, why())),
         (408 | 429 | 500..=599, _) => Err(Failure::Passing(why())),
-        // Who answers this for a registry, or for a path that is none, does not know which schemas there are.
+        // A 404 without a registry's own error code comes from a proxy or a wrong path, and says
+        // nothing about which schemas exist.
         (404, Err(_)) => Err(Failure::Passing(why())),
         (404, Ok(said)) if !UNKNOWN.contains(&said.error_code) => Err(Failure::Passing(why())),
         (_, Ok(said)) => Ok(Err(Complaint { status, code: said.error_code, message: said.message.clone() })),
@@ -288,20 +291,20 @@ impl Failure {
     }
 }
 
-/// The beginning of what was said.
+/// The beginning of a message.
 fn told(text: &str) -> String {
     let text = text.trim();
     text.char_indices().nth(TOLD_MOST).map_or_else(|| text.to_owned(), |(end, _)| format!("{}...", &text[..end]))
 }
 
-/// A name as a part of a path.
+/// Escapes a name for use in a path.
 pub(super) fn escaped(name: &str) -> String {
     utf8_percent_encode(name, NON_ALPHANUMERIC).to_string()
 }
 
 impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Of an address that names a user nothing is shown.
+        // An address with a user may contain a password, so it is not shown.
         let shown = self.addresses.iter().map(|address| if address.contains('@') { "[not shown]" } else { address });
         f.write_str(&shown.collect::<Vec<_>>().join(", "))
     }
@@ -313,7 +316,7 @@ mod tests {
 
     #[test]
     fn https_wants_a_feature() {
-        let error = Client::new("https://localhost").check().expect_err("it is not there");
-        assert!(error.kind() == ErrorKind::Option && error.to_string().contains("feature `tls`"), "{error}");
+        let error = Client::new("https://localhost").check().expect_err("the feature is off");
+        assert!(error.kind() == ErrorKind::Config && error.to_string().contains("feature `tls`"), "{error}");
     }
 }

@@ -1,14 +1,15 @@
-//! A schema registry as Confluent's: which schema a payload was written with, by the id that stands before it. A source
-//! asks for each id once; a sink registers its schema when the job starts.
+//! A schema registry like Confluent's. The id before a payload says which schema it was written
+//! with. A source looks up each id once; a sink registers its schema when the job starts.
 //!
 //! ```text
 //! payload   0 │ id, 4 bytes big-endian │ Avro
 //!           0 │ id, 4 bytes big-endian │ which message of the schema │ Protobuf
 //! ```
 //!
-//! `client` asks, patiently: a registry that is away for a moment makes nothing malformed. What it has answered is kept for
-//! as long as any clone of the [`Registry`] lives. `references` follows a schema to those that it is built on, `subject` is a
-//! sink's half, `wire` and `path` are what stands before a payload.
+//! `client` sends requests and retries: a short outage of the registry makes no record malformed.
+//! Answers are kept as long as any clone of the [`Registry`] lives. `references` follows the
+//! references of a schema, `subject` is the sink's part, and `wire` and `path` are the headers of a
+//! payload.
 
 mod client;
 #[cfg(feature = "protobuf")]
@@ -41,13 +42,14 @@ use crate::lock;
 
 use super::Cause;
 
-/// A schema registry and how to reach it. Cheap to clone; all clones share what it has answered.
+/// A schema registry and how to reach it. Cheap to clone; all clones share the answers of the
+/// registry.
 ///
-/// It is asked over HTTP, and over HTTPS with the feature `tls`. No proxy is used, and no
-/// redirect followed. An answer that may pass (none, 408, 429, 5xx, or a 404 that is none of a registry's) is asked for
-/// again, for [`within`](Registry::within); then the run ends with
-/// [`ErrorKind::Unreachable`], which a restart may heal, and no record is called malformed for it. 401 and 403 end it at
-/// once, with [`ErrorKind::Refused`].
+/// Requests use HTTP, or HTTPS with the feature `tls`. No proxy is used, and no redirect is
+/// followed. A failure that may be temporary (no response, 408, 429, 5xx, or a 404 that does not
+/// come from a registry) is retried for [`within`](Registry::within). After that, the run ends with
+/// [`ErrorKind::Unreachable`], which a restart may fix; no record becomes malformed because of it.
+/// 401 and 403 end the run at once, with [`ErrorKind::Refused`].
 ///
 /// ```
 /// use millstream_connectors::Registry;
@@ -71,7 +73,7 @@ impl fmt::Display for SchemaId {
     }
 }
 
-/// What language a schema is written in.
+/// The language a schema is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Language {
     #[cfg(feature = "avro")]
@@ -80,7 +82,7 @@ pub(super) enum Language {
     Protobuf,
 }
 
-/// The language of a schema for which the registry names none.
+/// The name of Avro; also the language of a schema for which the registry names none.
 const AVRO: &str = "AVRO";
 
 impl Language {
@@ -94,7 +96,7 @@ impl Language {
     }
 }
 
-/// A schema as the registry tells it.
+/// A schema as the registry returns it.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Registered {
     #[serde(rename = "schema")]
@@ -110,71 +112,78 @@ fn avro() -> String {
     AVRO.to_owned()
 }
 
-/// What the registry has answered.
+/// The answers of the registry.
 #[derive(Default)]
 struct Schemas {
     known: HashMap<SchemaId, Arc<Registered>>,
-    /// Ids that it did not know, and since when.
+    /// Ids that the registry did not know, and when it said so.
     unknown: HashMap<SchemaId, Instant>,
-    /// When an unknown one was last waited for.
+    /// When a look-up last waited for an unknown id.
     waited: Option<Instant>,
 }
 
-/// How long an id that the registry does not know is not asked for again: a poisoned topic must not become a flood of
-/// questions, and a follower of the registry may lag behind.
+/// How long an unknown id is not looked up again. A topic full of bad records must not flood the
+/// registry with requests; but a follower of the registry may lag behind, so the id is not unknown
+/// forever.
 const UNKNOWN_FOR: Duration = Duration::from_secs(5);
-/// How long a schema that is unknown is waited for, and the first pause.
+/// How long a look-up waits for an unknown schema, and its first pause.
 const FOLLOWS_WITHIN: Duration = Duration::from_secs(1);
 const FOLLOWS_FIRST: Duration = Duration::from_millis(100);
-/// Unknown ids that are remembered at most.
+/// The maximum number of unknown ids to remember.
 const UNKNOWN_MOST: usize = 10_000;
 
 impl Registry {
-    /// A registry by its address, such as `http://localhost:8081`, or by several with commas between them, of which the
-    /// next is asked when one does not answer.
+    /// Creates a registry from its address, such as `http://localhost:8081`, or from several
+    /// addresses separated by commas. If one does not answer, the next is tried.
     pub fn new(addresses: impl AsRef<str>) -> Registry {
         Registry { client: Client::new(addresses.as_ref()), schemas: Arc::default() }
     }
 
-    /// Says who we are by name and password; never printed.
+    /// Authenticates with a user name and password, which are never printed.
     #[must_use]
     pub fn basic_auth(self, user: impl AsRef<str>, password: impl AsRef<str>) -> Registry {
         self.with(|client| client.secret = Some(Secret::basic(user.as_ref(), password.as_ref())))
     }
 
-    /// Says who we are by a token; never printed.
+    /// Authenticates with a bearer token, which is never printed.
     #[must_use]
     pub fn bearer(self, token: impl AsRef<str>) -> Registry {
         self.with(|client| client.secret = Some(Secret::bearer(token.as_ref())))
     }
 
-    /// Whom to trust over https, and who we are; without it, whom the system trusts. A key with a password and
-    /// [`Tls::any_host_name`] are for brokers only. Files are read when the job starts. Needs the feature `tls`.
+    /// Which servers to trust over HTTPS, and this client's own certificate. Without it, the
+    /// system's certificate authorities are trusted. A key with a password and
+    /// [`Tls::any_host_name`] are for brokers only. Files are read when the job starts. Needs the
+    /// feature `tls`.
     #[must_use]
     pub fn tls(self, tls: Tls) -> Registry {
         self.with(|client| client.tls_is(tls))
     }
 
-    /// How long one question is asked before the run ends; 10 s by default. A worker that asks does nothing else
-    /// meanwhile, so this must stay below [`Job::stuck_after`](millstream::Job::stuck_after).
+    /// How long a request is retried before the run ends; 10 s by default. A worker does nothing
+    /// else while it waits for the registry, so this must stay below
+    /// [`Job::stuck_after`](millstream::Job::stuck_after).
     #[must_use]
     pub fn within(self, limit: Duration) -> Registry {
         self.with(|client| client.within = limit)
     }
 
-    /// Another way to ask: others than ours may get other answers.
+    /// Changes the client. The known answers are not kept, because the registry may answer another
+    /// client differently.
     fn with(mut self, change: impl FnOnce(&mut Client)) -> Registry {
         change(&mut self.client);
         Registry { client: self.client, schemas: Arc::default() }
     }
 
-    /// Whether it can be asked and lets us in; at start.
+    /// Checks when the job starts that the registry can be reached and accepts the credentials.
     pub(super) fn open(&self) -> Result<()> {
-        // What will be asked of it later. That it does not know this schema is all that it can say.
+        // The same kind of request as later. A registry can at most complain that it does not know
+        // this schema, which is ignored.
         self.client.get::<IgnoredAny>("/schemas/ids/0", "look up schemas").map(drop)
     }
 
-    /// The schema of an id. That the registry does not know it, or that it is in another language, is the record's fault.
+    /// Returns the schema of an id. If the registry does not know it, or it is in another language,
+    /// the record is malformed.
     pub(super) fn schema(&self, id: SchemaId, language: Language) -> Result<Arc<Registered>, Cause> {
         let registered = self.registered(id)?;
         if registered.language != language.name() {
@@ -194,7 +203,7 @@ impl Registry {
                 return Err(unknown().into());
             }
         }
-        // Asked without the lock: others read what is known meanwhile.
+        // The lock is not held during the request, so that other workers can read known schemas.
         let doing = format!("look up schema {id}");
         let answer = self.wait_for(&format!("/schemas/ids/{id}"), &doing)?;
         let mut schemas = lock(&self.schemas);
@@ -214,8 +223,9 @@ impl Registry {
         }
     }
 
-    /// A schema, waited for when it is not there yet: a follower of the registry learns of one a moment after its writer. But
-    /// once in a while only, for a poisoned topic names many that never come.
+    /// Looks up a schema, and waits for it if it is unknown: a follower of the registry learns of a
+    /// schema a moment after the client that registered it. It waits only once in a while, because
+    /// a topic full of bad records may name many ids that never exist.
     fn wait_for(&self, path: &str, doing: &str) -> Result<Result<Registered, client::Complaint>> {
         let begun = Instant::now();
         let mut pause = FOLLOWS_FIRST;
@@ -235,7 +245,7 @@ impl Registry {
         }
     }
 
-    /// The error of an answer that asking again does not change.
+    /// The error for an answer that a retry would not change.
     fn complained(&self, doing: &str, complaint: client::Complaint) -> Error {
         Error::new(ErrorKind::Refused, format!("cannot {doing} at {}", self.client)).caused_by(complaint)
     }
@@ -247,14 +257,15 @@ impl fmt::Debug for Registry {
     }
 }
 
-/// What a format has made of the schema of each id, good or not; shared by its clones.
+/// What a format has made of the schema of each id, or why it could not; shared by its clones.
 pub(super) struct Known<S>(Arc<RwLock<HashMap<SchemaId, Verdict<S>>>>);
 
 type Verdict<S> = Result<Arc<S>, Arc<str>>;
 
 impl<S> Known<S> {
-    /// What was made of the schema of an id, made now when it is new. That it could not be looked up is not kept: it may be
-    /// another time. What was made of it is.
+    /// Returns what was made of the schema of an id; makes it now if the id is new. A failed
+    /// look-up is not kept, because a later one may succeed. The result of `make` is kept, even if
+    /// it is an error.
     pub(super) fn of<L>(
         &self,
         id: SchemaId,

@@ -1,19 +1,21 @@
-//! Which message of a Protobuf schema a payload is; stands between the schema's id and the message.
+//! The part of a payload between the schema's id and the message: it says which message of a
+//! Protobuf schema the payload is.
 
 use crate::format::Cause;
 
-/// Which message of a Protobuf schema: its place among the file's, then among that message's own, and so on.
+/// A message of a Protobuf schema: its index among the messages of the file, then the index among
+/// the messages nested in that one, and so on.
 pub(crate) type Path = Vec<i32>;
 
-/// Messages nested deeper than this are nobody's.
+/// Payloads that claim deeper nesting are malformed.
 const DEPTH_MOST: i64 = 64;
 
-/// Which message it is, and the payload behind it.
+/// Splits a payload into the path of its message and the rest.
 pub(crate) fn path_of(payload: &[u8]) -> Result<(Path, &[u8]), Cause> {
     let mut rest = payload;
-    let mut next = || take_varint(&mut rest).ok_or("it ends, or makes no sense, in which message of its schema it is");
+    let mut next = || take_varint(&mut rest).ok_or("cannot read which message of its schema it is");
     let path = match next()? {
-        // Short for the first.
+        // The short form of the first message.
         0 => vec![0],
         count @ 1..=DEPTH_MOST => (0..count)
             .map(|_| {
@@ -21,11 +23,11 @@ pub(crate) fn path_of(payload: &[u8]) -> Result<(Path, &[u8]), Cause> {
                     i32::try_from(index)
                         .ok()
                         .filter(|index| *index >= 0)
-                        .ok_or("it is a message with a number that no schema has")
+                        .ok_or("it has a message index that no schema can have")
                 })
             })
             .collect::<Result<_, _>>()?,
-        count => return Err(format!("it is a message nested {count} deep in its schema").into()),
+        count => return Err(format!("it claims to be a message nested {count} deep in its schema").into()),
     };
     Ok((path, rest))
 }
@@ -38,7 +40,7 @@ pub(crate) fn put_path(path: &[i32], payload: &mut Vec<u8>) {
     path.iter().for_each(|index| put_varint(i64::from(*index), payload));
 }
 
-/// A zigzag number of at most ten bytes; `None` when it does not end in time.
+/// Takes a zigzag number of at most ten bytes; `None` if it does not end within them.
 fn take_varint(bytes: &mut &[u8]) -> Option<i64> {
     let mut number = 0_u64;
     for shift in (0..64).step_by(7) {
@@ -65,7 +67,7 @@ fn put_varint(number: i64, bytes: &mut Vec<u8>) {
 mod tests {
     use super::*;
 
-    /// Computed by hand from the description of the wire format.
+    /// Computed by hand from the specification of the wire format.
     #[test]
     fn paths_are_as_confluent_writes_them() {
         for (path, bytes) in [
@@ -78,10 +80,10 @@ mod tests {
             let mut written = Vec::new();
             put_path(&path, &mut written);
             assert_eq!(written, bytes, "{path:?}");
-            assert_eq!(path_of(&[bytes, b"rest"].concat()).expect("it is one"), (path, &b"rest"[..]));
+            assert_eq!(path_of(&[bytes, b"rest"].concat()).expect("it is a path"), (path, &b"rest"[..]));
         }
-        // The first message in the long form, which may be read too.
-        assert_eq!(path_of(&[2, 0]).expect("it is one").0, [0]);
+        // The first message in its long form, which must be readable too.
+        assert_eq!(path_of(&[2, 0]).expect("it is a path").0, [0]);
     }
 
     #[test]

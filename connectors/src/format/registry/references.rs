@@ -1,4 +1,4 @@
-//! Schemas that a schema is built on, by subject and version.
+//! The schemas that a schema references, by subject and version.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::{Registered, Registry, SchemaId, client};
 use crate::format::Cause;
 
-/// Another schema that a schema is built on.
+/// A reference to another schema.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Reference {
     subject: String,
@@ -15,7 +15,8 @@ pub(super) struct Reference {
 }
 
 impl Registry {
-    /// The texts of all that a schema is built on, each behind those that it needs itself.
+    /// The texts of all schemas that a schema references, each after those that it references
+    /// itself.
     pub(in crate::format) fn references(&self, id: SchemaId, registered: &Registered) -> Result<Vec<String>, Cause> {
         let mut texts = Vec::new();
         self.collect(id, &registered.references, &mut BTreeSet::new(), &mut texts)?;
@@ -35,7 +36,7 @@ impl Registry {
             }
             let Reference { subject, version } = reference;
             let path = format!("/subjects/{}/versions/{version}?deleted=true", client::escaped(subject));
-            let doing = format!("look up version {version} of subject `{subject}`, on which schema {id} is built");
+            let doing = format!("look up version {version} of subject `{subject}`, which schema {id} references");
             match self.client.get::<Registered>(&path, &doing)? {
                 Ok(registered) => {
                     self.collect(id, &registered.references, seen, texts)?;

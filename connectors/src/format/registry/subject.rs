@@ -1,4 +1,5 @@
-//! A sink's half: the subject under which its schema is registered, or looked up, when the job starts.
+//! The sink's part: the subject under which its schema is registered, or looked up, when the job
+//! starts.
 
 use millstream::{Error, ErrorKind, Result};
 use serde::Deserialize;
@@ -7,7 +8,7 @@ use serde_json::json;
 use super::{Language, Registry, SchemaId, client};
 use crate::format::Cause;
 
-/// The subject of a sink's schema, and the id that the registry has given it.
+/// The subject of a sink's schema, and the id that the registry assigned to the schema.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Subject {
     name: Option<String>,
@@ -15,7 +16,7 @@ pub(crate) struct Subject {
     id: Option<SchemaId>,
 }
 
-/// What is done with a schema that the registry may not know.
+/// How the id of a sink's schema is obtained.
 #[derive(Clone, Copy, Debug, Default)]
 enum Enrolment {
     #[default]
@@ -32,7 +33,7 @@ impl Subject {
         Subject { enrolment: Enrolment::LookUp, ..self }
     }
 
-    /// Asks for the id of the schema; at start.
+    /// Requests the id of the schema when the job starts.
     pub(crate) fn open(
         &mut self,
         registry: &Registry,
@@ -42,8 +43,8 @@ impl Subject {
     ) -> Result<()> {
         let named = self.name.clone().or_else(|| topic.map(|topic| format!("{topic}-value")));
         let Some(subject) = named else {
-            let doing = "a sink whose messages each name their topic must say the `subject` of its schema";
-            return Err(Error::new(ErrorKind::Option, doing));
+            let doing = "a sink whose messages name their own topics needs the `subject` of its schema";
+            return Err(Error::new(ErrorKind::Config, doing));
         };
         let (path, doing) = match self.enrolment {
             Enrolment::Register => ("/versions", format!("register a schema for subject `{subject}`")),
@@ -51,7 +52,7 @@ impl Subject {
         };
         let path = format!("/subjects/{}{path}", client::escaped(&subject));
         let body = match language {
-            // As those registries want it that know no other language.
+            // Registries that know only Avro expect no `schemaType`.
             #[cfg(feature = "avro")]
             Language::Avro => json!({ "schema": schema }),
             #[cfg(feature = "protobuf")]
@@ -69,8 +70,8 @@ impl Subject {
             Err(complaint) => complaint,
         };
         let (kind, why) = match &complaint {
-            _ if complaint.is_incompatible() => (ErrorKind::Refused, ", it does not go with what is there"),
-            _ if complaint.is_invalid() => (ErrorKind::Option, ", the registry does not take it for one"),
+            _ if complaint.is_incompatible() => (ErrorKind::Refused, ": it is incompatible with earlier versions"),
+            _ if complaint.is_invalid() => (ErrorKind::Config, ": the registry does not accept it as a schema"),
             _ if complaint.is_unknown() => (ErrorKind::NotFound, ""),
             _ => (ErrorKind::Refused, ""),
         };
@@ -78,8 +79,8 @@ impl Subject {
             .caused_by(complaint))
     }
 
-    /// The id to write.
+    /// The id to write into payloads.
     pub(crate) fn id(&self) -> Result<SchemaId, Cause> {
-        self.id.ok_or_else(|| Error::new(ErrorKind::Sink, "the format was not opened before it encodes").into())
+        self.id.ok_or_else(|| Error::new(ErrorKind::Sink, "cannot encode with a format that was not opened").into())
     }
 }

@@ -1,4 +1,5 @@
-//! Whom a registry's client trusts, and who it says that it is: [`Tls`] in the words of the HTTP client.
+//! Which servers the client of a registry trusts, and its own certificate: translates [`Tls`] for
+//! the HTTP client.
 
 use millstream::{Error, ErrorKind, Result};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
@@ -6,14 +7,14 @@ use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConf
 use crate::kafka::Tls;
 use crate::kafka::security::{HostNames, Pem};
 
-/// Reads what is in files.
+/// Reads the files that the options name.
 pub(super) fn config(tls: &Tls) -> Result<TlsConfig> {
-    let wrong = |doing: &str| Err(Error::new(ErrorKind::Option, doing.to_owned()));
+    let wrong = |doing: &str| Err(Error::new(ErrorKind::Config, doing.to_owned()));
     if tls.host_names == HostNames::Any {
-        return wrong("`Tls::any_host_name` is for brokers: a schema registry's certificate must be for its host name");
+        return wrong("`Tls::any_host_name` is for brokers: a schema registry's certificate must match its host name");
     }
     if tls.key_password.is_some() {
-        return wrong("`Tls::key_password` is for brokers: a schema registry's client takes its key in clear");
+        return wrong("`Tls::key_password` is for brokers: the key for a schema registry must not be encrypted");
     }
     let trusted = match &tls.authorities {
         None => RootCerts::PlatformVerifier,
@@ -39,7 +40,7 @@ fn certificates(pem: &Pem, what: &str) -> Result<Vec<Certificate<'static>>> {
     if certificates.is_empty() { Err(unusable(pem, what)) } else { Ok(certificates) }
 }
 
-/// The cause is not told: it may repeat what it could not read.
+/// Leaves out the cause, which may quote what could not be read.
 fn unusable(pem: &Pem, what: &str) -> Error {
-    Error::new(ErrorKind::Option, format!("cannot use the {what} in {pem} for the schema registry"))
+    Error::new(ErrorKind::Config, format!("cannot use the {what} in {pem} for the schema registry"))
 }

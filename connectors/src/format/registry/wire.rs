@@ -1,26 +1,26 @@
-//! What stands before a payload: a zero, and the schema's id.
+//! The header of a payload: a zero byte and the schema's id.
 
 use super::SchemaId;
 use crate::format::Cause;
 
 const MAGIC: u8 = 0;
 
-/// The id of the schema, and the payload behind it.
+/// Splits a payload into the id of its schema and the rest.
 pub(crate) fn split(payload: &[u8]) -> Result<(SchemaId, &[u8]), Cause> {
     match payload {
         [MAGIC, a, b, c, d, rest @ ..] if *a < 0x80 => Ok((SchemaId(u32::from_be_bytes([*a, *b, *c, *d])), rest)),
-        // Registries count with signed numbers, and take a question for another one badly.
+        // Registries use signed ids, and do not handle a request for any other number well.
         [MAGIC, a, b, c, d, ..] => {
             let id = u32::from_be_bytes([*a, *b, *c, *d]);
-            Err(format!("its first bytes name schema {id}, a number that no registry gives").into())
+            Err(format!("its first bytes name schema {id}, an id that no registry assigns").into())
         }
         [MAGIC, ..] | [] => Err(format!(
-            "its {} bytes are too few to begin with a schema's id, as a schema registry's serializers write",
+            "its {} bytes are too few for the schema id that a schema registry's serializers write first",
             payload.len()
         )
         .into()),
         [first, ..] => Err(format!(
-            "it begins with the byte {first:#04x}, not with 0 and a schema's id, as a schema registry's serializers write"
+            "it begins with the byte {first:#04x}, not with the 0 and schema id that a schema registry's serializers write"
         )
         .into()),
     }
@@ -40,7 +40,7 @@ mod tests {
         let mut payload = Vec::new();
         put_header(SchemaId(0x0102_0304), &mut payload);
         assert_eq!(payload, [0, 1, 2, 3, 4]);
-        assert_eq!(split(&payload).expect("it is one"), (SchemaId(0x0102_0304), &[][..]));
+        assert_eq!(split(&payload).expect("it has an id"), (SchemaId(0x0102_0304), &[][..]));
         for wrong in
             [&[][..], &[0], &[0, 1, 2, 3], &[1, 0, 0, 0, 1, 9], &[0, 0xff, 0xff, 0xff, 0xff, 9], b"{}", b"plain text"]
         {

@@ -1,4 +1,5 @@
-//! Avro in bytes: as others write it, across versions of a schema, and when it is none.
+//! Avro as bytes: compatible with other clients, across versions of a schema, and when it is
+//! malformed.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,8 @@ use crate::support::seed;
 fn stands_in_bytes_as_others_write_it() {
     let served = TestRegistry::start();
     let format = Avro::<Order>::new(&registry(&served)).schema(ORDER).unwrap();
-    // By hand: 0, the id; 7 as a zigzag; the union's first branch. Then -65, the second branch, 2 letters.
+    // Computed by hand: 0, the id, 7 as a zigzag, the union's first branch. Then -65, the second
+    // branch, 2 letters.
     assert_eq!(encoded(format.clone(), "orders", &order(7)), [0, 0, 0, 0, 1, 14, 0]);
     let note = Order { customer: -65, note: Some("hi".to_owned()) };
     let payload = encoded(format.clone(), "orders", &note);
@@ -23,7 +25,7 @@ fn stands_in_bytes_as_others_write_it() {
     assert_eq!(served.versions("orders-value"), [1]);
 }
 
-/// Confluent's serializer writes a schema that is only `"bytes"` without a length.
+/// For a schema that is only `"bytes"`, Confluent's serializer writes no length.
 #[test]
 fn of_bytes_alone_has_no_length() {
     mod blob {
@@ -77,13 +79,13 @@ fn of_an_older_or_newer_writer_is_resolved_into_the_readers_schema() {
     let reads_grown = Avro::<Grown>::new(&registry).schema(GROWN).unwrap();
     let added = Grown { note: None, customer: 7, cents: 12, tags: vec!["new".to_owned()] };
     assert_eq!(reads_grown.decode(Some(&behind(old, &[14, 0]))).unwrap(), added);
-    // Two tags, in a block whose length in bytes is said too.
+    // Two tags, in a block that also has its length in bytes.
     let newer = behind(new, &[2, 2, b'n', 14, 24, 3, 8, 2, b'a', 2, b'b', 0]);
     let kept = reads_grown.decode(Some(&newer)).unwrap();
     assert_eq!((kept.customer, kept.cents, kept.tags.len()), (7, 12, 2));
     let reads_old = Avro::<Order>::new(&registry).schema(ORDER).unwrap();
     let expected = Order { customer: 7, note: Some("n".to_owned()) };
-    assert_eq!(reads_old.decode(Some(&newer)).unwrap(), expected, "what it does not know is dropped");
+    assert_eq!(reads_old.decode(Some(&newer)).unwrap(), expected, "unknown fields are dropped");
     let as_written = Avro::<Order>::new(&registry);
     assert_eq!(as_written.decode(Some(&newer)).unwrap(), expected, "also without a schema of its own");
     let number = served.add_avro(r#""long""#);
@@ -139,11 +141,11 @@ fn that_is_none_is_malformed_and_says_where() {
         (behind(id, &[]), "field `customer`"),
         (behind(id, &[14]), "field `note`"),
         (behind(id, &[14, 2]), "field `note`"),
-        (behind(id, &[14, 2, 20, b'x']), "10 bytes should follow and 1 do"),
-        (behind(id, &[14, 2, 1]), "-1 is no length"),
-        (behind(id, &[14, 4]), "branch 2 of 2"),
-        (behind(id, &[14, 1]), "branch -1 of 2"),
-        (behind(id, &[0x80; 11]), "a number does not end"),
+        (behind(id, &[14, 2, 20, b'x']), "10 more bytes are needed and 1 are left"),
+        (behind(id, &[14, 2, 1]), "-1 is not a valid length"),
+        (behind(id, &[14, 4]), "branch index 2 is out of range, there are 2"),
+        (behind(id, &[14, 1]), "branch index -1 is out of range, there are 2"),
+        (behind(id, &[0x80; 11]), "a number is longer than ten bytes"),
         (behind(id, &[14, 0, 0]), "1 bytes follow"),
         (behind(id, &[14, 2, 2, 0xff]), "utf-8"),
     ] {
@@ -151,7 +153,7 @@ fn that_is_none_is_malformed_and_says_where() {
         assert!(cause.contains(says), "`{cause}` does not say `{says}`");
     }
     assert!(format.decode(None).is_err(), "a tombstone");
-    assert_eq!(format.decode(Some(&behind(id, &[14, 0]))).unwrap(), order(7), "and what is good stays good");
+    assert_eq!(format.decode(Some(&behind(id, &[14, 0]))).unwrap(), order(7), "a good payload is still decoded");
 }
 
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
@@ -162,12 +164,12 @@ struct Node {
 const NODE: &str = r#"{"type": "record", "name": "Node", "fields": [
     {"name": "next", "type": ["null", "Node"], "default": null}]}"#;
 
-/// A megabyte that is nested half a million deep would use up any stack.
+/// Nesting half a million levels deep fits into a megabyte and would overflow any stack.
 #[test]
 fn nested_without_end_is_malformed() {
     let served = TestRegistry::start();
     let id = served.add_avro(NODE);
-    // The same schema with a field more resolves, by another way.
+    // The same schema with one more field resolves, which takes another code path.
     let resolved =
         NODE.replace(r#""default": null}"#, r#""default": null}, {"name": "n", "type": "int", "default": 1}"#);
     for format in
@@ -187,7 +189,7 @@ fn that_claims_more_than_it_has_takes_no_memory() {
     let longs = served.add_avro(r#"{"type": "array", "items": "long"}"#);
     let nulls = served.add_avro(r#"{"type": "array", "items": "null"}"#);
     let map = served.add_avro(r#"{"type": "map", "values": "bytes"}"#);
-    // 2^62 items, a block of the least count that there is, and a length of 2^40.
+    // 2^62 items, a block with the smallest possible count, and a length of 2^40.
     let (many, least) = ([&[0x80; 8][..], &[0x80, 1]].concat(), [&[0xff; 9][..], &[1, 0]].concat());
     let long = [0x80, 0x80, 0x80, 0x80, 0x80, 0x40];
     let registry = registry(&served);
@@ -228,8 +230,8 @@ const WIDE: &str = r#"{"type": "record", "name": "Wide", "fields": [
     {"name": "list", "type": {"type": "array", "items": "Order"}},
     {"name": "by", "type": {"type": "map", "values": "long"}}]}"#;
 
-/// Payloads of a random generator, and good ones that were spoilt: each is decoded or malformed, and what is decoded can be
-/// encoded to the same value.
+/// Random payloads, and good payloads that were damaged: each is either decoded or malformed, and a
+/// decoded value can be encoded and decoded to the same value.
 #[test]
 fn whatever_comes_is_decoded_or_malformed() {
     let mut random = fastrand::Rng::with_seed(seed());
@@ -280,5 +282,5 @@ fn whatever_comes_is_decoded_or_malformed() {
             assert_eq!(format!("{again:?}"), format!("{wide:?}"), "NaN is not itself");
         }
     }
-    assert!(decoded > 100, "some spoilt ones are other good ones");
+    assert!(decoded > 100, "some damaged payloads are still valid");
 }

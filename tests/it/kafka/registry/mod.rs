@@ -1,4 +1,4 @@
-//! Avro and Protobuf behind the ids of a schema registry that is served in the test.
+//! Avro and Protobuf with the ids of a schema registry that runs in the test.
 
 mod avro;
 mod outages;
@@ -21,7 +21,7 @@ struct Order {
     note: Option<String>,
 }
 
-/// The record's name is not the struct's, which does not matter.
+/// The record's name differs from the struct's; this does not matter.
 const ORDER: &str = r#"{"type": "record", "name": "OrderCreated", "namespace": "shop", "fields": [
     {"name": "customer", "type": "long"},
     {"name": "note", "type": ["null", "string"], "default": null}]}"#;
@@ -34,7 +34,7 @@ fn registry(served: &TestRegistry) -> Registry {
     Registry::new(&served.address).within(Duration::from_millis(600))
 }
 
-/// The payload of a value, by a format that was opened for a topic.
+/// The payload of a value, encoded by a format that was opened for a topic.
 #[track_caller]
 fn encoded<V, F: Encode<V>>(mut format: F, topic: &str, value: &V) -> Vec<u8> {
     Encode::open(&mut format, Some(topic)).expect("it opens");
@@ -51,14 +51,14 @@ fn malformed<F: Decode<Value: std::fmt::Debug>>(format: &F, payload: &[u8]) -> S
     cause.to_string()
 }
 
-/// With what the format itself has failed.
+/// The error with which the format itself fails.
 #[track_caller]
 fn failed<F: Decode<Value: std::fmt::Debug>>(format: &F, payload: &[u8]) -> Error {
     let cause = format.decode(Some(payload)).expect_err("the format fails");
-    *cause.downcast::<Error>().unwrap_or_else(|cause| panic!("a record is called malformed: {cause}"))
+    *cause.downcast::<Error>().unwrap_or_else(|cause| panic!("the record is malformed instead: {cause}"))
 }
 
-/// A payload behind the id of its schema.
+/// A payload after the id of its schema.
 fn behind(id: u32, body: &[u8]) -> Vec<u8> {
     [&[0], &id.to_be_bytes()[..], body].concat()
 }

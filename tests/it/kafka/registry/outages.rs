@@ -1,5 +1,5 @@
-//! A registry that does not answer, or not as one: no record is called malformed for it, none is passed over, and what was
-//! asked once is not asked again.
+//! A registry that is down or answers unlike a registry: no record becomes malformed because of it,
+//! none is skipped, and a known schema is not looked up again.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +10,8 @@ use millstream_connectors::{Avro, Decode, Registry};
 use super::{ORDER, Order, behind, failed, malformed, order, registry};
 use crate::support::registry::{Fault, TestRegistry};
 
-/// What it answers makes the format fail, naming the registry and the id, for as long as it answers so.
+/// The fault makes the format fail with an error that names the registry and the id, for as long as
+/// the fault lasts.
 #[track_caller]
 fn check(fault: Fault, kind: ErrorKind, says: &str) {
     let served = TestRegistry::start();
@@ -24,9 +25,9 @@ fn check(fault: Fault, kind: ErrorKind, says: &str) {
     assert_eq!(error.kind(), kind, "{fault:?}: {told}");
     assert!(told.contains(&served.address) && told.contains("schema 1") && told.contains(says), "{fault:?}: {told}");
     let requests = served.asked("/schemas/ids/1");
-    assert_eq!(requests > 1, kind == ErrorKind::Unreachable, "{fault:?} is asked {requests} times");
+    assert_eq!(requests > 1, kind == ErrorKind::Unreachable, "{fault:?}: {requests} requests");
     served.fault(None);
-    assert_eq!(format.decode(Some(&behind(id, &[14, 0]))).unwrap(), order(7), "{fault:?} is no record's fault");
+    assert_eq!(format.decode(Some(&behind(id, &[14, 0]))).unwrap(), order(7), "{fault:?}: it is not malformed");
 }
 
 #[test]
@@ -34,7 +35,7 @@ fn that_may_pass_are_asked_through_and_then_end_the_run() {
     check(Fault::Says(500, "{\"error_code\": 50001, \"message\": \"no store\"}"), ErrorKind::Unreachable, "no store");
     check(Fault::Says(503, "<html>down</html>"), ErrorKind::Unreachable, "503");
     check(Fault::Says(429, ""), ErrorKind::Unreachable, "429");
-    // Not the registry says this, but who stands before it.
+    // This answer comes from a proxy in front of the registry.
     check(Fault::Says(404, "<html>no backend</html>"), ErrorKind::Unreachable, "no backend");
     check(Fault::Says(404, "{\"error_code\": 404, \"message\": \"no path\"}"), ErrorKind::Unreachable, "no path");
     check(Fault::Says(200, "<html>sign in</html>"), ErrorKind::Unreachable, "sign in");
@@ -62,7 +63,7 @@ fn that_pass_in_time_are_not_noticed() {
     served.fault(Fault::Closes);
     let mends = served.clone();
     let mending = thread::spawn(move || {
-        crate::support::eventually("it is asked again", || mends.asked("/schemas/ids/1") >= 2);
+        crate::support::eventually("the request is retried", || mends.asked("/schemas/ids/1") >= 2);
         mends.fault(None);
     });
     assert_eq!(format.decode(Some(&behind(id, &[14, 0]))).unwrap(), order(7));
@@ -106,7 +107,7 @@ fn make_no_flood_of_questions_for_ids_that_nobody_knows() {
     for _ in 0..1_000 {
         assert!(malformed(&format, &behind(5, &[14, 0])).contains("schema 5"));
     }
-    // It is waited for during a second, four times, and then not for five.
+    // A look-up waits up to a second for the id, with four requests, and then not for five seconds.
     let most = 4 * (1 + asked.elapsed().as_secs() as usize / 5);
     assert!(served.asked("/schemas/ids/5") <= most);
 }

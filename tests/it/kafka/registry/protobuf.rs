@@ -1,4 +1,5 @@
-//! Protobuf in bytes: as others write it, for messages anywhere in their files, and when it is none.
+//! Protobuf as bytes: compatible with other clients, for messages anywhere in their files, and when
+//! it is malformed.
 
 use millstream_connectors::{Decode, Encode, Protobuf};
 use prost::Message;
@@ -31,7 +32,8 @@ fn order(customer: i64) -> Order {
 fn stands_in_bytes_as_others_write_it() {
     let served = TestRegistry::start();
     let format = Protobuf::<Order>::new(&registry(&served)).schema(FILE).unwrap();
-    // By hand: 0, the id, which message; field 1 as a varint is 08, field 2 of 2 bytes is 12 02.
+    // Computed by hand: 0, the id, which message; field 1 as a varint is 08, field 2 of 2 bytes is
+    // 12 02.
     let body = [0x08, 7, 0x12, 2, b'h', b'i'];
     for (message, path) in [("Order", &[2, 2][..]), ("Head.Order", &[4, 0, 0]), ("shop.Head.Order", &[4, 0, 0])] {
         let format = format.clone().message(message);
@@ -45,7 +47,8 @@ fn stands_in_bytes_as_others_write_it() {
     assert_eq!((served.versions("orders-value"), served.versions("tails-value")), (vec![1], vec![2]));
 }
 
-/// Who takes a file's descriptor counts the entries of a map as a message before the nested one.
+/// Clients that use a file's descriptor count the entries of a map as a message before the nested
+/// one.
 #[test]
 fn of_either_way_to_count_messages_is_read() {
     let served = TestRegistry::start();
@@ -65,7 +68,7 @@ fn of_a_file_that_was_rearranged_is_found_by_its_name() {
     let id = served.add("orders", &json!({ "schema": other, "schemaType": "PROTOBUF" }));
     let format = Protobuf::<Order>::new(&registry(&served)).message("Order");
     let payload = behind(id, &[0, 8, 7, 0x4a, 1, b'x']);
-    assert_eq!(format.decode(Some(&payload)).unwrap().customer, 7, "a field that it does not know is dropped");
+    assert_eq!(format.decode(Some(&payload)).unwrap().customer, 7, "an unknown field is dropped");
     let cause = malformed(&format, &behind(id, &[2, 2]));
     assert!(cause.contains("message [1] of schema 1"), "{cause}");
 }
@@ -82,13 +85,13 @@ fn that_is_none_is_malformed() {
         (behind(id, &[2]), "which message"),
         (behind(id, &[1]), "nested -1 deep"),
         (behind(id, &[0x80, 0x80, 0x80, 0x80, 0x10]), "deep"),
-        (behind(id, &[2, 1]), "no schema has"),
+        (behind(id, &[2, 1]), "no schema can have"),
         (behind(id, &[0, 8, 7]), "message [0] of schema 1"),
         (behind(id, &[2, 2, 8]), "varint"),
         (behind(id, &[2, 2, 0x12, 9, b'x']), "buffer underflow"),
         (behind(avro, &[2]), "which message"),
         (behind(avro, &[0]), "AVRO"),
-        (behind(without, &[0]), "no message `Order`, but `Other`"),
+        (behind(without, &[0]), "no message `Order`, only `Other`"),
         (behind(99, &[0]), "schema 99"),
         (vec![0, 0], "2 bytes"),
         (vec![9; 20], "0x09"),
@@ -130,7 +133,7 @@ fn whatever_comes_is_decoded_or_malformed() {
         let mut payload = Vec::new();
         format.encode(&order, &mut payload).unwrap();
         assert_eq!(format.decode(Some(&payload)).unwrap(), order);
-        // All that is before the id stays: others are asked for.
+        // The id stays as it is; another id would be looked up.
         (0..random.usize(1..5)).for_each(|_| {
             let at = random.usize(5..payload.len());
             payload[at] = random.u8(..);

@@ -1,4 +1,5 @@
-//! What is wrong with a registry or a schema is an error when it is said, or at start: named, and without secrets.
+//! A mistake in a registry or a schema is an error when it is set or when the job starts. The error
+//! names the mistake and contains no secrets.
 
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ fn reading(registry: &Registry) -> Result<Running> {
     job.start()
 }
 
-/// Starts a sink of this format to a topic of this name.
+/// Runs a job with a sink of this format to this topic.
 fn writing(topic: &str, format: Avro<Order>) -> Result<()> {
     let (kafka, topic) = (kafka(shared()), topic.to_owned());
     let job = Job::new("writing", move |flow| {
@@ -56,9 +57,9 @@ fn a_registry_that_cannot_be_asked() {
     check(reading(&wrong), ErrorKind::Refused, &["who are you?"]);
     let topic = shared().topic("start", 1);
     check(writing(&topic, Avro::new(&wrong).schema(ORDER).unwrap()), ErrorKind::Refused, &["who are you?"]);
-    reading(&registry(&served).basic_auth("user", SECRET)).expect("that is us").abort();
+    reading(&registry(&served).basic_auth("user", SECRET)).expect("the credentials are right").abort();
     served.wants("Bearer S3CR3T");
-    reading(&registry(&served).bearer(SECRET)).expect("that is us").abort();
+    reading(&registry(&served).bearer(SECRET)).expect("the credentials are right").abort();
 }
 
 #[test]
@@ -70,14 +71,14 @@ fn an_address_that_is_none() {
         ("ftp://localhost", "http or https"),
         ("http://user:S3CR3T@localhost:8081", "`basic_auth`"),
         ("S3CR3T@localhost", "`http://`"),
-        ("http://local host", "no address"),
+        ("http://local host", "not a valid address"),
         ("http://", "`http://`"),
     ] {
         let registry = Registry::new(address);
-        check(reading(&registry), ErrorKind::Option, &[names]);
+        check(reading(&registry), ErrorKind::Config, &[names]);
     }
-    check(reading(&Registry::new("http://localhost").within(Duration::ZERO)), ErrorKind::Option, &["`within`"]);
-    check(reading(&Registry::new("http://localhost").bearer("S3CR3T\n")), ErrorKind::Option, &["secret"]);
+    check(reading(&Registry::new("http://localhost").within(Duration::ZERO)), ErrorKind::Config, &["`within`"]);
+    check(reading(&Registry::new("http://localhost").bearer("S3CR3T\n")), ErrorKind::Config, &["secret"]);
 }
 
 #[test]
@@ -99,9 +100,9 @@ fn secrets_are_never_printed() {
 fn a_schema_that_is_none() {
     let registry = Registry::new("http://localhost");
     let names = "the schema of an Avro format";
-    check(Avro::<Order>::new(&registry).schema("{\"type\": \"rekord\"}"), ErrorKind::Option, &[names, "rekord"]);
-    check(Avro::<Order>::bare("long"), ErrorKind::Option, &[names]);
-    check(Protobuf::<()>::new(&registry).schema("enum A { }"), ErrorKind::Option, &["no message"]);
+    check(Avro::<Order>::new(&registry).schema("{\"type\": \"rekord\"}"), ErrorKind::Config, &[names, "rekord"]);
+    check(Avro::<Order>::bare("long"), ErrorKind::Config, &[names]);
+    check(Protobuf::<()>::new(&registry).schema("enum A { }"), ErrorKind::Config, &["no message"]);
 }
 
 #[test]
@@ -109,21 +110,21 @@ fn a_schema_that_a_sink_cannot_have() {
     let served = TestRegistry::start();
     let (topic, registry) = (shared().topic("refused", 1), registry(&served));
     let subject = format!("{topic}-value");
-    check(writing(&topic, Avro::new(&registry)), ErrorKind::Option, &["`schema`"]);
+    check(writing(&topic, Avro::new(&registry)), ErrorKind::Config, &["`schema`"]);
     let with_schema = || Avro::<Order>::new(&registry).schema(ORDER).unwrap();
     check(writing(&topic, with_schema().without_registering()), ErrorKind::NotFound, &[&subject, "Schema not found"]);
     assert!(served.versions(&subject).is_empty(), "nothing is registered");
     writing(&topic, with_schema()).expect("it is registered");
-    writing(&topic, with_schema().without_registering()).expect("it is there now");
+    writing(&topic, with_schema().without_registering()).expect("the schema is in the subject now");
     assert_eq!(served.versions(&subject), [1]);
-    writing(&topic, with_schema().subject("a/b c")).expect("any name will do");
+    writing(&topic, with_schema().subject("a/b c")).expect("any subject name is allowed");
     assert_eq!(served.versions("a/b c"), [1]);
     served.finds_incompatible("READER_FIELD_MISSING_DEFAULT_VALUE");
     let names = [&*subject, "READER_FIELD_MISSING_DEFAULT_VALUE"];
     check(writing(&topic, with_schema()), ErrorKind::Refused, &names);
     let nowhere = "no-such-topic";
     check(writing(nowhere, with_schema()), ErrorKind::NotFound, &[nowhere]);
-    assert!(served.versions("no-such-topic-value").is_empty(), "nothing is registered for a topic that is not there");
+    assert!(served.versions("no-such-topic-value").is_empty(), "nothing is registered for a topic that does not exist");
 }
 
 #[test]
@@ -135,11 +136,11 @@ fn a_file_that_a_registry_does_not_take() {
         Job::new("writing", move |flow| flow.source(rows([()]))?.sink(kafka.topic(&topic).format(format.clone()))).run()
     };
     let format = Protobuf::<()>::new(&registry(&served));
-    check(run(format.clone()), ErrorKind::Option, &["`schema`"]);
+    check(run(format.clone()), ErrorKind::Config, &["`schema`"]);
     let imports = format.clone().schema("import \"other.proto\"; message A {}").unwrap();
-    check(run(imports), ErrorKind::Option, &[&topic, "other.proto is not there"]);
+    check(run(imports), ErrorKind::Config, &[&topic, "other.proto is not there"]);
     let elsewhere = format.schema("message A {}").unwrap().message("B");
-    check(run(elsewhere), ErrorKind::Option, &["no message `B`, but `A`"]);
+    check(run(elsewhere), ErrorKind::Config, &["no message `B`, only `A`"]);
 }
 
 #[test]
@@ -156,7 +157,7 @@ fn a_sink_of_many_topics_says_its_subject() {
         job.run()
     };
     let format = Avro::new(&registry(&served)).schema(ORDER).unwrap();
-    check(run(format.clone()), ErrorKind::Option, &["`subject`"]);
+    check(run(format.clone()), ErrorKind::Config, &["`subject`"]);
     run(format.subject("orders")).unwrap();
     assert_eq!((served.versions("orders"), shared().read(&topic)[0].len()), (vec![1], 1));
 }

@@ -1,4 +1,5 @@
-//! Whole jobs: what one writes another reads, and a registry that goes away ends a run and loses nothing.
+//! Whole jobs: one job reads what another has written, and a registry that becomes unavailable ends
+//! a run without losing a record.
 
 use millstream::{ErrorKind, Job, Malformed, Trigger, collect, rows};
 use millstream_connectors::{Avro, Message, OnRefused, Protobuf};
@@ -15,7 +16,7 @@ struct Invoice {
     customer: i64,
 }
 
-/// Writes payloads as they are.
+/// Writes raw payloads.
 fn write(topic: &str, payloads: &[Vec<u8>]) {
     let producer = shared().producer();
     for payload in payloads {
@@ -71,13 +72,13 @@ fn what_one_job_writes_another_reads() {
     let mut customers: Vec<i64> = read.values().iter().map(|invoice: &Invoice| invoice.customer).collect();
     customers.sort_unstable();
     assert_eq!(customers, (0..500).collect::<Vec<_>>());
-    assert!(served.asked("/schemas/ids/1") <= 2, "at most by each worker in the same moment");
+    assert!(served.asked("/schemas/ids/1") <= 2, "at most once by each worker at the same moment");
     assert_eq!(served.asked("/schemas/ids/2"), 1);
     assert_eq!(served.versions(&format!("{orders}-value")), [1]);
     assert_eq!(served.versions(&format!("{invoices}-value")), [2]);
 }
 
-/// The promise that matters most: with a registry that is away, `or_skip` skips nothing.
+/// The most important promise: while the registry is unavailable, `or_skip` skips nothing.
 #[test]
 fn a_registry_that_goes_away_ends_the_run_and_passes_over_nothing() {
     let served = TestRegistry::start();
@@ -99,7 +100,7 @@ fn a_registry_that_goes_away_ends_the_run_and_passes_over_nothing() {
         })
         .trigger(Trigger::AvailableNow)
     };
-    // It answers at start, and no more after that.
+    // The registry answers at start, but not for the new schema.
     served.fault_at("/schemas/ids/2", Fault::Closes);
     let error = job("first").run().expect_err("the new schema cannot be looked up");
     assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");
@@ -119,7 +120,7 @@ fn a_registry_that_goes_away_ends_the_run_and_passes_over_nothing() {
 fn a_record_that_does_not_fit_its_schema_is_refused_as_any_other() {
     let served = TestRegistry::start();
     let topic = shared().topic("unfit", 1);
-    // The field is a number here.
+    // Here the field is a number.
     let schema = ORDER.replace(r#"["null", "string"], "default": null"#, r#"["null", "int"], "default": null"#);
     let format = Avro::<Order>::new(&registry(&served)).schema(&schema).unwrap();
     let run = |policy: OnRefused| {

@@ -1,4 +1,5 @@
-//! A registry over https: who is trusted, who we are, and what is wrong with either.
+//! A registry over HTTPS: which servers are trusted, the client's own certificate, and mistakes in
+//! either.
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ use crate::support::registry::TestRegistry;
 
 const WITHIN: Duration = Duration::from_secs(2);
 
-/// A file of those that `certificates` makes.
+/// One of the files that `certificates` creates.
 fn file(name: &str) -> PathBuf {
     static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {
@@ -29,7 +30,7 @@ fn file(name: &str) -> PathBuf {
     folder.path().join(name)
 }
 
-/// Who may ask.
+/// Which clients the registry accepts.
 #[derive(Clone, Copy)]
 enum Clients {
     All,
@@ -63,7 +64,7 @@ fn avro(served: &TestRegistry, tls: Option<Tls>) -> Avro<Order> {
     Avro::new(&registry).schema(ORDER).unwrap()
 }
 
-/// One schema and one record go there and back.
+/// Registers a schema and encodes a record, then looks the schema up and decodes the record.
 #[track_caller]
 fn works(served: &TestRegistry, tls: &Tls) {
     let payload = encoded(avro(served, Some(tls.clone())), "orders", &order(7));
@@ -82,7 +83,7 @@ fn fails(served: &TestRegistry, tls: impl Into<Option<Tls>>, kind: ErrorKind, sa
         assert!(told.contains(part), "`{told}` does not say `{part}`");
     }
     assert!(!told.contains("open sesame"), "{told}");
-    assert!(begun.elapsed() < WITHIN, "what is refused is not asked again: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < WITHIN, "a refused request is not retried: {:?}", begun.elapsed());
 }
 
 #[test]
@@ -117,10 +118,10 @@ fn what_cannot_be_used_is_named() {
     let absent = Tls::new().ca_file(file("nowhere.pem"));
     fails(&served, absent, ErrorKind::NotFound, &["nowhere.pem"]);
     let no_certificate = Tls::new().ca_file(file("client.key"));
-    fails(&served, no_certificate, ErrorKind::Option, &["cannot use the authorities", "client.key"]);
+    fails(&served, no_certificate, ErrorKind::Config, &["cannot use the authorities", "client.key"]);
     let no_key = trust().identity_files(file("client.pem"), file("client.pem"));
-    fails(&served, no_key, ErrorKind::Option, &["cannot use the key", "client.pem"]);
+    fails(&served, no_key, ErrorKind::Config, &["cannot use the key", "client.pem"]);
     let encrypted = trust().identity_files(file("client.pem"), file("client.encrypted"));
-    fails(&served, encrypted.key_password("open sesame"), ErrorKind::Option, &["`Tls::key_password`"]);
-    fails(&served, trust().any_host_name(), ErrorKind::Option, &["`Tls::any_host_name`"]);
+    fails(&served, encrypted.key_password("open sesame"), ErrorKind::Config, &["`Tls::key_password`"]);
+    fails(&served, trust().any_host_name(), ErrorKind::Config, &["`Tls::any_host_name`"]);
 }

@@ -1,4 +1,5 @@
-//! The canary: a secret in every place that can hold one, and a look at everything that is ever printed.
+//! The canary: a secret in every place that can hold one, and a check of everything that is
+//! printed.
 
 use std::error::Error as _;
 use std::time::{Duration, SystemTime};
@@ -12,7 +13,7 @@ use super::cluster::{CANARY, Cluster, USER, password, secret};
 use super::{copy, shared, token};
 use crate::support::{events, eventually};
 
-/// All that an error says, and all that its causes say, to a user and to a developer.
+/// Checks all that an error and its causes say, to a user and to a developer.
 fn look_at(error: &Error) {
     events::look(&format!("{error} {error:#} {error:?} {error:#?}"));
     let mut cause = error.source();
@@ -22,7 +23,7 @@ fn look_at(error: &Error) {
     }
 }
 
-/// Everything that is built of a cluster, and the errors of jobs that cannot start.
+/// Checks everything that is built from a cluster, and the errors of jobs that cannot start.
 fn look_at_failures(kafka: &Kafka) {
     let kafka = kafka.clone().connect_within(Duration::from_millis(800));
     let topic = kafka.topic("absent");
@@ -36,7 +37,7 @@ fn look_at_failures(kafka: &Kafka) {
     look_at(&Job::new("writes", writes).start().expect_err("there is no such topic"));
 }
 
-/// Ways to hold a secret in a wrong and in a right place.
+/// Clusters with a secret in a wrong or a right place.
 fn clusters(cluster: &Cluster) -> Vec<Kafka> {
     let sasl = || Kafka::new(cluster.sasl()).tls(cluster.trust());
     let pem = format!("-----BEGIN KEY-----\n{}\n-----END KEY-----\n", secret("pem"));
@@ -74,7 +75,7 @@ fn clusters(cluster: &Cluster) -> Vec<Kafka> {
         let set = |value: String| Kafka::new(cluster.sasl()).set("security.protocol", "sasl_ssl").set(property, value);
         all.extend([set(secret("set")), set(format!("{}\0", secret("set"))), set(pem.clone())]);
     }
-    // Everything that the client has to tell.
+    // With the full log of the client as well.
     all.into_iter().flat_map(|kafka| [kafka.clone(), kafka.set("debug", "all")]).collect()
 }
 
@@ -105,14 +106,14 @@ fn no_secret_is_printed_wherever_it_stands() -> Result<()> {
         running.stop();
         events::look(&format!("{}", running.wait()?));
     }
-    // Others print their own while this one runs: they are looked at as well.
+    // Other tests print secrets of their own meanwhile: their output is checked as well.
     let leaks: Vec<String> = events::found("").into_iter().filter(|line| !line.contains(PLANTED)).collect();
     assert!(leaks.is_empty(), "{leaks:#?}");
-    assert!(events::was_logged(&["DEBUG", "SASL", "client"]), "the client's own log is heard");
+    assert!(events::was_logged(&["DEBUG", "SASL", "client"]), "the client's own log is captured");
     Ok(())
 }
 
-/// What this module prints itself.
+/// Marks what this module prints itself.
 const PLANTED: &str = "planted";
 
 #[test]

@@ -1,4 +1,4 @@
-//! What changes while a job runs: tokens, passwords, and a broker that goes and comes back.
+//! Changes while a job runs: tokens, passwords, and a broker that stops and restarts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -13,7 +13,7 @@ use crate::support::PATIENCE;
 use crate::support::broker::Broker;
 use crate::support::{events, eventually};
 
-/// Waits for the end of a run that fails, and looks whether anybody prints a secret.
+/// Waits until a run fails, and checks its error for secrets.
 #[track_caller]
 fn end(mut running: Running) -> millstream::Error {
     let deadline = Instant::now() + PATIENCE;
@@ -28,7 +28,7 @@ fn end(mut running: Running) -> millstream::Error {
     }
 }
 
-/// One record more goes through.
+/// Checks that one more record is copied.
 #[track_caller]
 fn moves(broker: &Broker, running: &Running, input: &str) {
     let before = running.report().records_out();
@@ -36,7 +36,8 @@ fn moves(broker: &Broker, running: &Running, input: &str) {
     eventually("it is copied", || running.report().records_out() > before);
 }
 
-/// The broker ends a session with its token. So records move after the second token only when clients have shown it.
+/// The broker ends a session when its token expires. So records move after the second token only if
+/// the clients have sent it.
 #[test]
 fn a_token_is_replaced_before_it_expires() {
     let Some(cluster) = shared() else { return };
@@ -70,7 +71,7 @@ fn a_callback_that_fails_for_a_while_is_called_again_and_says_so() {
     let callback = move || {
         counted.fetch_add(1, SeqCst);
         if failing.load(SeqCst) {
-            return Err("the provider of identities has a headache");
+            return Err("the identity provider has a headache");
         }
         Ok(token(SystemTime::now() + Duration::from_secs(24), "carol"))
     };
@@ -85,7 +86,7 @@ fn a_callback_that_fails_for_a_while_is_called_again_and_says_so() {
     let before = calls.load(SeqCst);
     eventually("it is asked again", || {
         let ended = running.wait_for(Duration::ZERO);
-        assert!(ended.is_none(), "a token failed to come once: {ended:?}");
+        assert!(ended.is_none(), "one failed call ended the run: {ended:?}");
         calls.load(SeqCst) > before
     });
     moves(broker, &running, &input);
@@ -99,7 +100,7 @@ fn a_run_ends_when_its_token_has_expired_and_the_callback_fails() {
     let calls = AtomicUsize::new(0);
     let callback = move || match calls.fetch_add(1, SeqCst) {
         0 => Ok(token(SystemTime::now() + Duration::from_secs(5), "carol")),
-        _ => Err("the provider of identities has left"),
+        _ => Err("the identity provider has left"),
     };
     let broker = cluster.broker();
     let (input, output) = (broker.topic("left-in", 1), broker.topic("left-out", 1));
@@ -130,7 +131,7 @@ fn a_run_ends_when_its_password_is_changed() {
     }
 }
 
-/// A connection that breaks while it is made looks like a failed authentication.
+/// A connection that breaks while it is set up looks like a failed authentication.
 #[test]
 fn an_outage_is_no_refusal() {
     if shared().is_none() {
@@ -150,6 +151,6 @@ fn an_outage_is_no_refusal() {
     running.stop();
     running.wait().unwrap();
     assert_eq!(broker.read(&output).concat().len(), 4);
-    // What is over within seconds is no warning.
+    // A problem that is over within seconds is not a warning.
     assert!(events::was_logged(&["DEBUG", "kafka client", &cluster.sasl()]), "the log says what was missing");
 }

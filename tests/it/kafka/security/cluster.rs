@@ -1,4 +1,5 @@
-//! A real broker that wants to know who we are: one listener for each way to say it, with certificates of its own.
+//! A real broker that authenticates clients: one listener for each method, with certificates of its
+//! own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,34 +11,34 @@ use millstream_connectors::{Kafka, Sasl, Tls};
 use crate::support::broker::{Broker, OwnBroker, SCRIPT};
 use crate::support::certificates::certificates;
 
-/// Part of everything here that is secret; `events` looks out for it.
+/// Part of every secret here; `events` watches for it.
 pub const CANARY: &str = "C4N4RY";
 
 pub const USER: &str = "alice";
 
-/// A secret that no other has.
+/// A secret that is unique to this name.
 pub fn secret(name: &str) -> String {
     format!("{name}-{CANARY}-s3cr3t")
 }
 
-/// Of the user that all tests share.
+/// The password of the user that all tests share.
 pub fn password() -> String {
     secret("password")
 }
 
-/// A broker with all listeners. What is open to all is at its own address.
+/// A broker with all listeners. The one without authentication is at its own address.
 pub struct Cluster {
     pub own: OwnBroker,
     folder: PathBuf,
     port: u16,
 }
 
-/// The one that tests share. It ends with the tests' process.
+/// The cluster that tests share. It ends with the test process.
 pub fn shared() -> &'static Cluster {
     static SHARED: OnceLock<Cluster> = OnceLock::new();
     SHARED.get_or_init(|| {
         let cluster = Cluster::start();
-        // Nothing static is dropped: somebody else waits for the end of this process.
+        // Statics are not dropped, so another process waits for the end of this one.
         let wait = "(while kill -0 $0; do sleep 0.2; done; \"$1\" down; rm -rf \"$2\") >/dev/null 2>&1 </dev/null &";
         let waits = Command::new("setsid")
             .args(["sh", "-c", wait, &std::process::id().to_string()])
@@ -66,7 +67,7 @@ impl Cluster {
     }
 
     pub fn set_scram_password(&self, user: &str, password: &str) {
-        // Not in one request: that is refused as one credential altered twice.
+        // In two requests: one alone is refused because it alters one credential twice.
         for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-512"] {
             let config = format!("{mechanism}=[iterations=4096,password={password}]");
             let of = ["--alter", "--entity-type", "users", "--entity-name", user, "--add-config", &config];
@@ -74,27 +75,27 @@ impl Cluster {
         }
     }
 
-    /// A file of those that [`certificates`] makes.
+    /// One of the files that [`certificates`] makes.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
-    /// TLS, of a client that need not show a certificate.
+    /// TLS without client certificates.
     pub fn tls(&self) -> String {
         self.listener(2)
     }
 
-    /// TLS, of a client that must.
+    /// TLS with client certificates.
     pub fn mutual(&self) -> String {
         self.listener(3)
     }
 
-    /// SASL by each mechanism over TLS.
+    /// SASL with each mechanism, over TLS.
     pub fn sasl(&self) -> String {
         self.listener(4)
     }
 
-    /// SASL PLAIN for all to read.
+    /// SASL PLAIN without encryption.
     pub fn open(&self) -> String {
         self.listener(5)
     }
@@ -103,7 +104,7 @@ impl Cluster {
         format!("127.0.0.1:{}", self.port + at)
     }
 
-    /// Trusts this cluster.
+    /// TLS options that trust this cluster.
     pub fn trust(&self) -> Tls {
         Tls::new().ca_file(self.file("ca.pem"))
     }
@@ -119,7 +120,7 @@ impl Drop for Cluster {
     }
 }
 
-/// What brokers of a cluster are told.
+/// The properties of the broker.
 fn properties(port: u16, folder: &Path) -> String {
     let at = |next: u16| format!("127.0.0.1:{}", port + next);
     let ours = format!("PLAINTEXT://{},TLS://{},MUTUAL://{},SASL://{},OPEN://{}", at(0), at(2), at(3), at(4), at(5));

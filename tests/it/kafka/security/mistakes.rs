@@ -1,4 +1,5 @@
-//! Each way to be wrong is an error at start, in time, of the kind that fits, that says what is wrong and where.
+//! Each mistake is an error at start, in time, of the right kind, that says what is wrong and
+//! where.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant, SystemTime};
@@ -11,10 +12,10 @@ use crate::support::events;
 
 use super::{claims, shared, token};
 
-/// How long a job may look for a broker.
+/// How long a job may try to reach a broker.
 const WITHIN: Duration = Duration::from_secs(3);
 
-/// Both as a source and as a sink.
+/// Checks the error of a source and of a sink.
 #[track_caller]
 fn check(cluster: &Cluster, kafka: Kafka, kind: ErrorKind, says: &[&str]) {
     let kafka = kafka.connect_within(WITHIN);
@@ -34,7 +35,7 @@ fn fails(kind: ErrorKind, says: &[&str], pipeline: impl Fn(&Flow<'_>) -> Result<
     for part in says {
         assert!(format!("{error:#}").contains(part), "`{error:#}` does not say `{part}`");
     }
-    // The machine is busy: what matters is that it does not hang.
+    // The machine may be busy: what matters is that the job does not hang.
     assert!(begun.elapsed() < 3 * WITHIN, "it took {:?}", begun.elapsed());
 }
 
@@ -108,7 +109,7 @@ fn a_client_of_tls_where_it_is_not_spoken_is_told_so() {
     let Some(cluster) = shared() else { return };
     let address = &cluster.broker().address;
     let kafka = Kafka::new(address).tls(cluster.trust());
-    check(cluster, kafka, ErrorKind::Unreachable, &[address, "not speak TLS"]);
+    check(cluster, kafka, ErrorKind::Unreachable, &[address, "may not use TLS"]);
 }
 
 #[test]
@@ -124,14 +125,14 @@ fn a_client_that_says_who_it_is_where_nobody_asks_is_told_so() {
     let Some(cluster) = shared() else { return };
     let address = &cluster.broker().address;
     let kafka = Kafka::new(address).sasl(Sasl::plain(USER, password()));
-    check(cluster, kafka, ErrorKind::Unreachable, &[address, "does not ask who we are"]);
+    check(cluster, kafka, ErrorKind::Unreachable, &[address, "does not use SASL"]);
 }
 
 #[test]
 fn a_token_that_the_broker_takes_for_expired_is_refused() {
     let Some(cluster) = shared() else { return };
     let callback = || {
-        // Our own clock is an hour behind, so to speak.
+        // As if our own clock were an hour behind.
         let expired = claims(SystemTime::now() - Duration::from_secs(60), "carol");
         Ok::<_, String>(Token::new(expired, SystemTime::now() + Duration::from_secs(3_600)))
     };
@@ -164,7 +165,7 @@ fn a_callback_that_returns_what_is_no_token_is_told_so() {
 #[test]
 fn a_callback_that_fails_is_named_with_its_error() {
     let Some(cluster) = shared() else { return };
-    let callback = || Err::<Token, _>(std::io::Error::other("the provider of identities is closed on Sundays"));
+    let callback = || Err::<Token, _>(std::io::Error::other("the identity provider is closed on Sundays"));
     check(cluster, cluster.with(Sasl::oauth_bearer(callback)), ErrorKind::Unreachable, &["oauth_bearer", "on Sundays"]);
 }
 
@@ -204,7 +205,7 @@ fn a_file_that_is_absent_or_is_not_what_it_should_be_is_named() {
     for (tls, name) in [
         (Tls::new().ca_file(&key), "client.key"),
         (Tls::new().ca_file(cluster.file("")), "millstream-security"),
-        (Tls::new().ca_pem(secret("no pem")), "a text of the program"),
+        (Tls::new().ca_pem(secret("no pem")), "a PEM text of the program"),
         (cluster.trust().identity_files(&key, &key), "certificate in `"),
         (cluster.trust().identity_files(&client, &client), "client.pem"),
         (cluster.trust().identity_files(&client, &foreign), "foreign.key"),
@@ -212,7 +213,7 @@ fn a_file_that_is_absent_or_is_not_what_it_should_be_is_named() {
         (cluster.trust().identity_files(&client, &encrypted).key_password(secret("wrong")), "`key_password`"),
         (cluster.trust().key_password(secret("key")), "no key"),
     ] {
-        check(cluster, with(tls), ErrorKind::Option, &[name]);
+        check(cluster, with(tls), ErrorKind::Config, &[name]);
     }
 }
 
@@ -231,7 +232,7 @@ fn what_is_said_twice_is_named() {
         "sasl.password",
     ] {
         let kafka = both().set(property, secret("value"));
-        check(cluster, kafka, ErrorKind::Option, &[&format!("`{property}`"), "`Kafka::sasl`"]);
+        check(cluster, kafka, ErrorKind::Config, &[&format!("`{property}`"), "`Kafka::sasl`"]);
     }
 }
 
@@ -239,7 +240,7 @@ fn what_is_said_twice_is_named() {
 fn a_callback_is_the_only_way_to_tokens() {
     let Some(cluster) = shared() else { return };
     let kafka = Kafka::new(cluster.sasl()).set("security.protocol", "sasl_ssl").set("sasl.mechanisms", "OAUTHBEARER");
-    check(cluster, kafka, ErrorKind::Option, &["`sasl.mechanisms`", "`Sasl::oauth_bearer`"]);
+    check(cluster, kafka, ErrorKind::Config, &["`sasl.mechanisms`", "`Sasl::oauth_bearer`"]);
 }
 
 #[test]

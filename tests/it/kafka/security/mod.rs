@@ -1,5 +1,5 @@
-//! TLS and SASL against a real broker: each way in, each way to be wrong, what becomes of a run whose credentials end, and
-//! that no secret is ever printed.
+//! TLS and SASL against a real broker: each way to connect, each mistake, what happens to a run
+//! whose credentials expire, and that no secret is ever printed.
 
 mod canary;
 mod changes;
@@ -19,14 +19,14 @@ use cluster::Cluster;
 use crate::support::broker::real;
 use crate::support::events;
 
-/// The cluster that tests share, where there is a real broker.
+/// The cluster that tests share, if there is a real broker.
 fn shared() -> Option<&'static Cluster> {
     events::begin();
     events::watch_for(cluster::CANARY);
-    real("the embedded broker asks nobody who he is").map(|_| cluster::shared())
+    real("the embedded broker does not authenticate clients").map(|_| cluster::shared())
 }
 
-/// Copies a topic as a member of a group.
+/// A job that copies a topic as a member of a group.
 fn copy(kafka: &Kafka, group: &str, input: &str, output: &str) -> Job {
     let (kafka, group, input, output) = (kafka.clone(), group.to_owned(), input.to_owned(), output.to_owned());
     Job::new("copy", move |flow| {
@@ -36,12 +36,12 @@ fn copy(kafka: &Kafka, group: &str, input: &str, output: &str) -> Job {
     .checkpoint_every(Duration::from_millis(200))
 }
 
-/// A token as the broker's validator for tests takes it.
+/// A token that the broker's validator for tests accepts.
 fn token(expires_at: SystemTime, principal: &str) -> Token {
     Token::new(claims(expires_at, principal), expires_at).principal(principal)
 }
 
-/// Claims that nobody has signed, made a while ago; no others are like them.
+/// Unsigned claims, issued at least a minute ago and unique.
 fn claims(expires_at: SystemTime, principal: &str) -> String {
     let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
     let made = seconds(SystemTime::now()).min(seconds(expires_at)) - 60.0;

@@ -1,4 +1,4 @@
-//! Each way in: records go through a job from Kafka to Kafka and come out, with a receipt for each.
+//! Each way to connect: records pass through a job from Kafka to Kafka, with a receipt for each.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +11,8 @@ use crate::support::eventually;
 
 const RECORDS: usize = 200;
 
-/// Writes through a job with receipts, copies through another that is member of a group, and reads what came out.
+/// Writes through a job with receipts, copies through another one that is a member of a group, and
+/// reads the result.
 #[track_caller]
 fn check(cluster: &Cluster, kafka: &Kafka) {
     let broker = cluster.broker();

@@ -1,0 +1,41 @@
+//! What wakes the control thread.
+
+use std::sync::mpsc::{self, Receiver};
+
+use crate::epoch::gather::Gathered;
+use crate::words::{Error, Result};
+
+use super::plan::Plan;
+
+/// An event for the control thread.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The sources and sinks are connected, or why they are not.
+    Planned(Box<Result<Plan>>),
+    /// A worker has built its dataflow.
+    Built,
+    /// A worker could not build its dataflow.
+    NotBuilt(Error),
+    /// A worker has seen a fact about a checkpoint.
+    Gathered(Gathered),
+    WorkerEnded,
+    /// There is something to look at: a client has an event, a worker has answered a drain, the program
+    /// asks for something, or a fault was recorded.
+    Look,
+}
+
+/// The way to a control thread. Each run has its own, so that no event of an earlier one arrives.
+#[derive(Clone, Debug)]
+pub(crate) struct Events(mpsc::Sender<Event>);
+
+impl Events {
+    pub(crate) fn new() -> (Events, Receiver<Event>) {
+        let (sender, receiver) = mpsc::channel();
+        (Events(sender), receiver)
+    }
+
+    pub(crate) fn send(&self, event: Event) {
+        // Fails when the job has ended, and then the event does not matter any more.
+        drop(self.0.send(event));
+    }
+}

@@ -1,0 +1,229 @@
+//! What a pipeline function builds: nodes with their inputs, before anything connects. The function is
+//! called several times and must build the same each time; the first call makes the graph, and every
+//! other call is held against it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::operator::fault::Node;
+use crate::operator::intake::Limits;
+use crate::words::{Error, ErrorKind, Result};
+
+/// A source, stage or sink of a pipeline.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeInfo {
+    pub(crate) kind: NodeKind,
+    /// Such as `map` or `kafka orders`.
+    pub(crate) what: String,
+    /// The name that the pipeline gave, or `what` with a number behind it if there are several.
+    pub(crate) name: String,
+    is_named: bool,
+    pub(crate) inputs: Vec<Input>,
+    /// The source whose own chain this is: before it, no record has met those of another partition.
+    pub(crate) own_chain_of: Option<Node>,
+    /// Which operator of the dataflow it is part of, counted from 0. Fused nodes share one.
+    pub(crate) operator: usize,
+    pub(crate) traits: NodeTraits,
+    /// What is let in of a source.
+    pub(crate) limits: Limits,
+}
+
+/// What kind of node it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum NodeKind {
+    /// Records enter here.
+    Source,
+    /// Something is made of records.
+    Stage,
+    /// Records leave here.
+    Sink,
+}
+
+/// What a stage does beside making records of records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NodeTraits {
+    /// Records change workers before it.
+    pub(crate) exchanges: bool,
+    /// It keeps records for a while and hands them on at another time, as calls do: what comes after it
+    /// is no source's own chain any more.
+    pub(crate) keeps_records: bool,
+    /// It remembers something of records that have gone on.
+    pub(crate) keeps_state: bool,
+    /// It waits until epochs are complete.
+    pub(crate) waits_for_epochs: bool,
+}
+
+/// A stream that a node reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Input {
+    /// The node that it comes from.
+    pub(crate) from: Node,
+    /// Whether it is the end of a chain that can be made longer. The output of a fork or a branch is not.
+    pub(crate) is_chain: bool,
+}
+
+/// The nodes of a pipeline, in the order in which its function creates them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Graph {
+    pub(crate) nodes: Vec<NodeInfo>,
+    operators: usize,
+    /// Streams that were dropped before they reached a sink.
+    loose: Vec<Node>,
+    /// An option of a source that is set behind another node.
+    misplaced: Option<(&'static str, Node)>,
+}
+
+impl Graph {
+    /// Adds a node.
+    pub(crate) fn add(&mut self, kind: NodeKind, what: &str, inputs: &[Input], traits: NodeTraits) -> Node {
+        let same = self.nodes.iter().filter(|other| other.what == what).count();
+        let name = if same == 0 { what.to_owned() } else { format!("{what} {}", same + 1) };
+        let chain = match inputs {
+            [input] if input.is_chain && !traits.exchanges => self.nodes.get(input.from.0),
+            _ => None,
+        };
+        let node = Node(self.nodes.len());
+        let own_chain_of = match kind {
+            NodeKind::Source => Some(node),
+            NodeKind::Stage | NodeKind::Sink => {
+                chain.and_then(|before| before.own_chain_of).filter(|_| !traits.keeps_records)
+            }
+        };
+        let operator = chain.map_or(self.operators, |before| before.operator);
+        if chain.is_none() {
+            self.operators += 1;
+        }
+        self.nodes.push(NodeInfo {
+            kind,
+            what: what.to_owned(),
+            name,
+            is_named: false,
+            inputs: inputs.to_vec(),
+            own_chain_of,
+            operator,
+            traits,
+            limits: Limits::default(),
+        });
+        node
+    }
+
+    /// Holds a node of a later call against this one.
+    ///
+    /// # Errors
+    /// The first difference.
+    pub(crate) fn expect(&self, node: Node, kind: NodeKind, what: &str, inputs: &[Input]) -> Result<()> {
+        let now = || format!("{} behind {}", described(kind, what), self.names(inputs));
+        match self.nodes.get(node.0) {
+            None => Err(differs(&format!("{}, which the first call did not", now()))),
+            Some(own) if own.kind == kind && own.what == what && own.inputs == inputs => Ok(()),
+            Some(own) => {
+                let before = format!("{} behind {}", described(own.kind, &own.what), self.names(&own.inputs));
+                Err(differs(&format!("{} where the first call built {before}", now())))
+            }
+        }
+    }
+
+    /// Holds the number of nodes of a later call against this one.
+    ///
+    /// # Errors
+    /// The first node that is missing.
+    pub(crate) fn expect_no_more(&self, nodes: usize) -> Result<()> {
+        self.nodes.get(nodes).map_or(Ok(()), |missing| {
+            Err(differs(&format!("nothing where the first call built {}", described(missing.kind, &missing.what))))
+        })
+    }
+
+    fn names(&self, inputs: &[Input]) -> String {
+        let names: Vec<String> = inputs.iter().map(|input| format!("`{}`", self.name(input.from))).collect();
+        if names.is_empty() { "nothing".to_owned() } else { names.join(" and ") }
+    }
+
+    pub(crate) fn name(&self, node: Node) -> &str {
+        self.nodes.get(node.0).map_or("unknown", |info| info.name.as_str())
+    }
+
+    /// Whether records change workers.
+    pub(crate) fn exchanges(&self) -> bool {
+        self.nodes.iter().any(|node| node.traits.exchanges)
+    }
+
+    pub(crate) fn count(&self, kind: NodeKind) -> usize {
+        self.nodes.iter().filter(|node| node.kind == kind).count()
+    }
+
+    /// The pipeline gives a node a name.
+    pub(crate) fn rename(&mut self, node: Node, name: &str) {
+        if let Some(info) = self.nodes.get_mut(node.0) {
+            name.clone_into(&mut info.name);
+            info.is_named = true;
+        }
+    }
+
+    /// Limits the source of that node; `option` is what limits it.
+    pub(crate) fn limit(&mut self, node: Node, option: &'static str, limit: impl FnOnce(&mut Limits)) {
+        match self.nodes.get_mut(node.0).filter(|info| info.kind == NodeKind::Source) {
+            Some(source) => limit(&mut source.limits),
+            None => drop(self.misplaced.get_or_insert((option, node))),
+        }
+    }
+
+    /// A stream of that node was dropped before it reached a sink.
+    pub(crate) fn loose(&mut self, node: Node) {
+        self.loose.push(node);
+    }
+
+    /// What can be known to be wrong before anything connects.
+    ///
+    /// # Errors
+    /// What is wrong with the pipeline.
+    pub(crate) fn check(&self) -> Result<()> {
+        let wrong = |doing: String| Err(Error::new(ErrorKind::Pipeline, doing));
+        if self.count(NodeKind::Source) == 0 {
+            return wrong("the pipeline is empty: it opens no source".to_owned());
+        }
+        if let Some(loose) = self.loose.first() {
+            return wrong(format!("the stream after `{}` does not reach a sink", self.name(*loose)));
+        }
+        if let Some((option, node)) = &self.misplaced {
+            let name = self.name(*node);
+            return wrong(format!("`{option}` limits a source and must stand right behind it, not behind `{name}`"));
+        }
+        let mut names = BTreeMap::new();
+        for info in &self.nodes {
+            let (limits, name) = (info.limits, &info.name);
+            if limits.rate.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
+                return wrong(format!("`{name}`: `rate_at_most` must be a finite number greater than zero"));
+            }
+            if limits.batch == Some(0) {
+                return wrong(format!("`{name}`: `batch_at_most` must be greater than zero"));
+            }
+            let is_named_twice = names.insert(name, info.is_named).is_some_and(|before| before || info.is_named);
+            if is_named_twice {
+                return wrong(format!("two operators are named `{name}`: a name identifies its operator"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn described(kind: NodeKind, what: &str) -> String {
+    format!("{kind} `{what}`")
+}
+
+/// The error of a pipeline function that built something else in a later call.
+pub(crate) fn differs(what: &str) -> Error {
+    let doing = format!("the pipeline function must build the same in each call, and a later one built {what}");
+    Error::new(ErrorKind::Pipeline, doing)
+}
+
+impl fmt::Display for NodeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NodeKind::Source => "source",
+            NodeKind::Stage => "stage",
+            NodeKind::Sink => "sink",
+        })
+    }
+}

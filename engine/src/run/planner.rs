@@ -1,0 +1,56 @@
+//! Plans a run on a thread of its own: connecting may take long, and a program that stops the job does
+//! not wait for it. A plan that is not waited for any more ends by itself.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use crate::operator::fault::panicked;
+use crate::words::{Error, ErrorKind, Result, spawn};
+
+use super::events::{Event, Events};
+use super::graph::Graph;
+use super::handle::Handle;
+use super::plan::{Plan, Planning};
+use super::shared::Pipeline;
+
+/// What the pipeline function of that job builds, once it is known to be well formed.
+pub(crate) fn sketch(job: &str, pipeline: &dyn Pipeline) -> Result<Graph> {
+    catching(job, || {
+        let graph = pipeline.sketch()?;
+        graph.check()?;
+        Ok(graph)
+    })
+}
+
+/// Connects the sources and sinks of a pipeline.
+pub(crate) fn plan(
+    planning: Planning,
+    pipeline: &Arc<dyn Pipeline>,
+    handle: &Handle,
+    events: &Events,
+    receiver: &Receiver<Event>,
+) -> Result<Plan> {
+    let (job, sender, pipeline) = (planning.spec.job.clone(), events.clone(), Arc::clone(pipeline));
+    let body = move || {
+        let job = &planning.spec.job;
+        let planned = sketch(job, &*pipeline).and_then(|graph| catching(job, || pipeline.connect(graph, &planning)));
+        sender.send(Event::Planned(Box::new(planned)));
+    };
+    spawn("plan", body)?;
+    while !handle.is_aborted() && handle.stop_asked().is_none() {
+        // A client may wake the control thread before its plan is whole.
+        if let Event::Planned(plan) = receiver.recv().expect("a sender is kept") {
+            return *plan;
+        }
+    }
+    Err(Error::new(ErrorKind::Aborted, format!("job `{job}` was stopped before it was connected")))
+}
+
+/// A panic of the user's function is an error.
+fn catching<T>(job: &str, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
+        let doing = format!("cannot plan job `{job}`");
+        Err(Error::new(ErrorKind::Panic, doing).caused_by(panicked("pipeline", &*payload)))
+    })
+}

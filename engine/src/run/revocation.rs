@@ -1,0 +1,88 @@
+//! Partitions on their way back to their source: drained, committed, returned. Each step consumes the one
+//! before.
+//!
+//! ```text
+//! SourceEvent::Revoked ─▶ Draining ── all workers have answered, and what they released is committed ─▶ Committed
+//! SourceEvent::Lost    ─▶ Draining ── all workers have answered ──────────────────────────────────────▶ Committed
+//!                         Draining ── `drain_within` has passed ──────────────────────────────────────▶ Committed
+//! Committed ── nothing of them is committed any more; the source unassigns them ─▶ gone
+//! ```
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::epoch::commit::Committer;
+use crate::io::{Revoked, SharedSource};
+use crate::operator::drain::{Drain, Released};
+use crate::operator::ingest::SourceIndex;
+use crate::words::{CheckpointId, Result, deadline_after};
+
+use super::shared::Run;
+use super::spec::Spec;
+
+/// Partitions that readers let go of.
+pub(super) struct Draining {
+    source: SourceIndex,
+    revoked: Revoked,
+    drain: Arc<Drain>,
+    deadline: Instant,
+}
+
+/// Partitions of which nothing is on its way any more.
+pub(super) struct Committed {
+    source: SourceIndex,
+    revoked: Revoked,
+    /// What was released of them up to here and is not committed may not be committed any more.
+    until: CheckpointId,
+}
+
+impl Draining {
+    /// Orders the readers of all workers to let the partitions go, and cuts a checkpoint for what they
+    /// released.
+    pub(super) fn begin(
+        source: SourceIndex,
+        revoked: Revoked,
+        released: Released,
+        run: &Run,
+        spec: &Spec,
+        committer: &mut Committer,
+    ) -> Draining {
+        if released == Released::Dropped {
+            // What was released since the cut is dropped by its ingest.
+            let cut = run.pulse.epoch().checkpoint().previous();
+            committer.unassign(source, revoked.partitions(), cut);
+        }
+        let drain = Arc::new(Drain::new(revoked.partitions().to_vec(), released, spec.workers));
+        run.plan.sources[source.0].drains.iter().for_each(|drains| drains.post(&drain));
+        run.pulse.wake_ingests();
+        run.ticker.cut_now();
+        Draining { source, revoked, drain, deadline: deadline_after(spec.drain_within) }
+    }
+
+    /// The next step, if it can be made now. `have_ended` says that no worker runs any more.
+    pub(super) fn poll(self, run: &Run, have_ended: bool) -> Result<Committed, Draining> {
+        let newest = self.drain.newest();
+        let is_answered = self.drain.is_answered() || have_ended;
+        let is_drained = is_answered && (self.drain.released == Released::Dropped || run.ticker.committed() >= newest);
+        // A worker that was in the middle of a step released more behind the cut that was made for this.
+        if is_answered && !is_drained && run.pulse.epoch().checkpoint() <= newest {
+            run.ticker.cut_now();
+        }
+        if is_drained || Instant::now() >= self.deadline {
+            return Ok(Committed { source: self.source, revoked: self.revoked, until: newest });
+        }
+        Err(self)
+    }
+}
+
+impl Committed {
+    /// Gives the partitions back to their source.
+    pub(super) fn unassign(self, source: &dyn SharedSource, committer: &mut Committer) -> Result<()> {
+        committer.unassign(self.source, self.revoked.partitions(), self.until);
+        source.unassign(self.revoked)
+    }
+
+    pub(super) fn source(&self) -> SourceIndex {
+        self.source
+    }
+}

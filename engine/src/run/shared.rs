@@ -1,0 +1,113 @@
+//! What the workers of one run share, and the pipeline function as this floor sees it.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use timely::dataflow::Scope;
+
+use crate::epoch::gather::Ends;
+use crate::epoch::ticker::{Pace, Ticker};
+use crate::io::Acknowledges;
+use crate::operator::call_threads::{CallDesk, CallThreads};
+use crate::operator::fault::Fault;
+use crate::operator::ingest::Release;
+use crate::operator::pulse::Pulse;
+use crate::words::{Budget, ByteSize, CheckpointId, Clock, Result, Stall, Wake, lock};
+
+use super::events::Events;
+use super::graph::Graph;
+use super::plan::{Plan, Planning};
+use super::spec::Spec;
+use super::vitals::Vitals;
+
+/// The user's function: called once for its graph, once to connect, and once per worker to build.
+pub(crate) trait Pipeline: Send + Sync {
+    /// What it builds. Nothing connects.
+    fn sketch(&self) -> Result<Graph>;
+
+    /// Connects its sources and sinks.
+    fn connect(&self, graph: Graph, planning: &Planning) -> Result<Plan>;
+
+    /// Builds a worker's dataflow up to the ends that `gather` reads.
+    fn build<'a>(&self, scope: Scope<'a, u64>, run: &Arc<Run>) -> Result<Ends<'a>>;
+}
+
+/// What the workers of one run share.
+pub(crate) struct Run {
+    pub(crate) plan: Plan,
+    pub(crate) workers: usize,
+    pub(crate) release: Release,
+    /// How long a worker without work steps on before it parks.
+    pub(crate) spin: Duration,
+    /// The longest time for which it parks.
+    pub(crate) park_max: Duration,
+    pub(crate) clock: Clock,
+    pub(crate) pulse: Arc<Pulse>,
+    pub(crate) ticker: Arc<Ticker>,
+    pub(crate) fault: Arc<Fault>,
+    pub(crate) vitals: Vitals,
+    /// Per worker.
+    pub(crate) budgets: Vec<Arc<Budget>>,
+    /// Per worker. Where records change workers they share one: a writer of one holds up the sources of
+    /// all.
+    pub(crate) stalls: Vec<Stall>,
+    pub(crate) events: Events,
+    /// Wakes the control thread.
+    pub(crate) control: Wake,
+    /// For stages that call other services; started when the first of them is built.
+    calls: Mutex<Option<CallThreads>>,
+}
+
+/// The longest time for which a worker parks. What it waits for wakes it, and so does the control thread
+/// several times within this.
+const PARK_MAX: Duration = Duration::from_secs(1);
+
+impl Run {
+    /// Of that plan; its first checkpoint is `first`.
+    pub(crate) fn new(spec: &Spec, plan: Plan, first: CheckpointId, events: Events, control: Wake) -> Run {
+        let pulse = Arc::new(Pulse::new(first));
+        let frees_at_commit = plan.sinks.iter().any(|sink| sink.shared.acknowledges() == Acknowledges::WhenCommitted);
+        let ticker = Ticker::new(spec.pace, spec.clock.clone(), Arc::clone(&pulse), frees_at_commit);
+        let shared = Stall::default();
+        let stall = || if plan.graph.exchanges() { shared.clone() } else { Stall::default() };
+        // Half of the memory; the other half is what sources fetch ahead and what sinks buffer.
+        let budget = ByteSize(spec.memory.0 / 2 / spec.workers as u64);
+        Run {
+            workers: spec.workers,
+            release: match spec.pace {
+                Pace::Continuous { .. } => Release::AtOnce,
+                Pace::MicroBatch { .. } => Release::AtTicks,
+            },
+            spin: spec.spin,
+            // A worker that is parked must not count as stuck.
+            park_max: (spec.stuck_after / 4).min(PARK_MAX),
+            clock: spec.clock.clone(),
+            ticker: Arc::new(ticker),
+            pulse,
+            fault: Arc::new(Fault::new()),
+            vitals: Vitals::new(spec.workers, spec.stuck_after),
+            budgets: (0..spec.workers).map(|_| Budget::new(budget)).collect(),
+            stalls: (0..spec.workers).map(|_| stall()).collect(),
+            events,
+            control,
+            calls: Mutex::default(),
+            plan,
+        }
+    }
+
+    /// Where this run's stages hand in their calls.
+    pub(crate) fn call_desk(&self) -> Result<CallDesk> {
+        let mut calls = lock(&self.calls);
+        if calls.is_none() {
+            *calls = Some(CallThreads::start()?);
+        }
+        Ok(calls.as_ref().expect("they were started above").desk())
+    }
+
+    /// The run is over: open calls are dropped.
+    pub(crate) fn end_calls(&self) {
+        if let Some(calls) = lock(&self.calls).take() {
+            calls.end();
+        }
+    }
+}

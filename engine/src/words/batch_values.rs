@@ -1,0 +1,80 @@
+//! A batch in the hands of a user's function: its values, by value.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+
+use super::EventTime;
+
+/// The values of a batch, in order; what [`map_batches`](crate::Stream::map_batches) hands to a
+/// function. Values that are never pulled count as consumed.
+#[derive(Clone)]
+pub struct BatchValues<T> {
+    values: VecDeque<T>,
+    /// As long as `values`, or empty when the source has no event times.
+    times: VecDeque<EventTime>,
+    /// The time of the value pulled last, when there are event times. Outputs take it.
+    pulled: Option<Arc<AtomicI64>>,
+}
+
+impl<T> BatchValues<T> {
+    pub(crate) fn new(values: VecDeque<T>, times: VecDeque<EventTime>) -> BatchValues<T> {
+        let pulled = times.front().map(|first| Arc::new(AtomicI64::new(first.0)));
+        BatchValues { values, times, pulled }
+    }
+
+    /// The value that [`next`](Iterator::next) would return.
+    pub fn front(&self) -> Option<&T> {
+        self.values.front()
+    }
+
+    /// The event time of the value that [`next`](Iterator::next) would return, when the source has event
+    /// times.
+    pub fn front_time(&self) -> Option<EventTime> {
+        self.times.front().copied()
+    }
+
+    /// Where the time of the value pulled last is kept; `None` when there are no event times.
+    pub(crate) fn pulled(&self) -> Option<Arc<AtomicI64>> {
+        self.pulled.clone()
+    }
+}
+
+impl<T> Iterator for BatchValues<T> {
+    type Item = T;
+
+    fn next(&mut self) -> Option<T> {
+        let value = self.values.pop_front()?;
+        if let (Some(time), Some(pulled)) = (self.times.pop_front(), &self.pulled) {
+            // Relaxed: who reads it pulls the value on the same thread.
+            pulled.store(time.0, Relaxed);
+        }
+        Some(value)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.values.len(), Some(self.values.len()))
+    }
+
+    fn fold<B, F: FnMut(B, T) -> B>(mut self, init: B, mut f: F) -> B {
+        if self.times.is_empty() {
+            // The by-value iterator of a `Vec` compiles to a tight loop.
+            return Vec::from(mem::take(&mut self.values)).into_iter().fold(init, f);
+        }
+        let mut folded = init;
+        for value in self {
+            folded = f(folded, value);
+        }
+        folded
+    }
+}
+
+impl<T> ExactSizeIterator for BatchValues<T> {}
+
+impl<T: fmt::Debug> fmt::Debug for BatchValues<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.values).finish()
+    }
+}
