@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use millstream::{Clock, ErrorKind, Job, SendError, Trigger, Undelivered, channel, collect, rows};
+use millstream::{
+    Clock, End, ErrorKind, Job, SendError, Source, Trigger, Undelivered, channel, collect, discard, generate, rows,
+};
 
 use crate::support::script::Script;
 use crate::support::valve::Valve;
@@ -195,4 +197,46 @@ fn a_receipt_does_not_wait_for_its_neighbours() {
     eventually("it is by now", || second.as_mut().poll(&mut context) == std::task::Poll::Ready(Ok(())));
     running.stop();
     running.wait().unwrap();
+}
+
+/// What has ended decides what becomes final: time, or only this run.
+#[test]
+fn a_report_says_whether_time_or_the_run_has_ended() {
+    #[track_caller]
+    fn check(trigger: Trigger, source: impl Source<Item = u64> + Clone + Send + Sync + 'static, expected: End) {
+        let job = Job::new("ended", move |flow| flow.source(&source)?.sink(discard()));
+        let report = job.trigger(trigger).workers(2).run().unwrap();
+        assert_eq!(report.sources[0].ended, Some(expected));
+    }
+    for trigger in [Trigger::Continuous, Trigger::AvailableNow] {
+        check(trigger, rows(0..10), End::OfTime);
+        check(trigger, rows([]), End::OfTime);
+        check(trigger, generate(|n| n).count(100), End::OfTime);
+        check(trigger, generate(|n| n).rate(1e6).count(100), End::OfTime);
+    }
+    let closed = || {
+        let (sender, source) = channel::<u64>(10);
+        drop(sender.try_send(1).unwrap());
+        (sender, source)
+    };
+    check(Trigger::Continuous, closed().1, End::OfTime);
+    let (open, source) = closed();
+    check(Trigger::AvailableNow, source, End::OfRun);
+    drop(open);
+}
+
+#[test]
+fn a_stop_ends_the_run_and_not_time() {
+    let (sender, source) = channel::<u64>(10);
+    let job = Job::new("stopped", move |flow| {
+        flow.source(&source)?.sink(discard())?;
+        flow.source(generate(|n| n).rate(10.0))?.sink(discard())
+    });
+    let running = job.start().unwrap();
+    assert_eq!(running.report().sources[0].ended, None);
+    running.stop();
+    let report = running.wait().unwrap();
+    let ended: Vec<_> = report.sources.iter().map(|source| source.ended).collect();
+    assert_eq!(ended, [Some(End::OfRun), Some(End::OfRun)]);
+    drop(sender);
 }

@@ -7,9 +7,11 @@ use support::PATIENCE;
 
 mod bounds;
 mod calls;
+mod checkpoints;
 mod compare;
 mod ends;
 mod epochs;
+mod explain;
 mod faults;
 mod files;
 mod hand_over;

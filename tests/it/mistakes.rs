@@ -47,16 +47,32 @@ fn in_a_pipeline() {
 
 #[test]
 fn in_a_pipeline_that_is_not_the_same_each_time() {
-    let calls = std::sync::atomic::AtomicU64::new(0);
-    let changing = move |flow: &Flow<'_>| {
-        let stream = flow.source(rows(0..3))?;
-        match calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
-            // The first call only counts.
-            1 => stream.map(|n| n).sink(discard()),
-            _ => stream.filter(|_| true).sink(discard()),
-        }
+    let built_as = |changed_call: u64, change: fn(millstream::Stream<'_, i32>) -> Result<()>| {
+        let calls = std::sync::atomic::AtomicU64::new(0);
+        job(move |flow| {
+            let stream = flow.source(rows(0..3))?.map(|n| n);
+            match calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == changed_call {
+                true => change(stream),
+                false => stream.filter(|_| true).sink(discard()),
+            }
+        })
     };
-    check(job(changing), ErrorKind::Pipeline, "the same pipeline each time");
+    // The second call connects, the third builds on a worker.
+    for call in [1, 2] {
+        let other = built_as(call, |stream| stream.inspect(|_| ()).sink(discard()));
+        let message = "stage `inspect` behind `map` where the first call built stage `filter` behind `map`";
+        check(other, ErrorKind::Pipeline, message);
+        let more = built_as(call, |stream| {
+            let stream = stream.filter(|_| true);
+            stream.clone().sink(discard())?;
+            stream.sink(discard())
+        });
+        check(more, ErrorKind::Pipeline, "sink `discard` behind `filter`");
+        let fewer = built_as(call, |stream| stream.sink(discard()));
+        check(fewer, ErrorKind::Pipeline, "sink `discard` behind `map` where the first call built stage `filter`");
+        let none = built_as(call, |_| Ok(()));
+        check(none, ErrorKind::Pipeline, "built nothing where the first call built stage `filter`");
+    }
 }
 
 #[test]

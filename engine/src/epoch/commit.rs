@@ -252,3 +252,133 @@ impl Committer {
         Memory { first: self.published.next(), offsets: self.newest.clone() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::epoch::ticker::Pace;
+    use crate::operator::ingest::Piece;
+    use crate::operator::pulse::Pulse;
+    use crate::words::{Clock, Offset, lock};
+
+    /// A source or sink that notes what it is to commit, and answers later if it says so.
+    struct Party {
+        answer: Committed,
+        asked: Mutex<Vec<u64>>,
+    }
+
+    impl Party {
+        fn new(answer: Committed) -> Arc<Party> {
+            Arc::new(Party { answer, asked: Mutex::default() })
+        }
+
+        fn asked(&self) -> Vec<u64> {
+            lock(&self.asked).clone()
+        }
+
+        fn ask(&self, checkpoint: CheckpointId) -> Result<Committed> {
+            lock(&self.asked).push(checkpoint.number());
+            Ok(self.answer)
+        }
+    }
+
+    impl SharedSource for Party {
+        fn commit(&self, checkpoint: CheckpointId, _: &Offsets) -> Result<Committed> {
+            self.ask(checkpoint)
+        }
+    }
+
+    impl SharedSink for Party {
+        fn commit(&self, checkpoint: CheckpointId) -> Result<Committed> {
+            self.ask(checkpoint)
+        }
+    }
+
+    fn committer(workers: usize, sources: &[&Arc<Party>], sinks: &[&Arc<Party>]) -> Committer {
+        let (pulse, clock) = (Arc::new(Pulse::new(CheckpointId::FIRST)), Clock::simulated());
+        let pace = Pace::Continuous { checkpoint_every: Duration::from_secs(1) };
+        let ticker = Arc::new(Ticker::new(pace, clock, pulse, false));
+        let sources = sources.iter().map(|source| Arc::clone(source) as _).collect();
+        let sinks = sinks.iter().map(|sink| Arc::clone(sink) as _).collect();
+        Committer::new(workers, sources, sinks, CheckpointId::FIRST, ticker)
+    }
+
+    fn to(checkpoint: u64) -> Reached {
+        Reached::To(CheckpointId::new(checkpoint))
+    }
+
+    fn cut(worker: usize, checkpoint: u64) -> Gathered {
+        let offsets = [(Partition::new("p"), Offset(10 * checkpoint))].into_iter().collect();
+        let piece = Piece { source: SourceIndex(0), checkpoint: CheckpointId::new(checkpoint), offsets };
+        Gathered { worker, fact: Fact::Cut(vec![piece]), reached: to(checkpoint) }
+    }
+
+    fn acknowledged(worker: usize, checkpoint: u64) -> Gathered {
+        Gathered { worker, fact: Fact::Acknowledged, reached: to(checkpoint) }
+    }
+
+    #[test]
+    fn a_commit_needs_both_facts_of_every_worker() {
+        let (source, sink) = (Party::new(Committed::Now), Party::new(Committed::Now));
+        let mut committer = committer(2, &[&source], &[&sink]);
+        for gathered in [cut(0, 1), acknowledged(0, 1), acknowledged(1, 1)] {
+            committer.gather(gathered).unwrap();
+            assert_eq!((source.asked(), sink.asked()), (vec![], vec![]));
+        }
+        committer.gather(cut(1, 1)).unwrap();
+        assert_eq!((source.asked(), sink.asked()), (vec![1], vec![1]));
+        assert_eq!(committer.committed().number(), 1);
+    }
+
+    #[test]
+    fn of_two_sinks_the_last_to_answer_lets_sources_commit() {
+        let source = Party::new(Committed::Later);
+        let (prompt, late) = (Party::new(Committed::Now), Party::new(Committed::Later));
+        let mut committer = committer(1, &[&source], &[&prompt, &late]);
+        committer.gather(cut(0, 1)).unwrap();
+        committer.gather(acknowledged(0, 1)).unwrap();
+        assert_eq!((prompt.asked(), late.asked(), source.asked()), (vec![1], vec![1], vec![]));
+        // What is complete meanwhile waits: a sink commits one checkpoint after the other.
+        committer.gather(cut(0, 2)).unwrap();
+        committer.gather(acknowledged(0, 2)).unwrap();
+        assert_eq!((prompt.asked(), committer.committed().number()), (vec![1], 0));
+        committer.sink_answered(1, CheckpointId::new(1)).unwrap();
+        assert_eq!((source.asked(), late.asked()), (vec![1], vec![1, 2]));
+        assert_eq!(committer.committed().number(), 0, "the source has not answered");
+        committer.source_answered(SourceIndex(0), CheckpointId::new(1));
+        assert_eq!(committer.committed().number(), 1);
+        committer.sink_answered(1, CheckpointId::new(2)).unwrap();
+        committer.source_answered(SourceIndex(0), CheckpointId::new(2));
+        assert_eq!((committer.committed().number(), committer.memory().first.number()), (2, 3));
+    }
+
+    #[test]
+    fn what_was_unassigned_while_a_sink_commits_is_not_published() {
+        let (source, late) = (Party::new(Committed::Now), Party::new(Committed::Later));
+        let mut committer = committer(1, &[&source], &[&late]);
+        committer.gather(cut(0, 1)).unwrap();
+        committer.gather(acknowledged(0, 1)).unwrap();
+        committer.unassign(SourceIndex(0), &[Partition::new("p")], CheckpointId::new(1));
+        committer.sink_answered(0, CheckpointId::new(1)).unwrap();
+        assert_eq!(source.asked(), [] as [u64; 0]);
+        assert_eq!(committer.committed().number(), 1);
+    }
+
+    #[test]
+    fn the_end_of_a_run_is_the_last_checkpoint_that_a_worker_had_open() {
+        let (source, sink) = (Party::new(Committed::Now), Party::new(Committed::Now));
+        let mut committer = committer(2, &[&source], &[&sink]);
+        let end =
+            |worker, fact, checkpoint| Gathered { worker, fact, reached: Reached::End(CheckpointId::new(checkpoint)) };
+        committer.gather(end(0, Fact::Cut(Vec::new()), 4)).unwrap();
+        committer.gather(end(0, Fact::Acknowledged, 4)).unwrap();
+        committer.gather(end(1, Fact::Acknowledged, 5)).unwrap();
+        assert!(!committer.is_through());
+        committer.gather(end(1, Fact::Cut(Vec::new()), 5)).unwrap();
+        assert!(committer.is_through());
+        assert_eq!((sink.asked(), committer.committed().number()), (vec![5], 5));
+    }
+}

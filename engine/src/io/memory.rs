@@ -403,3 +403,73 @@ impl<T: 'static> Writer<T> for Discard {
         Ok(Accepted::All)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::io::{Extent, Resume};
+    use crate::words::Clock;
+
+    fn connected<S: Source>(source: S, workers: usize, resume: &Offsets) -> Arc<S::Shared> {
+        let open = OpenSource {
+            job: "test".to_owned(),
+            workers,
+            prefetch: ByteSize::mebibytes(1),
+            extent: Extent::Available,
+            resume: Resume::OwnMemory(resume.clone()),
+            clock: Clock::simulated(),
+            wake: Wake::new(|| ()),
+            claims: crate::io::Claims::default(),
+        };
+        let shared = Arc::new(source.connect(open).expect("it has no options that are wrong"));
+        shared.begin().expect("there is nothing to begin");
+        shared
+    }
+
+    /// Reads up to `records` records with that many workers, in turn, and returns the positions.
+    fn read<S: Source<Item = u64> + Clone>(
+        source: &S,
+        workers: usize,
+        records: usize,
+        resume: &Offsets,
+        all: &mut Vec<u64>,
+    ) -> Offsets {
+        let shared = connected(source.clone(), workers, resume);
+        let reader = |index| S::reader(&shared, Worker { index, peers: workers }, Wake::new(|| ()));
+        let mut readers: Vec<_> = (0..workers).map(|index| reader(index).expect("it can be read")).collect();
+        let (mut positions, before) = (resume.clone(), all.len());
+        while !readers.is_empty() && all.len() - before < records {
+            readers.retain_mut(|reader| {
+                let mut batch = ReadBatch::new();
+                let room = Room { records: 7, bytes: ByteSize::mebibytes(1) };
+                let polled = reader.poll(&mut batch, room).expect("it cannot fail");
+                positions.extend(batch.take_position());
+                all.extend(batch);
+                !matches!(polled, Polled::Ended(_))
+            });
+        }
+        positions
+    }
+
+    /// With a partition for each worker, `rows/0` of one worker was a finished part of `rows/0` of four:
+    /// records came twice, and others never.
+    #[test]
+    fn positions_mean_the_same_at_any_number_of_workers() {
+        fn check<S: Source<Item = u64> + Clone>(source: &S) {
+            for (before, after) in [(1, 4), (4, 1), (3, 2)] {
+                let mut all = Vec::new();
+                let positions = read(source, before, 400, &Offsets::new(), &mut all);
+                assert!(all.len() < 1_000, "there is something left");
+                read(source, after, usize::MAX, &positions, &mut all);
+                assert_eq!(all.len(), 1_000, "{before} workers, then {after}");
+                assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 1_000, "{before} workers, then {after}");
+            }
+        }
+        check(&rows(0..1_000));
+        check(&rows(0..1_000).partitions(3));
+        check(&crate::io::generate(|n| n).count(1_000));
+        check(&crate::io::generate(|n| n).count(1_000).partitions(5));
+    }
+}
