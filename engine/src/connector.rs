@@ -1,9 +1,11 @@
-//! What a connector's author needs: the traits of sources and sinks, and what their methods are handed.
+//! What a connector's author needs: the traits of sources and sinks, and what their methods are
+//! handed.
 //!
-//! A source is a description ([`Source`]) that connects once per run. It then has a half that the process has
-//! once ([`SharedSource`]), which the control thread serves, and a [`Reader`] for each worker, which stays on
-//! that worker's thread. A sink is the same with [`Sink`], [`SharedSink`] and [`Writer`]. Nothing that runs on
-//! a worker or on the control thread may block; threads of a connector wake them ([`Wake`]).
+//! A source is a description ([`Source`]) that connects once per run. It then has a half that the
+//! process has once ([`SharedSource`]), which the control thread serves, and a [`Reader`] for each
+//! worker, which stays on that worker's thread. A sink is the same with [`Sink`], [`SharedSink`]
+//! and [`Writer`]. Nothing that runs on a worker or on the control thread may block; threads of a
+//! connector wake them ([`Wake`]).
 //!
 //! A source of the numbers from 1, which goes on where its job had committed:
 //!

@@ -1,9 +1,10 @@
 //! A continuous, record-at-a-time dataflow engine.
 //!
-//! A pipeline is a function: it opens sources, says what happens to their records, and ends in sinks. It compiles to a
-//! [timely](https://docs.rs/timely) dataflow whose timestamps are *epochs*. Records never wait: epochs only say what is
-//! complete, and carry progress, checkpoints and commits. Close epochs on a timer and the same pipeline is a
-//! micro-batch engine with the same results.
+//! A pipeline is a function: it opens sources, says what happens to their records, and ends in
+//! sinks. It compiles to a [timely](https://docs.rs/timely) dataflow whose timestamps are *epochs*.
+//! Records never wait: epochs only say what is complete, and carry progress, checkpoints and
+//! commits. Close epochs on a timer and the same pipeline is a micro-batch engine with the same
+//! results.
 //!
 //! ```
 //! use millstream::{Flow, Job, Result, collect, rows};
@@ -39,27 +40,32 @@
 //!
 //! # What can be watched
 //!
-//! A [`Report`] counts every record and measures its latency, while the job runs and when it has ended. Events of [`tracing`]
-//! stand in spans: `job` with its `name`, and within it `worker` with its `index`, for the program's own events in a stage
-//! too. Once a second the [`metrics`] facade is told, so that whatever exporter the program has installed shows [`METRICS`], but
-//! for the histogram of latencies: [`histograms`] gives it as text for Prometheus, to be appended to the exporter's.
+//! A [`Report`] counts every record and measures its latency, while the job runs and when it has
+//! ended. Events of [`tracing`] stand in spans: `job` with its `name`, and within it `worker` with
+//! its `index`, for the program's own events in a stage too. Once a second the [`metrics`] facade
+//! is told, so that whatever exporter the program has installed shows [`METRICS`], but for the
+//! histogram of latencies: [`histograms`] gives it as text for Prometheus, to be appended to the
+//! exporter's.
 //!
-//! [`Job::on_progress`] tells a function of the program what happens to the job, [`JobHandle::health`] says whether it is alive
-//! and ready, and [`jobs()`] lists the jobs of the process.
+//! [`Job::on_progress`] tells a function of the program what happens to the job,
+//! [`JobHandle::health`] says whether it is alive and ready, and [`jobs()`] lists the jobs of the
+//! process.
 //!
-//! `Job::live` draws rate, latency and lag on a terminal. It is there with the feature `terminal`, which is on by default, and
-//! not without it.
+//! `Job::live` draws rate, latency and lag on a terminal. It is there with the feature `terminal`,
+//! which is on by default, and not without it.
 //!
 //! # What it is not
 //!
-//! It is no cluster: a job is threads of your process. It keeps no state yet: pipelines are stateless, and at least
-//! once, with the source's committed offsets as their memory. The order of records is kept per input partition, until a
-//! [`rebalance`](Stream::rebalance) or [unordered calls](Calls::unordered).
+//! It is no cluster: a job is threads of your process. It keeps no state yet: pipelines are
+//! stateless, and at least once, with the source's committed offsets as their memory. The order of
+//! records is kept per input partition, until a [`rebalance`](Stream::rebalance) or [unordered
+//! calls](Calls::unordered).
 //!
 //! # The code, in reading order
 //!
-//! Each module imports from those above it only: `words` (what we talk about), `io` (what comes and goes), `operator`
-//! (what happens to records), `epoch` (what a moment means), `run` (what a process does), `api` (what a user writes).
+//! Each module imports from those above it only: `words` (what we talk about), `io` (what comes and
+//! goes), `operator` (what happens to records), `epoch` (what a moment means), `run` (what a
+//! process does), `api` (what a user writes).
 
 // Private, from the bottom up; `tests/tidy.rs` holds them to that.
 mod words;

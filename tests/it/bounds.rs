@@ -1,4 +1,5 @@
-//! Memory: readers wait while a worker's share is used up, and nothing that a commit needs waits for that commit.
+//! Memory: readers wait while their worker's share is used up, and nothing that a commit needs
+//! waits for that commit.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -10,7 +11,7 @@ use crate::support::eventually;
 use crate::support::script::{RECORD, Script};
 use crate::support::valve::Valve;
 
-/// Memory under which so many records can be under way.
+/// The memory that holds this many records in flight.
 fn memory_for(records: u64) -> ByteSize {
     ByteSize(records * RECORD.0 * 2)
 }
@@ -21,18 +22,18 @@ fn a_stalled_sink_stops_the_reading() {
     let (log, sink) = (script.log.clone(), valve.clone());
     let job = Job::new("stalled", move |flow| flow.source(&script)?.sink(&sink)).memory(memory_for(100));
     let running = job.start().unwrap();
-    eventually("the budget is used", || valve.taken().len() >= 90);
+    eventually("the budget is used up", || valve.taken().len() >= 90);
     std::thread::sleep(Duration::from_millis(100));
-    assert!(valve.taken().len() <= 100 + 8, "{} records are under way", valve.taken().len());
+    assert!(valve.taken().len() <= 100 + 8, "{} records are in flight", valve.taken().len());
     let polls = log.polls.load(SeqCst);
     std::thread::sleep(Duration::from_millis(100));
-    assert_eq!(log.polls.load(SeqCst), polls, "a full budget stops polling, it does not spin");
+    assert_eq!(log.polls.load(SeqCst), polls, "a full budget stops polling instead of spinning");
     valve.open();
     eventually("the rest follows", || valve.taken().len() == 10_000);
     drop(running);
 }
 
-/// By what records point to, when the source says how much that is.
+/// What a record points to counts when the source says how large it is.
 #[test]
 fn a_stalled_sink_stops_a_channel_of_large_records() {
     let large: fn(&u64) -> ByteSize = |_| ByteSize::mebibytes(1);
@@ -42,9 +43,9 @@ fn a_stalled_sink_stops_a_channel_of_large_records() {
         (0..100).for_each(|n| drop(numbers.try_send(n).unwrap()));
         let job = Job::new("sized", move |flow| flow.source(&source)?.sink(&sink)).memory(ByteSize::mebibytes(20));
         let running = job.start().unwrap();
-        eventually("the budget is used", || valve.taken().len() >= at_least);
+        eventually("the budget is used up", || valve.taken().len() >= at_least);
         std::thread::sleep(Duration::from_millis(100));
-        assert!(valve.taken().len() <= at_most, "{} records are under way", valve.taken().len());
+        assert!(valve.taken().len() <= at_most, "{} records are in flight", valve.taken().len());
         valve.open();
         eventually("the rest follows", || valve.taken().len() == 100);
         drop(running);
@@ -59,9 +60,10 @@ fn a_sink_without_room_stops_the_reading_and_goes_on_where_it_was() {
     let sink = valve.clone();
     let running =
         Job::new("full", move |flow| flow.source(&script)?.sink(&sink)).memory(memory_for(50)).start().unwrap();
-    eventually("it reads", || running.report().sources[0].records > 0);
+    eventually("the job reads", || running.report().sources[0].records > 0);
     std::thread::sleep(Duration::from_millis(50));
-    // What waits for a writer is in no budget, so nothing is read behind the batch that found no room.
+    // Records that wait for a writer are not in a budget, so nothing is read behind the batch that
+    // found no room.
     assert!(running.report().sources[0].records <= 8 && valve.taken().is_empty());
     valve.have_room();
     running.wait().unwrap();
@@ -77,14 +79,14 @@ fn a_sink_that_acknowledges_at_commits_runs_with_a_budget_of_ten_records() {
             let job = Job::new("staged", move |flow| {
                 flow.source(&script)?.flat_map(move |n| std::iter::repeat_n(n, copies)).sink(&sink)
             });
-            // An interval that never ends by itself: every boundary here is one that was asked for.
+            // The interval does not elapse during the test, so every boundary here was requested.
             let job = job.checkpoint_every(Duration::from_secs(3_600)).memory(memory_for(10));
             let running = job.trigger(trigger).start().unwrap();
             let mut running = running;
-            let report = running.wait_for(crate::support::PATIENCE).expect("it does not hang").unwrap();
+            let report = running.wait_for(crate::support::PATIENCE).expect("the job does not hang").unwrap();
             assert_eq!(valve.taken().len(), 300 * copies);
             assert_eq!((report.records_out(), log.committed()), (300 * copies as u64, 300));
-            assert!(valve.inner.commits.load(SeqCst) > 10, "with room for ten it takes many commits");
+            assert!(valve.inner.commits.load(SeqCst) > 10, "with room for ten records, many commits are needed");
         }
     }
 }
@@ -100,10 +102,11 @@ fn several_sources_share_what_one_has_alone() {
         job.memory(ByteSize(1_200)).run().unwrap();
         log.prefetch.load(SeqCst)
     };
-    assert_eq!((prefetch(1), prefetch(3)), (300, 100), "a quarter of the job's memory in all");
+    assert_eq!((prefetch(1), prefetch(3)), (300, 100), "all sources together have a quarter of the job's memory");
 }
 
-/// A stage behind a port or of calls that is slower than its source: what was read waited before it, up to all of the memory.
+/// Records that wait before a slow stage, behind a port or with calls, used to take up to all of
+/// the memory.
 #[test]
 fn what_waits_before_a_slow_stage_is_bounded_too() {
     type Pipeline = fn(Stream<'_, u64>) -> Result<()>;
@@ -127,19 +130,21 @@ fn what_waits_before_a_slow_stage_is_bounded_too() {
         for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::from_millis(10))] {
             let job = Job::new(name, move |flow| pipeline(flow.source(rows(0..1_000_000u64))?));
             let running = job.trigger(trigger).workers(2).start().unwrap();
-            eventually("some are through", || running.report().sinks.iter().all(|sink| sink.records > 50));
+            eventually("some records have reached every sink", || {
+                running.report().sinks.iter().all(|sink| sink.records > 50)
+            });
             let report = running.report();
             let slowest = report.sinks.iter().map(|sink| sink.records).min().unwrap();
-            // What workers poll at once, and what may be on its way between them.
+            // What workers poll at once, and what may be in transit between them.
             let waits = report.sources[0].records - slowest;
-            assert!(waits <= 40_000, "{name}, {trigger:?}: {waits} wait");
+            assert!(waits <= 40_000, "{name}, {trigger:?}: {waits} records wait");
             running.abort();
             running.wait().unwrap_err();
         }
     }
 }
 
-/// Answers in order were kept without a bound behind one that did not come.
+/// Ordered answers used to be kept without a bound behind a call that did not answer.
 #[test]
 fn calls_do_not_run_far_ahead_of_one_that_does_not_answer() {
     const AT_ONCE: usize = 32;
@@ -161,7 +166,7 @@ fn calls_do_not_run_far_ahead_of_one_that_does_not_answer() {
         flow.source(rows(0..10_000u64).partitions(1))?.map_async(Calls::ordered(AT_ONCE), call).or_stop().sink(&sink)
     });
     let running = job.start().unwrap();
-    eventually("calls are made beside the one that hangs", || count.load(SeqCst) > 2 * AT_ONCE);
+    eventually("other calls are made while the first one hangs", || count.load(SeqCst) > 2 * AT_ONCE);
     std::thread::sleep(Duration::from_millis(100));
     let made = count.load(SeqCst);
     assert!(made <= 5 * AT_ONCE, "{made} calls");

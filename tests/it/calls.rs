@@ -1,4 +1,5 @@
-//! Calls to other services: so many at once, in order or not, late ones as values, and none lost.
+//! Calls to other services: a limited number at once, ordered or not, late ones as values, and none
+//! lost.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Barrier, Condvar, Mutex};
@@ -61,7 +62,7 @@ fn no_more_than_so_many_run_at_once_and_a_slow_one_holds_up_nobody_when_there_is
     });
     job.run().unwrap();
     assert_eq!(seen.load(SeqCst), 5);
-    assert_eq!(results.values().last(), Some(&0), "the slow one is the last");
+    assert_eq!(results.values().last(), Some(&0), "the slow call is the last");
 }
 
 #[test]
@@ -94,7 +95,7 @@ fn that_panic_end_the_run_with_the_operators_name_and_hang_nobody() {
         calls.named("prices").or_stop().sink(discard())
     });
     let begun = Instant::now();
-    let error = job.workers(4).run().expect_err("it panics");
+    let error = job.workers(4).run().expect_err("the call panics");
     assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
     assert_eq!(error.kind(), ErrorKind::Panic);
     assert!(error.to_string().contains("prices") && error.to_string().contains("no sevens"), "{error}");
@@ -154,7 +155,7 @@ fn that_fail_are_made_again_after_a_restart() {
     assert_eq!(values, (0..200).collect::<Vec<_>>());
 }
 
-/// Blocks whoever waits, until it is opened or dropped.
+/// Blocks the threads that wait for it until it is opened.
 #[derive(Clone, Default)]
 struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
@@ -170,8 +171,8 @@ impl Gate {
     }
 }
 
-/// All futures had one thread, and with it their time limits: one that blocked it held up all others, for as long as it
-/// liked.
+/// All futures and their time limits used to share one thread, so a future that blocked it held up
+/// all others for as long.
 #[test]
 fn one_that_blocks_its_thread_holds_up_neither_others_nor_its_own_time_limit() {
     let (gate, results) = (Gate::default(), collect());
@@ -192,7 +193,7 @@ fn one_that_blocks_its_thread_holds_up_neither_others_nor_its_own_time_limit() {
         answers.map(|answer| answer.ok()).sink(&sink)
     });
     let running = job.start().unwrap();
-    eventually("all are answered while one blocks", || results.len() == 5);
+    eventually("all records go on while one call blocks", || results.len() == 5);
     let mut values = results.values();
     values.sort_unstable();
     assert_eq!(values, [None, Some(1), Some(2), Some(3), Some(4)]);
@@ -200,7 +201,8 @@ fn one_that_blocks_its_thread_holds_up_neither_others_nor_its_own_time_limit() {
     running.wait().unwrap();
 }
 
-/// More of them than there are threads: each record goes on when its time is up, and the log says which stage it is, once.
+/// More calls block than there are threads. Each record goes on when its time is up, and the log
+/// names the stage once.
 #[test]
 fn when_all_block_their_threads_each_is_late_and_the_log_names_the_stage_once() {
     events::begin();
@@ -219,19 +221,19 @@ fn when_all_block_their_threads_each_is_late_and_the_log_names_the_stage_once() 
         answers.named("stage that blocks").map(|answer| answer.is_err()).sink(&sink)
     });
     let running = job.workers(2).start().unwrap();
-    eventually("all are answered while all threads are blocked", || results.len() == 40);
+    eventually("all records go on while all threads are blocked", || results.len() == 40);
     assert_eq!(results.values(), [true; 40]);
     gate.open();
     running.wait().unwrap();
     let warned = events::times_logged(&["WARN", "stage that blocks", "blocks its thread", "all block"]);
-    assert_eq!(warned, 1, "it is told once, and not for each record");
+    assert_eq!(warned, 1, "the warning is logged once, not once per record");
 }
 
 #[test]
 fn that_block_on_purpose_have_a_thread_each() {
     let results = collect();
     let sink = results.clone();
-    // None comes back before all are there.
+    // No call returns before all have begun.
     let meeting = Arc::new(Barrier::new(40));
     let job = Job::new("blocking", move |flow| {
         let meeting = Arc::clone(&meeting);
@@ -266,11 +268,11 @@ fn that_block_on_purpose_have_time_limits_and_panics_with_the_operators_name() {
         let call = Calls::blocking(|n: u64| assert!(n != 3, "no threes"));
         flow.source(rows(0..5))?.map_async(Calls::ordered(2), call).named("prices").or_stop().sink(discard())
     });
-    let error = job.run().expect_err("it panics");
+    let error = job.run().expect_err("the call panics");
     assert!(error.to_string().contains("prices") && error.to_string().contains("no threes"), "{error}");
 }
 
-/// Calls fail at random, also by taking too long, and are made again: what comes out is what would without a failure.
+/// Calls fail or time out at random and are retried. The output is the same as without failures.
 #[test]
 fn that_fail_for_a_while_are_answered_as_if_they_had_not() {
     let random = fastrand::Rng::with_seed(seed());
@@ -303,7 +305,7 @@ fn that_fail_for_a_while_are_answered_as_if_they_had_not() {
         assert_eq!(values, (0..300).collect::<Vec<_>>(), "{calls:?}");
         let stage = &report.stages[0];
         assert_eq!((log.committed(), stage.records_in, stage.records_out), (300, 300, 300));
-        assert!(stage.retried > 0 && report.to_string().contains("calls made again"), "{report}");
+        assert!(stage.retried > 0 && report.to_string().contains("calls retried"), "{report}");
     }
 }
 
@@ -316,7 +318,8 @@ fn that_fail_wait_for_their_next_attempt_while_others_are_made_and_their_order_i
         let made = Arc::clone(&made);
         let call = move |n: u64| {
             let others = if n == 0 { made.load(SeqCst) } else { made.fetch_add(1, SeqCst) };
-            // The first is answered once all others were: with one call at a time they are made while it waits.
+            // The first call succeeds once all others were made. With one call at a time, they are
+            // made while it waits for its next attempt.
             async move { if n == 0 && others < 9 { Err("not yet") } else { Ok(n) } }
         };
         let calls = Calls::ordered(1).retry(u32::MAX, MILLI);
@@ -340,7 +343,8 @@ fn of_attempts_that_all_fail_the_last_goes_on_and_each_has_the_whole_time() {
                 match (n, attempt) {
                     (0, _) => Ok(format!("answered {attempt}")),
                     (1, _) => Err(format!("failure {attempt}")),
-                    // The last attempt takes most of the time that one may take, and all of them more.
+                    // Every attempt but the last times out. Together they take longer than one may
+                    // take.
                     (_, 0..=2) => std::future::pending().await,
                     _ => Ok(format!("answered {attempt}")),
                 }
@@ -392,14 +396,14 @@ fn a_stop_waits_for_further_attempts_and_its_deadline_ends_them() {
         .checkpoint_every(MILLI)
     };
     let running = job(service.clone()).start().unwrap();
-    eventually("calls are made again", || attempts.load(SeqCst) > 30);
+    eventually("calls are retried", || attempts.load(SeqCst) > 30);
     running.stop_within(10 * MILLI);
-    let error = running.wait().expect_err("it cannot stop in time");
+    let error = running.wait().expect_err("the job cannot stop in time");
     assert_eq!((error.kind(), log.committed(), results.len()), (ErrorKind::Aborted, 0, 0));
     eventually("nothing is left that could make another attempt", || Arc::strong_count(&attempts) == 1);
     let before = attempts.load(SeqCst);
     let running = job(service).start().unwrap();
-    eventually("calls are made again", || attempts.load(SeqCst) > before + 30);
+    eventually("calls are retried", || attempts.load(SeqCst) > before + 30);
     running.stop();
     is_away.store(false, SeqCst);
     running.wait().unwrap();

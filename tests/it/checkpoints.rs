@@ -1,5 +1,5 @@
-//! What a checkpoint promises to those who will keep state by it: its number, its sinks' answers, and the
-//! order of two of them at a sink.
+//! What a checkpoint promises to operators that will keep state: its number, the answers of its
+//! sinks, and the order of two checkpoints at a sink.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -16,8 +16,8 @@ use crate::support::{eventually, seed};
 
 const MILLI: Duration = Duration::from_millis(1);
 
-/// A sink that takes a checkpoint only when the one before it is committed, as a transaction would, and
-/// that answers commits when it is told to.
+/// A sink that takes records of a checkpoint only when the one before it is committed, as a
+/// transaction would, and that answers commits at once or when the test says so.
 #[derive(Clone, Default)]
 struct Ledger(Arc<Kept>);
 
@@ -25,15 +25,15 @@ struct Ledger(Arc<Kept>);
 struct Kept {
     /// The newest checkpoint that was committed.
     committed: AtomicU64,
-    /// Commits are answered later.
+    /// Whether commits are answered later.
     answers_late: AtomicBool,
     unanswered: Mutex<Vec<CheckpointId>>,
     answers: Mutex<Vec<CheckpointId>>,
     /// Records with their checkpoint, in the order in which they were taken.
     taken: Mutex<Vec<(u64, u64)>>,
-    /// How often a record was refused.
+    /// How often a batch had to wait for a commit.
     refused: AtomicU64,
-    /// The next record makes a writer fail.
+    /// Whether the next batch makes a writer fail.
     fails: AtomicBool,
     wakes: Mutex<Vec<Wake>>,
 }
@@ -107,9 +107,10 @@ impl Writer<u64> for LedgerWriter {
     }
 }
 
-/// Behind an exchange a record of checkpoint `c` comes after one of `c + 1`, because another worker had not
-/// seen the cut. In a queue in the order of arrival it stood behind that one, which the sink refused until
-/// the commit of `c`, which waited for it: the job hung.
+/// Behind an exchange, a record of checkpoint `c` may arrive after one of `c + 1`, because another
+/// worker has not seen the cut yet. A queue in the order of arrival kept it behind that one, which
+/// the sink did not take until `c` was committed. But this commit waited for the record of `c`: the
+/// job hung.
 #[test]
 fn a_sink_that_keeps_a_checkpoint_waiting_gets_all_of_the_one_before_it() {
     let seed = seed();
@@ -122,13 +123,13 @@ fn a_sink_that_keeps_a_checkpoint_waiting_gets_all_of_the_one_before_it() {
             if round % 2 == 0 { stream.sink(&sink) } else { stream.map(|n| n).rebalance().sink(&sink) }
         });
         let mut running = job.workers(2 + round as usize % 3).checkpoint_every(MILLI).start().unwrap();
-        let ended = running.wait_for(Duration::from_secs(30)).expect("the job ends, and hangs otherwise");
+        let ended = running.wait_for(Duration::from_secs(30)).expect("the job does not hang");
         ended.unwrap();
         let taken = std::mem::take(&mut *ledger.0.taken.lock().unwrap());
         assert_eq!(taken.len(), 20_000, "seed {seed}, round {round}");
         refused += ledger.0.refused.load(SeqCst);
     }
-    assert!(refused > 0, "no record was ever kept waiting, so nothing was tested (seed {seed})");
+    assert!(refused > 0, "no record ever had to wait, so nothing was tested (seed {seed})");
 }
 
 #[test]
@@ -147,7 +148,8 @@ fn sources_commit_when_the_last_sink_has_answered() {
         clock.advance(MILLI);
         !late.0.unanswered.lock().unwrap().is_empty()
     });
-    // The clock goes on, and the control thread looks, and still it waits for the answer.
+    // The clock advances and the control thread is woken, but the commit still waits for the
+    // answer.
     for _ in 0..50 {
         clock.advance(MILLI);
         late.wake();
@@ -155,7 +157,7 @@ fn sources_commit_when_the_last_sink_has_answered() {
     }
     assert_eq!((log.committed(), running.report().committed), (0, 0));
     assert_eq!(late.0.unanswered.lock().unwrap().len(), 1, "the next checkpoint waits for this one");
-    eventually("everything is committed once it answers", || {
+    eventually("everything is committed once the sink answers", || {
         late.answer();
         clock.advance(MILLI);
         log.committed() == 100
@@ -163,8 +165,8 @@ fn sources_commit_when_the_last_sink_has_answered() {
     drop(running);
 }
 
-/// A run that follows another begins with the checkpoint after the last that was committed: what it writes
-/// is never taken for a part of one that is.
+/// A run that follows another begins with the checkpoint after the last committed one, so what it
+/// writes is never mistaken for a part of a committed checkpoint.
 #[test]
 fn numbers_go_on_over_runs() {
     let ((orders, source), ledger, clock) = (channel::<u64>(10), Ledger::default(), Clock::simulated());
@@ -175,7 +177,7 @@ fn numbers_go_on_over_runs() {
     let newest = || ledger.0.taken.lock().unwrap().last().copied();
     for value in 1..=5 {
         drop(orders.try_send(value).unwrap());
-        eventually("the record is taken and its checkpoint committed", || {
+        eventually("the record is taken and its checkpoint is committed", || {
             clock.advance(MILLI);
             newest().is_some_and(|(checkpoint, taken)| taken == value && running.report().committed >= checkpoint)
         });
@@ -185,16 +187,16 @@ fn numbers_go_on_over_runs() {
     ledger.0.fails.store(true, SeqCst);
     drop(orders.try_send(6).unwrap());
     eventually("the job is restarted", || running.report().restarts == 1);
-    eventually("the next run takes what comes", || {
+    eventually("the next run takes a record", || {
         drop(orders.try_send(7));
         newest().is_some_and(|(_, taken)| taken == 7)
     });
     let (checkpoint, _) = newest().unwrap();
-    assert!(checkpoint > committed, "{checkpoint} comes after {committed}");
+    assert!(checkpoint > committed, "checkpoint {checkpoint} does not follow {committed}");
     drop(running);
 }
 
-/// Sequence 0 of a run belongs to what is restored, so no record of it is ever there.
+/// The epoch with sequence 0 is reserved for restored state, so no record ever belongs to it.
 #[test]
 fn a_run_without_a_memory_begins_with_one() {
     let (valve, clock) = (Valve::shut(), Clock::simulated());
@@ -209,7 +211,7 @@ fn a_run_without_a_memory_begins_with_one() {
     assert_eq!(running.wait().unwrap().committed, 1);
 }
 
-/// Sources of our own have the same partitions at any number of workers, so positions go on.
+/// Built-in sources have the same partitions with any number of workers, so positions stay valid.
 #[test]
 fn partitions_do_not_depend_on_workers() {
     let names = |workers| {

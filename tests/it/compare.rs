@@ -1,4 +1,4 @@
-//! `Job::compare`: the same records under each trigger, due at the same times, and nothing left behind.
+//! `Job::compare`: the same records under each trigger, due at the same times, and no trace left.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -23,7 +23,8 @@ fn fast(records: u64) -> For {
 #[test]
 fn every_run_gets_the_same_records_at_any_number_of_workers() {
     for workers in [1, 2, 4] {
-        // Which of the partitions come first is nobody's promise; that they are the same in each run is.
+        // Which partitions are read first is not specified, only that they are the same in each
+        // run.
         for (of, source) in [(3_000, 3_000), (3_000, 1_000), (1_000, 3_000)] {
             let results = collect().by_hash();
             let sink = results.clone();
@@ -61,7 +62,7 @@ fn files_give_the_same_records_too() {
 fn results_that_differ_are_found() {
     let asked = Arc::new(AtomicU64::new(0));
     let sink = collect().by_hash();
-    // The 1500th record of all runs is the 500th of the second.
+    // Record 1500 of all runs is record 500 of the second run.
     let job = Job::new("differs", move |flow| {
         let asked = Arc::clone(&asked);
         let change = move |n| if asked.fetch_add(1, SeqCst) == 1_500 { n + 1 } else { n };
@@ -103,8 +104,12 @@ fn latency_counts_from_when_a_record_was_due() {
     let input = For::records(1_000).rate(1_000.0).warm_up(Duration::from_millis(100));
     let comparison = job.compare([Trigger::Continuous], input).unwrap();
     let run = &comparison.runs[0];
-    assert_eq!((run.records_in, run.latency.count), (1_100, 1_000), "what arrives in the warm-up is not measured");
-    // Those that were due in the pause had waited, though nobody had read them yet: 300 of 1 000.
+    assert_eq!(
+        (run.records_in, run.latency.count),
+        (1_100, 1_000),
+        "records that arrive in the warm-up are not measured"
+    );
+    // Records that were due in the pause had waited before they were read: 300 of 1 000.
     assert!(run.latency.p90 > pause / 3, "{comparison}");
     assert!(run.latency.max >= pause, "{comparison}");
     let curve: Vec<_> = run.curve.iter().map(|point| (point.percentile, point.latency)).collect();
@@ -160,7 +165,7 @@ fn from_kafka_to_kafka_nothing_is_committed_and_results_are_equal() {
     assert_eq!(found["runs"][2]["records_in"], 1_500, "{found}");
 }
 
-/// The time that a record is given is a part of what is written.
+/// The timestamp of a record is part of what is compared.
 #[test]
 fn runs_that_write_other_timestamps_are_not_equal() {
     let broker = shared();

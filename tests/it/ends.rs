@@ -1,4 +1,5 @@
-//! Ends: bounded sources, `AvailableNow`, stop, stop with a deadline, abort, and a handle that is dropped.
+//! How a job ends: bounded sources, `AvailableNow`, stop, stop with a deadline, abort, and a handle
+//! that is dropped.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ fn stop_drains_and_commits() {
     let (script, results) = (endless(), collect());
     let (log, sink) = (script.log.clone(), results.clone());
     let running = Job::new("stop", move |flow| flow.source(&script)?.sink(&sink)).workers(2).start().unwrap();
-    results.wait_for(500, PATIENCE).expect("all of it comes out");
+    results.wait_for(500, PATIENCE).expect("all records come out");
     running.stop();
     running.wait().unwrap();
     assert_eq!(log.committed(), 500);
@@ -45,14 +46,14 @@ fn stop_under_micro_batch_releases_nothing_more() {
     let (log, sink) = (script.log.clone(), results.clone());
     let job = Job::new("queued", move |flow| flow.source(&script)?.sink(&sink));
     let running = job.trigger(Trigger::micro_batch(Duration::from_secs(1))).clock(clock).start().unwrap();
-    eventually("everything is polled", || {
+    eventually("all records are polled", || {
         let polls = log.polls.load(std::sync::atomic::Ordering::SeqCst);
         std::thread::sleep(Duration::from_millis(5));
         polls > 0 && log.polls.load(std::sync::atomic::Ordering::SeqCst) == polls
     });
     running.stop();
     running.wait().unwrap();
-    assert_eq!((results.len(), log.committed()), (0, 0), "no tick has come: it is read again by the next run");
+    assert_eq!((results.len(), log.committed()), (0, 0), "there was no tick: the next run reads the records again");
 }
 
 #[test]
@@ -65,9 +66,9 @@ fn stop_releases_what_nobody_can_read_again() {
     let receipts: Vec<_> = (0..50).map(|n| orders.try_send(n).unwrap()).collect();
     running.stop();
     running.wait().unwrap();
-    assert_eq!(results.len(), 50, "they are the last batch");
+    assert_eq!(results.len(), 50, "the records are the last batch");
     receipts.into_iter().for_each(|receipt| receipt.wait().unwrap());
-    assert!(matches!(orders.try_send(1), Err(SendError::Ended(1))), "the job has ended, and says so");
+    assert!(matches!(orders.try_send(1), Err(SendError::Ended(1))), "a send after the end of the job fails");
 }
 
 #[test]
@@ -90,7 +91,7 @@ fn available_now_ends_at_what_there_was() {
     let sink = results.clone();
     let job = Job::new("now", move |flow| flow.source(&source)?.sink(&sink)).trigger(Trigger::AvailableNow);
     job.run().unwrap();
-    assert_eq!(results.len(), 30, "the sender is still there, and the job has ended");
+    assert_eq!(results.len(), 30, "the job ends although the sender still exists");
     drop(orders);
 }
 
@@ -105,11 +106,11 @@ fn dropping_the_handle_does_not_block_and_ends_the_job() {
     })
     .start()
     .unwrap();
-    eventually("it runs", || !valve.taken().is_empty());
+    eventually("the job runs", || !valve.taken().is_empty());
     let dropped = Instant::now();
     drop(running);
     assert!(dropped.elapsed() < Duration::from_secs(1));
-    eventually("the job lets its channel go", || matches!(orders.try_send(1), Err(SendError::Ended(_))));
+    eventually("the job releases its channel", || matches!(orders.try_send(1), Err(SendError::Ended(_))));
     assert_eq!(log.committed(), 0);
 }
 
@@ -120,9 +121,9 @@ fn abort_ends_at_once_and_receipts_say_so() {
     let sink = valve.clone();
     let running = Job::new("abort", move |flow| flow.source(&source)?.sink(&sink)).start().unwrap();
     let receipt = orders.try_send(1).unwrap();
-    eventually("it is taken", || valve.taken().len() == 1);
+    eventually("the record is taken", || valve.taken().len() == 1);
     running.abort();
-    assert_eq!(running.wait().expect_err("it was aborted").kind(), ErrorKind::Aborted);
+    assert_eq!(running.wait().expect_err("the job was aborted").kind(), ErrorKind::Aborted);
     drop(valve);
     assert_eq!(receipt.wait(), Err(Undelivered::Ended));
 }
@@ -176,11 +177,11 @@ fn stop_drains_a_channel_into_a_sink_that_frees_memory_at_commits_only() {
     let mut running = job.memory(millstream::ByteSize(400)).start().unwrap();
     (0..500).for_each(|n| drop(orders.try_send(n).unwrap()));
     running.stop_within(PATIENCE);
-    running.wait_for(PATIENCE).expect("it does not hang").unwrap();
+    running.wait_for(PATIENCE).expect("the job does not hang").unwrap();
     assert_eq!(valve.taken(), (0..500).collect::<Vec<_>>());
 }
 
-/// Two are sent before anybody reads, and each has its own.
+/// Two records are sent before the job reads, and each has its own receipt.
 #[test]
 fn a_receipt_does_not_wait_for_its_neighbours() {
     let ((orders, source), valve) = (channel::<u64>(10), Valve::shut());
@@ -192,14 +193,16 @@ fn a_receipt_does_not_wait_for_its_neighbours() {
     first.wait().unwrap();
     let mut second = std::pin::pin!(second);
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    assert!(second.as_mut().poll(&mut context).is_pending(), "it is not acknowledged");
+    assert!(second.as_mut().poll(&mut context).is_pending(), "the second record is not acknowledged");
     valve.open();
-    eventually("it is by now", || second.as_mut().poll(&mut context) == std::task::Poll::Ready(Ok(())));
+    eventually("the second record is acknowledged", || {
+        second.as_mut().poll(&mut context) == std::task::Poll::Ready(Ok(()))
+    });
     running.stop();
     running.wait().unwrap();
 }
 
-/// What has ended decides what becomes final: time, or only this run.
+/// Whether time or only this run has ended decides what becomes final.
 #[test]
 fn a_report_says_whether_time_or_the_run_has_ended() {
     #[track_caller]

@@ -1,4 +1,4 @@
-//! What `Job::explain` says: operators, fused nodes, and where records change workers; and that nothing
+//! What `Job::explain` shows: operators, fused nodes, and where records change workers. Nothing
 //! connects for it.
 
 use millstream::{Calls, Flow, Job, Result, Trigger, collect, discard, rows};
@@ -85,7 +85,7 @@ fn nothing_connects_and_what_is_wrong_is_an_error() {
     assert!(loose.explain().unwrap_err().to_string().contains("`forked` does not reach a sink"));
 }
 
-/// A plan is built as it is explained: what runs reports the same nodes.
+/// What is explained is what runs: the report of a run has the same nodes.
 #[test]
 fn a_report_has_the_nodes_of_the_explanation() {
     let job = Job::new("same", |flow| {

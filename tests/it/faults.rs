@@ -1,5 +1,5 @@
-//! Faults: the first one ends the run, with a name, and hangs nobody; nothing is committed beyond what was acknowledged;
-//! a restart begins again from there with fresh clients.
+//! Faults: the first one ends the run with the name of its operator, and nothing hangs. Nothing is
+//! committed beyond what was acknowledged. A restart resumes there with new clients.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -66,7 +66,7 @@ fn a_fault_in_a_sink_with_records_in_flight_commits_nothing_beyond_the_acknowled
     let mut acknowledged = 0;
     let mut running = running;
     let error = loop {
-        // Some of what is in flight is acknowledged while more comes, in order.
+        // Acknowledges some of the records in flight, in order, while more arrive.
         acknowledged += valve.acknowledge(7);
         if let Some(ended) = running.wait_for(Duration::from_micros(50)) {
             break ended.expect_err("the writer fails");
@@ -108,10 +108,10 @@ fn a_stop_does_not_wait_for_a_connection() {
     let log = script.log.clone();
     let job = Job::new("connecting", move |flow| flow.source(&script)?.sink(millstream::discard()));
     let running = job.restart(QUICKLY).start().unwrap();
-    eventually("it connects again", || log.connects.load(SeqCst) == 2);
+    eventually("the source connects again", || log.connects.load(SeqCst) == 2);
     let asked = Instant::now();
     running.stop();
-    let error = running.wait().expect_err("it was not connected");
+    let error = running.wait().expect_err("the job was not connected");
     assert!(asked.elapsed() < Duration::from_secs(2), "it took {:?}", asked.elapsed());
     assert_eq!(error.kind(), ErrorKind::Aborted, "{error}");
 }
@@ -163,7 +163,7 @@ fn a_record_that_panics_every_time_is_no_endless_loop() {
             })
             .sink(millstream::discard())
     });
-    let error = job.restart(QUICKLY).run().expect_err("it can never pass");
+    let error = job.restart(QUICKLY).run().expect_err("the record fails in every run");
     assert_eq!((error.kind(), runs.load(SeqCst)), (ErrorKind::Panic, 3));
 }
 
@@ -177,7 +177,7 @@ fn a_malformed_record_stops_without_a_restart() {
     let job = Job::new("malformed", move |flow| {
         flow.source(rows(0..10))?.map(malformed).or_stop().sink(millstream::discard())
     });
-    let error = job.restart(QUICKLY).run().expect_err("the fifth record is malformed");
+    let error = job.restart(QUICKLY).run().expect_err("record 5 is malformed");
     assert_eq!(error.kind(), ErrorKind::Malformed);
     assert!(error.to_string().contains("five is right out"));
 }
@@ -207,17 +207,17 @@ fn a_pipeline_that_panics_when_it_is_planned_again_ends_the_job() {
     let plans = Arc::new(AtomicU64::new(0));
     let script = Script::numbers(1_000, 1, 1).failing_at(5);
     let job = Job::new("planned twice", move |flow| {
-        // A count, a plan and one worker make a run.
+        // Each run calls this to count, to plan, and once per worker: here three times.
         assert!(plans.fetch_add(1, SeqCst) < 3, "not again");
         flow.source(&script)?.sink(millstream::discard())
     });
-    let running = job.restart(QUICKLY).start().expect("the first plan is good");
-    let error = running.wait().expect_err("the second plan panics");
+    let running = job.restart(QUICKLY).start().expect("the first run is planned");
+    let error = running.wait().expect_err("the plan of the second run panics");
     assert_eq!(error.kind(), ErrorKind::Panic);
     assert!(format!("{error:#}").contains("not again"), "{error:#}");
 }
 
-/// A sink whose writers cannot be made.
+/// A sink whose writers cannot be created.
 #[derive(Clone)]
 struct Broken;
 
@@ -244,7 +244,7 @@ fn a_writer_that_cannot_be_made_is_an_error_at_start() {
         let fused = Job::new("no writer", |flow| flow.source(rows(0..10))?.sink(&Broken));
         let apart = Job::new("no writer", |flow| flow.source(rows(0..10))?.rebalance().sink(&Broken));
         for job in [fused, apart] {
-            let error = job.workers(workers).start().expect_err("its writers cannot be made");
+            let error = job.workers(workers).start().expect_err("its writers cannot be created");
             assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Sink, "no writer today"));
         }
     }

@@ -1,5 +1,5 @@
-//! Partitions that are taken while a job runs: what was released of them is acknowledged and committed before they are
-//! given back; what is lost is not committed.
+//! Partitions that are revoked while a job runs: the records released from them are acknowledged
+//! and committed before the source unassigns them. Lost partitions are not committed.
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -17,19 +17,19 @@ fn a_taken_partition_is_committed_before_it_is_given_back() {
     let (log, sink) = (script.log.clone(), valve.clone());
     let job = Job::new("taken", move |flow| flow.source(&script)?.sink(&sink)).workers(2).clock(clock);
     let running = job.drain_within(Duration::from_secs(30)).start().unwrap();
-    eventually("some of it is taken", || valve.taken().len() > 500);
+    eventually("the sink has taken some records", || valve.taken().len() > 500);
     log.take(&["p1", "p2"]);
     std::thread::sleep(Duration::from_millis(50));
-    assert!(log.given_back.lock().unwrap().is_empty(), "its records are not acknowledged");
+    assert!(log.given_back.lock().unwrap().is_empty(), "the records are not acknowledged");
     valve.open();
-    eventually("it is given back", || log.given_back.lock().unwrap().len() == 2);
+    eventually("the partitions are unassigned", || log.given_back.lock().unwrap().len() == 2);
     let of = |partition: u64| valve.taken().iter().filter(|n| *n % 4 == partition).count() as u64;
     let committed = log.committed.lock().unwrap().clone();
-    assert_eq!((committed["p1"], committed["p2"]), (of(1), of(2)), "exactly what was released");
+    assert_eq!((committed["p1"], committed["p2"]), (of(1), of(2)), "commits cover exactly the released records");
     running.stop();
     running.wait().unwrap();
-    assert_eq!(log.committed.lock().unwrap()["p0"], 1_000, "what was kept goes on");
-    assert_eq!(log.committed.lock().unwrap()["p1"], committed["p1"], "what was given back does not");
+    assert_eq!(log.committed.lock().unwrap()["p0"], 1_000, "a partition that was kept is read to its end");
+    assert_eq!(log.committed.lock().unwrap()["p1"], committed["p1"], "a revoked partition is not read further");
 }
 
 #[test]
@@ -38,10 +38,11 @@ fn a_partition_that_cannot_be_drained_is_given_back_in_time() {
     let (log, sink) = (script.log.clone(), valve.clone());
     let job = Job::new("not drained", move |flow| flow.source(&script)?.sink(&sink));
     let running = job.drain_within(Duration::from_millis(100)).start().unwrap();
-    eventually("some of it is taken", || valve.taken().len() > 500);
+    eventually("the sink has taken some records", || valve.taken().len() > 500);
     log.take(&["p0"]);
-    eventually("it is given back", || !log.given_back.lock().unwrap().is_empty());
-    // What is acknowledged of it later is its next owner's business, and what was kept goes on.
+    eventually("the partition is unassigned", || !log.given_back.lock().unwrap().is_empty());
+    // Later acknowledgements of its records are not committed. The partition that was kept is read
+    // on.
     valve.open();
     running.stop();
     running.wait().unwrap();
@@ -55,9 +56,9 @@ fn a_lost_partition_is_not_committed() {
     let (log, sink) = (script.log.clone(), valve.clone());
     let job = Job::new("lost", move |flow| flow.source(&script)?.sink(&sink)).clock(clock);
     let running = job.start().unwrap();
-    eventually("all of it is taken", || valve.taken().len() == 4_000);
+    eventually("the sink has taken all records", || valve.taken().len() == 4_000);
     log.lose(&["p3"]);
-    eventually("it is given back", || !log.given_back.lock().unwrap().is_empty());
+    eventually("the partition is unassigned", || !log.given_back.lock().unwrap().is_empty());
     valve.open();
     running.stop();
     running.wait().unwrap();
@@ -65,8 +66,8 @@ fn a_lost_partition_is_not_committed() {
     assert!(!committed.contains_key("p3") && committed["p0"] == 1_000, "{committed:?}");
 }
 
-/// A checkpoint is cut and gathered with a partition in it, and waits for the commit before it: when the partition is lost
-/// meanwhile, it is not committed of it.
+/// A checkpoint that includes a partition is gathered and waits for the commit before it. When the
+/// partition is lost meanwhile, its offset is left out of the commit.
 #[test]
 fn what_was_gathered_of_a_lost_partition_is_not_committed() {
     let (script, valve, clock) =
@@ -75,25 +76,25 @@ fn what_was_gathered_of_a_lost_partition_is_not_committed() {
     log.hold_commits.store(true, SeqCst);
     let job = Job::new("lost", move |flow| flow.source(&script)?.sink(&sink)).clock(clock.clone());
     let running = job.checkpoint_every(Duration::from_millis(10)).start().unwrap();
-    eventually("the first checkpoint is cut on the way", || {
+    eventually("the first checkpoint is cut while records are read", || {
         clock.advance(Duration::from_millis(10));
         valve.taken().len() > 100
     });
-    eventually("all of it is taken", || valve.taken().len() == 40_000);
+    eventually("the sink has taken all records", || valve.taken().len() == 40_000);
     valve.acknowledge(30_000);
-    eventually("some of it is committed, without an answer", || {
+    eventually("the first commit is made, and not answered", || {
         clock.advance(Duration::from_millis(10));
         !log.commits.lock().unwrap().is_empty()
     });
     let before = log.committed.lock().unwrap().clone();
-    assert!(before.get("p3") < Some(&10_000), "the first checkpoint is only a part: {before:?}");
+    assert!(before.get("p3") < Some(&10_000), "the first commit covers all records: {before:?}");
     valve.open();
     for _ in 0..20 {
         clock.advance(Duration::from_millis(10));
         std::thread::sleep(Duration::from_millis(5));
     }
     log.lose(&["p3"]);
-    eventually("it is given back", || !log.given_back.lock().unwrap().is_empty());
+    eventually("the partition is unassigned", || !log.given_back.lock().unwrap().is_empty());
     log.hold_commits.store(false, SeqCst);
     running.stop();
     running.wait().unwrap();
@@ -110,9 +111,9 @@ fn a_taken_partition_waits_for_no_tick() {
     let job = Job::new("between ticks", move |flow| flow.source(&script)?.sink(&sink));
     let job = job.trigger(Trigger::micro_batch(Duration::from_secs(3_600))).clock(clock);
     let running = job.drain_within(Duration::from_secs(30)).start().unwrap();
-    eventually("it reads", || log.polls.load(std::sync::atomic::Ordering::SeqCst) > 10);
+    eventually("the job reads", || log.polls.load(std::sync::atomic::Ordering::SeqCst) > 10);
     log.take(&["p0"]);
-    eventually("it is given back", || !log.given_back.lock().unwrap().is_empty());
+    eventually("the partition is unassigned", || !log.given_back.lock().unwrap().is_empty());
     drop(running);
 }
 
@@ -127,9 +128,9 @@ fn a_partition_of_a_reader_that_has_ended_is_given_back_at_once() {
     });
     let job = job.drain_within(Duration::from_secs(300)).checkpoint_every(Duration::from_millis(10));
     let running = job.workers(2).start().unwrap();
-    eventually("all of it is committed", || log.committed() == 400);
+    eventually("all records are committed", || log.committed() == 400);
     log.take(&["p0"]);
-    eventually("it is given back", || !log.given_back.lock().unwrap().is_empty());
+    eventually("the partition is unassigned", || !log.given_back.lock().unwrap().is_empty());
     drop(orders);
     running.wait().unwrap();
 }

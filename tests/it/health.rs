@@ -1,4 +1,5 @@
-//! A job says whether it is alive and whether it is ready, and why not, in words that an operator understands.
+//! A job reports whether it is alive and ready, and if not, why, in words that an operator
+//! understands.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -13,11 +14,11 @@ use crate::support::broker::shared;
 use crate::support::eventually;
 use crate::support::valve::Valve;
 
-/// Waits until the health is as described.
+/// Waits until `is` holds for the health.
 #[track_caller]
 fn becomes(what: &str, health: impl Fn() -> Health, is: impl Fn(&Health) -> bool) {
     let last = || health().to_string();
-    eventually(&format!("{what}; at first it was: {}", last()), || is(&health()));
+    eventually(&format!("the job is {what}; at first it was: {}", last()), || is(&health()));
 }
 
 #[test]
@@ -36,7 +37,7 @@ fn a_job_that_works_is_alive_and_ready_until_it_is_asked_to_stop() {
     valve.open();
     running.wait().unwrap();
     assert_eq!(health().not_alive, ["the job has ended"]);
-    assert!(!health().is_ready(), "what is not alive is not ready");
+    assert!(!health().is_ready(), "a job that is not alive is not ready");
 }
 
 #[test]
@@ -83,11 +84,11 @@ fn a_worker_that_does_not_come_back_is_named() {
     let running = job.start().unwrap();
     let limits = HealthLimits::new().step_within(Duration::from_secs(2));
     let health = || running.health(&limits);
-    becomes("well", health, Health::is_ready);
+    becomes("ready", health, Health::is_ready);
     drop(numbers.try_send(1).unwrap());
     becomes("stuck", health, |health| health.to_string().starts_with("not alive: worker 0 has been in one step for"));
     hangs.store(false, SeqCst);
-    becomes("well again", health, Health::is_ready);
+    becomes("ready again", health, Health::is_ready);
     drop(numbers);
     running.wait().unwrap();
 }
@@ -97,7 +98,7 @@ fn a_worker_that_sleeps_is_not_stuck() {
     let (numbers, source) = channel::<u64>(10);
     let running = Job::new("sleeps", move |flow| flow.source(&source)?.sink(discard())).start().unwrap();
     let limits = HealthLimits::new().step_within(Duration::ZERO);
-    becomes("well", || running.health(&limits), Health::is_ready);
+    becomes("ready", || running.health(&limits), Health::is_ready);
     for _ in 0..15 {
         thread::sleep(Duration::from_millis(100));
         let health = running.health(&limits);
@@ -118,11 +119,11 @@ fn records_that_a_sink_does_not_acknowledge_are_counted_and_the_sink_named() {
     let health = || running.health(&limits);
     drop(numbers.try_send(1).unwrap());
     becomes("stalled", health, |health| {
-        health.to_string().starts_with("not alive: records of checkpoint 1 are not acknowledged (1 by `valve`), for")
+        health.to_string().starts_with("not alive: records of checkpoint 1 have not been acknowledged (1 by `valve`) for")
     });
-    assert!(running.health(&HealthLimits::new()).is_alive(), "the limit is the program's");
+    assert!(running.health(&HealthLimits::new()).is_alive(), "the default limit is longer");
     valve.open();
-    becomes("well again", health, Health::is_ready);
+    becomes("ready again", health, Health::is_ready);
     drop(numbers);
     running.wait().unwrap();
 }
@@ -149,14 +150,14 @@ fn a_job_that_lags_is_alive_and_not_ready_until_it_has_caught_up() {
                 && health.not_ready.iter().any(|why| why.starts_with(&reason) && why.ends_with("10 are allowed"))
         },
     );
-    assert!(health(100).is_ready(), "the bound is the program's");
+    assert!(health(100).is_ready(), "a lag of 100 is within the limit");
     valve.open();
     becomes("caught up", || health(10), Health::is_ready);
     running.stop();
     running.wait().unwrap();
 }
 
-/// A source that waits until it is let in.
+/// A source that waits until the test lets it in.
 #[derive(Clone)]
 struct Queues(Arc<AtomicBool>);
 
@@ -204,14 +205,14 @@ fn a_source_that_waits_makes_its_job_not_ready_and_after_a_while_not_alive() {
         "waiting",
         || running.health(&limits),
         |health| {
-            health.is_alive() && health.not_ready.iter().any(|why| why.starts_with("`queues` waits for its turn, for "))
+            health.is_alive() && health.not_ready.iter().any(|why| why.starts_with("`queues` has been waiting for its turn for "))
         },
     );
     let impatient = HealthLimits::new().group_within(Duration::from_millis(1));
     becomes(
         "waiting for too long",
         || running.health(&impatient),
-        |health| !health.is_alive() && health.to_string().starts_with("not alive: `queues` waits for its turn, for "),
+        |health| !health.is_alive() && health.to_string().starts_with("not alive: `queues` has been waiting for its turn for "),
     );
     let_in.store(true, SeqCst);
     becomes("ready", || running.health(&limits), Health::is_ready);
@@ -233,7 +234,7 @@ fn a_member_of_a_group_is_ready_when_it_has_been_given_its_share() {
     let ready = running.health(&HealthLimits::new()).is_ready() && running.report().sources[0].lag.is_empty();
     assert!(!ready, "ready without a partition: {health}");
     becomes("ready", || running.health(&HealthLimits::new()), Health::is_ready);
-    assert_eq!(running.report().sources[0].lag.len(), 1, "ready, and without a partition");
+    assert_eq!(running.report().sources[0].lag.len(), 1, "ready without a partition");
     running.stop();
     running.wait().unwrap();
 }

@@ -1,5 +1,5 @@
-//! How much is let in: a pause, a rate, a batch, and several sources under one budget. No limit holds back a cut, a commit or
-//! a stop.
+//! Limits of what is read: a pause, a rate, a batch size, and several sources under one budget. No
+//! limit holds back a cut, a commit or a stop.
 
 use std::time::Duration;
 
@@ -24,21 +24,21 @@ fn a_rate_holds_over_all_workers_and_records_come_when_the_clock_has_moved() {
         assert!(drained <= 11, "{trigger:?}: {drained} at once");
         for _ in 0..100 {
             test.advance(Duration::from_millis(10)).unwrap();
-            // A limited source is read a moment after the clock has moved.
+            // A limited source is read a moment after the clock has advanced.
             drained += test.drain(&results).unwrap().len();
         }
         let ten_in_a_second = |drained: usize| (90..=112).contains(&drained);
-        eventually("the last of them come", || {
+        eventually("the last of them arrive", || {
             drained += results.take().len();
             ten_in_a_second(drained)
         });
         test.advance(Duration::from_secs(3_600)).unwrap();
-        eventually("a pause is not made up for", || {
+        eventually("more records arrive after the pause", || {
             drained += results.take().len();
             drained > 100
         });
-        assert!(drained <= 123, "{trigger:?}: {drained}");
-        // What was sent and not let in is still processed: nobody can read it again.
+        assert!(drained <= 123, "{trigger:?}: {drained}, the pause was made up for");
+        // Records that were sent and not yet read are still processed: no later run can read them.
         let report = test.end().unwrap();
         assert_eq!(report.records_in(), 1_000, "{trigger:?}");
     }
@@ -47,9 +47,9 @@ fn a_rate_holds_over_all_workers_and_records_come_when_the_clock_has_moved() {
 #[test]
 fn a_rate_holds_on_the_machines_clock() {
     let job = Job::new("rate", move |flow| flow.source(rows(0..300u64))?.rate_at_most(1_000.0).sink(discard()));
-    let report = job.workers(2).start().unwrap().wait_for(PATIENCE).expect("it ends").unwrap();
+    let report = job.workers(2).start().unwrap().wait_for(PATIENCE).expect("the job ends").unwrap();
     assert_eq!(report.records_in(), 300);
-    // A tenth of a second's come at once.
+    // The records of a tenth of a second arrive at once.
     assert!(report.elapsed_seconds >= 0.19, "{report}");
 }
 
@@ -66,10 +66,10 @@ fn a_batch_has_so_many_records_at_most() {
         // Readers fill the batch a moment after the one before has left.
         std::thread::sleep(Duration::from_millis(20));
         clock.advance(Duration::from_secs(1));
-        eventually("the batch is there", || results.len() > 50 * (batch - 1));
+        eventually("the batch arrives", || results.len() > 50 * (batch - 1));
         std::thread::sleep(Duration::from_millis(20));
         assert!(results.len() <= 50 * batch, "{} records in {batch} batches", results.len());
-        eventually("and committed", || log.committed() as usize == results.len());
+        eventually("the batch is committed", || log.committed() as usize == results.len());
     }
     drop(running);
 }
@@ -86,7 +86,7 @@ fn a_batch_of_a_continuous_job_lies_between_two_checkpoints() {
         std::thread::sleep(Duration::from_millis(10));
         assert_eq!(results.len() as u64, 50 * batch);
         clock.advance(Duration::from_secs(1));
-        eventually("a cut comes all the same, and is committed", || log.committed() >= 50 * batch);
+        eventually("a checkpoint is cut and committed all the same", || log.committed() >= 50 * batch);
     }
     drop(running);
 }
@@ -99,8 +99,8 @@ fn a_pause_keeps_records_out_and_neither_commits_nor_a_stop_wait_for_its_end() {
         let job = Job::new("pause", move |flow| flow.source(&script)?.named("numbers").sink(&sink));
         let job = job.trigger(trigger).checkpoint_every(Duration::from_millis(10));
         let running = job.start().unwrap();
-        eventually("it runs", || !results.is_empty());
-        running.source("numbers").expect("it is named so").pause();
+        eventually("the job runs", || !results.is_empty());
+        running.source("numbers").expect("the source has this name").pause();
         assert!(running.source("others").is_none());
         assert!(running.report().to_string().contains("paused"), "{}", running.report());
         eventually("what was read is committed", || {
@@ -110,7 +110,7 @@ fn a_pause_keeps_records_out_and_neither_commits_nor_a_stop_wait_for_its_end() {
         });
         running.resume();
         let read = results.len();
-        eventually("it reads on", || results.len() > read);
+        eventually("the job reads on", || results.len() > read);
         running.pause();
         running.stop();
         running.wait().unwrap();
@@ -125,11 +125,11 @@ fn what_the_program_has_said_lasts_over_a_restart() {
     let job = Job::new("again", move |flow| flow.source(&script)?.sink(&sink));
     let restart = millstream::Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
     let running = job.restart(restart).start().unwrap();
-    running.source("script").expect("its kind is its name").rate_at_most(Some(0.001));
-    running.source("script").expect("its kind is its name").rate_at_most(None);
-    running.source("script").expect("its kind is its name").batch_at_most(Some(1_000_000));
-    eventually("all of it is read", || results.len() >= 1_000);
-    eventually("in a second run", || log.connects.load(std::sync::atomic::Ordering::SeqCst) == 2);
+    running.source("script").expect("a source is named after its kind").rate_at_most(Some(0.001));
+    running.source("script").expect("a source is named after its kind").rate_at_most(None);
+    running.source("script").expect("a source is named after its kind").batch_at_most(Some(1_000_000));
+    eventually("all records are read", || results.len() >= 1_000);
+    eventually("the second run begins", || log.connects.load(std::sync::atomic::Ordering::SeqCst) == 2);
     running.pause();
     assert!(running.report().sources[0].paused);
     drop(running);
@@ -139,7 +139,7 @@ fn what_the_program_has_said_lasts_over_a_restart() {
 fn a_limit_that_means_nothing_is_named_at_start() {
     #[track_caller]
     fn check(job: Job, names: &str) {
-        let error = job.start().expect_err("it means nothing");
+        let error = job.start().expect_err("the limit is invalid");
         assert_eq!(error.kind(), ErrorKind::Pipeline, "{error:?}");
         assert!(error.to_string().contains(names), "`{error}` does not name `{names}`");
     }
@@ -153,7 +153,7 @@ fn a_limit_that_means_nothing_is_named_at_start() {
     check(job, "right behind");
 }
 
-/// The first source took the room that there was, each time again, and the second had none.
+/// The first source used to take all of the room each time, and the second had none.
 #[test]
 fn a_source_with_a_backlog_leaves_the_others_their_turn() {
     let (many, one) = (rows(0..1_000_000u64).partitions(1), rows([u64::MAX]).partitions(1));
@@ -163,7 +163,7 @@ fn a_source_with_a_backlog_leaves_the_others_their_turn() {
         flow.source(&many)?.sink(&sink)?;
         flow.source(&one)?.sink(&sink)
     });
-    // Ten records.
+    // Room for ten records.
     let running = job.memory(ByteSize(160)).start().unwrap();
     let mut acknowledged = 0;
     eventually("the second source has its turn", || {
@@ -171,13 +171,14 @@ fn a_source_with_a_backlog_leaves_the_others_their_turn() {
             valve.acknowledge(10);
             acknowledged += 10;
         }
-        assert!(acknowledged < 500, "not in {acknowledged} records");
+        assert!(acknowledged < 500, "no turn within {acknowledged} records");
         valve.taken().contains(&u64::MAX)
     });
     drop(running);
 }
 
-/// A reader that found no memory left a note, and the next record was released without a tick.
+/// A note that a reader had found no memory used to outlast the shortage, and the next record was
+/// released without a tick.
 #[test]
 fn a_batch_is_not_released_for_memory_that_is_free_again() {
     let ((numbers, source), valve, clock) = (channel::<u64>(100), Valve::shut(), Clock::simulated());
@@ -191,22 +192,22 @@ fn a_batch_is_not_released_for_memory_that_is_free_again() {
         .start()
         .unwrap();
     (0..20).for_each(|n| drop(numbers.try_send(n).unwrap()));
-    // Memory is used up, so it does not wait for its tick; and nothing more can be read.
-    eventually("it is released", || !valve.taken().is_empty());
+    // Memory is used up, so the batch does not wait for its tick, and nothing more can be read.
+    eventually("the batch is released", || !valve.taken().is_empty());
     std::thread::sleep(Duration::from_millis(300));
     let released = valve.taken().len();
-    assert!(released < 20, "it was sent all at once");
+    assert!(released < 20, "all records were released at once");
     valve.open();
     eventually("memory is free", || running.report().records_out() as usize == released);
     std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(valve.taken().len(), released, "no tick has come");
+    assert_eq!(valve.taken().len(), released, "released without a tick");
     drop(running);
 }
 
-/// Whether a source has ended was seen by polling it again, which its limit forbade.
+/// The end of a source used to be detected only by another poll, which its limit did not allow.
 #[test]
 fn a_limit_does_not_hold_back_the_end() {
-    // A record in a quarter of an hour, and one in longer than there is time.
+    // One record in about a quarter of an hour, and one in longer than a `Duration` can hold.
     for rate in [0.001, 1e-30] {
         for trigger in TRIGGERS {
             let job = Job::new("end", move |flow| {
@@ -214,20 +215,21 @@ fn a_limit_does_not_hold_back_the_end() {
                 flow.source(&channel_of([1, 2]))?.batch_at_most(2).sink(discard())
             });
             let mut running = job.trigger(trigger).workers(2).start().unwrap();
-            let report = running.wait_for(PATIENCE).expect("it ends").unwrap();
+            let report = running.wait_for(PATIENCE).expect("the job ends").unwrap();
             assert_eq!(report.records_in(), 3, "{rate}, {trigger:?}");
         }
     }
 }
 
-/// A channel that nobody sends into any more.
+/// A channel whose sender is gone.
 fn channel_of<const N: usize>(numbers: [u64; N]) -> ChannelSource<u64> {
     let (sender, source) = channel(N.max(1));
     numbers.into_iter().for_each(|n| drop(sender.try_send(n).unwrap()));
     source
 }
 
-/// A worker that had just released its batch took the next one before others were awake.
+/// A worker that had just released its batch used to take the next one before the others were
+/// awake.
 #[test]
 fn workers_take_turns_with_the_batches_of_a_source() {
     let (numbers, results, clock) = (rows(0..1_000u64).partitions(4), collect(), Clock::simulated());
@@ -236,12 +238,12 @@ fn workers_take_turns_with_the_batches_of_a_source() {
     let running =
         job.trigger(Trigger::micro_batch(Duration::from_secs(1))).workers(4).clock(clock.clone()).start().unwrap();
     for batch in 1..=12usize {
-        eventually("the batch is there", || {
+        eventually("the batch arrives", || {
             clock.advance(Duration::from_secs(1));
             results.len() >= 10 * batch
         });
     }
     let quarters: std::collections::BTreeSet<u64> = results.values().into_iter().map(|n| n / 250).collect();
-    assert_eq!(quarters.len(), 4, "each worker has had its turns: {:?}", results.values());
+    assert_eq!(quarters.len(), 4, "not every worker had a turn: {:?}", results.values());
     drop(running);
 }

@@ -1,5 +1,5 @@
-//! What a job tells the program's own functions: in order, each thing once, and nothing that such a function does can hurt the
-//! job. And the list of the jobs of a process.
+//! Listeners: functions of the program that a job tells what happens to it, in order and each event
+//! once. Nothing that a listener does can harm the job. Also the list of a process's jobs.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use crate::support::{events, eventually};
 
 const OFTEN: Duration = Duration::from_millis(2);
 
-/// What a listener has heard.
+/// The events that a listener received.
 #[derive(Clone, Default)]
 struct Heard(Arc<Mutex<Vec<JobEvent>>>);
 
@@ -26,7 +26,7 @@ impl Heard {
         self.0.lock().unwrap().clone()
     }
 
-    /// One word each; those of one kind in a row count once.
+    /// A word for each event; several of one kind in a row count once.
     fn words(&self) -> Vec<&'static str> {
         let mut words: Vec<&str> = self.all().iter().map(word).collect();
         words.dedup();
@@ -41,7 +41,7 @@ fn word(event: &JobEvent) -> &'static str {
         JobEvent::Idle(_) => "idle",
         JobEvent::Restarted { .. } => "restarted",
         JobEvent::Ended { .. } => "ended",
-        other => panic!("an event without a word: {other:?}"),
+        other => panic!("no word for the event {other:?}"),
     }
 }
 
@@ -50,20 +50,20 @@ fn hear_of_start_progress_idleness_and_end_in_this_order() {
     let (heard, (numbers, source)) = (Heard::default(), channel::<u64>(10));
     let job = Job::new("listened", move |flow| flow.source(&source)?.sink(discard()));
     let running = job.on_progress(OFTEN, heard.listener()).start().unwrap();
-    eventually("nothing happens", || heard.words() == ["started", "idle"]);
+    eventually("the job is idle", || heard.words() == ["started", "idle"]);
     drop(numbers.try_send(1).unwrap());
-    eventually("something happened", || heard.words().ends_with(&["progress", "idle"]));
+    eventually("there was progress", || heard.words().ends_with(&["progress", "idle"]));
     drop(numbers);
     running.wait().unwrap();
     let events = heard.all();
     assert!(matches!(&events[0], JobEvent::Started(report) if report.job == "listened"));
     assert_eq!(events.iter().filter(|event| word(event) == "started").count(), 1);
     let progress = events.iter().find(|event| word(event) == "progress").unwrap();
-    assert_eq!(progress.report().records_in(), 1, "the report is the one of that moment");
+    assert_eq!(progress.report().records_in(), 1, "the report is of the moment of the event");
     assert!(matches!(events.last(), Some(JobEvent::Ended { outcome: Ok(()), report }) if report.records_out() == 1));
     assert_eq!(events.iter().filter(|event| word(event) == "ended").count(), 1);
     thread::sleep(10 * OFTEN);
-    assert_eq!(heard.all().len(), events.len(), "nothing comes after the end");
+    assert_eq!(heard.all().len(), events.len(), "no event follows the end");
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn hear_the_reason_of_each_restart_and_the_error_of_the_end() {
     let restart = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
     let error = job.restart(restart).on_progress(OFTEN, heard.listener()).run().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Panic);
-    // Three runs in a row that fail at one record are the end.
+    // Three runs in a row that panic at the same record end the job.
     let words: Vec<&str> = heard.all().iter().map(word).filter(|word| !["progress", "idle"].contains(word)).collect();
     assert_eq!(words, ["started", "restarted", "restarted", "ended"]);
     for event in heard.all() {
@@ -127,8 +127,8 @@ fn that_hang_hold_up_neither_records_nor_restarts_nor_the_stop() {
     let running = job.start().unwrap();
     numbers.try_send(1).unwrap().wait().unwrap();
     drop(numbers.try_send(2).unwrap());
-    eventually("it restarts", || running.report().restarts == 1);
-    eventually("the other listener hears of it", || heard.words().contains(&"restarted"));
+    eventually("the job restarts", || running.report().restarts == 1);
+    eventually("the other listener is told", || heard.words().contains(&"restarted"));
     numbers.try_send(3).unwrap().wait().unwrap();
     running.stop();
     let asked = Instant::now();
@@ -153,7 +153,7 @@ fn without_an_interval_are_refused() {
     assert!(error.kind() == ErrorKind::Config && error.to_string().contains("on_progress"), "{error}");
 }
 
-/// The listed jobs of that name; other tests have theirs.
+/// The listed jobs with this name; other tests list theirs too.
 fn listed(name: &str) -> Vec<JobHandle> {
     jobs().into_iter().filter(|job| job.name() == name).collect()
 }
@@ -176,7 +176,7 @@ fn a_process_lists_its_jobs_from_start_to_end_and_can_stop_those_without_a_handl
     eventually("the detached job ends", || listed(name).len() == 1);
     first.stop();
     first.wait().unwrap();
-    assert!(listed(name).is_empty(), "a job that has ended is on no list");
+    assert!(listed(name).is_empty(), "a job that has ended is not listed");
     Job::new(name, |_| Ok(())).run().unwrap_err();
     assert!(listed(name).is_empty(), "nor is one that did not start");
 }

@@ -1,5 +1,5 @@
-//! The promises, each as a test: one binary. Tests of the engine alone need nothing; those under `kafka` run on a real
-//! broker when `MILLSTREAM_KAFKA` names one, and on an embedded one otherwise.
+//! The promises, each as a test, in one binary. Tests that use Kafka run on a real broker when
+//! `MILLSTREAM_KAFKA` names one, and on an embedded one otherwise; all others need nothing.
 
 mod support;
 

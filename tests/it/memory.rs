@@ -1,5 +1,6 @@
-//! Memory is what the process takes, whatever stages make of a record: before a sink that never has room it stays within
-//! `Job::memory`, with what code, threads and one batch under way take beside it. Each case runs in a process of its own.
+//! The memory of the process, whatever stages make of a record: before a sink that never has room,
+//! it stays within `Job::memory` plus what code, threads and one batch in progress take. Each case
+//! runs in its own process.
 
 use std::io::Write;
 use std::process::Command;
@@ -10,7 +11,7 @@ use millstream::connector::{Accepted, Batch, Delivery, OpenSink, Wake, Worker, W
 use millstream::{ByteSize, Calls, Flow, Job, Result, Sink, Stream, Trigger, generate};
 use millstream_connectors::files;
 
-/// Never has room.
+/// A sink that never has room.
 #[derive(Clone)]
 struct NeverRoom;
 
@@ -38,7 +39,7 @@ impl<T: 'static> Writer<T> for NeverRoom {
 }
 
 const MEMORY: u64 = 32 << 20;
-/// Stacks, the allocator's own, and a batch that was under way when the sink had no room.
+/// Stacks, the allocator's overhead, and a batch that was in progress when the sink had no room.
 const BESIDE: u64 = 24 << 20;
 const CASE: &str = "MILLSTREAM_MEMORY_CASE";
 const DIRECTORY: &str = "MILLSTREAM_MEMORY_DIRECTORY";
@@ -68,10 +69,10 @@ fn pipeline(case: &str) -> fn(&Flow<'_>) -> Result<()> {
             numbers(flow)?.map_async(calls, |text| async move { large(text) }).sink(NeverRoom)
         },
         "json" => |flow| {
-            let directory = std::env::var(DIRECTORY).expect("the parent has made it");
+            let directory = std::env::var(DIRECTORY).expect("the parent process sets it");
             flow.source(files(directory).json::<serde_json::Value>())?.or_stop().sink(NeverRoom)
         },
-        other => unreachable!("no case is called {other}"),
+        other => unreachable!("unknown case: {other}"),
     }
 }
 
@@ -81,7 +82,7 @@ fn resident() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
 }
 
-/// The body of a process of its own; does nothing as a test.
+/// What the process of a case runs. Does nothing in an ordinary test run.
 #[test]
 fn in_a_process_of_its_own() {
     let Ok(case) = std::env::var(CASE) else { return };

@@ -60,16 +60,16 @@ fn in_a_pipeline_that_is_not_the_same_each_time() {
     // The second call connects, the third builds on a worker.
     for call in [1, 2] {
         let other = built_as(call, |stream| stream.inspect(|_| ()).sink(discard()));
-        let message = "stage `inspect` behind `map` where the first call built stage `filter` behind `map`";
+        let message = "stage `inspect` after `map` where the first call built stage `filter` after `map`";
         check(other, ErrorKind::Pipeline, message);
         let more = built_as(call, |stream| {
             let stream = stream.filter(|_| true);
             stream.clone().sink(discard())?;
             stream.sink(discard())
         });
-        check(more, ErrorKind::Pipeline, "sink `discard` behind `filter`");
+        check(more, ErrorKind::Pipeline, "sink `discard` after `filter`");
         let fewer = built_as(call, |stream| stream.sink(discard()));
-        check(fewer, ErrorKind::Pipeline, "sink `discard` behind `map` where the first call built stage `filter`");
+        check(fewer, ErrorKind::Pipeline, "sink `discard` after `map` where the first call built stage `filter`");
         let none = built_as(call, |_| Ok(()));
         check(none, ErrorKind::Pipeline, "built nothing where the first call built stage `filter`");
     }
@@ -84,7 +84,8 @@ fn in_the_options_of_a_job() {
     check(Job::new("", good), ErrorKind::Config, "name");
     let backwards = Restart::Backoff { first: Duration::from_secs(2), longest: Duration::from_secs(1) };
     check(job(good).restart(backwards), ErrorKind::Config, "`Restart::Backoff`");
-    // Zero doubled is zero: a source that fails at once would be started again without pause, for ever.
+    // Zero doubled is zero: a job whose source fails at once would restart without a pause,
+    // forever.
     let busy = Restart::Backoff { first: Duration::ZERO, longest: Duration::from_secs(1) };
     check(job(good).restart(busy), ErrorKind::Config, "greater than zero");
 }
@@ -98,7 +99,8 @@ fn in_a_channel_that_is_read_twice() {
     drop(first);
 }
 
-/// Each of two jobs that began at the same time found that nobody read the channel, and took it from the other: both ended well.
+/// Two jobs that began at the same time used to find the channel free and take it from each other,
+/// and both ended without an error.
 #[test]
 fn in_a_channel_that_another_job_is_about_to_read() {
     let (orders, source) = channel::<u64>(1);
@@ -116,7 +118,7 @@ fn in_a_channel_that_another_job_is_about_to_read() {
         });
         job.start()
     });
-    eventually("the first one is planned", || planned.load(SeqCst));
+    eventually("the first job is being planned", || planned.load(SeqCst));
     let second = Job::new("second", move |flow| flow.source(&other)?.sink(discard())).start();
     is_open.store(true, SeqCst);
     let started = [first.join().unwrap(), second];

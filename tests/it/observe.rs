@@ -1,4 +1,5 @@
-//! What a job tells those who watch it: an exporter of the `metrics` facade shows what the report says.
+//! What a job shows to monitoring: an exporter of the `metrics` facade shows what the report says,
+//! and events are in the spans of their job.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
@@ -19,7 +20,7 @@ fn shown(job: &str) -> Vec<String> {
     (exporter.render() + &histograms()).lines().filter(|line| line.contains(&of_job)).map(str::to_owned).collect()
 }
 
-/// The value of a metric whose labels are as given beside the job's.
+/// The value of a metric that has these labels in addition to the job's name.
 #[track_caller]
 fn value(job: &str, name: &str, labels: &str) -> f64 {
     let lines = shown(job);
@@ -98,20 +99,20 @@ fn latencies_are_a_histogram_that_counts_every_record_over_restarts() {
     let running = job.trigger(Trigger::micro_batch(tick)).clock(clock.clone()).restart(restart).start().unwrap();
     let send_and_tick = |n: u64| {
         drop(numbers.try_send(n).unwrap());
-        eventually("the record is through", || {
+        eventually("the record is acknowledged", || {
             clock.advance(tick);
             running.report().records_out() == n + 1
         });
     };
     (0..3).for_each(send_and_tick);
     drop(numbers.try_send(99).unwrap());
-    eventually("it restarts", || {
+    eventually("the job restarts", || {
         clock.advance(tick);
         running.report().restarts == 1
     });
     drop(numbers);
     let mut running = running;
-    eventually("it ends", || {
+    eventually("the job ends", || {
         clock.advance(tick);
         running.wait_for(Duration::from_millis(1)).is_some()
     });
@@ -122,12 +123,13 @@ fn latencies_are_a_histogram_that_counts_every_record_over_restarts() {
     let bucket = |le: &str| value(name, "millstream_sink_latency_seconds_bucket", &format!("{sink},le=\"{le}\""));
     assert_eq!(bucket("+Inf"), done);
     let bounds = ["0.0001", "0.0025", "0.025", "0.05", "0.25", "1", "10", "60", "+Inf"];
-    assert!(bounds.map(bucket).is_sorted(), "each bound counts those below it too: {:?}", bounds.map(bucket));
-    // How much it is depends on the moves of the clock.
+    assert!(bounds.map(bucket).is_sorted(), "buckets are not cumulative: {:?}", bounds.map(bucket));
+    // Its value depends on how far the clock was advanced.
     value(name, "millstream_sink_latency_seconds_sum", sink);
 }
 
-/// Two jobs of one name shared their series: the gauges of one overwrote those of the other.
+/// Two jobs with the same name used to share their series: the gauges of one overwrote those of the
+/// other.
 #[test]
 fn two_jobs_of_one_name_have_series_of_their_own() {
     let name = "observed twins";
@@ -149,7 +151,7 @@ fn two_jobs_of_one_name_have_series_of_their_own() {
     let (third, three) = start();
     drop(third);
     three.wait().unwrap();
-    assert!(shown(name).iter().all(|line| !line.contains("clone=\"3\"")), "a number that is free is taken again");
+    assert!(shown(name).iter().all(|line| !line.contains("clone=\"3\"")), "a free number is not reused");
 }
 
 #[test]
@@ -166,7 +168,7 @@ fn counts_go_on_over_a_restart() {
     let report = job.restart(restart).run().unwrap();
     assert_eq!((report.restarts, value(name, "millstream_restarts_total", "")), (1, 1.0));
     let done = value(name, "millstream_sink_records_total", ",sink=\"discard\"");
-    // The report is of the newest run; a counter never goes back.
+    // The report covers the newest run only; a counter never decreases.
     assert!(done > report.records_out() as f64 && done <= 2_000.0, "{done}");
 }
 
@@ -186,13 +188,13 @@ fn metrics_are_told_while_the_job_runs_and_lag_is_nobodys_when_it_has_ended() {
     let numbers: Vec<String> = (0..1_000).map(|n| n.to_string()).collect();
     broker.write(&topic, numbers.iter().map(|n| (None, "", Some(n.as_str()))));
     let lag = format!(",source=\"kafka {topic}\",partition=\"{topic}/0\"");
-    eventually("the lag is told", || {
+    eventually("the lag is reported", || {
         shown(name).iter().any(|line| line.contains("lag_records"))
             && value(name, "millstream_source_lag_records", &lag) > 0.0
     });
     assert_eq!(value(name, "millstream_running_jobs", ""), 1.0);
     valve.open();
-    eventually("all of it is done", || running.report().records_out() == 1_000);
+    eventually("all records are acknowledged", || running.report().records_out() == 1_000);
     running.stop();
     running.wait().unwrap();
     assert_eq!(value(name, "millstream_source_lag_records", &lag), 0.0);
@@ -208,13 +210,13 @@ fn events_stand_in_the_spans_of_their_job_and_worker() {
     });
     job.workers(2).run().unwrap();
     let job = format!("job name=\"{name}\"");
-    assert!(events::was_logged(&[&job, "INFO", "running"]), "its start");
-    assert!(events::was_logged(&[&job, "INFO", "ended"]), "its end");
+    assert!(events::was_logged(&[&job, "INFO", "running"]), "the start is not logged");
+    assert!(events::was_logged(&[&job, "INFO", "ended"]), "the end is not logged");
     for n in 1..=3 {
         let (n, worker) = (format!("n={n}"), ["worker index=0", "worker index=1"]);
         assert!(worker.iter().any(|worker| events::was_logged(&[&job, worker, "seen", &n])), "{n}");
     }
     let failing = Job::new(&name, |flow| flow.source(rows([1]))?.inspect(|_| panic!("on purpose")).sink(discard()));
     failing.run().unwrap_err();
-    assert!(events::was_logged(&[&job, "ERROR", "failed", "on purpose"]), "why it ended");
+    assert!(events::was_logged(&[&job, "ERROR", "failed", "on purpose"]), "the reason is not logged");
 }

@@ -1,4 +1,5 @@
-//! What a receipt says of its record: what was done with it on purpose is done, whichever stage did it.
+//! What a receipt says about its record: a record that a stage drops on purpose counts as done,
+//! whichever stage it is.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ fn results<'a>(numbers: Stream<'a, u64>) -> Stream<'a, Result<u64, &'static str>
 
 type Pipeline = for<'a> fn(Stream<'a, u64>) -> Result<()>;
 
-/// Each of them disposes of 3 on purpose.
+/// Each pipeline disposes of 3 on purpose.
 const PIPELINES: &[(&str, Pipeline)] = &[
     ("filter", |numbers| numbers.filter(|n| *n != 3).sink(discard())),
     ("or_skip", |numbers| results(numbers).or_skip().sink(discard())),
@@ -45,7 +46,8 @@ const PIPELINES: &[(&str, Pipeline)] = &[
     ("an exchange", |numbers| results(numbers.rebalance()).or_skip().sink(discard())),
 ];
 
-/// `or_skip` said that the run had ended: who answers HTTP by receipts told his client to try again, for ever.
+/// After `or_skip` a receipt used to say that the run had ended: a service that answers HTTP
+/// requests by receipts told its client to retry, forever.
 #[test]
 fn what_a_stage_disposes_of_is_done() {
     for (name, pipeline) in PIPELINES {
@@ -56,7 +58,7 @@ fn what_a_stage_disposes_of_is_done() {
             for n in [2, 3, 4] {
                 assert_eq!(numbers.try_send(n).unwrap().wait(), Ok(()), "{name}, {trigger:?}: {n}");
             }
-            // Also when they share a batch.
+            // Also when several are in flight.
             let receipts: Vec<_> = (0..8).map(|n| numbers.try_send(n).unwrap()).collect();
             receipts.into_iter().for_each(|receipt| assert_eq!(receipt.wait(), Ok(()), "{name}, {trigger:?}"));
             drop(running);
@@ -81,7 +83,8 @@ fn what_a_fault_leaves_undone_is_not_done() {
 
 const AGAIN: Restart = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
 
-/// The next run could not have the channel, and the job ended with an error about a second reader that there was not.
+/// The next run used to be denied the channel, and the job ended with an error about a second
+/// reader that did not exist.
 #[test]
 fn a_run_after_a_stuck_one_reads_its_channel() {
     let ((numbers, source), results) = (channel::<u64>(10), collect());
@@ -98,7 +101,7 @@ fn a_run_after_a_stuck_one_reads_its_channel() {
     });
     let running = job.stuck_after(Duration::from_millis(100)).restart(AGAIN).start().unwrap();
     drop(numbers.try_send(1).unwrap());
-    eventually("it is started again", || running.report().restarts >= 1);
+    eventually("the job restarts", || running.report().restarts >= 1);
     assert_eq!(numbers.try_send(2).unwrap().wait(), Ok(()));
     assert_eq!(results.values(), [2]);
     drop(running);
@@ -117,7 +120,8 @@ fn a_job_whose_every_run_gets_stuck_says_so_and_lets_its_senders_go() {
             .sink(discard())
     });
     let running = job.stuck_after(Duration::from_millis(100)).restart(AGAIN).start().unwrap();
-    // Each run hangs at the first that it gets; until the last has ended there is always one more.
+    // Each run hangs at its first record. Until the last run has ended, there is always another
+    // record.
     while numbers.blocking_send(0).is_ok() {}
     assert_eq!(running.wait().unwrap_err().kind(), ErrorKind::Stuck);
 }
@@ -134,7 +138,8 @@ fn a_channel_that_a_job_reads_twice_is_refused() {
     assert!(error.to_string().contains("channel"), "{error}");
 }
 
-/// The time of sending was not kept: a queue in front of the job was in no latency, and only under one of the triggers.
+/// The time of sending used to be dropped: under one of the triggers, the latency did not include
+/// the time in the queue before the job.
 #[test]
 fn what_waits_to_be_read_waits() {
     for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::ZERO)] {
@@ -146,7 +151,8 @@ fn what_waits_to_be_read_waits() {
         let running = job.trigger(trigger).start().unwrap();
         drop(numbers);
         let report = running.wait().unwrap();
-        // 500 records of 2 ms that were all there at the start: the median waits half a second.
+        // 500 records of 2 ms each, all sent before the start: the median record waits half a
+        // second.
         assert!(report.sinks[0].latency.p50 > Duration::from_millis(300), "{trigger:?}: {report}");
     }
 }

@@ -1,5 +1,5 @@
-//! The same multiset of results under any trigger, any number of workers, random batches and random pauses; order kept
-//! within a partition.
+//! The same multiset of results under any trigger, any number of workers, random batches and random
+//! pauses, with the order kept within each partition.
 
 use std::time::Duration;
 
@@ -15,12 +15,13 @@ const TRIGGERS: [Trigger; 4] = [
     Trigger::AvailableNow,
 ];
 
-/// What the pipeline below does, from scratch.
+/// Computes from scratch what the pipeline below does.
 fn oracle(numbers: impl Iterator<Item = u64>) -> Vec<u64> {
     let mut results = Vec::new();
     for n in numbers {
         if n % 3 != 0 {
-            // Through the branch of evens tripled, and the odd ones as they are; each also through the fork.
+            // Even numbers are tripled in their branch, odd ones pass unchanged. Each also passes
+            // through the fork.
             let values = if n % 2 == 0 { vec![n * 3; (n % 4) as usize] } else { vec![n] };
             results.extend(values.iter().map(|value| value + 1));
             results.push(n + 1_000_000);
@@ -56,7 +57,7 @@ fn are_the_same_under_any_trigger_workers_batches_and_pauses() {
         let report = run_to_end(running, &clock, Duration::from_millis(1)).unwrap();
         let mut values = results.values();
         values.sort_unstable();
-        assert!(values.len() > 100, "case {case}: too little came out to show anything");
+        assert!(values.len() > 100, "case {case}: too few results to show anything");
         assert_eq!(values, oracle((0..count).chain(0..count / 2)), "case {case}: {trigger:?}, {workers} workers");
         assert_eq!(report.records_out(), values.len() as u64, "every record is acknowledged and counted");
     }

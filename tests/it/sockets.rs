@@ -34,7 +34,7 @@ fn come_as_they_are_written_and_the_connection_is_made_again() {
     let job = Job::new("lines", move |flow| flow.source(lines(&address))?.or_stop().sink(&sink));
     let running = job.workers(2).start().unwrap();
     let values: Vec<String> = results.wait_for(5, PATIENCE).expect("all lines arrive");
-    // A byte order mark is not part of a text here either.
+    // A byte order mark is not part of the text here either.
     assert_eq!(values, ["one", "two", "thr", "ee", "vier ä"], "a close ends an unfinished line");
     running.stop();
     let asked = Instant::now();
@@ -132,8 +132,7 @@ fn reset(stream: TcpStream) {
     drop(stream);
 }
 
-/// In a bounded run a reset counted as an end like any other, and the half line before it was in no
-/// record.
+/// In a bounded run a reset used to count as an ordinary end, and the half line before it was lost.
 #[test]
 fn of_a_connection_that_breaks_are_accounted_for_and_a_run_that_ends_fails() {
     for half in ["", "and a ha"] {
@@ -145,7 +144,7 @@ fn of_a_connection_that_breaks_are_accounted_for_and_a_run_that_ends_fails() {
         stream.write_all(half.as_bytes()).unwrap();
         results.wait_for(1, PATIENCE).expect("the first line arrives");
         reset(stream);
-        let error = running.wait().expect_err("a connection that broke has not ended");
+        let error = running.wait().expect_err("a broken connection is not an end");
         assert_eq!(error.kind(), ErrorKind::Source);
         assert!(format!("{error:#}").contains(&format!("the connection to {address} broke")), "{error:#}");
         let values = results.values();
@@ -172,13 +171,13 @@ fn of_a_connection_that_breaks_are_followed_by_those_of_the_next_and_it_is_said(
     results.wait_for(3, PATIENCE).expect("the line of the next connection arrives");
     assert_eq!(results.values(), ["one", "! the connection broke in the middle of this line: and a ha", "two"]);
     assert!(events::was_logged(&["the connection broke", &address]));
-    eventually("it is logged", || events::was_logged(&["reconnected", &address]));
+    eventually("the reconnect is logged", || events::was_logged(&["reconnected", &address]));
     running.stop();
     running.wait().unwrap();
 }
 
-/// The peer is gone without closing the connection, as behind a router that has forgotten it: the
-/// source waited for it for ever.
+/// The peer is gone without closing the connection, as behind a router that has dropped its state.
+/// The source used to wait for it forever.
 #[test]
 fn from_a_silent_peer_are_waited_for_no_longer_than_is_asked_for() {
     let (listener, address) = listen();
@@ -190,7 +189,7 @@ fn from_a_silent_peer_are_waited_for_no_longer_than_is_asked_for() {
     results.wait_for(1, PATIENCE).expect("the first line arrives");
     listener.set_nonblocking(true).unwrap();
     let mut next = None;
-    eventually("the connection is made again", || {
+    eventually("the source connects again", || {
         clock.advance(Duration::from_secs(1));
         next = listener.accept().ok();
         next.is_some()
@@ -222,7 +221,7 @@ fn come_by_a_connection_that_is_kept_alive() {
     let running = job.start().unwrap();
     let accepted = listener.accept().unwrap().0;
     let remote = format!("0100007F:{:04X}", listener.local_addr().unwrap().port());
-    eventually("it is kept alive", || {
+    eventually("the connection uses keep-alive", || {
         let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
         let timers: Vec<String> = table
             .lines()
@@ -282,7 +281,7 @@ fn may_be_as_long_in_a_socket_as_in_a_file_with_either_end() {
 }
 
 /// All lines arrive at once, and their stage is slow: the last line waits for all others, but the
-/// report said that it had waited only for its own batch.
+/// report used to say that it had waited only for its own batch.
 #[test]
 fn that_wait_to_be_read_wait_under_every_trigger_alike() {
     for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::ZERO)] {
@@ -294,7 +293,7 @@ fn that_wait_to_be_read_wait_under_every_trigger_alike() {
         let running = job.trigger(trigger).start().unwrap();
         let mut stream = listener.accept().unwrap().0;
         stream.write_all("x\n".repeat(500).as_bytes()).unwrap();
-        eventually("all are through", || running.report().records_out() == 500);
+        eventually("all records are acknowledged", || running.report().records_out() == 500);
         running.stop();
         let report = running.wait().unwrap();
         // 500 records of 2 ms each: the median record waits for half a second.

@@ -1,4 +1,5 @@
-//! What users test their pipelines with: a run that is moved step by step, and records on a schedule.
+//! What users test their pipelines with: a run that is advanced step by step, and records on a
+//! schedule.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -43,12 +44,12 @@ fn micro_batches_wait_for_their_tick_and_for_nothing_else() {
             for step in 0..5_u64 {
                 test.feed(&numbers, [step, step]).unwrap();
                 test.advance(SECOND / 2).unwrap();
-                assert!(test.drain(&results).unwrap().is_empty(), "half a second is no tick");
+                assert!(test.drain(&results).unwrap().is_empty(), "released before the tick");
                 test.advance(SECOND / 2).unwrap();
                 assert_eq!(test.drain(&results).unwrap(), [step, step]);
             }
             test.feed(&numbers, [7]).unwrap();
-            assert_eq!(test.end().unwrap().records_out(), 11, "what waits for a tick goes out at the end");
+            assert_eq!(test.end().unwrap().records_out(), 11, "records that wait for a tick are released at the end");
         }
     }
 }
@@ -71,9 +72,9 @@ fn generated_records_come_on_their_schedule_and_on_no_other() {
         let sink = results.clone();
         let job = Job::new("schedule", move |flow| flow.source(generate(|n| n).rate(10.0).count(25))?.sink(&sink));
         let running = job.workers(workers).clock(clock.clone()).start().unwrap();
-        eventually("the first is due at once", || results.len() == 1);
+        eventually("the first record arrives, which is due at once", || results.len() == 1);
         clock.advance(SECOND);
-        eventually("eleven are due after a second", || results.len() == 11);
+        eventually("the eleven records arrive that are due within a second", || results.len() == 11);
         std::thread::sleep(Duration::from_millis(20));
         assert_eq!(results.len(), 11);
         let report = run_to_end(running, &clock, SECOND).unwrap();
@@ -86,17 +87,17 @@ fn generated_records_come_on_their_schedule_and_on_no_other() {
 #[test]
 fn generated_without_an_end_they_need_a_count_where_a_run_ends() {
     let job = Job::new("endless", |flow| flow.source(generate(|n| n))?.sink(discard()));
-    let error = job.trigger(Trigger::AvailableNow).start().expect_err("it would never end");
+    let error = job.trigger(Trigger::AvailableNow).start().expect_err("the job would never end");
     assert!(error.to_string().contains("`count`"), "{error}");
     let job = Job::new("never", |flow| flow.source(generate(|n| n).rate(0.0))?.sink(discard()));
-    assert!(job.start().expect_err("nothing would come").to_string().contains("`rate`"));
+    assert!(job.start().expect_err("no record would ever be due").to_string().contains("`rate`"));
 }
 
 #[test]
 fn generated_records_go_on_when_a_run_is_started_again() {
     let (results, clock, has_failed) = (collect(), Clock::simulated(), Arc::new(AtomicBool::new(false)));
     let sink = results.clone();
-    // Each run makes its source anew.
+    // Each run creates its source again.
     let job = Job::new("again", move |flow| {
         let has_failed = Arc::clone(&has_failed);
         let fail = move |n: &u64| assert!(*n != 600 || has_failed.swap(true, SeqCst), "once");
@@ -105,16 +106,16 @@ fn generated_records_go_on_when_a_run_is_started_again() {
     let backoff = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
     let running = job.checkpoint_every(SECOND / 10).restart(backoff).clock(clock.clone()).start().unwrap();
     for due in 1..=600 {
-        eventually("what is due comes", || results.len() >= due);
+        eventually("the records that are due arrive", || results.len() >= due);
         clock.advance(SECOND / 10);
     }
     let failed = clock.now();
-    eventually("it is started again, and records come", || {
+    eventually("the job restarts and records arrive", || {
         clock.advance(Duration::from_millis(1));
         results.len() >= 610
     });
-    // Its schedule begun anew would be silent for a minute.
-    assert!(clock.now() - failed < 30 * SECOND, "they came after {:?}", clock.now() - failed);
+    // A schedule that started over would have no record due for a minute.
+    assert!(clock.now() - failed < 30 * SECOND, "records arrived after {:?}", clock.now() - failed);
     assert_eq!(running.report().restarts, 1);
     running.abort();
     assert!(running.wait().is_err());
@@ -138,7 +139,7 @@ fn a_channel_is_fed_beside_other_sources_and_keys_are_seen() {
     }
 }
 
-/// A run that was started again began to count anew, and the panic was called a hang.
+/// A restarted run used to count from zero again, and the panic was reported as a hang.
 #[test]
 fn a_job_that_restarts_in_production_fails_in_a_test() {
     let (numbers, source) = channel::<u64>(10);
@@ -148,7 +149,7 @@ fn a_job_that_restarts_in_production_fails_in_a_test() {
     assert_eq!(test.feed(&numbers, [1, 2, 3]).unwrap_err().kind(), ErrorKind::Panic);
 }
 
-/// Whether the job had ended by then was a race, and when it had the results were lost.
+/// Whether the job had ended by then used to be a race, and when it had, the results were lost.
 #[test]
 fn the_results_of_a_job_whose_input_has_ended_are_handed_out() {
     let ((numbers, source), results) = (channel::<u64>(10), collect());
@@ -160,14 +161,14 @@ fn the_results_of_a_job_whose_input_has_ended_are_handed_out() {
     while test.report().commits == 0 && test.report().records_out() < 3 {
         std::thread::yield_now();
     }
-    // Long enough that it has ended, whatever the machine does.
+    // Long enough for the job to end, even on a slow machine.
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(test.drain(&results).unwrap(), [1, 2, 3]);
     test.advance(Duration::from_secs(1)).unwrap();
     assert_eq!(test.end().unwrap().records_in(), 3);
 }
 
-/// One source that had met its limit let a step return before another one was read.
+/// A source that had reached its limit used to let a step return before another source was read.
 #[test]
 fn a_limit_of_one_source_is_none_of_another() {
     for _ in 0..20 {
@@ -181,7 +182,7 @@ fn a_limit_of_one_source_is_none_of_another() {
         test.feed(&few, [1, 2]).unwrap();
         test.feed(&many, [1, 2, 3]).unwrap();
         assert_eq!(test.drain(&results).unwrap(), [1, 2, 3]);
-        assert_eq!(test.report().records_in(), 4, "one waits for the clock");
+        assert_eq!(test.report().records_in(), 4, "one record waits for the clock");
         test.advance(SECOND).unwrap();
         assert_eq!(test.report().records_in(), 5);
     }

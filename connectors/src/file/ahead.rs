@@ -79,14 +79,14 @@ pub(super) enum Next {
 }
 
 /// The largest chunk, and the smallest, however little memory there is.
-const CHUNK_MOST: u64 = 64 << 10;
-const CHUNK_LEAST: u64 = 4 << 10;
+const CHUNK_MAX: u64 = 64 << 10;
+const CHUNK_MIN: u64 = 4 << 10;
 /// Files that are gone are forgotten once there are this many, because the engine cuts a checkpoint
 /// each time.
-const DEPARTED_MOST: usize = 1024;
+const DEPARTED_MAX: usize = 1024;
 /// A file that is back within this time is read on, however many are gone: a directory may be
 /// remounted.
-const AWAY_MOST: Duration = Duration::from_secs(600);
+const AWAY_MAX: Duration = Duration::from_secs(600);
 
 impl Ahead {
     pub(super) fn new(open: &OpenSource) -> Ahead {
@@ -108,7 +108,7 @@ impl Ahead {
 
     /// The number of bytes read from a file at once.
     pub(super) fn chunk(&self) -> usize {
-        (self.most / 4).clamp(CHUNK_LEAST, CHUNK_MOST) as usize
+        (self.most / 4).clamp(CHUNK_MIN, CHUNK_MAX) as usize
     }
 
     /// Whether a worker's queue has room for another chunk. An empty queue always has room.
@@ -312,13 +312,13 @@ impl Ahead {
     pub(super) fn forget_departed(&self) -> Vec<Partition> {
         let mut guard = self.lock();
         let state = &mut *guard;
-        if state.departed.len() < DEPARTED_MOST || !state.recalled.is_empty() {
+        if state.departed.len() < DEPARTED_MAX || !state.recalled.is_empty() {
             return Vec::new();
         }
         let now = self.clock.now();
         let is_done = |place: &Place| place.left.is_none_or(|left| place.committed >= left);
         let is_over =
-            |partition: &Partition, since: &mut Moment| now - *since >= AWAY_MOST && is_done(&state.places[partition]);
+            |partition: &Partition, since: &mut Moment| now - *since >= AWAY_MAX && is_done(&state.places[partition]);
         let gone: Vec<Partition> = state.departed.extract_if(is_over).map(|(partition, _)| partition).collect();
         for partition in &gone {
             state.places.remove(partition);
@@ -396,7 +396,7 @@ mod tests {
                 ahead.push(0, block(ahead.chunk()));
                 bytes += ahead.chunk() as u64;
             }
-            assert!(bytes <= most.max(CHUNK_LEAST), "{bytes} of {most}");
+            assert!(bytes <= most.max(CHUNK_MIN), "{bytes} of {most}");
             assert!(bytes * 2 >= most, "{bytes} of {most}");
             assert!(ahead.has_room(1), "the other worker is not held up");
         }
@@ -437,14 +437,14 @@ mod tests {
     #[test]
     fn files_that_are_gone_for_long_are_forgotten_and_wait_until_the_engine_has() {
         let ahead = ahead(1, 0);
-        let partitions: Vec<Partition> = (0..DEPARTED_MOST).map(|file| Partition::new(file.to_string())).collect();
+        let partitions: Vec<Partition> = (0..DEPARTED_MAX).map(|file| Partition::new(file.to_string())).collect();
         for partition in &partitions {
             ahead.arrive(partition, partition, 0, 0);
             ahead.depart(partition, 0);
         }
         assert!(ahead.forget_departed().is_empty(), "they may come back");
-        ahead.clock.advance(AWAY_MOST);
-        assert_eq!(ahead.forget_departed().len(), DEPARTED_MOST);
+        ahead.clock.advance(AWAY_MAX);
+        assert_eq!(ahead.forget_departed().len(), DEPARTED_MAX);
         assert_eq!(ahead.arrive(&partitions[0], &partitions[0], 1, 0), None);
         ahead.given_back(&partitions);
         assert_eq!(ahead.arrive(&partitions[0], &partitions[0], 1, 0), Some((0, 0)));

@@ -23,7 +23,7 @@ use super::{Files, WhenDone};
 /// The most files that are held open, so that a deleted or replaced file can still be read to its
 /// end. At most half of them may be settled files. When a file beyond these is gone, a malformed
 /// record reports what was not read of it.
-pub(super) const HELD_MOST: usize = 128;
+pub(super) const HELD_MAX: usize = 128;
 
 pub(super) struct Feed {
     pub(super) files: Files,
@@ -225,7 +225,7 @@ impl Feed {
 
     fn hold(&mut self, file: FileId, held: File) {
         let Some(known) = self.known.get_mut(&file) else { return };
-        if !self.is_bounded && (known.has_left || self.held < HELD_MOST) {
+        if !self.is_bounded && (known.has_left || self.held < HELD_MAX) {
             known.held = Some(held);
             self.held += 1;
         }

@@ -9,7 +9,7 @@ use millstream::connector::Partition;
 
 /// The least number of zeros within a record that are a hole. A hole at the beginning of a record
 /// may have any length.
-pub(super) const WITHIN_LEAST: usize = 64;
+pub(super) const WITHIN_MIN: usize = 64;
 /// From this length on, the file system is asked where a hole ends.
 const ASK_FROM: u64 = 4 << 10;
 

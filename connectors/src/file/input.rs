@@ -30,7 +30,7 @@ pub(super) enum Skipped {
 }
 
 /// The most chunks that are skipped in one step.
-const SKIPPED_MOST: usize = 16;
+const SKIPPED_MAX: usize = 16;
 
 impl Input {
     /// Begins at the beginning of the file.
@@ -85,7 +85,7 @@ impl Input {
     /// Skips some chunks and returns, so that the thread can do something else.
     pub(super) fn skip(&mut self, chunk: usize) -> io::Result<Skipped> {
         let mut nowhere = vec![0; chunk];
-        for _ in 0..SKIPPED_MOST {
+        for _ in 0..SKIPPED_MAX {
             let Some(unpacking) = self.unpacking.as_mut().filter(|unpacking| unpacking.to_skip > 0) else { break };
             let want = unpacking.to_skip.min(chunk as u64) as usize;
             match read(&mut unpacking.stream, &mut nowhere[..want])? {

@@ -312,7 +312,7 @@ impl Reading {
             self.scanned = self.filled;
             let rest = &self.buffer[self.scanned..];
             let zeros = gap::zeros(rest);
-            if zeros >= gap::WITHIN_LEAST {
+            if zeros >= gap::WITHIN_MIN {
                 let is_record = self.skipped.is_some() || self.cutter.is_record_at_end();
                 self.cutter = Cutter::new(self.manner.framing);
                 return if is_record { Found::Record } else { Found::NoRecord };

@@ -9,7 +9,7 @@ use millstream::connector::{Moment, Partition};
 
 use super::Files;
 use super::content::{self, Kind};
-use super::feed::{Feed, HELD_MOST, Task, flawed, open_at_once};
+use super::feed::{Feed, HELD_MAX, Task, flawed, open_at_once};
 use super::look::{self, Found, Look, Seen, Temporary};
 use super::progress::Progress;
 use super::reading::{Contents, Ending};
@@ -331,7 +331,7 @@ impl Feed {
         let has_settled = known.has_settled(now, self.files.settled_after);
         // A changed file of the same length may have been overwritten.
         if known.is_read() && !has_changed {
-            if has_settled && self.held >= HELD_MOST / 2 {
+            if has_settled && self.held >= HELD_MAX / 2 {
                 self.held -= usize::from(known.held.take().is_some());
             }
         } else if known.is_refused || known.progress.is_packed() && !has_settled {

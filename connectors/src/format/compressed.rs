@@ -51,8 +51,8 @@ const GZIP: &[u8] = &[0x1f, 0x8b];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 /// Base-2 logarithms of the zstd window that every decoder must support, and of the largest that
 /// this one accepts: 8 MiB and 128 MiB.
-const WINDOW_LEAST: u32 = 23;
-const WINDOW_MOST: u32 = 27;
+const WINDOW_MIN: u32 = 23;
+const WINDOW_MAX: u32 = 27;
 
 impl<F> Compressed<F> {
     /// Creates a format that compresses the payloads of another one.
@@ -88,7 +88,7 @@ impl<F> Compressed<F> {
         if payload.starts_with(ZSTD) {
             let mut reader = zstd::Decoder::with_buffer(payload)?;
             // A window larger than the value is never needed.
-            reader.window_log_max(most.max(1).ilog2().saturating_add(1).clamp(WINDOW_LEAST, WINDOW_MOST))?;
+            reader.window_log_max(most.max(1).ilog2().saturating_add(1).clamp(WINDOW_MIN, WINDOW_MAX))?;
             return unpack("zstd", &mut reader);
         }
         Ok(Cow::Borrowed(payload))

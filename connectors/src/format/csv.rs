@@ -115,6 +115,7 @@ pub(crate) fn parser(delimiter: u8) -> Reader {
 }
 
 /// Reads the first row of a file.
+#[cfg(feature = "files")]
 pub(crate) fn header(row: &[u8], delimiter: u8) -> Header {
     Header(Csv::<()>::new().delimiter(delimiter).row(row).unwrap_or_default())
 }

@@ -32,6 +32,7 @@ pub enum Columns {
 
 impl Framing {
     /// Whether the first record of a file is its header.
+    #[cfg(feature = "files")]
     pub(crate) fn has_header(self) -> bool {
         matches!(self, Framing::Csv { columns: Columns::ByName, .. })
     }

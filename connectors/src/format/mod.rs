@@ -30,11 +30,10 @@ mod text;
 
 use std::error::Error as StdError;
 
-use millstream::Error;
-
 pub use bytes::Bytes;
 pub use compressed::{Codec, Compressed};
 pub use csv::Csv;
+#[cfg(feature = "files")]
 pub(crate) use csv::{header, parser};
 pub use framing::{Columns, Framing, Header};
 pub use json::Json;
@@ -180,6 +179,7 @@ fn tombstone() -> Cause {
 
 /// Returns a cause that is the record's fault; a failure of the format itself is an error that ends
 /// the run.
+#[cfg(any(feature = "kafka", feature = "files"))]
 pub(crate) fn of_record(cause: Cause) -> millstream::Result<Cause> {
-    cause.downcast::<Error>().map_or_else(Ok, |error| Err(*error))
+    cause.downcast::<millstream::Error>().map_or_else(Ok, |error| Err(*error))
 }

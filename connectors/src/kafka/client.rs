@@ -9,20 +9,21 @@ use std::time::{Duration, Instant};
 use millstream::{Error, ErrorKind, Result};
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::metadata::Metadata;
 
 use super::error;
 use super::heard::Heard;
-use super::secret::{NOT_SHOWN, Secret};
-use super::security::{NEEDS_TLS, Security};
+use super::security::{Security, blamed};
+use crate::security::{NEEDS_TLS, NOT_SHOWN, Secret};
 
 /// How to reach a cluster.
 #[derive(Clone)]
-pub(super) struct Settings {
-    pub(super) brokers: String,
-    pub(super) properties: BTreeMap<String, String>,
-    pub(super) security: Security,
-    pub(super) connect_within: Duration,
+pub(crate) struct Settings {
+    pub(crate) brokers: String,
+    pub(crate) properties: BTreeMap<String, String>,
+    pub(crate) security: Security,
+    pub(crate) connect_within: Duration,
 }
 
 /// Properties that the engine sets itself, each with the reason or the option to use instead.
@@ -65,7 +66,7 @@ const OWNED: &[(&str, &str)] = &[
 impl Settings {
     /// A configuration with the user's properties; properties that the caller sets afterwards
     /// override them. Waits for the first token if one is needed.
-    pub(super) fn config(&self) -> Result<ClientConfig> {
+    pub(crate) fn config(&self) -> Result<ClientConfig> {
         let wrong = |doing: String| Err(Error::new(ErrorKind::Config, doing));
         if self.brokers.trim().is_empty() {
             return wrong("Kafka needs at least one bootstrap server".to_owned());
@@ -116,17 +117,17 @@ impl Settings {
     }
 
     /// Whether the user has turned on the client's debug log.
-    pub(super) fn is_debugged(&self) -> bool {
+    pub(crate) fn is_debugged(&self) -> bool {
         self.properties.contains_key("debug")
     }
 
     /// The value of a property that the user has set to a number.
-    pub(super) fn number(&self, property: &str) -> Option<u64> {
+    pub(crate) fn number(&self, property: &str) -> Option<u64> {
         self.properties.get(property)?.parse().ok()
     }
 
     /// The error for a client that could not be created, without its secrets.
-    pub(super) fn not_created(&self, cause: KafkaError) -> Error {
+    pub(crate) fn not_created(&self, cause: KafkaError) -> Error {
         match cause {
             // The cause's own text ends with the value.
             KafkaError::ClientConfig(_, description, property, _) => {
@@ -137,8 +138,8 @@ impl Settings {
                 Error::new(ErrorKind::Config, doing)
             }
             KafkaError::ClientCreation(complaint) => {
-                let blamed = self.security.tls.as_ref().and_then(|tls| tls.blamed(&complaint));
-                let doing = blamed.unwrap_or_else(|| format!("cannot create a client for {}", self.brokers));
+                let option = self.security.tls.as_ref().and_then(|tls| blamed(tls, &complaint));
+                let doing = option.unwrap_or_else(|| format!("cannot create a client for {}", self.brokers));
                 let is_missing = !cfg!(feature = "tls") && complaint.contains("SASL mechanism");
                 let doing = if is_missing { format!("{doing}: it {NEEDS_TLS}") } else { doing };
                 Error::new(ErrorKind::Config, doing).caused_by(self.hide_in(&complaint))
@@ -152,7 +153,7 @@ impl Settings {
     /// Asks the brokers with timeouts that double, and polls the client's events in between,
     /// because they say why there is no answer. A refusal is an error at once, silence after
     /// `connect_within`.
-    pub(super) fn ask<T>(
+    pub(crate) fn ask<T>(
         &self,
         doing: &str,
         heard: &Heard,
@@ -169,7 +170,7 @@ impl Settings {
             listen();
             match asked {
                 Ok(answer) => {
-                    heard.goes_on();
+                    heard.progressed();
                     return Ok(answer);
                 }
                 Err(cause) if wait < left && heard.refusal().is_none() && error::is_silence(&cause) => wait *= 2,
@@ -180,7 +181,7 @@ impl Settings {
 
     /// The error for a broker that refused or did not answer in time, with the client's last
     /// complaint as the cause.
-    pub(super) fn unreachable(&self, doing: &str, cause: KafkaError, heard: &Heard) -> Error {
+    pub(crate) fn unreachable(&self, doing: &str, cause: KafkaError, heard: &Heard) -> Error {
         if let Some(error) = heard.refused(&format!("cannot {doing} at {}", self.brokers)) {
             return error;
         }
@@ -207,7 +208,7 @@ impl Settings {
     }
 
     /// Replaces the secrets in a text from the client.
-    pub(super) fn hide_in(&self, text: &str) -> String {
+    pub(crate) fn hide_in(&self, text: &str) -> String {
         let secrets = self.properties.iter().filter(|(property, _)| is_secret(property) && !is_public(property));
         let text = self.security.hide_in(text);
         secrets.fold(text, |text, (_, value)| Secret::from(value.as_str()).hide_in(&text))
@@ -256,6 +257,22 @@ impl fmt::Debug for Settings {
             write!(f, " {sasl:?}")?;
         }
         Ok(())
+    }
+}
+
+/// The partitions of a topic, or an error that says why there are none.
+pub(crate) fn partitions_of(metadata: &Metadata, topic: &str, brokers: &str) -> Result<Vec<i32>> {
+    let found = metadata.topics().iter().find(|found| found.name() == topic);
+    let cause = found.and_then(rdkafka::metadata::MetadataTopic::error).map(Code::from);
+    match (found, cause) {
+        (Some(found), None) if !found.partitions().is_empty() => {
+            Ok(found.partitions().iter().map(rdkafka::metadata::MetadataPartition::id).collect())
+        }
+        (_, Some(code)) if code != Code::UnknownTopicOrPartition => {
+            let cause = KafkaError::MetadataFetch(code);
+            Err(error::error(ErrorKind::NotFound, format!("cannot use topic `{topic}` at {brokers}"), cause))
+        }
+        _ => Err(Error::new(ErrorKind::NotFound, format!("topic `{topic}` does not exist at {brokers}"))),
     }
 }
 

@@ -4,7 +4,7 @@ use millstream::{Error, ErrorKind};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
 /// An error that says what was being done. Its kind follows from the code, or is `otherwise`.
-pub(super) fn error(otherwise: ErrorKind, doing: impl Into<String>, cause: KafkaError) -> Error {
+pub(crate) fn error(otherwise: ErrorKind, doing: impl Into<String>, cause: KafkaError) -> Error {
     Error::new(kind(otherwise, &cause), doing).caused_by(cause)
 }
 
@@ -27,7 +27,7 @@ fn kind(otherwise: ErrorKind, cause: &KafkaError) -> ErrorKind {
 }
 
 /// The broker refuses this client; asking again does not help.
-pub(super) fn is_refusal(code: Code) -> bool {
+pub(crate) fn is_refusal(code: Code) -> bool {
     matches!(
         code,
         Code::Authentication
@@ -45,7 +45,7 @@ pub(super) fn is_refusal(code: Code) -> bool {
 }
 
 /// No broker has answered yet.
-pub(super) fn is_silence(cause: &KafkaError) -> bool {
+pub(crate) fn is_silence(cause: &KafkaError) -> bool {
     matches!(
         cause.rdkafka_error_code(),
         Some(Code::OperationTimedOut | Code::BrokerTransportFailure | Code::AllBrokersDown | Code::Resolve)
@@ -53,7 +53,7 @@ pub(super) fn is_silence(cause: &KafkaError) -> bool {
 }
 
 /// This record cannot be written; the next one can.
-pub(super) fn is_of_record(code: Code) -> bool {
+pub(crate) fn is_of_record(code: Code) -> bool {
     is_of_batch(code)
         || matches!(
             code,
@@ -67,7 +67,7 @@ pub(super) fn is_of_record(code: Code) -> bool {
 }
 
 /// A broker refused a batch, perhaps because of another record in it.
-pub(super) fn is_of_batch(code: Code) -> bool {
+pub(crate) fn is_of_batch(code: Code) -> bool {
     matches!(
         code,
         Code::MessageSizeTooLarge
@@ -82,17 +82,17 @@ pub(super) fn is_of_batch(code: Code) -> bool {
 }
 
 /// The group is rebalancing: a moment later it accepts the same from those that are still members.
-pub(super) fn is_changing(code: Code) -> bool {
+pub(crate) fn is_changing(code: Code) -> bool {
     matches!(code, Code::RebalanceInProgress | Code::IllegalGeneration | Code::StaleMemberEpoch)
 }
 
 /// The group does not know this member, or no longer does.
-pub(super) fn is_lost(code: Code) -> bool {
+pub(crate) fn is_lost(code: Code) -> bool {
     matches!(code, Code::UnknownMemberId)
 }
 
 /// The commit may succeed when it is sent again.
-pub(super) fn is_passing(code: Code) -> bool {
+pub(crate) fn is_transient(code: Code) -> bool {
     is_changing(code)
         || matches!(
             code,

@@ -13,12 +13,12 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
 use super::client::Settings;
 use super::error::is_refusal;
-use super::lock;
 use super::token::Tokens;
+use crate::lock;
 
 /// The complaints of a client that explain why it makes no progress.
 #[derive(Debug)]
-pub(super) struct Heard {
+pub(crate) struct Heard {
     settings: Arc<Settings>,
     /// The consumer group, if there is one: the client does not say which group was refused.
     group: Option<String>,
@@ -45,7 +45,7 @@ impl Trouble {
 /// What makes no progress. Each kind ends separately: a group may deliver records and accept no
 /// commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum With {
+pub(crate) enum With {
     /// The client, which reaches no broker or gets no answer.
     Client,
     Commits,
@@ -75,16 +75,16 @@ enum Weight {
 }
 
 impl Heard {
-    pub(super) fn new(settings: &Arc<Settings>) -> Heard {
+    pub(crate) fn new(settings: &Arc<Settings>) -> Heard {
         Heard { settings: Arc::clone(settings), group: None, complaint: Mutex::default(), troubles: Mutex::default() }
     }
 
-    pub(super) fn of_group(settings: &Arc<Settings>, group: &str) -> Heard {
+    pub(crate) fn of_group(settings: &Arc<Settings>, group: &str) -> Heard {
         Heard { group: Some(group.to_owned()), ..Heard::new(settings) }
     }
 
     /// Handles an error that the client reports.
-    pub(super) fn note(&self, error: &KafkaError, reason: &str) {
+    pub(crate) fn note(&self, error: &KafkaError, reason: &str) {
         let reason = self.settings.hide_in(reason);
         let Some(code) = error.rdkafka_error_code().filter(|code| *code != Code::PartitionEOF) else { return };
         let reason = match &self.group {
@@ -93,7 +93,7 @@ impl Heard {
         };
         let weight = match code {
             Code::AllBrokersDown => Weight::AllAreDown,
-            code if is_refusal(code) && !is_passing(&reason) || is_of_certificate(&reason) => Weight::Refused,
+            code if is_refusal(code) && !is_transient(&reason) || is_of_certificate(&reason) => Weight::Refused,
             _ => Weight::Failed,
         };
         if weight == Weight::Refused {
@@ -107,7 +107,7 @@ impl Heard {
 
     /// Called when the client has had work since the last check and has done none of it. It does
     /// not report what it sends again by itself.
-    pub(super) fn stands_still(&self) {
+    pub(crate) fn stalled(&self) {
         self.trouble(With::Client, None);
     }
 
@@ -126,7 +126,7 @@ impl Heard {
     }
 
     /// Called when the client has done something that it could not do in trouble.
-    pub(super) fn goes_on(&self) {
+    pub(crate) fn progressed(&self) {
         if self.passes(With::Client) {
             lock(&self.complaint).take_if(|complaint| complaint.weight != Weight::Refused);
         }
@@ -134,7 +134,7 @@ impl Heard {
 
     /// Called when something succeeds, perhaps for the first time in a while. Returns whether it
     /// was in trouble before.
-    pub(super) fn passes(&self, with: With) -> bool {
+    pub(crate) fn passes(&self, with: With) -> bool {
         let mut troubles = lock(&self.troubles);
         let Some(at) = troubles.iter().position(|trouble| trouble.with == with) else { return false };
         let ended = troubles.remove(at);
@@ -146,7 +146,7 @@ impl Heard {
     }
 
     /// The trouble that has lasted longest, if it is worth a report.
-    pub(super) fn waiting(&self) -> Option<String> {
+    pub(crate) fn waiting(&self) -> Option<String> {
         let troubles = lock(&self.troubles);
         let lasting = troubles.iter().filter(|trouble| trouble.lasts()).min_by_key(|trouble| trouble.since)?;
         Some(self.waits_for(lasting))
@@ -160,7 +160,7 @@ impl Heard {
     }
 
     /// Logs each trouble that lasts, once.
-    pub(super) fn tell_what_lasts(&self) {
+    pub(crate) fn log_what_lasts(&self) {
         for trouble in lock(&self.troubles).iter_mut().filter(|trouble| !trouble.is_told && trouble.lasts()) {
             trouble.is_told = true;
             tracing::warn!("waiting for {}", self.waits_for(trouble));
@@ -168,7 +168,7 @@ impl Heard {
     }
 
     /// Handles a line of the client's log.
-    pub(super) fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+    pub(crate) fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         let line = self.settings.hide_in(line);
         tracing::debug!(?level, facility, line, "kafka client");
         if facility == "FAIL" {
@@ -179,12 +179,12 @@ impl Heard {
     }
 
     /// Whether the user has turned on the client's debug log.
-    pub(super) fn is_debugged(&self) -> bool {
+    pub(crate) fn is_debugged(&self) -> bool {
         self.settings.is_debugged()
     }
 
     /// Records that something makes no progress, but may recover by itself.
-    pub(super) fn complain(&self, with: With, reason: String) {
+    pub(crate) fn complain(&self, with: With, reason: String) {
         if self.trouble(with, Some(&reason)) {
             tracing::debug!(reason, "kafka client");
         }
@@ -192,7 +192,7 @@ impl Heard {
     }
 
     /// The token that the client asks for.
-    pub(super) fn token(&self) -> Result<OAuthToken, Box<dyn StdError>> {
+    pub(crate) fn token(&self) -> Result<OAuthToken, Box<dyn StdError>> {
         let tokens = self.settings.security.tokens();
         tokens.and_then(Tokens::newest).ok_or_else(|| "there is no token".into())
     }
@@ -205,19 +205,19 @@ impl Heard {
         }
     }
 
-    pub(super) fn take(&self) -> Option<String> {
+    pub(crate) fn take(&self) -> Option<String> {
         lock(&self.complaint).take().map(|complaint| complaint.reason)
     }
 
     /// Why the broker refused the client, if it did.
-    pub(super) fn refusal(&self) -> Option<String> {
+    pub(crate) fn refusal(&self) -> Option<String> {
         let complaint = lock(&self.complaint);
         complaint.as_ref().filter(|complaint| complaint.weight == Weight::Refused).map(|told| told.reason.clone())
     }
 
     /// The error of a refusal, if there was one. If the token has expired, the cause is why there
     /// is no newer one.
-    pub(super) fn refused(&self, doing: &str) -> Option<Error> {
+    pub(crate) fn refused(&self, doing: &str) -> Option<Error> {
         let reason = self.refusal()?;
         let lapsed = self.settings.security.tokens().and_then(|tokens| tokens.lapsed());
         Some(match lapsed {
@@ -231,7 +231,7 @@ impl Heard {
 /// error of TLS. Either the connection broke during authentication, as it does when a broker stops.
 /// Or the client authenticated twice within a second, as it does when a token is about to expire.
 /// Or it got a token only after the lifetime that it was given for that token.
-fn is_passing(reason: &str) -> bool {
+fn is_transient(reason: &str) -> bool {
     [
         "handshake failed: Local:",
         "not valid in current SASL state",
@@ -283,14 +283,14 @@ mod tests {
             "ssl://localhost:1/1: SSL handshake failed: error:0A000126:SSL routines::unexpected eof while reading",
             "Failed to acquire SASL OAUTHBEARER token: Must supply an unexpired token: now=1767225602000ms, exp=1767225601000ms",
         ] {
-            assert!(is_passing(reason), "{reason}");
+            assert!(is_transient(reason), "{reason}");
         }
         for reason in [
             "SASL PLAIN mechanism handshake failed: Broker: Unsupported SASL mechanism: broker's supported mechanisms: X",
             "SASL authentication error: Authentication failed: Invalid username or password",
             "SSL handshake failed: error:0A000086:SSL routines::certificate verify failed",
         ] {
-            assert!(!is_passing(reason), "{reason}");
+            assert!(!is_transient(reason), "{reason}");
         }
     }
 

@@ -1,35 +1,13 @@
 //! A value with its Kafka metadata.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::dead::Place;
 use millstream::Headers;
-use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use serde::{Deserialize, Serialize};
 
-/// The headers of a client's message, and how many others cannot be read.
-pub(super) fn headers_of(message: &BorrowedMessage<'_>) -> (Headers, usize) {
-    let (mut headers, mut unreadable) = (Headers::new(), 0);
-    let Some(borrowed) = message.headers() else { return (headers, 0) };
-    for index in 0..borrowed.count() {
-        // rdkafka 0.39 panics on a name that is not valid UTF-8, and has no other way to read a
-        // header.
-        match catch_unwind(AssertUnwindSafe(|| borrowed.get(index))) {
-            Ok(header) => headers.push(header.key, header.value.map(<[u8]>::to_vec)),
-            Err(_) => unreadable += 1,
-        }
-    }
-    (headers, unreadable)
-}
-
-/// How many bytes a key and headers hold.
-pub(super) fn held_beside(key: Option<&[u8]>, headers: &Headers) -> u64 {
-    // The name and value themselves, without what they point to.
-    const HEADER: usize = size_of::<(String, Option<Vec<u8>>)>();
-    let headers = headers.iter().map(|(name, value)| HEADER + name.len() + value.map_or(0, <[u8]>::len));
-    (key.map_or(0, <[u8]>::len) + headers.sum::<usize>()) as u64
-}
+use super::headers::held_beside;
+use super::letter::{DeadLetter, OURS, Place};
 
 /// A value with its key and headers, and where it was read. Where it was read never decides where
 /// it is written: topic, partition and timestamp of an output are unset until you set them.
@@ -43,13 +21,13 @@ pub(super) fn held_beside(key: Option<&[u8]>, headers: &Headers) -> u64 {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message<T> {
-    pub(super) value: T,
-    pub(super) key: Option<Vec<u8>>,
-    pub(super) headers: Headers,
-    pub(super) origin: Option<KafkaOrigin>,
-    pub(super) topic: Option<Arc<str>>,
-    pub(super) partition: Option<i32>,
-    pub(super) timestamp: Option<i64>,
+    pub(crate) value: T,
+    pub(crate) key: Option<Vec<u8>>,
+    pub(crate) headers: Headers,
+    pub(crate) origin: Option<KafkaOrigin>,
+    pub(crate) topic: Option<Arc<str>>,
+    pub(crate) partition: Option<i32>,
+    pub(crate) timestamp: Option<i64>,
 }
 
 /// Where a source has read a message, and when the message was written.
@@ -68,7 +46,7 @@ pub struct KafkaOrigin {
 }
 
 impl KafkaOrigin {
-    pub(super) fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> Place {
         (self.topic.to_string(), self.partition, self.offset)
     }
 }
@@ -169,13 +147,23 @@ impl<T> Message<T> {
         self.topic.as_deref()
     }
 
+    /// The partition it is written to, if it names one.
+    pub fn partition_number(&self) -> Option<i32> {
+        self.partition
+    }
+
+    /// The timestamp it is written with, in milliseconds since 1970, if it names one.
+    pub fn timestamp_millis(&self) -> Option<i64> {
+        self.timestamp
+    }
+
     /// Where it was read; `None` if it was not read by a source.
     pub fn origin(&self) -> Option<&KafkaOrigin> {
         self.origin.as_ref()
     }
 
     /// How many bytes key and headers hold.
-    pub(super) fn held_beside(&self) -> u64 {
+    pub(crate) fn held_beside(&self) -> u64 {
         held_beside(self.key.as_deref(), &self.headers)
     }
 
@@ -190,5 +178,74 @@ impl<T> Message<T> {
             partition: self.partition,
             timestamp: self.timestamp,
         }
+    }
+}
+
+impl<T> Message<T> {
+    /// What the headers of a dead letter say; `None` for a message that is not a dead letter.
+    pub fn dead_letter(&self) -> Option<DeadLetter> {
+        DeadLetter::read(&self.headers)
+    }
+
+    /// The original message of this dead letter, with its own headers only. It goes to the topic it
+    /// was meant for if a sink refused it, else to the topic where it was read. `None` if this is
+    /// not a dead letter, if the value is missing, or if neither topic is known, as for a malformed
+    /// record from a file.
+    #[must_use]
+    pub fn revived(mut self) -> Option<Message<T>> {
+        let letter = self.dead_letter().filter(|letter| !letter.is_stripped)?;
+        let topic = letter.refused_by.or(letter.origin.map(|(topic, ..)| topic))?;
+        let mut headers = Headers::new();
+        for (name, value) in self.headers.iter().filter(|(name, _)| !name.starts_with(OURS)) {
+            headers.push(name, value.map(<[u8]>::to_vec));
+        }
+        self.headers = headers;
+        Some(self.topic(topic))
+    }
+}
+
+/// What is sent beside a payload.
+#[derive(Debug, Default)]
+pub struct Outgoing<'v> {
+    pub(crate) key: Option<&'v [u8]>,
+    pub(crate) headers: Option<Cow<'v, Headers>>,
+    pub(crate) topic: Option<&'v str>,
+    pub(crate) partition: Option<i32>,
+    pub(crate) timestamp: Option<i64>,
+}
+
+impl<'v> Outgoing<'v> {
+    pub(crate) fn of<T>(message: &'v Message<T>) -> Outgoing<'v> {
+        Outgoing {
+            key: message.key.as_deref(),
+            headers: Some(&message.headers).filter(|headers| !headers.is_empty()).map(Cow::Borrowed),
+            topic: message.topic.as_deref(),
+            partition: message.partition,
+            timestamp: message.timestamp,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::letter::Letter;
+    use super::*;
+
+    #[test]
+    fn a_letter_comes_back_as_it_went() {
+        let mut headers = Headers::new();
+        headers.push("unit", Some(b"apples".to_vec()));
+        headers.push("unit", None);
+        let origin = Some(("orders".to_owned(), 3, 7));
+        let letter = Letter { headers: headers.clone(), origin, cause: "bad".to_owned(), ..Letter::default() };
+        let message = Message { headers: letter.all_headers(), ..Message::new(1).key("k") };
+        let told = message.dead_letter().expect("it is one");
+        assert_eq!((told.origin, told.cause.as_str()), (Some(("orders".to_owned(), 3, 7)), "bad"));
+        let back = message.revived().expect("all of it is there");
+        assert_eq!(
+            (back.headers(), back.topic.as_deref(), back.key_bytes()),
+            (&headers, Some("orders"), Some(&b"k"[..]))
+        );
+        assert_eq!(back.dead_letter(), None);
     }
 }

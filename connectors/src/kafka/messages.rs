@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::format::{Bytes, Csv, Json, Text};
 
 use super::options::{Compression, OnRefused, Partitioner, Profile};
-use super::topic::{RawRecords, RecordsWithMetadata, Topic};
+use super::records::{Raw, Records, WithMetadata};
+use super::topic::Topic;
 
 /// A sink for messages that each name their topic. Choose a format.
 #[derive(Clone, Debug)]
@@ -14,7 +15,7 @@ pub struct Messages {
 }
 
 impl Messages {
-    pub(super) fn new(topic: Topic) -> Messages {
+    pub(crate) fn new(topic: Topic) -> Messages {
         Messages { topic: Topic { by_message: true, ..topic } }
     }
 
@@ -49,32 +50,32 @@ impl Messages {
     }
 
     /// Values as JSON.
-    pub fn json<T>(self) -> RecordsWithMetadata<Json<T>> {
+    pub fn json<T>(self) -> Records<WithMetadata<Json<T>>> {
         self.topic.json().with_metadata()
     }
 
     /// Values as CSV; see [`Topic::csv`].
-    pub fn csv<T>(self) -> RecordsWithMetadata<Csv<T>> {
+    pub fn csv<T>(self) -> Records<WithMetadata<Csv<T>>> {
         self.topic.csv().with_metadata()
     }
 
     /// Values as UTF-8 text.
-    pub fn text(self) -> RecordsWithMetadata<Text> {
+    pub fn text(self) -> Records<WithMetadata<Text>> {
         self.topic.text().with_metadata()
     }
 
     /// Values as bytes.
-    pub fn bytes(self) -> RecordsWithMetadata<Bytes> {
+    pub fn bytes(self) -> Records<WithMetadata<Bytes>> {
         self.topic.bytes().with_metadata()
     }
 
     /// Values in a format of your own.
-    pub fn format<F>(self, format: F) -> RecordsWithMetadata<F> {
+    pub fn format<F>(self, format: F) -> Records<WithMetadata<F>> {
         self.topic.format(format).with_metadata()
     }
 
     /// Messages as they are, without a format; see [`Topic::raw`].
-    pub fn raw(self) -> RawRecords {
+    pub fn raw(self) -> Records<Raw> {
         self.topic.raw()
     }
 }

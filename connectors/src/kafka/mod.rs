@@ -1,11 +1,8 @@
 //! Kafka: topics as sources and sinks, at least once.
 //!
-//! A record's path begins in `reader` (the worker polls the queues of its own partitions) and ends
-//! in `sink` (one producer per sink and process, whose delivery reports acknowledge the records).
-//! `source` holds the consumer that the readers share. `group` does what its consumer group asks
-//! for. `signature` lets runs that are not members of the group detect each other. `start` finds
-//! where reading begins. `coordinator` makes the requests that wait for the group, above all
-//! commits. `client` holds the settings of both clients, with the reasons.
+//! A [`Topic`] with its options becomes a source or a sink when it gets a format ([`Records`]). A
+//! record's path begins in `read` and ends in `write`; each is a folder with its own tour. `client`
+//! holds the settings of all clients, with the reasons, and `heard` what the clients report.
 //!
 //! Offsets are committed to the consumer group only when every output of the records before them is
 //! acknowledged. A quarter of [`Job::memory`](millstream::Job::memory) is for prefetched records. A
@@ -16,54 +13,41 @@
 //! without an end joins the group: any number of its processes share the partitions, and a
 //! partition that moves is drained and committed first. A bounded job, or one that names its
 //! partitions, assigns them to itself. Two such jobs must not share a group: the second fails at
-//! start, or it ends the first ([`take_over`](Topic::take_over)). The error names the other run.
+//! start, or it ends the first ([`fence_other_run`](Topic::fence_other_run)). The error names the other run.
 
-mod again;
-mod client;
-mod complaints;
-mod consumer;
-mod coordinator;
-mod dead;
 mod error;
-mod group;
-mod heard;
-mod limits;
-mod message;
-mod messages;
 mod options;
-mod orders;
-mod partition;
-mod pattern;
-mod producer;
-mod reader;
-mod secret;
-pub(crate) mod security;
-mod signature;
-mod sink;
-mod source;
-mod start;
 mod token;
-mod topic;
+mod security;
+mod heard;
+mod client;
 
-pub use dead::{DeadLetter, DeadLetters};
+mod topic;
+mod headers;
+mod letter;
+mod message;
+
+mod read;
+mod write;
+
+mod messages;
+mod records;
+
+pub use letter::DeadLetter;
 pub use message::{KafkaOrigin, Message};
 pub use messages::Messages;
-pub use options::{Compression, GroupProtocol, OnRefused, Partitioner, Profile};
-pub use reader::KafkaReader;
-pub use secret::Secret;
-pub use security::{Sasl, Tls};
-pub use sink::{KafkaOutlet, KafkaWriter};
-pub use source::KafkaShared;
-pub use start::{DataLoss, End, Isolation, StartAt};
+pub use options::{Compression, DataLoss, EndAt, GroupProtocol, Isolation, OnRefused, Partitioner, Profile, StartAt};
+pub use records::{DeadLetters, Letters, MeasuredShape, OfFormat, Raw, Records, Value, Values, WithKey, WithMetadata};
+pub use security::Sasl;
 pub use token::Token;
-pub use topic::{KeyedRecords, RawRecords, Records, RecordsWithMetadata, Topic};
+pub use topic::Topic;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::lock;
+use crate::security::Tls;
 
 use client::Settings;
 use security::Security;
@@ -155,7 +139,7 @@ impl Kafka {
     pub fn dead_letters(&self, topic: impl Into<String>) -> DeadLetters {
         let topic = topic.into();
         // A record that is too large for a letter leaves a letter that says so.
-        DeadLetters(self.topic(&topic).on_refused(OnRefused::DeadLetters(topic)))
+        self.topic(&topic).on_refused(OnRefused::DeadLetters(topic)).letters()
     }
 
     /// A sink for messages that each name their topic.

@@ -1,28 +1,92 @@
 //! The options of a topic, as a source and as a sink.
 
-use std::time::Duration;
-
-use super::start::{DataLoss, End, Isolation, StartAt};
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
 
 /// The options of a source.
 #[derive(Clone, Debug, Default)]
-pub(super) struct SourceOptions {
-    pub(super) group: Option<String>,
-    pub(super) start_at: Option<StartAt>,
-    pub(super) end_at: Option<End>,
-    pub(super) partitions: Option<Vec<i32>>,
-    pub(super) on_data_loss: Option<DataLoss>,
-    pub(super) isolation: Option<Isolation>,
-    pub(super) protocol: Option<GroupProtocol>,
-    pub(super) instance: Option<String>,
-    pub(super) takes_over: bool,
+pub(crate) struct SourceOptions {
+    pub(crate) group: Option<String>,
+    pub(crate) start_at: Option<StartAt>,
+    pub(crate) end_at: Option<EndAt>,
+    pub(crate) partitions: Option<Vec<i32>>,
+    pub(crate) on_data_loss: Option<DataLoss>,
+    pub(crate) isolation: Option<Isolation>,
+    pub(crate) protocol: Option<GroupProtocol>,
+    pub(crate) instance: Option<String>,
+    pub(crate) fences: bool,
 }
 
 impl SourceOptions {
     /// Whether the start of a partition that the group has not read may change when it is looked up
     /// again.
-    pub(super) fn start_is_passing(&self) -> bool {
+    pub(crate) fn start_is_time_dependent(&self) -> bool {
         !matches!(self.start_at, None | Some(StartAt::Earliest | StartAt::Committed))
+    }
+}
+
+/// Where reading begins in a partition without a committed offset.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StartAt {
+    /// At the earliest record that still exists.
+    #[default]
+    Earliest,
+    /// After the last record at the moment of start. Records written after
+    /// [`Job::start`](millstream::Job::start) has returned are read, however long the group takes
+    /// to assign partitions. Partitions and topics that are created later begin at their earliest
+    /// record.
+    Latest,
+    /// A partition without a committed offset is an error.
+    Committed,
+    /// At these offsets by topic and partition; a partition that is not named begins at its
+    /// earliest record.
+    Offsets(BTreeMap<(String, i32), i64>),
+    /// At the first record with this timestamp or a later one; after the last record if there is
+    /// none.
+    Timestamp(SystemTime),
+}
+
+/// Where reading ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EndAt {
+    /// Never.
+    #[default]
+    Never,
+    /// After the last record at the moment of start.
+    Latest,
+    /// Before these offsets by topic and partition; a partition that is not named ends after its
+    /// last record at the moment of start.
+    Offsets(BTreeMap<(String, i32), i64>),
+}
+
+/// What happens when records are gone before they could be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DataLoss {
+    /// The job ends with an error that names the gap.
+    #[default]
+    Fail,
+    /// Reading continues at the earliest record that exists, and the gap is logged.
+    Skip,
+}
+
+/// Which records of transactions are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// Only committed records, and none after the start of an open transaction.
+    #[default]
+    ReadCommitted,
+    /// All records.
+    ReadUncommitted,
+}
+
+impl Isolation {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Isolation::ReadCommitted => "read_committed",
+            Isolation::ReadUncommitted => "read_uncommitted",
+        }
     }
 }
 
@@ -49,12 +113,12 @@ pub enum GroupProtocol {
 
 /// The options of a sink.
 #[derive(Clone, Debug, Default)]
-pub(super) struct SinkOptions {
-    pub(super) profile: Option<Profile>,
-    pub(super) compression: Option<Compression>,
-    pub(super) partitioner: Option<Partitioner>,
-    pub(super) on_refused: Option<OnRefused>,
-    pub(super) deliver_within: Option<Duration>,
+pub(crate) struct SinkOptions {
+    pub(crate) profile: Option<Profile>,
+    pub(crate) compression: Option<Compression>,
+    pub(crate) partitioner: Option<Partitioner>,
+    pub(crate) on_refused: Option<OnRefused>,
+    pub(crate) deliver_within: Option<Duration>,
 }
 
 /// What a sink's producer is tuned for.
@@ -85,7 +149,7 @@ pub enum Compression {
 }
 
 impl Compression {
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Compression::None => "none",
             Compression::Gzip => "gzip",
@@ -111,7 +175,7 @@ pub enum Partitioner {
 }
 
 impl Partitioner {
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Partitioner::Murmur2 => "murmur2_random",
             Partitioner::Crc32 => "consistent_random",

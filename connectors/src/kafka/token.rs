@@ -15,8 +15,8 @@ use millstream::connector::spawn;
 use millstream::{Error, ErrorKind, Result};
 use rdkafka::client::OAuthToken;
 
-use super::lock;
-use super::secret::Secret;
+use crate::lock;
+use crate::security::Secret;
 
 /// A token that a callback of [`Sasl::oauth_bearer`](super::Sasl::oauth_bearer) returns.
 ///
@@ -97,7 +97,7 @@ impl Failure {
 type Callback = dyn Fn() -> Result<Token, Box<dyn StdError + Send + Sync>> + Send + Sync;
 
 /// The current token of all clients of a cluster, and the callback that returns new ones.
-pub(super) struct Tokens {
+pub(crate) struct Tokens {
     callback: Box<Callback>,
     state: Mutex<State>,
     answered: Condvar,
@@ -142,7 +142,7 @@ const WAIT_RUNNING: Duration = Duration::from_millis(50);
 const CLIENT_ASKS_AT: f64 = 0.8;
 
 impl Tokens {
-    pub(super) fn new<E>(callback: impl Fn() -> Result<Token, E> + Send + Sync + 'static) -> Arc<Tokens>
+    pub(crate) fn new<E>(callback: impl Fn() -> Result<Token, E> + Send + Sync + 'static) -> Arc<Tokens>
     where
         E: Into<Box<dyn StdError + Send + Sync>>,
     {
@@ -151,7 +151,7 @@ impl Tokens {
     }
 
     /// Waits until there is a token that has not expired.
-    pub(super) fn await_first(self: &Arc<Self>, within: Duration) -> Result<()> {
+    pub(crate) fn await_first(self: &Arc<Self>, within: Duration) -> Result<()> {
         let deadline = Instant::now() + within;
         let is_valid = |state: &State| state.newest.as_ref().is_some_and(|given| !given.is_expired(SystemTime::now()));
         let mut state = lock(&self.state);
@@ -176,7 +176,7 @@ impl Tokens {
     }
 
     /// The token for a client that asks for one. Returns soon, because the client waits.
-    pub(super) fn newest(self: &Arc<Self>) -> Option<OAuthToken> {
+    pub(crate) fn newest(self: &Arc<Self>) -> Option<OAuthToken> {
         let mut state = lock(&self.state);
         let is_stale = |state: &State| state.newest.as_ref().is_none_or(|given| given.stale_at() <= SystemTime::now());
         if is_stale(&state) {
@@ -202,7 +202,7 @@ impl Tokens {
     }
 
     /// The error that explains why the current token has expired, if it has.
-    pub(super) fn lapsed(&self) -> Option<Error> {
+    pub(crate) fn lapsed(&self) -> Option<Error> {
         let state = lock(&self.state);
         let since = SystemTime::now().duration_since(state.newest.as_ref()?.token.expires_at).ok()?;
         let doing = format!("the token expired {since:.1?} ago, and there is no new one");
@@ -214,7 +214,7 @@ impl Tokens {
     }
 
     /// Redacts the token in a text.
-    pub(super) fn hide_in(&self, text: &str) -> String {
+    pub(crate) fn hide_in(&self, text: &str) -> String {
         lock(&self.state).newest.as_ref().map_or_else(|| text.to_owned(), |given| given.token.value.hide_in(text))
     }
 

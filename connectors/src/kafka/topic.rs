@@ -1,39 +1,33 @@
-//! Topics with their options and formats, which a pipeline uses as sources and as sinks. An option
-//! that does not fit the use is an error at start.
+//! A topic with its options, which a pipeline uses as a source or as a sink once it has a format
+//! (`records`). An option that does not fit the use is an error at start.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use millstream::connector::{OpenSink, OpenSource, Wake, Worker};
-use millstream::{ByteSize, Error, ErrorKind, Keyed, KeyedSink, Malformed, Result, Sink, Source};
-
-use crate::format::{self, Bytes, Cause, Compressed, Csv, Decode, Encode, Json, Measured, Payload, Text, Tombstones};
+use millstream::{Error, ErrorKind, Result};
 
 use super::client::Settings;
-use super::dead::Place;
-use super::message::{KafkaOrigin, Message, held_beside};
-use super::options::{Compression, GroupProtocol, OnRefused, Partitioner, Profile, SinkOptions, SourceOptions};
-use super::reader::{Incoming, KafkaReader, Read};
-use super::sink::{KafkaOutlet, KafkaWriter, Outgoing, Write};
-use super::source::KafkaShared;
-use super::start::{DataLoss, End, Isolation, StartAt};
+use super::options::{
+    Compression, DataLoss, EndAt, GroupProtocol, Isolation, OnRefused, Partitioner, Profile, SinkOptions,
+    SourceOptions, StartAt,
+};
 
 /// One or several topics, and how to read or write them. Choose a format to make it a source or a
 /// sink.
 #[derive(Clone, Debug)]
 pub struct Topic {
-    pub(super) settings: Arc<Settings>,
-    pub(super) names: Vec<String>,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) names: Vec<String>,
     /// The name is a pattern.
-    pub(super) is_pattern: bool,
+    pub(crate) is_pattern: bool,
     /// Each message names its own topic.
-    pub(super) by_message: bool,
-    pub(super) source: SourceOptions,
-    pub(super) sink: SinkOptions,
+    pub(crate) by_message: bool,
+    pub(crate) source: SourceOptions,
+    pub(crate) sink: SinkOptions,
 }
 
 impl Topic {
-    pub(super) fn new(settings: Arc<Settings>, names: Vec<String>) -> Topic {
+    pub(crate) fn new(settings: Arc<Settings>, names: Vec<String>) -> Topic {
         Topic {
             settings,
             names,
@@ -84,7 +78,7 @@ impl Topic {
     /// Where reading ends; [`End::Never`] by default, and [`End::Latest`] under
     /// [`Trigger::AvailableNow`](millstream::Trigger::AvailableNow).
     #[must_use]
-    pub fn end_at(mut self, end: End) -> Topic {
+    pub fn end_at(mut self, end: EndAt) -> Topic {
         self.source.end_at = Some(end);
         self
     }
@@ -103,8 +97,8 @@ impl Topic {
     /// not shut down cleanly has shown no sign of life for 10 s, and fails if that run is still
     /// alive. A job that joins its group does not need it and ignores it.
     #[must_use]
-    pub fn take_over(mut self) -> Topic {
-        self.source.takes_over = true;
+    pub fn fence_other_run(mut self) -> Topic {
+        self.source.fences = true;
         self
     }
 
@@ -162,49 +156,13 @@ impl Topic {
         self
     }
 
-    // Formats.
-
-    /// Values as JSON, typed by serde. As a source it yields `Result<T, Malformed>`.
-    pub fn json<T>(self) -> Records<Json<T>> {
-        Records { topic: self, format: Json::new() }
-    }
-
-    /// Values as CSV, typed by serde: each message is one row without a header, with its columns in
-    /// the order of `T`'s fields. As a source it yields `Result<T, Malformed>`. Another delimiter
-    /// is an option of the format: `format(Csv::<T>::new().delimiter(b';'))`, see [`Csv`].
-    pub fn csv<T>(self) -> Records<Csv<T>> {
-        Records { topic: self, format: Csv::new() }
-    }
-
-    /// Values as UTF-8 text. As a source it yields `Result<String, Malformed>`.
-    pub fn text(self) -> Records<Text> {
-        Records { topic: self, format: Text }
-    }
-
-    /// Values as bytes. As a source it yields `Result<Vec<u8>, Malformed>`, of which only
-    /// tombstones are malformed.
-    pub fn bytes(self) -> Records<Bytes> {
-        Records { topic: self, format: Bytes }
-    }
-
-    /// Values in any other format: one that needs a schema registry, or one of your own.
-    pub fn format<F>(self, format: F) -> Records<F> {
-        Records { topic: self, format }
-    }
-
-    /// Messages as they are: `Message<Option<Vec<u8>>>`, where `None` is a tombstone. As a source
-    /// it yields `Result<Message<_>, Malformed>`, of which only messages with a header whose name
-    /// is not valid UTF-8 are malformed.
-    pub fn raw(self) -> RawRecords {
-        RawRecords { topic: self }
-    }
-
-    fn described(&self) -> String {
+    /// What its sources and sinks are called.
+    pub(crate) fn described(&self) -> String {
         if self.names.is_empty() { "kafka messages".to_owned() } else { format!("kafka {}", self.names.join(" ")) }
     }
 
     /// Rejects options that a source cannot have.
-    fn check_source(&self) -> Result<()> {
+    pub(crate) fn check_source(&self) -> Result<()> {
         let options = &self.sink;
         let set = [
             ("profile", options.profile.is_some()),
@@ -225,7 +183,7 @@ impl Topic {
     }
 
     /// Rejects options that a sink cannot have.
-    fn check_sink(&self) -> Result<()> {
+    pub(crate) fn check_sink(&self) -> Result<()> {
         let options = &self.source;
         let set = [
             ("group", options.group.is_some()),
@@ -236,7 +194,7 @@ impl Topic {
             ("isolation", options.isolation.is_some()),
             ("group_protocol", options.protocol.is_some()),
             ("group_instance", options.instance.is_some()),
-            ("take_over", options.takes_over),
+            ("fence_other_run", options.fences),
         ];
         self.check(&set, "a sink")?;
         if self.names.len() != usize::from(!self.by_message) || self.is_pattern {
@@ -253,280 +211,5 @@ impl Topic {
             let doing = format!("{}: `{option}` cannot be set on {what}", self.described());
             Err(Error::new(ErrorKind::Config, doing))
         })
-    }
-}
-
-/// A topic with a format, read and written as bare values.
-#[derive(Clone, Debug)]
-pub struct Records<F> {
-    topic: Topic,
-    format: F,
-}
-
-impl<F> Records<F> {
-    /// Messages with key, headers and origin instead of bare values.
-    pub fn with_metadata(self) -> RecordsWithMetadata<F> {
-        RecordsWithMetadata { topic: self.topic, format: self.format }
-    }
-
-    /// Keeps tombstones: values become `Option`s, and `None` is a tombstone.
-    pub fn with_tombstones(self) -> Records<Tombstones<F>> {
-        Records { topic: self.topic, format: Tombstones(self.format) }
-    }
-
-    /// Values that may be compressed, each by itself: gzip and zstd are read, and gzip is written.
-    /// For more see [`Compressed`]. Batches that a producer compresses need no option; see
-    /// [`Topic::compression`].
-    pub fn compressed(self) -> Records<Compressed<F>> {
-        Records { topic: self.topic, format: Compressed::new(self.format) }
-    }
-
-    /// How much memory a value holds in addition to its own size, for a format whose own estimate
-    /// ([`Decode::held`]) is far off. [`Job::memory`](millstream::Job::memory) bounds the sum.
-    /// Called for each record that is read.
-    pub fn sized(self, held: fn(&F::Value) -> ByteSize) -> Records<Measured<F, F::Value>>
-    where
-        F: Decode,
-    {
-        Records { topic: self.topic, format: Measured::new(self.format, held) }
-    }
-}
-
-/// A topic with a format, read and written as messages with their metadata.
-#[derive(Clone, Debug)]
-pub struct RecordsWithMetadata<F> {
-    topic: Topic,
-    format: F,
-}
-
-impl<F> RecordsWithMetadata<F> {
-    /// Keeps tombstones: values become `Option`s, and `None` is a tombstone.
-    pub fn with_tombstones(self) -> RecordsWithMetadata<Tombstones<F>> {
-        RecordsWithMetadata { topic: self.topic, format: Tombstones(self.format) }
-    }
-
-    /// Values that may be compressed, each by itself: gzip and zstd are read, and gzip is written.
-    /// For more see [`Compressed`]. Batches that a producer compresses need no option; see
-    /// [`Topic::compression`].
-    pub fn compressed(self) -> RecordsWithMetadata<Compressed<F>> {
-        RecordsWithMetadata { topic: self.topic, format: Compressed::new(self.format) }
-    }
-
-    /// How much memory a value holds in addition to its own size, for a format whose own estimate
-    /// ([`Decode::held`]) is far off. [`Job::memory`](millstream::Job::memory) bounds the sum.
-    /// Called for each record that is read.
-    pub fn sized(self, held: fn(&F::Value) -> ByteSize) -> RecordsWithMetadata<Measured<F, F::Value>>
-    where
-        F: Decode,
-    {
-        RecordsWithMetadata { topic: self.topic, format: Measured::new(self.format, held) }
-    }
-}
-
-/// A topic without a format; see [`Topic::raw`].
-#[derive(Clone, Debug)]
-pub struct RawRecords {
-    topic: Topic,
-}
-
-/// A topic with a format and a key beside each value; what `sink_by` makes of [`Records`].
-#[derive(Clone, Debug)]
-pub struct KeyedRecords<F> {
-    topic: Topic,
-    format: F,
-}
-
-macro_rules! source {
-    ([$($bounds:tt)*] $kind:ty, $item:ty, $read:ty, $make:expr) => {
-        impl<$($bounds)*> Source for $kind {
-            type Item = $item;
-            type Shared = KafkaShared<$read>;
-            type Reader = KafkaReader<$read>;
-
-            fn name(&self) -> String {
-                self.topic.described()
-            }
-
-            fn connect(self, open: OpenSource) -> Result<Self::Shared> {
-                self.topic.check_source()?;
-                let make: fn(Self) -> (Topic, $read) = $make;
-                let (topic, read) = make(self);
-                KafkaShared::connect(&topic, read, open)
-            }
-
-            fn reader(shared: &Arc<Self::Shared>, worker: Worker, wake: Wake) -> Result<Self::Reader> {
-                Ok(KafkaReader::new(shared, worker, &wake))
-            }
-        }
-    };
-}
-
-source!([F: Decode + Clone + Send + Sync] Records<F>, Result<F::Value, Malformed>, Values<F>,
-    |records| (records.topic, Values(records.format)));
-source!([F: Decode + Clone + Send + Sync] RecordsWithMetadata<F>, Result<Message<F::Value>, Malformed>,
-    WithMetadata<F>, |records| (records.topic, WithMetadata(records.format)));
-source!([] RawRecords, Result<Message<Option<Vec<u8>>>, Malformed>, Raw, |records| (records.topic, Raw));
-
-macro_rules! sink {
-    ([$($bounds:tt)*] $kind:ty, $item:ty, $write:ty, $make:expr) => {
-        impl<$($bounds)*> Sink<$item> for $kind {
-            type Shared = KafkaOutlet<$write>;
-            type Writer = KafkaWriter<$write>;
-
-            fn name(&self) -> String {
-                self.topic.described()
-            }
-
-            fn connect(self, open: OpenSink) -> Result<Self::Shared> {
-                self.topic.check_sink()?;
-                let make: fn(Self) -> (Topic, $write) = $make;
-                let (topic, write) = make(self);
-                KafkaOutlet::connect::<$item>(&topic, write, &open)
-            }
-
-            fn writer(shared: &Arc<Self::Shared>, _: Worker, wake: Wake) -> Result<Self::Writer> {
-                Ok(KafkaWriter::new(shared, &wake))
-            }
-        }
-    };
-}
-
-sink!([V: 'static, F: Encode<V> + Clone + Send + Sync] Records<F>, V, Values<F>,
-    |records| (records.topic, Values(records.format)));
-sink!([V: 'static, F: Encode<V> + Clone + Send + Sync] RecordsWithMetadata<F>, Message<V>, WithMetadata<F>,
-    |records| (records.topic, WithMetadata(records.format)));
-sink!([V: 'static, F: Encode<V> + Clone + Send + Sync] KeyedRecords<F>, Keyed<V>, WithKey<F>,
-    |records| (records.topic, WithKey(records.format)));
-sink!([] RawRecords, Message<Option<Vec<u8>>>, Raw, |records| (records.topic, Raw));
-
-impl<V: 'static, F: Encode<V> + Clone + Send + Sync> KeyedSink<V> for Records<F> {
-    fn keyed(self) -> impl Sink<Keyed<V>> {
-        KeyedRecords { topic: self.topic, format: self.format }
-    }
-}
-
-/// Reads and writes bare values.
-#[derive(Clone, Debug)]
-pub struct Values<F>(F);
-
-/// Reads and writes messages.
-#[derive(Clone, Debug)]
-pub struct WithMetadata<F>(F);
-
-/// Writes values with a key.
-#[derive(Clone, Debug)]
-pub struct WithKey<F>(F);
-
-/// Reads and writes messages as they are.
-#[derive(Clone, Debug)]
-pub struct Raw;
-
-impl<F: Decode + Clone + Send + Sync> Read for Values<F> {
-    type Item = Result<F::Value, Malformed>;
-
-    fn open(&mut self) -> Result<()> {
-        self.0.open()
-    }
-
-    fn read(&self, incoming: &Incoming<'_>) -> Result<(Self::Item, ByteSize)> {
-        decode(&self.0, incoming)
-    }
-}
-
-impl<F: Decode + Clone + Send + Sync> Read for WithMetadata<F> {
-    type Item = Result<Message<F::Value>, Malformed>;
-
-    fn open(&mut self) -> Result<()> {
-        self.0.open()
-    }
-
-    fn read(&self, incoming: &Incoming<'_>) -> Result<(Self::Item, ByteSize)> {
-        let (decoded, held) = decode(&self.0, incoming)?;
-        let message = decoded.and_then(|value| incoming.message(value));
-        let beside = message.as_ref().map_or(0, Message::held_beside);
-        Ok((message, ByteSize(held.0 + beside)))
-    }
-}
-
-/// A value that cannot be decoded is malformed; a format that has failed ends the run.
-fn decode<F: Decode>(format: &F, incoming: &Incoming<'_>) -> Result<(Result<F::Value, Malformed>, ByteSize)> {
-    Ok(match format.decode_sized(incoming.payload()) {
-        Ok((value, held)) => (Ok(value), held),
-        Err(cause) => {
-            let malformed = incoming.malformed(&*format::of_record(cause)?);
-            let beside = held_beside(malformed.key.as_deref(), &malformed.headers);
-            let held = beside + (incoming.payload_len() + malformed.cause.len()) as u64;
-            (Err(malformed), ByteSize(held))
-        }
-    })
-}
-
-impl Read for Raw {
-    type Item = Result<Message<Option<Vec<u8>>>, Malformed>;
-
-    fn read(&self, incoming: &Incoming<'_>) -> Result<(Self::Item, ByteSize)> {
-        let message = incoming.message(incoming.payload().map(<[u8]>::to_vec));
-        let beside = message.as_ref().map_or(0, Message::held_beside);
-        Ok((message, ByteSize(beside + incoming.payload_len() as u64)))
-    }
-}
-
-impl<V: 'static, F: Encode<V> + Clone + Send + Sync> Write<V> for Values<F> {
-    fn open(&mut self, topic: Option<&str>) -> Result<()> {
-        self.0.open(topic)
-    }
-
-    fn encode(&self, value: &V, buffer: &mut Vec<u8>) -> Result<Payload, Cause> {
-        self.0.encode(value, buffer)
-    }
-
-    fn beside<'v>(&self, _: &'v V) -> Outgoing<'v> {
-        Outgoing::default()
-    }
-}
-
-impl<V: 'static, F: Encode<V> + Clone + Send + Sync> Write<Keyed<V>> for WithKey<F> {
-    fn open(&mut self, topic: Option<&str>) -> Result<()> {
-        self.0.open(topic)
-    }
-
-    fn encode(&self, keyed: &Keyed<V>, buffer: &mut Vec<u8>) -> Result<Payload, Cause> {
-        self.0.encode(&keyed.value, buffer)
-    }
-
-    fn beside<'v>(&self, keyed: &'v Keyed<V>) -> Outgoing<'v> {
-        Outgoing { key: Some(&keyed.key), ..Outgoing::default() }
-    }
-}
-
-impl<V: 'static, F: Encode<V> + Clone + Send + Sync> Write<Message<V>> for WithMetadata<F> {
-    fn open(&mut self, topic: Option<&str>) -> Result<()> {
-        self.0.open(topic)
-    }
-
-    fn encode(&self, message: &Message<V>, buffer: &mut Vec<u8>) -> Result<Payload, Cause> {
-        self.0.encode(message.value(), buffer)
-    }
-
-    fn beside<'v>(&self, message: &'v Message<V>) -> Outgoing<'v> {
-        Outgoing::of(message)
-    }
-
-    fn place(&self, message: &Message<V>) -> Option<Place> {
-        message.origin().map(KafkaOrigin::place)
-    }
-}
-
-impl Write<Message<Option<Vec<u8>>>> for Raw {
-    fn encode(&self, message: &Message<Option<Vec<u8>>>, buffer: &mut Vec<u8>) -> Result<Payload, Cause> {
-        Tombstones(Bytes).encode(message.value(), buffer)
-    }
-
-    fn beside<'v>(&self, message: &'v Message<Option<Vec<u8>>>) -> Outgoing<'v> {
-        Outgoing::of(message)
-    }
-
-    fn place(&self, message: &Message<Option<Vec<u8>>>) -> Option<Place> {
-        message.origin().map(KafkaOrigin::place)
     }
 }

@@ -1,11 +1,13 @@
 //! Reports as JSON lines, and comparisons as JSON and as an HTML page with a plot.
 
+#[cfg(feature = "page")]
 mod page;
 
 use std::io::{self, Write};
 
 use millstream::{Comparison, Report};
 
+#[cfg(feature = "page")]
 pub use page::{page, plot};
 
 /// Writes the report as one line of JSON: durations in nanoseconds, everything else as documented

@@ -120,7 +120,7 @@ const PROBES: u32 = 6;
 
 /// The first and the longest pause between two attempts to connect.
 const AGAIN_FIRST: Duration = Duration::from_millis(100);
-const AGAIN_MOST: Duration = Duration::from_secs(5);
+const AGAIN_MAX: Duration = Duration::from_secs(5);
 /// How often a silent connection checks whether the run is over.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -236,7 +236,7 @@ impl Feed {
                 Err(cause) => tracing::warn!(address = self.lines.address, %cause, ?pause, "cannot connect"),
             }
             thread::sleep(pause);
-            pause = (pause * 2).min(AGAIN_MOST);
+            pause = (pause * 2).min(AGAIN_MAX);
         }
         self.ahead.end(None);
     }

@@ -13,15 +13,17 @@ use tracing::Span;
 
 use crate::operator::calls::{Again, CallOptions};
 
-/// How many calls run at once on each worker, in which order their answers go on, how long one may take, and whether one
-/// that fails is made again; see [`Stream::map_async`](crate::Stream::map_async).
+/// How many calls run at once on each worker, in which order their answers go on, how long one may
+/// take, and whether one that fails is made again; see
+/// [`Stream::map_async`](crate::Stream::map_async).
 #[derive(Clone, Copy, Debug)]
 #[must_use = "it says how `Stream::map_async` calls"]
 pub struct Calls(CallOptions);
 
 impl Calls {
-    /// At most so many at once; answers go on in the order of their records. Behind a call that does not answer, others are made
-    /// until four times `at_once`, or 64 when that is more, are ahead of it.
+    /// At most so many at once; answers go on in the order of their records. Behind a call that
+    /// does not answer, others are made until four times `at_once`, or 64 when that is more, are
+    /// ahead of it.
     ///
     /// # Panics
     /// When `at_once` is 0.
@@ -39,23 +41,26 @@ impl Calls {
         Calls(CallOptions { is_ordered: false, ..options })
     }
 
-    /// How long a call may take, 10 s by default, from when it is made. One that takes longer is dropped, and its record goes
-    /// on as [`TimedOut`](crate::TimedOut), also when its future blocks its thread.
+    /// How long a call may take, 10 s by default, from when it is made. One that takes longer is
+    /// dropped, and its record goes on as [`TimedOut`](crate::TimedOut), also when its future
+    /// blocks its thread.
     pub fn within(self, limit: Duration) -> Calls {
         Calls(CallOptions { within: limit, ..self.0 })
     }
 
-    /// Makes a call that has failed again, at most so many times: one that timed out, or whose future came to an `Err`. The
-    /// first further attempt is made after `pause`, and the pause before each one after it is twice as long, up to a minute.
-    /// Each attempt may take the whole of [`within`](Calls::within). What the last attempt came to goes on.
+    /// Makes a call that has failed again, at most so many times: one that timed out, or whose
+    /// future came to an `Err`. The first further attempt is made after `pause`, and the pause
+    /// before each one after it is twice as long, up to a minute. Each attempt may take the whole
+    /// of [`within`](Calls::within). What the last attempt came to goes on.
     ///
-    /// A record that waits for its next attempt is not one of the `at_once`: other records are called for meanwhile, and
-    /// in order as many as [`ordered`](Calls::ordered) says. Its memory stays counted
-    /// ([`Job::memory`](crate::Job::memory)). In order, the answers of those behind it wait for it. A
-    /// [stop](crate::Running::stop) waits for further attempts; after the deadline of a
-    /// [`stop_within`](crate::Running::stop_within) none is made. Futures must come to a `Result`. An error that another
-    /// attempt does not help is one that the future returns as `Ok`, such as `Ok(Err(no_such_customer))`. Each attempt is
-    /// made with a clone of the record, so records must be [`Clone`].
+    /// A record that waits for its next attempt is not one of the `at_once`: other records are
+    /// called for meanwhile, and in order as many as [`ordered`](Calls::ordered) says. Its memory
+    /// stays counted ([`Job::memory`](crate::Job::memory)). In order, the answers of those behind
+    /// it wait for it. A [stop](crate::Running::stop) waits for further attempts; after the
+    /// deadline of a [`stop_within`](crate::Running::stop_within) none is made. Futures must come
+    /// to a `Result`. An error that another attempt does not help is one that the future returns as
+    /// `Ok`, such as `Ok(Err(no_such_customer))`. Each attempt is made with a clone of the record,
+    /// so records must be [`Clone`].
     ///
     /// ```
     /// use millstream::{Calls, Job, collect, rows};
@@ -82,13 +87,15 @@ impl Calls {
         RetriedCalls { calls: self, times, pause }
     }
 
-    /// Makes calls of a function that blocks: hand the result to [`map_async`](crate::Stream::map_async) in place of an async
-    /// function. Each call has a thread of its own, so none holds up another, and
-    /// [`at_once`](Calls::ordered) says how many there are.
+    /// Makes calls of a function that blocks: hand the result to
+    /// [`map_async`](crate::Stream::map_async) in place of an async function. Each call has a
+    /// thread of its own, so none holds up another, and [`at_once`](Calls::ordered) says how many
+    /// there are.
     ///
-    /// A call whose time is up cannot be ended from outside: its record goes on as [`TimedOut`](crate::TimedOut), and its
-    /// thread lives until the function returns. There are at most 512 threads for a run. While all of them are taken, calls
-    /// wait for one, and time out in the end.
+    /// A call whose time is up cannot be ended from outside: its record goes on as
+    /// [`TimedOut`](crate::TimedOut), and its thread lives until the function returns. There are at
+    /// most 512 threads for a run. While all of them are taken, calls wait for one, and time out in
+    /// the end.
     ///
     /// ```
     /// use millstream::{Calls, Job, collect, rows};
@@ -109,7 +116,8 @@ impl Calls {
     /// ```
     ///
     /// # Panics
-    /// The function that is returned panics when it is called outside of a tokio runtime. `map_async` calls it within one.
+    /// The function that is returned panics when it is called outside of a tokio runtime.
+    /// `map_async` calls it within one.
     pub fn blocking<T, U>(f: impl Fn(T) -> U + Send + Sync + 'static) -> impl Fn(T) -> Blocking<U> + 'static
     where
         T: Send + 'static,
@@ -132,8 +140,9 @@ pub struct RetriedCalls {
     pause: Duration,
 }
 
-/// How [`Stream::map_async`](crate::Stream::map_async) calls for records of type `T` whose futures come to a `U`: [`Calls`]
-/// for any types, [`RetriedCalls`] where `T` is `Clone` and `U` a `Result`.
+/// How [`Stream::map_async`](crate::Stream::map_async) calls for records of type `T` whose futures
+/// come to a `U`: [`Calls`] for any types, [`RetriedCalls`] where `T` is `Clone` and `U` a
+/// `Result`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot call for records of type `{T}` whose futures come to `{U}`",
     note = "`Calls::retry` wants records that are `Clone`, and futures that come to a `Result`"
@@ -169,8 +178,8 @@ impl<T: Clone, V, E> sealed::Sealed<T, Result<V, E>> for RetriedCalls {
     }
 }
 
-/// The future of a call that blocks a thread of its own; see [`Calls::blocking`]. When it is dropped before its call has
-/// begun, the call is not made.
+/// The future of a call that blocks a thread of its own; see [`Calls::blocking`]. When it is
+/// dropped before its call has begun, the call is not made.
 #[must_use = "futures do nothing unless they are awaited"]
 pub struct Blocking<U>(JoinHandle<U>);
 

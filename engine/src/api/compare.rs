@@ -1,4 +1,5 @@
-//! The same pipeline on the same input under one trigger after the other: what differs is the latency, and that is shown.
+//! The same pipeline on the same input under one trigger after the other: what differs is the
+//! latency, and that is shown.
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,8 +30,8 @@ enum Length {
 }
 
 impl For {
-    /// So many measured records of each source, a thousand each second unless [`rate`](For::rate) says otherwise, after a
-    /// [warm-up](For::warm_up) of a second.
+    /// So many measured records of each source, a thousand each second unless [`rate`](For::rate)
+    /// says otherwise, after a [warm-up](For::warm_up) of a second.
     pub fn records(records: u64) -> For {
         For { length: Length::Records(records), rate: 1_000.0, warm_up: Duration::from_secs(1) }
     }
@@ -40,15 +41,16 @@ impl For {
         For { length: Length::Time(time), ..For::records(0) }
     }
 
-    /// So many records each second: the `n`th is due in the `n`th slot of `1 / rate` seconds after the start, whatever became
-    /// of those before it, and its latency counts from then. Each has another place in its slot, so that no rate keeps in
-    /// step with a tick, and the same place in every run.
+    /// So many records each second: the `n`th is due in the `n`th slot of `1 / rate` seconds after
+    /// the start, whatever became of those before it, and its latency counts from then. Each has
+    /// another place in its slot, so that no rate keeps in step with a tick, and the same place in
+    /// every run.
     pub fn rate(self, records_per_second: f64) -> For {
         For { rate: records_per_second, ..self }
     }
 
-    /// How long each run is on its way before it is measured; a second by default. Clients connect, caches and branch
-    /// predictors learn, and none of that is what anybody asks for.
+    /// How long each run is on its way before it is measured; a second by default. Clients connect,
+    /// caches and branch predictors learn, and none of that is what anybody asks for.
     pub fn warm_up(self, time: Duration) -> For {
         For { warm_up: time, ..self }
     }
@@ -73,19 +75,22 @@ impl For {
 }
 
 impl Job {
-    /// Runs the pipeline under each trigger in turn, on the same records, due at the same times, and shows what that does to
-    /// their latency. [`trigger`](Job::trigger), [`restart`](Job::restart) and [`clock`](Job::clock) of this job do not
-    /// matter. It blocks until the last run has ended: within async code call it in `tokio::task::spawn_blocking`.
+    /// Runs the pipeline under each trigger in turn, on the same records, due at the same times,
+    /// and shows what that does to their latency. [`trigger`](Job::trigger),
+    /// [`restart`](Job::restart) and [`clock`](Job::clock) of this job do not matter. It blocks
+    /// until the last run has ended: within async code call it in `tokio::task::spawn_blocking`.
     ///
-    /// Each source gives its first records, from where it would begin to read if nobody had ever read it; they are
-    /// prefetched as usual and admitted when they are due, so what it takes to *fetch* them is not in the figures. Nothing is
-    /// committed, so what commits cost is not in them either; micro-batches of a few milliseconds commit hundreds of times as
-    /// often as a continuous job. How late the schedule itself is, some 0.1 ms, counts against every run, and the first one pays
-    /// what a process pays once, beyond its warm-up. Each run writes its outputs: give the pipeline a topic of its own for
-    /// that. Sources that cannot be read again (a channel, a socket) are an error.
+    /// Each source gives its first records, from where it would begin to read if nobody had ever
+    /// read it; they are prefetched as usual and admitted when they are due, so what it takes to
+    /// *fetch* them is not in the figures. Nothing is committed, so what commits cost is not in
+    /// them either; micro-batches of a few milliseconds commit hundreds of times as often as a
+    /// continuous job. How late the schedule itself is, some 0.1 ms, counts against every run, and
+    /// the first one pays what a process pays once, beyond its warm-up. Each run writes its
+    /// outputs: give the pipeline a topic of its own for that. Sources that cannot be read again (a
+    /// channel, a socket) are an error.
     ///
-    /// Results are compared by the [`Fingerprint`](crate::Fingerprint)s of the sinks: the same records in any
-    /// order.
+    /// Results are compared by the [`Fingerprint`](crate::Fingerprint)s of the sinks: the same
+    /// records in any order.
     ///
     /// ```
     /// use millstream::{For, Job, Trigger, collect, generate};
@@ -102,8 +107,8 @@ impl Job {
     /// ```
     ///
     /// # Errors
-    /// As [`Job::run`]; a source that cannot be read again, or that has nothing to read; triggers that say when a run ends
-    /// and not when results leave ([`Trigger::AvailableNow`]).
+    /// As [`Job::run`]; a source that cannot be read again, or that has nothing to read; triggers
+    /// that say when a run ends and not when results leave ([`Trigger::AvailableNow`]).
     pub fn compare(self, triggers: impl IntoIterator<Item = Trigger>, input: For) -> Result<Comparison> {
         let course = input.course()?;
         let triggers: Vec<Trigger> = triggers.into_iter().collect();
@@ -189,7 +194,8 @@ struct Written {
     print: Option<Print>,
 }
 
-/// What [`Job::compare`] found: as a table ([`Display`](fmt::Display)), as a value, and through serde as JSON.
+/// What [`Job::compare`] found: as a table ([`Display`](fmt::Display)), as a value, and through
+/// serde as JSON.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Comparison {
@@ -199,7 +205,8 @@ pub struct Comparison {
     pub workers: usize,
     /// Records that were due each second, of each source.
     pub records_per_second: f64,
-    /// What arrived in the first part of each run was not measured; nanoseconds in the serialised form.
+    /// What arrived in the first part of each run was not measured; nanoseconds in the serialised
+    /// form.
     #[serde(serialize_with = "as_nanos")]
     pub warm_up: Duration,
     /// Records that each run was given, warm-up included.
@@ -222,8 +229,8 @@ pub struct ComparedRun {
     pub records_out: u64,
     /// How long it ran.
     pub seconds: f64,
-    /// CPU time of the whole process after the warm-up, per record that came in then, where the system tells; nanoseconds in
-    /// the serialised form.
+    /// CPU time of the whole process after the warm-up, per record that came in then, where the
+    /// system tells; nanoseconds in the serialised form.
     #[serde(serialize_with = "as_nanos_if_known")]
     pub cpu_per_record: Option<Duration>,
     /// From when a record was due to its acknowledgement.

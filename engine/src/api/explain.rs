@@ -7,11 +7,12 @@ use serde::Serialize;
 use crate::operator::fault::Node;
 use crate::run::graph::{Graph, NodeInfo, NodeKind};
 
-/// What a job will run; see [`Job::explain`](super::Job::explain). Its text ([`Display`](fmt::Display)) has
-/// a line for each operator and each node; through serde it is data.
+/// What a job will run; see [`Job::explain`](super::Job::explain). Its text
+/// ([`Display`](fmt::Display)) has a line for each operator and each node; through serde it is
+/// data.
 ///
-/// An *operator* is a unit of the dataflow. Fused nodes share one: records go from one to the next as
-/// function calls on whole batches.
+/// An *operator* is a unit of the dataflow. Fused nodes share one: records go from one to the next
+/// as function calls on whole batches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Explanation {
@@ -51,7 +52,8 @@ pub struct ExplainedNode {
     pub what: String,
     /// The names of the nodes that it reads.
     pub inputs: Vec<String>,
-    /// The source whose own chain it is part of, where records have not met those of other partitions.
+    /// The source whose own chain it is part of, where records have not met those of other
+    /// partitions.
     pub own_chain_of: Option<String>,
     /// Whether it remembers something of records that have gone on.
     pub keeps_state: bool,

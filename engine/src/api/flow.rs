@@ -1,5 +1,5 @@
-//! The beginning of a pipeline: where sources are opened and sinks end. The pipeline function is called
-//! several times, in three modes; a node is created in all of them in the same way.
+//! The beginning of a pipeline: where sources are opened and sinks end. The pipeline function is
+//! called several times, in three modes; a node is created in all of them in the same way.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -27,8 +27,8 @@ use super::trial::Trial;
 
 /// The argument of a pipeline function: it opens sources, and streams flow from them.
 ///
-/// The function is called once for what it builds, once more to connect sources and sinks, and then once
-/// on each worker. It must build the same pipeline each time and have no other effect.
+/// The function is called once for what it builds, once more to connect sources and sinks, and then
+/// once on each worker. It must build the same pipeline each time and have no other effect.
 pub struct Flow<'a> {
     inner: Rc<Inner<'a>>,
 }
@@ -43,8 +43,8 @@ struct Inner<'a> {
 }
 
 enum Mode<'a> {
-    /// Nothing connects: what the function builds, so that memory can be divided, mistakes found and the
-    /// pipeline explained before.
+    /// Nothing connects: what the function builds, so that memory can be divided, mistakes found
+    /// and the pipeline explained before.
     Sketch(RefCell<Graph>),
     /// Sources and sinks connect.
     Connect(Connect<'a>),
@@ -80,8 +80,8 @@ impl<'a> Flow<'a> {
     /// Opens a source.
     ///
     /// # Errors
-    /// When the source cannot be opened: a wrong option, or the other side is absent, refuses, or does
-    /// not have what was asked for.
+    /// When the source cannot be opened: a wrong option, or the other side is absent, refuses, or
+    /// does not have what was asked for.
     pub fn source<S: Source>(&self, source: S) -> Result<Stream<'a, S::Item>> {
         let index = self.inner.sources.replace(self.inner.sources.get() + 1);
         let what = source.name();

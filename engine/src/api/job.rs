@@ -90,18 +90,18 @@ impl Job {
         Job { trigger, ..self }
     }
 
-    /// How often offsets are committed while records flow, and how soon after they stop; a second by
-    /// default. It has no meaning under micro-batches, each of which is a checkpoint.
+    /// How often offsets are committed while records flow, and how soon after they stop; a second
+    /// by default. It has no meaning under micro-batches, each of which is a checkpoint.
     pub fn checkpoint_every(self, interval: Duration) -> Job {
         Job { checkpoint_every: interval, ..self }
     }
 
-    /// Memory for records: a quarter for what the sources fetch ahead, a half for records on their way
-    /// until they are acknowledged, a quarter for what the sinks buffer. Several sources, workers or sinks
-    /// share theirs evenly. While a sink has no room or a stage is behind, its worker reads nothing more,
-    /// whatever stages make of a record: then the outputs of one batch wait, which has at most 4 096
-    /// records. Where records change workers that holds for all workers. 256 MiB by default. Code, threads
-    /// and clients take some 10 MB beside it.
+    /// Memory for records: a quarter for what the sources fetch ahead, a half for records on their
+    /// way until they are acknowledged, a quarter for what the sinks buffer. Several sources,
+    /// workers or sinks share theirs evenly. While a sink has no room or a stage is behind, its
+    /// worker reads nothing more, whatever stages make of a record: then the outputs of one batch
+    /// wait, which has at most 4 096 records. Where records change workers that holds for all
+    /// workers. 256 MiB by default. Code, threads and clients take some 10 MB beside it.
     pub fn memory(self, total: ByteSize) -> Job {
         Job { memory: total, ..self }
     }
@@ -121,29 +121,31 @@ impl Job {
         Job { stuck_after: limit, ..self }
     }
 
-    /// How long a worker without work looks for some before it parks; not at all by default. It needs cores
-    /// to spare: on shared ones 30 µs tripled the 99th percentile and cost eight times the CPU, for 0.03 ms
-    /// less at the median.
+    /// How long a worker without work looks for some before it parks; not at all by default. It
+    /// needs cores to spare: on shared ones 30 µs tripled the 99th percentile and cost eight times
+    /// the CPU, for 0.03 ms less at the median.
     pub fn spin(self, limit: Duration) -> Job {
         Job { spin: limit, ..self }
     }
 
-    /// How long revoked partitions are drained before they are unassigned all the same; 500 ms by default.
+    /// How long revoked partitions are drained before they are unassigned all the same; 500 ms by
+    /// default.
     pub fn drain_within(self, limit: Duration) -> Job {
         Job { drain_within: limit, ..self }
     }
 
     /// Calls `listener` with what happens to the job, as Spark's `StreamingQueryListener`:
-    /// [`JobEvent::Started`] first, then at each interval [`JobEvent::Progress`], or [`JobEvent::Idle`] when
-    /// nothing moved, [`JobEvent::Restarted`] with the reason, and [`JobEvent::Ended`] with the outcome last.
-    /// The interval is of the machine's clock. Called again, it adds a listener.
+    /// [`JobEvent::Started`] first, then at each interval [`JobEvent::Progress`], or
+    /// [`JobEvent::Idle`] when nothing moved, [`JobEvent::Restarted`] with the reason, and
+    /// [`JobEvent::Ended`] with the outcome last. The interval is of the machine's clock. Called
+    /// again, it adds a listener.
     ///
-    /// Each listener has a thread of its own, `millstream-listener`. A function that is slow or blocks
-    /// delays its own events and nothing of the job; one that takes longer than the interval is called
-    /// less often, and one that hangs over 64 restarts misses some. A panic in it is logged, and the next
-    /// event is delivered. The outcome of the job is returned when every listener has had the last event,
-    /// or a second after the job is down. A job that does not start has no events, and neither have runs
-    /// that are compared.
+    /// Each listener has a thread of its own, `millstream-listener`. A function that is slow or
+    /// blocks delays its own events and nothing of the job; one that takes longer than the interval
+    /// is called less often, and one that hangs over 64 restarts misses some. A panic in it is
+    /// logged, and the next event is delivered. The outcome of the job is returned when every
+    /// listener has had the last event, or a second after the job is down. A job that does not
+    /// start has no events, and neither have runs that are compared.
     ///
     /// ```
     /// use millstream::{Job, JobEvent, discard, rows};
@@ -165,14 +167,15 @@ impl Job {
         Job { listeners, ..self }
     }
 
-    /// Draws a line with rate, latency and lag on standard error while the job runs, when that is a terminal.
+    /// Draws a line with rate, latency and lag on standard error while the job runs, when that is a
+    /// terminal.
     #[cfg(feature = "terminal")]
     pub fn live(self) -> Job {
         Job { live: true, ..self }
     }
 
-    /// Runs the job to its end, and returns what it did. It blocks until then: within async code call it in
-    /// `tokio::task::spawn_blocking`.
+    /// Runs the job to its end, and returns what it did. It blocks until then: within async code
+    /// call it in `tokio::task::spawn_blocking`.
     ///
     /// # Errors
     /// What kept it from starting, or the first fault that ended it.
@@ -180,12 +183,13 @@ impl Job {
         self.start()?.wait()
     }
 
-    /// Starts the job and returns when every source has begun. It blocks until then, for as long as clients wait for their
-    /// brokers (10 s by default): within async code call it in `tokio::task::spawn_blocking`.
+    /// Starts the job and returns when every source has begun. It blocks until then, for as long as
+    /// clients wait for their brokers (10 s by default): within async code call it in
+    /// `tokio::task::spawn_blocking`.
     ///
     /// # Errors
-    /// What kept it from starting: a wrong option, a pipeline that is not whole, or a source or sink that cannot be
-    /// opened.
+    /// What kept it from starting: a wrong option, a pipeline that is not whole, or a source or
+    /// sink that cannot be opened.
     pub fn start(self) -> Result<Running> {
         let pipeline: Arc<dyn Pipeline> = Arc::clone(&self.pipeline) as _;
         self.start_with(pipeline, jobs::list)
@@ -224,8 +228,8 @@ impl Job {
         }
     }
 
-    /// What the job will run: its operators, which nodes are fused, and where records change workers.
-    /// Calls the pipeline function once; nothing connects.
+    /// What the job will run: its operators, which nodes are fused, and where records change
+    /// workers. Calls the pipeline function once; nothing connects.
     ///
     /// ```
     /// use millstream::{Job, discard, rows};

@@ -14,8 +14,8 @@ use crate::run::jobs;
 use crate::run::report::Report;
 use crate::words::{Result, deadline_after};
 
-/// A started job. It is a future of the job's end, and dereferences to a [`JobHandle`], which asks the job
-/// to stop and tells what it does. Dropping it aborts the job, without waiting for that.
+/// A started job. It is a future of the job's end, and dereferences to a [`JobHandle`], which asks
+/// the job to stop and tells what it does. Dropping it aborts the job, without waiting for that.
 #[must_use = "dropping it aborts the job; `detach` lets it run"]
 pub struct Running {
     job: JobHandle,
@@ -27,8 +27,8 @@ impl Running {
         Running { job: JobHandle(handle), attached: true }
     }
 
-    /// A handle of the job that can be cloned and kept: for a signal handler, an HTTP handler or another
-    /// thread. Dropping it does nothing.
+    /// A handle of the job that can be cloned and kept: for a signal handler, an HTTP handler or
+    /// another thread. Dropping it does nothing.
     pub fn handle(&self) -> JobHandle {
         self.job.clone()
     }
@@ -41,8 +41,8 @@ impl Running {
         self.job.0.wait(None).expect("without a deadline it waits for the end")
     }
 
-    /// Waits for the end, at most for `limit`; `None` when it did not come. The outcome is returned once:
-    /// after that it is an error that says so.
+    /// Waits for the end, at most for `limit`; `None` when it did not come. The outcome is returned
+    /// once: after that it is an error that says so.
     pub fn wait_for(&mut self, limit: Duration) -> Option<Result<Report>> {
         self.job.0.wait(Some(deadline_after(limit)))
     }
@@ -66,8 +66,8 @@ impl Deref for Running {
     }
 }
 
-/// Asks a job to stop, and tells what it does. Clones are the same; it may be kept beyond the end of the
-/// job. From [`Running::handle`] or [`jobs()`].
+/// Asks a job to stop, and tells what it does. Clones are the same; it may be kept beyond the end
+/// of the job. From [`Running::handle`] or [`jobs()`].
 #[derive(Clone)]
 pub struct JobHandle(Arc<Handle>);
 
@@ -85,9 +85,9 @@ impl JobHandle {
         self.stop_within(STOP_WITHIN);
     }
 
-    /// Asks the job to read nothing more, to finish what was released, commit it and end. When that takes
-    /// longer than `limit` the job ends with an error; what was not committed is read again by the next
-    /// run.
+    /// Asks the job to read nothing more, to finish what was released, commit it and end. When that
+    /// takes longer than `limit` the job ends with an error; what was not committed is read again
+    /// by the next run.
     pub fn stop_within(&self, limit: Duration) {
         self.0.stop_within(limit);
     }
@@ -102,7 +102,8 @@ impl JobHandle {
         self.0.has_ended()
     }
 
-    /// What the job's newest run has done so far; of a job that has ended, what its last run had done.
+    /// What the job's newest run has done so far; of a job that has ended, what its last run had
+    /// done.
     pub fn report(&self) -> Report {
         self.0.report()
     }
@@ -112,15 +113,16 @@ impl JobHandle {
         self.report().fraction()
     }
 
-    /// Whether the job is alive and ready, with the reasons in words when it is not. For the probes of an
-    /// orchestrator.
+    /// Whether the job is alive and ready, with the reasons in words when it is not. For the probes
+    /// of an orchestrator.
     ///
-    /// *Alive* says that workers step, the control thread looks, what was cut is committed in time, and no
-    /// source has waited too long for its group. A job that waits for its next run after a failure is
-    /// alive: it mends itself. When a job is not alive or has ended, only a new process can help.
+    /// *Alive* says that workers step, the control thread looks, what was cut is committed in time,
+    /// and no source has waited too long for its group. A job that waits for its next run after a
+    /// failure is alive: it mends itself. When a job is not alive or has ended, only a new process
+    /// can help.
     ///
-    /// *Ready* says that the job is alive and running, reads what it is to read, and has caught up to
-    /// [`HealthLimits::lag_at_most`]. A job that was asked to stop is not ready.
+    /// *Ready* says that the job is alive and running, reads what it is to read, and has caught up
+    /// to [`HealthLimits::lag_at_most`]. A job that was asked to stop is not ready.
     ///
     /// ```
     /// use millstream::{HealthLimits, Job, channel, discard};
@@ -137,7 +139,8 @@ impl JobHandle {
         self.0.health(limits)
     }
 
-    /// A source of the job by its name, as the report shows it, to pause it or to change its limits.
+    /// A source of the job by its name, as the report shows it, to pause it or to change its
+    /// limits.
     ///
     /// ```
     /// use millstream::{Job, discard, generate};
@@ -162,9 +165,9 @@ impl JobHandle {
         self.0.source_names().into_iter().map(control).collect()
     }
 
-    /// Reads nothing more until [`resume`](JobHandle::resume): what was read is finished and committed,
-    /// members of consumer groups keep their partitions, and the job can be stopped as always. It lasts
-    /// over restarts.
+    /// Reads nothing more until [`resume`](JobHandle::resume): what was read is finished and
+    /// committed, members of consumer groups keep their partitions, and the job can be stopped as
+    /// always. It lasts over restarts.
     pub fn pause(&self) {
         self.sources().iter().for_each(SourceControl::pause);
     }
@@ -181,8 +184,9 @@ impl fmt::Debug for JobHandle {
     }
 }
 
-/// The jobs of this process, from their start to their end, the oldest first: also those whose handle was
-/// [detached](Running::detach), and without those that [`Job::compare`](crate::Job::compare) runs.
+/// The jobs of this process, from their start to their end, the oldest first: also those whose
+/// handle was [detached](Running::detach), and without those that
+/// [`Job::compare`](crate::Job::compare) runs.
 ///
 /// ```
 /// use millstream::{Job, channel, discard, jobs};
@@ -200,8 +204,8 @@ pub fn jobs() -> Vec<JobHandle> {
     jobs::all().into_iter().map(JobHandle).collect()
 }
 
-/// What is let in of a source of a running job; see [`JobHandle::source`]. It does nothing once the job has
-/// ended. What is set here lasts over restarts.
+/// What is let in of a source of a running job; see [`JobHandle::source`]. It does nothing once the
+/// job has ended. What is set here lasts over restarts.
 #[derive(Clone, Debug)]
 pub struct SourceControl {
     handle: Arc<Handle>,

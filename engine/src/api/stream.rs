@@ -23,12 +23,12 @@ use super::flow::Flow;
 
 /// Records of type `T` on their way from a source to a sink, in the order of their input partition.
 ///
-/// Stages that follow each other are fused: a chain runs as one operator over whole batches. A stream that is cloned is
-/// a fork, and every branch must reach a sink.
+/// Stages that follow each other are fused: a chain runs as one operator over whole batches. A
+/// stream that is cloned is a fork, and every branch must reach a sink.
 ///
-/// Functions that are handed to a stage run on the worker's thread and must not block. When one panics, the run ends
-/// with an error that names its operator. All of them are stateless: what they keep in a cell is not part of any
-/// checkpoint.
+/// Functions that are handed to a stage run on the worker's thread and must not block. When one
+/// panics, the run ends with an error that names its operator. All of them are stateless: what they
+/// keep in a cell is not part of any checkpoint.
 #[must_use = "a stream does nothing until it reaches a sink"]
 pub struct Stream<'a, T> {
     flow: Flow<'a>,
@@ -183,17 +183,18 @@ impl<'a, T: 'static> Stream<'a, T> {
         })
     }
 
-    /// Calls another service for each record: `f` makes a future of it, many run at once, and each answer goes on, or a
-    /// `TimedOut` in its place. `calls` says how many, in which order, how long, and whether those that fail are made
-    /// [again](crate::Calls::retry).
+    /// Calls another service for each record: `f` makes a future of it, many run at once, and each
+    /// answer goes on, or a `TimedOut` in its place. `calls` says how many, in which order, how
+    /// long, and whether those that fail are made [again](crate::Calls::retry).
     ///
-    /// Futures run on a tokio runtime of the job, so clients that need one work in them. It has a thread for each processor
-    /// of the machine, two at least and eight at most. A future that blocks keeps one of them; when all are kept, other
-    /// calls wait and time out, and a warning of `tracing` names the stage. What blocks belongs into [`Calls::blocking`].
+    /// Futures run on a tokio runtime of the job, so clients that need one work in them. It has a
+    /// thread for each processor of the machine, two at least and eight at most. A future that
+    /// blocks keeps one of them; when all are kept, other calls wait and time out, and a warning of
+    /// `tracing` names the stage. What blocks belongs into [`Calls::blocking`].
     ///
-    /// A record whose call is under way counts as in flight: nothing behind it is committed, and a job that stops waits for
-    /// it. After a crash calls are made again. Time-outs are of the machine's clock, also under a simulated one. A future
-    /// that panics ends the run.
+    /// A record whose call is under way counts as in flight: nothing behind it is committed, and a
+    /// job that stops waits for it. After a crash calls are made again. Time-outs are of the
+    /// machine's clock, also under a simulated one. A future that panics ends the run.
     ///
     /// ```
     /// use millstream::{Calls, Job, collect, rows};
@@ -247,8 +248,9 @@ impl<'a, T: 'static> Stream<'a, T> {
         Stream::chain(flow, node, longer)
     }
 
-    /// Hands whole batches to `f`, which compiles to one loop over all it does: the way to write a hot chain. An output
-    /// takes the event time of the last input pulled before it; inputs that are never pulled are consumed.
+    /// Hands whole batches to `f`, which compiles to one loop over all it does: the way to write a
+    /// hot chain. An output takes the event time of the last input pulled before it; inputs that
+    /// are never pulled are consumed.
     ///
     /// ```
     /// use millstream::{Job, collect, rows};
@@ -290,8 +292,8 @@ impl<'a, T: 'static> Stream<'a, T> {
         Stream::new(flow.share(), node, false, Shape::Ports(ports)).through(node, Ok)
     }
 
-    /// Spreads the records evenly over all workers, so that what follows uses them all. Gives up every
-    /// order.
+    /// Spreads the records evenly over all workers, so that what follows uses them all. Gives up
+    /// every order.
     pub fn rebalance(self) -> Stream<'a, T>
     where
         T: Send + Serialize + DeserializeOwned,
@@ -319,9 +321,10 @@ impl<'a, T: 'static> Stream<'a, T> {
         Stream::chain(flow, node, chain).through(node, Ok)
     }
 
-    /// Lets in so many records each second at most, over all workers of this process. Stands right behind the source. The
-    /// records that are not let in stay where they are, so their lag grows; no limit holds back a cut, a commit or a stop, and
-    /// a member of a consumer group keeps its partitions. It can be changed while the job runs
+    /// Lets in so many records each second at most, over all workers of this process. Stands right
+    /// behind the source. The records that are not let in stay where they are, so their lag grows;
+    /// no limit holds back a cut, a commit or a stop, and a member of a consumer group keeps its
+    /// partitions. It can be changed while the job runs
     /// ([`Running::source`](crate::Running::source)).
     ///
     /// ```
@@ -336,9 +339,10 @@ impl<'a, T: 'static> Stream<'a, T> {
         self
     }
 
-    /// Lets so many records into a batch at most, over all workers of this process: into a micro-batch, as with Spark's
-    /// `maxOffsetsPerTrigger`, and under the other triggers into what lies between two checkpoints
-    /// ([`Job::checkpoint_every`](crate::Job::checkpoint_every)). Otherwise as [`rate_at_most`](Stream::rate_at_most).
+    /// Lets so many records into a batch at most, over all workers of this process: into a
+    /// micro-batch, as with Spark's `maxOffsetsPerTrigger`, and under the other triggers into what
+    /// lies between two checkpoints ([`Job::checkpoint_every`](crate::Job::checkpoint_every)).
+    /// Otherwise as [`rate_at_most`](Stream::rate_at_most).
     pub fn batch_at_most(self, records: u64) -> Stream<'a, T> {
         self.flow.limit(self.node, "batch_at_most", |limits| limits.batch = Some(records));
         self
@@ -353,13 +357,14 @@ impl<'a, T: 'static> Stream<'a, T> {
     /// Ends the stream in a sink.
     ///
     /// # Errors
-    /// When the sink cannot be opened: a wrong option, or the other side is absent, refuses, or does not have what was
-    /// asked for.
+    /// When the sink cannot be opened: a wrong option, or the other side is absent, refuses, or
+    /// does not have what was asked for.
     pub fn sink(self, sink: impl Sink<T>) -> Result<()> {
         self.flow.share().sink(sink, self)
     }
 
-    /// Ends the stream in a sink, with a key beside each record: with Kafka it decides the partition.
+    /// Ends the stream in a sink, with a key beside each record: with Kafka it decides the
+    /// partition.
     ///
     /// # Errors
     /// As [`sink`](Stream::sink).
@@ -375,7 +380,8 @@ impl<'a, T: 'static, E: 'static> Stream<'a, Result<T, E>> {
         self.split("partition_results", |result| result)
     }
 
-    /// The values; errors are dropped, and the report's difference between the stage's records in and out counts them.
+    /// The values; errors are dropped, and the report's difference between the stage's records in
+    /// and out counts them.
     pub fn or_skip(self) -> Stream<'a, T> {
         self.stage("or_skip", |batch| {
             let (values, errors) = batch.split(|result| result);
@@ -384,8 +390,9 @@ impl<'a, T: 'static, E: 'static> Stream<'a, Result<T, E>> {
         })
     }
 
-    /// The values; the first error ends the run with what the error says. Whether a restart can help, its kind says
-    /// ([`ErrorKind::is_transient`](crate::ErrorKind::is_transient)): not for `Malformed`, but for `TimedOut`.
+    /// The values; the first error ends the run with what the error says. Whether a restart can
+    /// help, its kind says ([`ErrorKind::is_transient`](crate::ErrorKind::is_transient)): not for
+    /// `Malformed`, but for `TimedOut`.
     pub fn or_stop(self) -> Stream<'a, T>
     where
         E: Into<Error>,

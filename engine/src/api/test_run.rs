@@ -11,13 +11,14 @@ use super::job::Job;
 use super::running::Running;
 use super::trigger::Restart;
 
-/// Runs a job for a test: its clock stands still until it is moved, and what each step caused has happened when the step
-/// returns. The same under any trigger and with any number of workers; what Kafka Streams' `TopologyTestDriver` is there,
-/// with real threads.
+/// Runs a job for a test: its clock stands still until it is moved, and what each step caused has
+/// happened when the step returns. The same under any trigger and with any number of workers; what
+/// Kafka Streams' `TopologyTestDriver` is there, with real threads.
 ///
-/// Feed the pipeline through a [`channel`](crate::channel()), and let it end in [`collect`](crate::collect). Steps wait for
-/// what was fed: what a source makes by itself ([`rows`](crate::rows), [`generate`](crate::generate)) may come a moment after
-/// a step has returned.
+/// Feed the pipeline through a [`channel`](crate::channel()), and let it end in
+/// [`collect`](crate::collect). Steps wait for what was fed: what a source makes by itself
+/// ([`rows`](crate::rows), [`generate`](crate::generate)) may come a moment after a step has
+/// returned.
 ///
 /// ```
 /// use millstream::{Flow, Job, Result, Sink, Source, TestRun, Trigger, channel, collect};
@@ -57,7 +58,8 @@ pub struct TestRun {
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl TestRun {
-    /// Starts the job on a simulated clock of its own. It is not restarted: what made it fail is what a step returns.
+    /// Starts the job on a simulated clock of its own. It is not restarted: what made it fail is
+    /// what a step returns.
     ///
     /// # Errors
     /// As [`Job::start`].
@@ -72,9 +74,10 @@ impl TestRun {
         &self.clock
     }
 
-    /// Sends records into the job at the moment it is, and returns when the job has them, and when all that they cause
-    /// at this moment has happened: under [`Trigger::Continuous`](crate::Trigger::Continuous) they are done, under
-    /// micro-batches they wait for their tick.
+    /// Sends records into the job at the moment it is, and returns when the job has them, and when
+    /// all that they cause at this moment has happened: under
+    /// [`Trigger::Continuous`](crate::Trigger::Continuous) they are done, under micro-batches they
+    /// wait for their tick.
     ///
     /// # Errors
     /// The fault that ended the job, or that it hangs, or that nobody reads the channel.
@@ -107,8 +110,8 @@ impl TestRun {
         self.settle()
     }
 
-    /// What has reached a sink since it was drained before, in the order in which it came; also of a job that has ended,
-    /// because its input has.
+    /// What has reached a sink since it was drained before, in the order in which it came; also of
+    /// a job that has ended, because its input has.
     ///
     /// # Errors
     /// The fault that ended the job, or that it hangs.

@@ -1,9 +1,10 @@
-//! One run of a comparison: adapters round the user's sources and sinks. Sources are read on a schedule
-//! that was fixed in advance, up to an end that is the same in every run, and nothing of them is
-//! committed; sinks say what they wrote. The first run decides which records these are, by taking what
-//! comes; those after it take as many of each partition.
+//! One run of a comparison: adapters round the user's sources and sinks. Sources are read on a
+//! schedule that was fixed in advance, up to an end that is the same in every run, and nothing of
+//! them is committed; sinks say what they wrote. The first run decides which records these are, by
+//! taking what comes; those after it take as many of each partition.
 //!
-//! A record has arrived when it was *due*, whenever it was read: a run that falls behind cannot hide it.
+//! A record has arrived when it was *due*, whenever it was read: a run that falls behind cannot
+//! hide it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -249,8 +250,8 @@ impl Turn {
         }
     }
 
-    /// Takes what is due, at most `most` records, for one worker: a record is due once, whichever worker
-    /// finds it.
+    /// Takes what is due, at most `most` records, for one worker: a record is due once, whichever
+    /// worker finds it.
     fn reserve(&self, began: Moment, most: usize) -> Due {
         let mut state = lock(&self.state);
         if state.taken.records >= self.schedule.records {
@@ -269,8 +270,8 @@ impl Turn {
         Due::Records { first, count }
     }
 
-    /// Counts what was read of what was reserved, and drops what is beyond this run's end. Returns the
-    /// partition if it is exhausted.
+    /// Counts what was read of what was reserved, and drops what is beyond this run's end. Returns
+    /// the partition if it is exhausted.
     fn keep<T>(&self, reserved: u64, batch: &mut ReadBatch<T>) -> Result<Option<Partition>> {
         let mut state = lock(&self.state);
         state.reserved -= reserved;

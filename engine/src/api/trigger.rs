@@ -16,8 +16,9 @@ pub enum Trigger {
     /// Records are processed as they arrive; epochs close behind them.
     #[default]
     Continuous,
-    /// What arrived is processed at each tick, as one batch. Ticks lie on a grid: a batch that takes long does not
-    /// shift those after it. With `Duration::ZERO` the next batch begins when the one before is through.
+    /// What arrived is processed at each tick, as one batch. Ticks lie on a grid: a batch that
+    /// takes long does not shift those after it. With `Duration::ZERO` the next batch begins when
+    /// the one before is through.
     MicroBatch {
         /// From tick to tick.
         interval: Duration,
@@ -50,12 +51,14 @@ pub enum Restart {
     /// It ends with the error.
     #[default]
     Never,
-    /// It begins again, with fresh clients, from what was committed. It ends all the same when another run cannot end
-    /// differently (a malformed record, lost data, a wrong option), and after three runs in a row that panicked or got stuck
-    /// without a commit. Only a job that has started is started again: what keeps its first run from starting is the error
-    /// of [`Job::start`](crate::Job::start).
+    /// It begins again, with fresh clients, from what was committed. It ends all the same when
+    /// another run cannot end differently (a malformed record, lost data, a wrong option), and
+    /// after three runs in a row that panicked or got stuck without a commit. Only a job that has
+    /// started is started again: what keeps its first run from starting is the error of
+    /// [`Job::start`](crate::Job::start).
     Backoff {
-        /// Pause before the first restart, greater than zero; doubled for each that follows without a commit between.
+        /// Pause before the first restart, greater than zero; doubled for each that follows without
+        /// a commit between.
         first: Duration,
         /// The longest pause.
         longest: Duration,

@@ -1,7 +1,7 @@
-//! The last step of an epoch, on the control thread. When a checkpoint is cut and acknowledged on every
-//! worker, sinks commit it; when all of them have answered, each source publishes the offsets of its own
-//! cut; when all of these have answered, the checkpoint is committed, and the ticker may cut the next.
-//! Nothing here waits for an answer.
+//! The last step of an epoch, on the control thread. When a checkpoint is cut and acknowledged on
+//! every worker, sinks commit it; when all of them have answered, each source publishes the offsets
+//! of its own cut; when all of these have answered, the checkpoint is committed, and the ticker may
+//! cut the next. Nothing here waits for an answer.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::words::{CheckpointId, Offsets, Partition, Result};
 use super::gather::{Fact, Gathered, Reached};
 use super::ticker::Ticker;
 
-/// What a run remembers of those before it: where its sources go on.
+/// What a run remembers of those before it: where its sources resume.
 #[derive(Clone, Debug)]
 pub(crate) struct Memory {
     /// The first checkpoint that is not in it.
@@ -23,7 +23,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Of a job that has not run.
+    /// The memory of a job that has not run.
     pub(crate) fn none() -> Memory {
         Memory { first: CheckpointId::FIRST, offsets: Vec::new() }
     }
@@ -43,13 +43,14 @@ pub(crate) struct Committer {
     at_sinks: Option<AtSinks>,
     /// Commits that sources have not answered yet, per source.
     unanswered: Vec<VecDeque<CheckpointId>>,
-    /// Everything up to here was given to sinks to commit.
+    /// Sinks were told to commit everything up to here.
     handed_over: CheckpointId,
-    /// Everything up to here was given to sources to commit.
+    /// Sources were told to commit everything up to here.
     published: CheckpointId,
     /// The newest offset of each assigned partition, per source; at first, where it began.
     newest: Vec<Offsets>,
-    /// Partitions that were unassigned, and up to which checkpoint nothing of them may be committed.
+    /// Partitions that were unassigned, and the checkpoint up to which nothing of them may be
+    /// committed.
     unassigned: Vec<(SourceIndex, Partition, CheckpointId)>,
     /// Commits that were handed to sources.
     commits: u64,
@@ -58,14 +59,14 @@ pub(crate) struct Committer {
 /// A checkpoint that some sinks have not committed yet.
 struct AtSinks {
     checkpoint: CheckpointId,
-    /// Which sinks.
+    /// The sinks that have not answered.
     unanswered: Vec<usize>,
     /// Per source.
     offsets: Vec<Offsets>,
 }
 
 impl Committer {
-    /// For a run that begins with the checkpoint `first`.
+    /// The committer of a run that begins with the checkpoint `first`.
     pub(crate) fn new(
         workers: usize,
         sources: Vec<Arc<dyn SharedSource>>,
@@ -117,13 +118,13 @@ impl Committer {
     fn complete(&self) -> CheckpointId {
         let facts = || self.cut.iter().chain(&self.acknowledged);
         let open = facts().filter(|reached| matches!(reached, Reached::To(_)));
-        // After the end on all workers it is the last that any of them had open.
+        // After the end on all workers, it is the last one that any of them had open.
         let least = open.map(|reached| reached.checkpoint()).min();
         let last = facts().map(|reached| reached.checkpoint()).max();
         least.or(last).expect("a job has a worker")
     }
 
-    /// Has the sinks commit what is complete, one checkpoint after the other.
+    /// Tells the sinks to commit what is complete, one checkpoint at a time.
     fn hand_over(&mut self) -> Result<()> {
         let complete = self.complete();
         if complete <= self.handed_over || self.at_sinks.is_some() {
@@ -164,7 +165,7 @@ impl Committer {
         self.publish_if_committed()
     }
 
-    /// Has the sources publish their offsets once every sink has committed.
+    /// Tells the sources to publish their offsets once every sink has committed.
     fn publish_if_committed(&mut self) -> Result<()> {
         let Some(AtSinks { checkpoint, offsets, .. }) =
             self.at_sinks.take_if(|at_sinks| at_sinks.unanswered.is_empty())
@@ -180,7 +181,7 @@ impl Committer {
             }
         }
         self.note_committed();
-        // What became complete meanwhile.
+        // Another checkpoint may have become complete meanwhile.
         self.hand_over()
     }
 
@@ -199,8 +200,8 @@ impl Committer {
         self.ticker.see_committed(committed, self.commits());
     }
 
-    /// Publishes the newest offsets again although nothing moved: a group without members forgets them
-    /// after a while.
+    /// Publishes the newest offsets again although nothing has moved: the broker forgets the
+    /// offsets of a group without members after a while.
     pub(crate) fn refresh(&mut self) -> Result<()> {
         for (source, offsets) in self.newest.iter().enumerate().filter(|(_, offsets)| !offsets.is_empty()) {
             // No checkpoint waits for the answer.
@@ -209,7 +210,7 @@ impl Committer {
         Ok(())
     }
 
-    /// These partitions are unassigned, and what was released of them up to a checkpoint may not be
+    /// Forgets partitions that are unassigned: what was released of them up to `until` must not be
     /// committed any more.
     pub(crate) fn unassign(&mut self, source: SourceIndex, partitions: &[Partition], until: CheckpointId) {
         let remove = |offsets: &mut Offsets| partitions.iter().for_each(|partition| offsets.remove(partition));
@@ -229,7 +230,7 @@ impl Committer {
         self.ticker.committed()
     }
 
-    /// Everything up to here was given to sinks and sources to commit.
+    /// Sinks and sources were told to commit everything up to here.
     pub(crate) fn handed_over(&self) -> CheckpointId {
         self.handed_over
     }
@@ -247,7 +248,7 @@ impl Committer {
         self.commits - unanswered.sum::<u64>()
     }
 
-    /// Where the next run of the job goes on.
+    /// Where the next run of the job resumes.
     pub(crate) fn memory(&self) -> Memory {
         Memory { first: self.published.next(), offsets: self.newest.clone() }
     }
@@ -264,7 +265,8 @@ mod tests {
     use crate::operator::pulse::Pulse;
     use crate::words::{Clock, Offset, lock};
 
-    /// A source or sink that notes what it is to commit, and answers later if it says so.
+    /// A source or sink that records what it is told to commit. `answer` decides whether it answers
+    /// at once.
     struct Party {
         answer: Committed,
         asked: Mutex<Vec<u64>>,
@@ -341,7 +343,7 @@ mod tests {
         committer.gather(cut(0, 1)).unwrap();
         committer.gather(acknowledged(0, 1)).unwrap();
         assert_eq!((prompt.asked(), late.asked(), source.asked()), (vec![1], vec![1], vec![]));
-        // What is complete meanwhile waits: a sink commits one checkpoint after the other.
+        // What is complete meanwhile waits: a sink commits one checkpoint at a time.
         committer.gather(cut(0, 2)).unwrap();
         committer.gather(acknowledged(0, 2)).unwrap();
         assert_eq!((prompt.asked(), committer.committed().number()), (vec![1], 0));

@@ -1,8 +1,8 @@
-//! Collects, on each worker, what its sources released in a checkpoint, and sees two facts of it, each a
-//! frontier: the checkpoint is *cut* when the frontier of the ledgers has passed it, and
-//! *acknowledged* when that of the egresses has. Frontiers are of all workers, so neither needs
-//! counting, and operators that have ended do not matter. `commit` waits for both; what makes a
-//! checkpoint durable will need the first alone.
+//! Collects, on each worker, what its sources released in a checkpoint, and sees two facts about
+//! it, each from a frontier: the checkpoint is *cut* when the frontier of the ledgers has passed
+//! it, and *acknowledged* when the frontier of the egresses has. A frontier covers all workers, so
+//! neither fact needs counting, and operators that have ended do not matter. `commit` waits for
+//! both; making a checkpoint durable will need only the first.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::words::{CheckpointId, Epoch};
 
 use super::ticker::Ticker;
 
-/// A fact that one worker has seen of all workers.
+/// A fact about all workers, as one worker has seen it.
 #[derive(Debug)]
 pub(crate) struct Gathered {
     pub(crate) worker: usize,
@@ -55,14 +55,14 @@ impl Reached {
     }
 }
 
-/// What the operators of a worker leave for `gather`.
+/// The streams that a worker's operators provide for `gather`.
 #[derive(Default)]
 pub(crate) struct Ends<'a> {
     pub(crate) ledgers: Vec<Stream<'a, u64, Vec<Piece>>>,
     pub(crate) egresses: Vec<Shown<'a>>,
 }
 
-/// Builds the operator; `send` hands on what it has seen.
+/// Builds the operator; `send` passes on what it has seen.
 pub(crate) fn build<'a>(
     scope: Scope<'a, u64>,
     ends: Ends<'a>,
@@ -93,7 +93,7 @@ pub(crate) fn build<'a>(
             if let Some(epoch) = frontiers.least(&through) {
                 ticker.see_through(epoch);
             }
-            // After the last input nothing is open but what was open then.
+            // Once all inputs have ended, the open checkpoint is the last one.
             let open = pulse.epoch().checkpoint();
             let reached = |least: Option<Epoch>| match least {
                 Some(epoch) => Reached::To(epoch.checkpoint().previous()),
@@ -102,7 +102,8 @@ pub(crate) fn build<'a>(
             // Without a sink, what is cut needs no acknowledgement.
             let now_cut = reached(frontiers.least(&ledgers));
             let now_done = reached(frontiers.least(&acknowledged).or(frontiers.least(&ledgers)));
-            // Looked at after the frontiers: an operator that failed before them kept its capabilities.
+            // Read after the frontiers: the flag is set before a failed operator drops anything, so
+            // a frontier that moved because of a fault is never sent.
             if fault.is_set() {
                 return;
             }
@@ -118,7 +119,7 @@ pub(crate) fn build<'a>(
     });
 }
 
-/// Moves what was reached forward. The end is reached once.
+/// Moves `reached` forward, and returns whether it moved. The end is reached once.
 fn has_advanced(reached: &mut Reached, now: Reached) -> bool {
     let has_advanced = match (*reached, now) {
         (Reached::End(_), _) => false,

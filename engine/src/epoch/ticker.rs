@@ -1,8 +1,8 @@
-//! Opens epochs and cuts checkpoints, for all workers of a process together. The first step of an
-//! epoch; the next is that the sources close it (`operator/ingest`).
+//! Opens epochs and cuts checkpoints, for all workers of a process together. This is the first step
+//! of an epoch; in the next one the sources close it (`operator/ingest`).
 //!
-//! The next epoch is opened only for a reason, so an idle job opens none. A checkpoint boundary waits
-//! for one thing, the commit of the checkpoint before it: at most one checkpoint is between cut and
+//! The next epoch is opened only for a reason, so an idle job opens none. A checkpoint boundary
+//! waits only for the commit of the checkpoint before it: at most one checkpoint is between cut and
 //! commit, and when the commit takes long the interval stretches.
 
 use std::fmt;
@@ -22,19 +22,20 @@ pub(crate) enum Pace {
     MicroBatch { interval: Duration },
 }
 
-/// No operator waits for an epoch to close, so it may be long: at 10 ms, epochs alone took a twentieth
-/// of the CPU of a job that copies a thousand records a second.
+/// No operator waits for an epoch to close, so epochs may be long: at 10 ms, epochs alone took a
+/// twentieth of the CPU of a job that copies a thousand records a second.
 const EPOCH_EVERY: Duration = Duration::from_millis(100);
 /// The next epoch waits while this many are on their way through the operators.
 const EPOCHS_UNDER_WAY: u64 = 4;
 
-/// Decides when an epoch opens. Its thread looks when a time has come or the bell rings; a worker that
-/// sees a micro-batch through looks itself.
+/// Decides when an epoch opens. Its thread looks when a time has come or the bell rings; a worker
+/// that has seen a micro-batch through looks itself.
 pub(crate) struct Ticker {
     pace: Pace,
     clock: Clock,
     pulse: Arc<Pulse>,
-    /// Whether a sink frees memory at commits only, so that running out of it is a reason to cut.
+    /// Whether a sink frees memory only at commits, so that running out of memory is a reason to
+    /// cut.
     frees_at_commit: bool,
     /// An epoch is due and waits for those under way.
     held_back: AtomicBool,
@@ -57,7 +58,7 @@ struct Durations {
 struct State {
     /// Something happened since the last boundary.
     uncut: bool,
-    /// When something was first seen to have happened since the last epoch.
+    /// When the first event since the last epoch was seen.
     unopened: Option<Moment>,
     /// A boundary is needed now.
     wanted: bool,
@@ -106,7 +107,7 @@ impl Ticker {
             let soon = self.clock.now().after(EPOCH_EVERY);
             if next.is_none_or(|next| next > soon) {
                 self.pulse.set_asleep(true);
-                // Again: a reason may have come just before `asleep` could be seen.
+                // Looks again: a reason may have come just before `asleep` was visible.
                 next = self.look();
             }
             self.pulse.wait(&self.clock, next);
@@ -114,7 +115,7 @@ impl Ticker {
         }
     }
 
-    /// Lets the thread return.
+    /// Ends the thread.
     pub(crate) fn end(&self) {
         lock(&self.state).ended = true;
         self.pulse.ring();
@@ -154,6 +155,9 @@ impl Ticker {
         let has_room = open.as_raw().saturating_sub(self.through.load(SeqCst)) < EPOCHS_UNDER_WAY
             || open.sequence() < EPOCHS_UNDER_WAY;
         let is_due = epoch_at.is_some_and(|at| now >= at);
+        // With `see_through`: an epoch that gets through between the load of `through` and this
+        // store rings no bell. It is seen by the second look of `run`, or by the next one that has
+        // a time.
         self.held_back.store(is_due && !has_room, SeqCst);
         if let Some(next) = open.next()
             && is_due
@@ -164,7 +168,7 @@ impl Ticker {
             return Some(now.after(EPOCH_EVERY));
         }
         let cut = may_cut.then_some(cut_at);
-        // An epoch that is due and has no room waits for one that gets through.
+        // An epoch that is due and has no room waits until an earlier one is through.
         cut.into_iter().chain(epoch_at.filter(|at| now < *at)).chain(lull).min()
     }
 
@@ -193,7 +197,8 @@ impl Ticker {
         self.pulse.open(epoch, now);
     }
 
-    /// The frontier of the operators, as a worker sees it: everything before it has reached the writers.
+    /// Notes the frontier of the operators, as a worker sees it: everything before it has reached
+    /// the writers.
     pub(crate) fn see_through(&self, epoch: Epoch) {
         if self.through.fetch_max(epoch.as_raw(), SeqCst) >= epoch.as_raw() {
             return;
@@ -205,7 +210,8 @@ impl Ticker {
             durations.frontier.record(now - self.pulse.moved(), 1);
         }
         match self.pace {
-            // The worker that sees the batch through opens the next, without the ticker's thread.
+            // The worker that has seen the batch through opens the next one, without the ticker's
+            // thread.
             Pace::MicroBatch { interval } if interval.is_zero() && self.pulse.has_reason() => drop(self.look()),
             Pace::MicroBatch { .. } if self.pulse.has_reason() => self.pulse.ring(),
             Pace::Continuous { .. } if self.held_back.load(SeqCst) => self.pulse.ring(),
@@ -213,10 +219,11 @@ impl Ticker {
         }
     }
 
-    /// Everything of the checkpoint is committed, with that many commits so far: the next boundary may
-    /// come.
+    /// Notes that everything up to the checkpoint is committed, with this many commits so far: the
+    /// next boundary may come.
     pub(crate) fn see_committed(&self, checkpoint: CheckpointId, commits: u64) {
-        // A micro-batch waits for its tick and for what is through, never for a commit.
+        // A micro-batch waits for its tick and for the batch before it to be through, never for a
+        // commit.
         if self.pulse.commit(checkpoint, commits) && matches!(self.pace, Pace::Continuous { .. }) {
             self.pulse.ring();
         }
@@ -241,9 +248,9 @@ impl Ticker {
         self.epochs.load(SeqCst)
     }
 
-    /// Whether everything that is due at this moment is done: for a job whose clock a test moves. It
-    /// cuts boundaries for the test's sake, because only behind one is it known that everything before
-    /// it is done; a micro-batch's boundary is its tick.
+    /// Whether everything that is due at this moment is done: for a job whose clock is moved by a
+    /// test. It cuts boundaries for the test's sake, because only after a boundary is it known that
+    /// everything before it is done. A micro-batch's boundary is its tick.
     pub(crate) fn is_settled(&self) -> bool {
         // No epoch is opened while this is held.
         let state = &mut *lock(&self.state);
@@ -263,7 +270,7 @@ impl Ticker {
         }
     }
 
-    /// Cuts as soon as the commit of the checkpoint before allows it: partitions are revoked.
+    /// Cuts a checkpoint as soon as the commit of the one before it allows: for revoked partitions.
     pub(crate) fn cut_now(&self) {
         lock(&self.state).wanted = true;
         self.pulse.note_records();
@@ -271,7 +278,8 @@ impl Ticker {
     }
 }
 
-/// The first tick after `now` on the grid that `tick` is on, so that a late batch does not shift those after it.
+/// The first tick after `now` on the grid of `tick`, so that a late batch does not shift those
+/// after it.
 fn following_tick(tick: Moment, now: Moment, interval: Duration) -> Moment {
     if interval.is_zero() {
         return now;

@@ -1,5 +1,5 @@
-//! A bounded channel that the embedding program feeds, with a receipt for each record that resolves when every sink has
-//! acknowledged it. Without that, an HTTP handler that answers is at-most-once.
+//! A bounded channel that the embedding program feeds. Each record has a receipt that resolves when
+//! every sink has acknowledged it. Without that, an HTTP handler that answers is at-most-once.
 
 use std::fmt;
 use std::future::Future;
@@ -17,14 +17,16 @@ use crate::words::{
 
 use super::{AtStop, Closing, End, OpenSource, Polled, Reader, SharedSource, Source};
 
-/// A channel into a job: room for so many records that nobody has read yet.
+/// A channel into a job, with room for `room` records that have not been read yet.
 ///
-/// A record has arrived when it is sent, so the time that it waits for the job counts into its latency.
+/// A record arrives when it is sent, so the time that it waits for the job counts towards its
+/// latency.
 ///
-/// All of it is read by one worker; [`rebalance`](crate::Stream::rebalance) spreads it. The job's input ends when every
-/// sender is dropped. What was sent before the job stopped is still processed; what a job that fails had not finished
-/// cannot be read again, and its receipts say so. What is in flight is bounded by [`Job::memory`](crate::Job::memory), which
-/// counts what records point to when [`sized`](ChannelSource::sized) says how much that is.
+/// One worker reads all of it; [`rebalance`](crate::Stream::rebalance) spreads the records. The
+/// job's input ends when every sender is dropped. Records that were sent before the job stopped are
+/// still processed. Records that a failed job had not finished cannot be read again, and their
+/// receipts say so. [`Job::memory`](crate::Job::memory) bounds what is in flight; it counts what
+/// records point to when [`sized`](ChannelSource::sized) says how much that is.
 ///
 /// # Panics
 /// When `room` is 0.
@@ -56,7 +58,7 @@ pub fn channel<T: Send + 'static>(room: usize) -> (Sender<T>, ChannelSource<T>) 
     (Sender { sender, bell }, source)
 }
 
-/// Wakes the reader, when there is one, and knows the clock of its job.
+/// Wakes the reader, if there is one, and knows the clock of its job.
 #[derive(Default)]
 struct Bell(Mutex<Option<(Wake, Clock)>>);
 
@@ -72,20 +74,21 @@ impl Bell {
     }
 }
 
-/// What was sent and not polled. Only sources and the runs that read them hold it, readers do so for the length of a poll:
-/// when the last source is gone with its job the channel is closed and senders hear of it, also when a worker of that job
-/// is stuck.
+/// What was sent and not polled. Only sources, and the runs that read them, keep it alive; a reader
+/// does so only for the length of a poll. So the channel is closed, and senders learn of it, when
+/// the last source is dropped with its job, even if a worker of that job is stuck.
 struct Queue<T> {
     receiver: mpsc::Receiver<Sent<T>>,
-    /// Received, and not to be in one batch with those before it.
+    /// Received, and must not be in one batch with those before it.
     next: Option<Sent<T>>,
-    /// The reader that has it, of all that there were. One of an earlier run, whose worker is stuck, has it no more.
+    /// The number of the reader that has it. A reader of an earlier run, whose worker is stuck, has
+    /// lost it.
     reader: u64,
     is_read: bool,
 }
 
 impl<T> Queue<T> {
-    /// How many records wait in it.
+    /// The number of records that wait in it.
     fn len(&self) -> usize {
         self.receiver.len() + usize::from(self.next.is_some())
     }
@@ -97,17 +100,18 @@ struct Sent<T> {
     done: oneshot::Sender<Outcome>,
 }
 
-/// The end of a channel that the program holds. Clones feed the same job.
+/// The program's end of a channel. Clones feed the same job.
 pub struct Sender<T> {
     sender: mpsc::Sender<Sent<T>>,
     bell: Arc<Bell>,
 }
 
 impl<T: Send + 'static> Sender<T> {
-    /// Waits for room, sends, and returns the receipt. Safe to cancel: then nothing was sent.
+    /// Waits for room, sends, and returns the receipt. Cancel safe: if it is cancelled, nothing was
+    /// sent.
     ///
     /// # Errors
-    /// Gives the value back when no job reads this channel any more.
+    /// Returns the value when no job reads this channel any more.
     pub async fn send(&self, value: T) -> Result<Receipt, SendError<T>> {
         match self.sender.reserve().await {
             Ok(permit) => {
@@ -123,7 +127,7 @@ impl<T: Send + 'static> Sender<T> {
     /// Sends when there is room now.
     ///
     /// # Errors
-    /// Gives the value back when there is no room, or no job reads this channel any more.
+    /// Returns the value when there is no room, or no job reads this channel any more.
     pub fn try_send(&self, value: T) -> Result<Receipt, SendError<T>> {
         let (sent, receipt) = self.sent(value);
         match self.sender.try_send(sent) {
@@ -139,7 +143,7 @@ impl<T: Send + 'static> Sender<T> {
     /// Waits for room on a thread that is not part of an async runtime.
     ///
     /// # Errors
-    /// Gives the value back when no job reads this channel any more.
+    /// Returns the value when no job reads this channel any more.
     ///
     /// # Panics
     /// When called within an async runtime.
@@ -168,7 +172,8 @@ impl<T> Clone for Sender<T> {
 
 impl<T> Drop for Sender<T> {
     fn drop(&mut self) {
-        // The last sender's going is the end of the input, which the reader has to hear.
+        // The drop of the last sender is the end of the input, and the reader must be woken to see
+        // it.
         let (closed, _) = mpsc::channel(1);
         drop(std::mem::replace(&mut self.sender, closed));
         self.bell.ring();
@@ -181,9 +186,9 @@ impl<T> fmt::Debug for Sender<T> {
     }
 }
 
-/// The record could not be sent; here it is.
+/// A record that could not be sent.
 pub enum SendError<T> {
-    /// There is no room at the moment.
+    /// The channel has no room at the moment.
     Full(T),
     /// No job reads this channel any more.
     Ended(T),
@@ -252,7 +257,7 @@ impl Receipt {
     }
 }
 
-/// Why a receipt did not resolve to success.
+/// Why a record was not delivered, or not known to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Undelivered {
@@ -273,7 +278,8 @@ impl fmt::Display for Undelivered {
 
 impl std::error::Error for Undelivered {}
 
-/// The end of a channel that a job reads. One job at a time; a restarted run of it goes on reading.
+/// The job's end of a channel. One job reads it at a time; a restarted run of that job continues to
+/// read it.
 pub struct ChannelSource<T> {
     id: u64,
     queue: Arc<Mutex<Queue<T>>>,
@@ -282,8 +288,9 @@ pub struct ChannelSource<T> {
 }
 
 impl<T> ChannelSource<T> {
-    /// How much a record points to, such as the length of its strings, so that [`Job::memory`](crate::Job::memory) bounds that
-    /// too; nothing by default. It matters where outputs may stand still while nobody waits for receipts.
+    /// Sets how much memory a record points to, such as the length of its strings, so that
+    /// [`Job::memory`](crate::Job::memory) bounds that too; nothing by default. It matters where
+    /// outputs may stop while the program does not wait for receipts.
     #[must_use]
     pub fn sized(self, points_to: fn(&T) -> ByteSize) -> ChannelSource<T> {
         ChannelSource { points_to, ..self }
@@ -353,19 +360,20 @@ impl<T: Send + 'static> Source for ChannelSource<T> {
     }
 }
 
-/// The half of a channel source that a process has once.
+/// The per-process half of a channel source. Its locks are taken in the order `source`, queue,
+/// bell.
 #[derive(Debug)]
 pub struct ChannelShared<T> {
-    /// Until the end of the run: a worker that is stuck keeps everything else of it.
+    /// `None` after the run has ended. A stuck worker keeps everything else here alive.
     source: Mutex<Option<ChannelSource<T>>>,
-    /// Which of all the channel's readers its own is.
+    /// The number of its reader among all readers of the channel.
     reader: u64,
     bounded: bool,
     clock: Clock,
 }
 
 impl<T> ChannelShared<T> {
-    /// Another may read it from now on, unless another does.
+    /// Releases the channel, so that another run may read it, unless another run has it already.
     fn let_go(&self) {
         let Some(source) = lock(&self.source).take() else { return };
         let mut queue = lock(&source.queue);
@@ -378,14 +386,14 @@ impl<T> ChannelShared<T> {
 }
 
 impl<T> Drop for ChannelShared<T> {
-    /// Also when the plan fails after this source was connected.
+    /// Releases the channel also when the plan fails after this source was connected.
     fn drop(&mut self) {
         self.let_go();
     }
 }
 
 impl<T: Send + 'static> SharedSource for ChannelShared<T> {
-    /// A restarted run, or a later job, reads on.
+    /// Releases the channel: a restarted run, or a later job, reads on.
     fn close(&self, _: Closing) {
         self.let_go();
     }
@@ -398,7 +406,7 @@ impl<T: Send + 'static> SharedSource for ChannelShared<T> {
 /// Reads a channel, on worker 0.
 pub struct ChannelReader<T> {
     queue: Weak<Mutex<Queue<T>>>,
-    /// Which of all the queue's readers this is.
+    /// The number of this reader among all readers of the queue.
     reader: u64,
     left: usize,
     clock: Clock,
@@ -409,7 +417,8 @@ impl<T: Send + 'static> Reader for ChannelReader<T> {
     type Item = T;
 
     fn poll(&mut self, batch: &mut ReadBatch<T>, room: Room) -> Result<Polled> {
-        // Other workers read nothing of it, and a run that lost the channel to another leaves it open.
+        // Other workers read nothing of it. A run that has lost the channel to another leaves it
+        // open.
         let Some(queue) = self.queue.upgrade() else { return Ok(Polled::Ended(End::OfTime)) };
         let mut queue = lock(&queue);
         if queue.reader != self.reader {
@@ -427,8 +436,9 @@ impl<T: Send + 'static> Reader for ChannelReader<T> {
                 Err(TryRecvError::Empty) => return Ok(Polled::Idle),
                 Err(TryRecvError::Disconnected) => return Ok(Polled::Ended(End::OfTime)),
             };
-            // The receipts of a batch resolve together. So a record whose receipt somebody waits for has a batch to itself:
-            // it does not wait for its neighbours, and is not refused for one of them.
+            // The receipts of a batch resolve together. So a record whose receipt the program holds
+            // gets a batch of its own: it does not wait for its neighbours, and is not refused
+            // because of one of them.
             let is_awaited = !sent.done.is_closed();
             if is_awaited && !batch.is_empty() {
                 *next = Some(sent);
@@ -437,12 +447,12 @@ impl<T: Send + 'static> Reader for ChannelReader<T> {
             self.left -= 1;
             let Sent { value, at, done } = sent;
             if batch.is_empty() {
-                // What was sent before the job began was stamped by another clock.
+                // A record that was sent before the job began has its time from another clock.
                 batch.arrived(at.min(self.clock.now()));
             }
             let held = size(&value);
             batch.push(value, held);
-            // Nobody listens when the receipt was dropped, which is everybody's right.
+            // Fails when the program has dropped the receipt, which it may do.
             batch.push_receipt(Box::new(move |outcome| {
                 let _ = done.send(outcome);
             }));
@@ -450,7 +460,7 @@ impl<T: Send + 'static> Reader for ChannelReader<T> {
                 return Ok(Polled::More);
             }
         }
-        // A bounded run has read what was there at its start.
+        // A bounded run has read what existed at its start.
         Ok(Polled::Ended(End::OfRun))
     }
 
@@ -463,7 +473,7 @@ impl<T: Send + 'static> Reader for ChannelReader<T> {
         (queue.receiver.is_closed() && queue.len() == 0).then_some(End::OfTime)
     }
 
-    /// Senders hear of it, and get their values back from now on.
+    /// Closes the channel: from now on senders get their values back.
     fn stop(&mut self) -> AtStop {
         if let Some(queue) = self.queue.upgrade() {
             let mut queue = lock(&queue);

@@ -1,5 +1,6 @@
-//! What a writer keeps with each record in flight: it ends the record's way when it is acknowledged.
-//! Memory is free and receipts resolve at that moment; the checkpoint waits for all its records.
+//! What a writer keeps with each record in flight, to report what became of it. When a record is
+//! acknowledged, its memory is free and its receipts resolve; the checkpoint waits for all its
+//! records.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,11 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use crate::words::{Admission, ByteSize, CheckpointId, Clock, Flight, Moment, SinkMeter};
 
-/// The outstanding acknowledgements of one batch. Clones are the same. A writer that takes records out of
-/// the batch keeps one until it has reported each record once: [`acknowledge`](Delivery::acknowledge),
-/// [`dispose`](Delivery::dispose), or [`stage`](Delivery::stage) and later [`settle`](Delivery::settle).
+/// The outstanding acknowledgements of one batch. Clones share them. A writer that takes records
+/// out of the batch keeps one until it has reported each record once:
+/// [`acknowledge`](Delivery::acknowledge), [`dispose`](Delivery::dispose), or
+/// [`stage`](Delivery::stage) and later [`settle`](Delivery::settle).
 ///
-/// A delivery that is dropped before that leaves its checkpoint open: success is stated explicitly.
+/// A delivery that is dropped before that leaves its checkpoint open: delivery is never assumed.
 #[derive(Clone, Debug)]
 pub struct Delivery(Arc<Inner>);
 
@@ -27,7 +29,7 @@ struct Inner {
 }
 
 impl Delivery {
-    /// For the records of a batch that is handed to the writer now.
+    /// The delivery of a batch that is handed to the writer now.
     pub(crate) fn new(
         admission: Option<Admission>,
         flight: &Arc<Flight>,
@@ -54,19 +56,20 @@ impl Delivery {
         self.0.flight.checkpoint()
     }
 
-    /// The other side has this many of the records, of this size together.
+    /// The other side has this many of the records, `bytes` in total.
     pub fn acknowledge(&self, records: u64, bytes: ByteSize) {
         self.settle(records, bytes);
         self.0.flight.land(records);
     }
 
-    /// This many of the records are kept until the checkpoint's commit: the cut need not wait for them, but
-    /// their memory and receipts do. Only for a sink that [acknowledges when committed](super::Acknowledges::WhenCommitted).
+    /// This many of the records are kept until the checkpoint's commit: the cut does not wait for
+    /// them, but their memory and receipts do. Only for a sink that [acknowledges when
+    /// committed](super::Acknowledges::WhenCommitted).
     pub fn stage(&self, records: u64) {
         self.0.flight.land(records);
     }
 
-    /// This many staged records went out with their checkpoint's commit.
+    /// This many staged records were published with their checkpoint's commit.
     pub fn settle(&self, records: u64, bytes: ByteSize) {
         let inner = &self.0;
         inner.meter.acknowledge(inner.arrival, inner.released, inner.written, inner.clock.now(), records);
@@ -74,8 +77,8 @@ impl Delivery {
         inner.open.fetch_sub(records, SeqCst);
     }
 
-    /// The sink's policy disposed of this many records: they are skipped and counted, or in a dead-letter
-    /// topic.
+    /// The sink's policy disposed of this many records: they were skipped and counted, or sent to a
+    /// dead-letter topic.
     pub fn dispose(&self, records: u64) {
         let inner = &self.0;
         inner.meter.skipped.add(records);

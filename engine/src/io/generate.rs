@@ -1,6 +1,6 @@
-//! Records that are made on a schedule: for trying a pipeline, and for measuring one. The schedule is
-//! fixed in advance, so a job that falls behind cannot make its input slower and hide it: a record has
-//! arrived when it was due.
+//! Records generated on a schedule: for trying a pipeline, and for measuring one. The schedule is
+//! fixed in advance, so a job that falls behind cannot slow down its input and hide that: a record
+//! arrives when it is due.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -15,12 +15,12 @@ use super::memory::PARTITIONS;
 use super::schedule::{Schedule, Spacing, Timer, together};
 use super::{Closing, Committed, End, Extent, Lag, OpenSource, Polled, Reader, SharedSource, Source};
 
-/// A source that makes its `n`th record, counted from 0, of `n`. Without a [`rate`](Generate::rate) it
-/// makes records as fast as the job takes them; without a [`count`](Generate::count) it never ends. Its 8
-/// [partitions](Generate::partitions) make every 8th record each; they are the same at any number of
-/// workers.
+/// A source that generates its `n`th record, counted from 0, from `n`. Without a
+/// [`rate`](Generate::rate) it generates records as fast as the job takes them; without a
+/// [`count`](Generate::count) it never ends. Each of its 8 [partitions](Generate::partitions) makes
+/// every 8th record; they are the same at any number of workers.
 ///
-/// A restarted run goes on where the one before had committed, on the schedule of the first.
+/// A restarted run resumes where the one before had committed, on the schedule of the first.
 ///
 /// ```
 /// use millstream::{Job, collect, generate};
@@ -46,10 +46,10 @@ pub struct Generate<T> {
 }
 
 impl<T> Generate<T> {
-    /// Makes this many records each second, evenly: the `n`th is due `n / rate` seconds after the start,
-    /// whatever became of those before it, and has arrived then. Of several that are read together,
-    /// because they are due within 0.1 ms or an eighth of what the job is behind, the first one's time
-    /// counts.
+    /// Makes this many records each second, evenly: the `n`th is due, and arrives, `n / rate`
+    /// seconds after the start, whatever happened to those before it. Records that are due within
+    /// 0.1 ms, or within an eighth of the time by which the job is behind, are read together and
+    /// arrive when the first of them is due.
     #[must_use]
     pub fn rate(self, records_per_second: f64) -> Generate<T> {
         Generate { rate: Some(records_per_second), ..self }
@@ -61,9 +61,10 @@ impl<T> Generate<T> {
         Generate { count: Some(records), ..self }
     }
 
-    /// Makes the records in `partitions` partitions: the `p`th makes the records `p`, `p + partitions`
-    /// and so on. With one of them one worker makes all records, in their order. Their number is in
-    /// their names: a job that goes on with another number begins again.
+    /// Makes the records in `partitions` partitions: the `p`th makes the records `p`, `p +
+    /// partitions` and so on. With a single partition, one worker makes all records, in their
+    /// order. The number is part of the partitions' names: a job that resumes with another number
+    /// starts from the beginning.
     ///
     /// # Panics
     /// When `partitions` is 0.
@@ -81,7 +82,7 @@ impl<T> Generate<T> {
         self.rate.map(|rate| Schedule { rate, records: self.records(), spacing: Spacing::Even })
     }
 
-    /// The number of records that are due at a moment.
+    /// The number of records that are due at `now`.
     fn due(&self, now: Moment) -> u64 {
         let Some(schedule) = self.schedule() else { return self.records() };
         lock(&self.began).map_or(0, |began| schedule.count(now - began))
@@ -138,7 +139,7 @@ impl<T: 'static> Source for Generate<T> {
     }
 }
 
-/// The half of a [`Generate`] source that a process has once.
+/// The per-process half of a [`Generate`] source.
 pub struct GenerateShared<T> {
     source: Generate<T>,
     resume: Offsets,
@@ -148,7 +149,7 @@ pub struct GenerateShared<T> {
 }
 
 impl<T> GenerateShared<T> {
-    /// A partition, where this run begins with it.
+    /// A partition, at the position at which this run begins.
     fn stride(&self, index: u64) -> Stride {
         let partition = self.source.partition(index);
         let made = self.resume.get(&partition).map_or(0, |next| next.0);
@@ -166,8 +167,8 @@ impl<T: 'static> SharedSource for GenerateShared<T> {
     fn begin(&self) -> Result<()> {
         let began = {
             let mut began = lock(&self.source.began);
-            // A source of which nothing is committed begins again, with its schedule. A run that goes on
-            // with a new source goes on where that schedule would be by now.
+            // A source without committed positions starts its schedule again. A run that resumes
+            // with a new source continues where the schedule would be by now.
             let first = began.filter(|_| !self.resume.is_empty()).unwrap_or_else(|| {
                 let done = self.source.schedule().map_or(Duration::ZERO, |schedule| schedule.due(self.first_resumed()));
                 self.clock.now().before(done)
@@ -185,7 +186,7 @@ impl<T: 'static> SharedSource for GenerateShared<T> {
 
     fn lag(&self) -> Vec<Lag> {
         let (committed, due) = (lock(&self.committed), self.source.due(self.clock.now()));
-        // Without a rate and a count there is no end to be behind.
+        // Without a rate and a count the source has no end to be behind.
         if due == u64::MAX {
             return Vec::new();
         }
@@ -218,17 +219,17 @@ pub struct GenerateReader<T> {
     strides: Vec<Stride>,
 }
 
-/// A partition: every so many-th record.
+/// A partition: one record of every `partitions`.
 struct Stride {
     partition: Partition,
-    /// The number of its records that are made.
+    /// The number of its records that have been made.
     made: u64,
     /// Its next record.
     next: u64,
 }
 
 impl<T> GenerateReader<T> {
-    /// The partition whose next record comes first, while there is one.
+    /// The partition with the earliest next record, if any has one.
     fn first(&mut self) -> Option<&mut Stride> {
         let records = self.source.records();
         self.strides.iter_mut().filter(|stride| stride.next < records).min_by_key(|stride| stride.next)

@@ -1,5 +1,5 @@
-//! Sources and sinks in memory: rows that were there before, results to look at afterwards, and a sink
-//! that only counts.
+//! Sources and sinks in memory: rows that exist before the job, results to look at afterwards, and
+//! a sink that only counts.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,14 +17,14 @@ use super::{
     Sink, Source, Writer,
 };
 
-/// The number of partitions of [`rows`] and [`generate`](super::generate()), unless the program gives
-/// one. It depends on nothing, so positions mean the same at any number of workers.
+/// The number of partitions of [`rows`] and [`generate`](super::generate()), unless the program
+/// sets one. It is a constant, so positions mean the same at any number of workers.
 pub(super) const PARTITIONS: usize = 8;
 
 /// A bounded source of rows in memory, in 8 contiguous partitions unless
-/// [`partitions`](Rows::partitions) says otherwise. The partitions are the same at any number of workers;
-/// each is read by one of them, and one worker alone reads all rows in their order. Committed positions
-/// are kept over restarts of the same job.
+/// [`partitions`](Rows::partitions) sets another number. The partitions are the same at any number
+/// of workers. Each is read by one worker, and a single worker reads all rows in their order.
+/// Committed positions are kept over restarts of the same job.
 ///
 /// ```
 /// use millstream::{Job, collect, rows};
@@ -54,8 +54,8 @@ impl<T> Rows<T> {
         Rows { times, ..self }
     }
 
-    /// Splits the rows into this many contiguous partitions. Their number is in their names: a job that
-    /// goes on with another number begins again.
+    /// Splits the rows into this many contiguous partitions. The number is part of their names: a
+    /// job that resumes with another number starts from the beginning.
     ///
     /// # Panics
     /// When `partitions` is 0.
@@ -115,7 +115,7 @@ struct Slice {
     end: usize,
 }
 
-/// The half of a [`Rows`] source that a process has once.
+/// The per-process half of a [`Rows`] source.
 #[derive(Debug)]
 pub struct SharedRows<T> {
     source: Rows<T>,
@@ -177,8 +177,8 @@ impl<T: Clone + Send + Sync + 'static> Reader for RowsReader<T> {
     }
 }
 
-/// A sink that keeps what reaches it, in the order of arrival, for the program to look at. Clones are the
-/// same.
+/// A sink that keeps what reaches it, in the order of arrival, for the program to look at. Clones
+/// share the results.
 pub fn collect<T: Send + 'static>() -> Collected<T> {
     Collected { inner: Arc::default(), hash: None }
 }
@@ -191,8 +191,8 @@ pub struct Collected<T> {
 }
 
 impl<T: Hash> Collected<T> {
-    /// Lets [`Job::compare`](crate::Job::compare) compare what its runs collect. Without it only the
-    /// numbers of records are compared: when they are equal, the outcome is
+    /// Lets [`Job::compare`](crate::Job::compare) compare what its runs collect. Otherwise it
+    /// compares only the numbers of records: when they are equal, the outcome is
     /// [`Results::EqualCounts`](crate::Results::EqualCounts) with the name of this sink.
     #[must_use]
     pub fn by_hash(self) -> Collected<T> {
@@ -201,7 +201,7 @@ impl<T: Hash> Collected<T> {
 }
 
 impl<T> Collected<Keyed<T>> {
-    /// As a sink of values with keys, for [`Stream::sink_by`](crate::Stream::sink_by).
+    /// Returns this as a sink of values with keys, for [`Stream::sink_by`](crate::Stream::sink_by).
     ///
     /// ```
     /// use millstream::{Job, Keyed, collect, rows};
@@ -235,13 +235,13 @@ impl<T: Send + 'static> KeyedSink<T> for CollectedWithKeys<T> {
 }
 
 impl<T: Clone> Collected<T> {
-    /// What has arrived so far.
+    /// The values that have arrived so far.
     pub fn values(&self) -> Vec<T> {
         lock(&self.inner.0).clone()
     }
 
-    /// Waits until `count` values have arrived, and returns all that have; `None` when they do not arrive
-    /// within `limit`.
+    /// Waits until `count` values have arrived, and returns all that have; `None` when they have
+    /// not arrived within `limit`.
     pub fn wait_for(&self, count: usize, limit: Duration) -> Option<Vec<T>> {
         let begun = Instant::now();
         let mut values = lock(&self.inner.0);
@@ -255,7 +255,7 @@ impl<T: Clone> Collected<T> {
 }
 
 impl<T> Collected<T> {
-    /// Takes out what has arrived so far.
+    /// Takes out the values that have arrived so far.
     pub fn take(&self) -> Vec<T> {
         std::mem::take(&mut *lock(&self.inner.0))
     }
@@ -307,7 +307,7 @@ impl<T: Send + 'static> KeyedSink<T> for Collected<T> {
     }
 }
 
-/// The half of a [`Collected`] sink that a process has once.
+/// The per-process half of a [`Collected`] sink.
 #[derive(Debug)]
 pub struct CollectedShared<T>(Collected<T>, Option<Arc<Fingerprint>>);
 
@@ -368,8 +368,8 @@ impl<T: Send + 'static> Writer<Keyed<T>> for UnkeyedWriter<T> {
     }
 }
 
-/// A sink that drops what reaches it and counts it in the report: for measuring, and for pipelines whose
-/// work is done by then.
+/// A sink that drops what reaches it and counts it in the report: for measurements, and for
+/// pipelines that have done their work before the sink.
 pub fn discard() -> Discard {
     Discard
 }
@@ -428,7 +428,7 @@ mod tests {
         shared
     }
 
-    /// Reads up to `records` records with that many workers, in turn, and returns the positions.
+    /// Reads up to `records` records with `workers` readers, in turn, and returns the positions.
     fn read<S: Source<Item = u64> + Clone>(
         source: &S,
         workers: usize,
@@ -453,8 +453,8 @@ mod tests {
         positions
     }
 
-    /// With a partition for each worker, `rows/0` of one worker was a finished part of `rows/0` of four:
-    /// records came twice, and others never.
+    /// With one partition per worker, `rows/0` of one worker was a finished part of `rows/0` of
+    /// four: some records came twice, and others never.
     #[test]
     fn positions_mean_the_same_at_any_number_of_workers() {
         fn check<S: Source<Item = u64> + Clone>(source: &S) {

@@ -1,9 +1,10 @@
-//! Floor 1: what comes and goes. A connector implements [`Source`] and [`Sink`]; each has a half that a
-//! process has once ([`SharedSource`], [`SharedSink`]), which is served by the control thread, and a half
-//! for each worker ([`Reader`], [`Writer`]). In memory there are [`rows`], [`generate`], [`channel()`] and
-//! [`collect`].
+//! Floor 1: inputs and outputs. A connector implements [`Source`] and [`Sink`]. Each has a
+//! per-process half ([`SharedSource`], [`SharedSink`]), which the control thread serves, and a half
+//! for each worker ([`Reader`], [`Writer`]). The connectors of this crate work in memory: [`rows`],
+//! [`generate`], [`channel()`] and [`collect`].
 //!
-//! On a record's path: `Reader` → the dataflow → `Writer`, and back as a [`Delivery`] that is acknowledged.
+//! On a record's path: `Reader` → the dataflow → `Writer`, and back as a [`Delivery`] that is
+//! acknowledged.
 
 mod source;
 mod sink;

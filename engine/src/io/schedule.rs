@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use crate::words::{Clock, Moment, Result, Wake, lock, spawn};
 
-/// So many records each second: the `n`th, counted from 0, is due in the `n`th slot of `1 / rate` seconds after the start.
+/// `rate` records each second: the `n`th, counted from 0, is due in the `n`th slot of `1 / rate`
+/// seconds after the start.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Schedule {
     pub(crate) rate: f64,
-    /// In all.
+    /// The number of records in total.
     pub(crate) records: u64,
     pub(crate) spacing: Spacing,
 }
@@ -19,12 +20,14 @@ pub(crate) struct Schedule {
 pub(crate) enum Spacing {
     /// At its beginning.
     Even,
-    /// Each at another place, the same whenever it is asked: no rate keeps in step with a tick.
+    /// At another place in each slot, always the same for a record, so that no rate keeps in step
+    /// with a tick.
     Spread,
 }
 
 impl Spacing {
-    /// As a part of the slot. Multiples of the golden ratio fall evenly over it.
+    /// The place as a fraction of the slot. Multiples of the golden ratio are spread evenly over
+    /// it.
     fn place(self, record: u64) -> f64 {
         const GOLDEN: f64 = 0.618_033_988_749_895;
         match self {
@@ -35,15 +38,16 @@ impl Spacing {
 }
 
 impl Schedule {
-    /// When a record is due after the start.
+    /// How long after the start a record is due.
     pub(crate) fn due(&self, record: u64) -> Duration {
         let seconds = (record as f64 + self.spacing.place(record)) / self.rate;
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
     }
 
-    /// How many records are due so long after the start; the first is due at once.
+    /// The number of records that are due `since` after the start; the first is due at once.
     pub(crate) fn count(&self, since: Duration) -> u64 {
-        // Which slot it is may be rounded either way; when its record is due decides.
+        // The slot may be off by one from rounding, so the exact due times of the records around it
+        // decide.
         let slot = (since.as_secs_f64() * self.rate) as u64;
         let near = slot.saturating_sub(1)..slot.saturating_add(2).min(self.records);
         let due = near.clone().take_while(|record| self.due(*record) <= since).count() as u64;
@@ -54,14 +58,15 @@ impl Schedule {
 /// Records that are due within this of each other may be read together.
 const TOGETHER: Duration = Duration::from_micros(100);
 
-/// How much later than `first` a record may be due to be read together with it, `since` the start: in a run that is behind,
-/// batches grow as they would without a schedule, and what that adds to a latency is small beside it.
+/// How much later than `first` a record may be due to be read together with it; `since` is the time
+/// since the start. In a run that is behind, batches grow as they would without a schedule, and
+/// what that adds to a latency is small beside it.
 pub(crate) fn together(since: Duration, first: Duration) -> Duration {
     TOGETHER.max(since.saturating_sub(first) / 8)
 }
 
 /// The shortest sleep: at higher rates several records are due at once.
-const SLEEP_LEAST: Duration = Duration::from_micros(200);
+const SLEEP_MIN: Duration = Duration::from_micros(200);
 
 /// Wakes readers whenever a record is due, on a thread of its own, until it is ended.
 #[derive(Default)]
@@ -77,7 +82,7 @@ struct Waiting {
 }
 
 impl Timer {
-    /// Wakes this one too.
+    /// Adds a reader to wake.
     pub(crate) fn add(&self, wake: Wake) {
         lock(&self.state).wakes.push(wake);
     }
@@ -86,7 +91,7 @@ impl Timer {
         lock(&self.state).wakes.iter().for_each(Wake::wake);
     }
 
-    /// The schedule begins.
+    /// Starts the thread that follows the schedule, which began at `began`.
     pub(crate) fn start(self: &Arc<Self>, schedule: Schedule, clock: &Clock, began: Moment) -> Result<()> {
         let weak = Arc::downgrade(self);
         clock.on_advance(move || weak.upgrade().map(|timer| timer.ring()).is_some());
@@ -100,13 +105,14 @@ impl Timer {
             let now = clock.now();
             state.wakes.iter().for_each(Wake::wake);
             let next = began.after(schedule.due(schedule.count(now - began)));
-            // After the last record nothing is due; then it is the end that wakes this.
-            let until = (next > now).then(|| next.max(now.after(SLEEP_LEAST)));
+            // After the last record nothing is due: then only `end` wakes this thread.
+            let until = (next > now).then(|| next.max(now.after(SLEEP_MIN)));
             state = clock.wait(state, &self.changed, until);
         }
     }
 
     fn ring(&self) {
+        // Under the lock, so that the thread is not between its look at the clock and its wait.
         drop(lock(&self.state));
         self.changed.notify_all();
     }

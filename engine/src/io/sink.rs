@@ -1,5 +1,4 @@
-//! What a connector implements to be written to: a description, the half that a process has once, and a writer per
-//! worker.
+//! What a sink connector implements: a description, a per-process half, and a writer per worker.
 
 use std::sync::Arc;
 
@@ -7,31 +6,32 @@ use crate::words::{Batch, ByteSize, CheckpointId, Clock, Fingerprint, Keyed, Res
 
 use super::{Committed, Delivery};
 
-/// Describes an output. [`connect`](Sink::connect) is called once per run, on the thread that plans, and
-/// [`writer`](Sink::writer) once per worker. `&S` is a sink when `S` is one that can be cloned.
+/// Describes an output. [`connect`](Sink::connect) is called once per run, on the planning thread,
+/// and [`writer`](Sink::writer) once per worker. `&S` is a sink when `S` is a sink that is `Clone`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot write records of type `{T}`",
     note = "a format must fit the records: `text()` takes `String`, `json()` what serde can serialise, `with_metadata()` a `Message`"
 )]
 pub trait Sink<T> {
-    /// The half that a process has once.
+    /// The per-process half.
     type Shared: SharedSink;
-    /// The half that each worker has.
+    /// The per-worker half.
     type Writer: Writer<T> + 'static;
 
-    /// The name of its operator when the pipeline does not give one, such as `kafka invoices`.
+    /// The name of its operator when the pipeline does not set one, such as `kafka invoices`.
     fn name(&self) -> String;
 
-    /// Reaches the other side. Called once per run, on the thread that plans; it may block.
+    /// Connects to the other side. Called once per run, on the planning thread; it may block.
     ///
     /// # Errors
-    /// A wrong option, or the other side is absent, refuses, or does not have what was asked for.
+    /// When an option is wrong, or the other side is unreachable, refuses, or does not have what
+    /// was asked for.
     fn connect(self, open: OpenSink) -> Result<Self::Shared>;
 
-    /// The writer of one worker; `wake` wakes its operator.
+    /// Makes the writer of one worker; `wake` wakes its operator.
     ///
     /// # Errors
-    /// When the writer cannot be made.
+    /// When the writer cannot be created.
     fn writer(shared: &Arc<Self::Shared>, worker: Worker, wake: Wake) -> Result<Self::Writer>;
 }
 
@@ -52,7 +52,7 @@ impl<T, S: Sink<T> + Clone> Sink<T> for &S {
     }
 }
 
-/// A sink that can take a key beside each record.
+/// A sink that can take a key with each record.
 #[diagnostic::on_unimplemented(message = "`{Self}` cannot take a key beside records of type `{T}`")]
 pub trait KeyedSink<T>: Sized {
     /// The same sink for records with their keys.
@@ -65,7 +65,7 @@ impl<T, S: KeyedSink<T> + Clone> KeyedSink<T> for &S {
     }
 }
 
-/// What a sink is told when it connects.
+/// What a sink is given when it connects.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct OpenSink {
@@ -73,18 +73,19 @@ pub struct OpenSink {
     pub job: String,
     /// The number of workers, each of which gets a writer.
     pub workers: usize,
-    /// Memory for what is taken and not yet acknowledged.
+    /// Memory for records that are taken and not yet acknowledged.
     pub buffer: ByteSize,
     /// The job's clock.
     pub clock: Clock,
     /// Wakes the control thread, which then calls [`SharedSink::serve`].
     pub wake: Wake,
-    /// When it is there, each record that was written is added to it, as the other side gets it.
+    /// When present, each record that was written is added to it, in the form in which the other
+    /// side gets it.
     pub fingerprint: Option<Arc<Fingerprint>>,
 }
 
-/// The half of a sink that a process has once. All methods but [`waiting`](SharedSink::waiting) are called
-/// on the control thread only, and must not block.
+/// The per-process half of a sink. All methods but [`waiting`](SharedSink::waiting) are called on
+/// the control thread only, and must not block.
 pub trait SharedSink: Send + Sync + 'static {
     /// When its records count as acknowledged.
     fn acknowledges(&self) -> Acknowledges {
@@ -99,15 +100,15 @@ pub trait SharedSink: Send + Sync + 'static {
         Ok(Vec::new())
     }
 
-    /// What the sink waits for and cannot go on without: a phrase that follows "waiting for", for the
-    /// report and for health checks. Called on any thread that asks for a report.
+    /// What the sink waits for and cannot go on without: a phrase that follows "waiting for", for
+    /// the report and for health checks. Called on any thread that asks for a report.
     fn waiting(&self) -> Option<String> {
         None
     }
 
-    /// Every record of the checkpoint, and of those before it, has been taken: what waits for that goes
-    /// out now. The answer may come later, as [`SinkEvent::Committed`]. Sources commit when all sinks
-    /// have; the next checkpoint waits for that.
+    /// Called when every record of the checkpoint, and of those before it, has been taken:
+    /// publishes what waited for that. The answer may come later, as [`SinkEvent::Committed`].
+    /// Sources commit after all sinks have committed; the next checkpoint waits for that.
     ///
     /// # Errors
     /// An error ends the run.
@@ -116,8 +117,8 @@ pub trait SharedSink: Send + Sync + 'static {
         Ok(Committed::Now)
     }
 
-    /// Called once, at the end of a run, after all writers are gone: releases what is shared with other
-    /// threads.
+    /// Called once, at the end of a run, after all writers are dropped: releases what is shared
+    /// with other threads.
     fn close(&self) {}
 }
 
@@ -134,12 +135,12 @@ pub enum SinkEvent {
 pub enum Acknowledges {
     /// As soon as the other side has the record.
     WhenDelivered,
-    /// Not before the checkpoint's commit. Then memory is freed by commits only, and when it is used up the engine
-    /// cuts a checkpoint at once.
+    /// Not before the checkpoint's commit. Then only commits free memory, and when it is used up
+    /// the engine cuts a checkpoint at once.
     WhenCommitted,
 }
 
-/// A sink that needs nothing shared.
+/// A sink that shares nothing.
 impl SharedSink for () {}
 
 /// What became of a batch.
@@ -147,23 +148,24 @@ impl SharedSink for () {}
 pub enum Accepted {
     /// The batch is empty now.
     All,
-    /// There is no room: refused records stay at the front and are offered again after a wake. A sink may
-    /// answer this only for a reason that ends without a commit, and without this job reading anything:
-    /// its sources wait meanwhile. Records of an older checkpoint are still offered, and first: so a sink
-    /// may keep a checkpoint waiting until the one before it is committed.
+    /// There is no room: refused records stay at the front and are offered again after a wake. The
+    /// job's sources wait meanwhile, so a sink may answer this only for a condition that ends
+    /// without a commit and without further input. Records of an older checkpoint are still
+    /// offered, and first, so a sink may hold back a checkpoint until the one before it is
+    /// committed.
     Full,
 }
 
-/// The half of a sink that each worker has; it stays on its worker's thread.
+/// The per-worker half of a sink; it stays on its worker's thread.
 pub trait Writer<T> {
-    /// Takes records from the front of the batch. Each of them is acknowledged through `delivery`, on any
+    /// Takes records from the front of the batch. Each is acknowledged through `delivery`, on any
     /// thread, when the other side has it. Must not block.
     ///
     /// # Errors
     /// An error ends the run.
     fn write(&mut self, batch: &mut Batch<T>, delivery: &Delivery) -> Result<Accepted>;
 
-    /// Called after a wake: reports what went wrong since.
+    /// Called after a wake: reports what has failed since the last call.
     ///
     /// # Errors
     /// An error ends the run.

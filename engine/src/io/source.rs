@@ -1,4 +1,4 @@
-//! What a connector implements to be read: a description, the half that a process has once, and a reader per worker.
+//! What a source connector implements: a description, a per-process half, and a reader per worker.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,38 +11,40 @@ use crate::words::{
 
 /// Describes an input.
 ///
-/// The pipeline function runs twice on a thread of its own: first to see what it builds, then to connect
-/// it, where [`connect`](Source::connect) is called. After that it runs once per worker, where
-/// [`reader`](Source::reader) is called. Therefore `Self` needs neither `Send` nor `'static`, and `&S` is
-/// a source when `S` is one that can be cloned.
+/// The pipeline function runs twice on a planning thread: once to see what it builds, and once to
+/// connect it, which calls [`connect`](Source::connect). Then it runs once per worker, which calls
+/// [`reader`](Source::reader). Therefore `Self` needs neither `Send` nor `'static`, and `&S` is a
+/// source when `S` is a source that is `Clone`.
 pub trait Source {
-    /// What a record is.
+    /// The type of a record.
     type Item: 'static;
-    /// The half that a process has once.
+    /// The per-process half.
     type Shared: SharedSource;
-    /// The half that each worker has.
+    /// The per-worker half.
     type Reader: Reader<Item = Self::Item> + 'static;
 
-    /// The name of its operator when the pipeline does not give one, such as `kafka orders`.
+    /// The name of its operator when the pipeline does not set one, such as `kafka orders`.
     fn name(&self) -> String;
 
-    /// Whether its records can be read again from an earlier position, in another run. A channel and a
-    /// socket cannot.
+    /// Whether another run can read its records again from an earlier position. A channel and a
+    /// socket cannot do that.
     fn can_be_read_again(&self) -> bool {
         true
     }
 
-    /// Reaches the other side and fixes where reading starts and ends. Called once per run, on the
-    /// thread that plans; it may block. What can be known to be wrong is an error here.
+    /// Connects to the other side and fixes where reading starts and ends. Called once per run, on
+    /// the planning thread; it may block. Everything that can be known to be wrong is reported as
+    /// an error here.
     ///
     /// # Errors
-    /// A wrong option, or the other side is absent, refuses, or does not have what was asked for.
+    /// When an option is wrong, or the other side is unreachable, refuses, or does not have what
+    /// was asked for.
     fn connect(self, open: OpenSource) -> Result<Self::Shared>;
 
-    /// The reader of one worker; `wake` wakes its operator.
+    /// Makes the reader of one worker; `wake` wakes its operator.
     ///
     /// # Errors
-    /// When the reader cannot be made.
+    /// When the reader cannot be created.
     fn reader(shared: &Arc<Self::Shared>, worker: Worker, wake: Wake) -> Result<Self::Reader>;
 }
 
@@ -68,19 +70,19 @@ impl<S: Source + Clone> Source for &S {
     }
 }
 
-/// What a source is told when it connects.
+/// What a source is given when it connects.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct OpenSource {
-    /// The job's name; a group id, where one is needed and none was given.
+    /// The job's name. It is also the group id where one is needed and none was set.
     pub job: String,
     /// The number of workers, each of which gets a reader.
     pub workers: usize,
-    /// Memory for what is fetched and not yet polled.
+    /// Memory for records that are fetched and not yet polled.
     pub prefetch: ByteSize,
-    /// What the run is to read.
+    /// What the run reads.
     pub extent: Extent,
-    /// Where to go on.
+    /// Where reading resumes.
     pub resume: Resume,
     /// The job's clock.
     pub clock: Clock,
@@ -90,35 +92,37 @@ pub struct OpenSource {
     pub(crate) claims: Claims,
 }
 
-/// What a run is to read of its sources.
+/// What a run reads of its sources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Extent {
-    /// All records, also those to come, until the job is stopped.
+    /// All records, including those to come, until the job is stopped.
     Endless,
     /// The records that exist now.
     Available,
-    /// Of the records that exist now, as many as the engine takes, when it takes them: a schedule of the
-    /// source's own does not apply. A reader is told by [`Reader::unassign`] when the engine has enough of
-    /// a partition. Nothing that the source reads may be changed.
+    /// As many of the records that exist now as the engine takes, at the times when it takes them:
+    /// a schedule of the source's own does not apply. [`Reader::unassign`] tells a reader that the
+    /// engine has enough of a partition. The run must not change anything in what the source reads.
     Sample,
 }
 
-/// Where a source goes on, and which memory counts.
+/// Where a source resumes, and which positions count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Resume {
-    /// The source's own memory counts, such as the committed offsets of a consumer group, and it is
-    /// told what is committed. These are the positions that an earlier run of this job in this process
-    /// committed: a partition that its own memory does not know goes on there.
+    /// The source's own memory counts, such as the committed offsets of a consumer group, and the
+    /// source is told what is committed. These are the positions that an earlier run of this job in
+    /// this process committed: a partition that the source's own memory does not know resumes
+    /// there.
     OwnMemory(Offsets),
-    /// Exactly these positions count, whatever the source remembers; a partition that is not among them
-    /// begins where it would if it had never been read. The run leaves no trace: nothing is committed.
+    /// Exactly these positions count, whatever the source remembers. A partition that is not among
+    /// them begins where it would if it had never been read. The run leaves no trace: nothing is
+    /// committed.
     Exactly(Offsets),
 }
 
 impl Resume {
-    /// The position at which a partition goes on, if one is known.
+    /// The position at which a partition resumes, if one is known.
     pub fn position(&self, partition: &Partition) -> Option<Offset> {
         self.offsets().get(partition)
     }
@@ -136,23 +140,24 @@ impl Resume {
     }
 }
 
-/// What the sources of a run read. No two of them may read the same: each would get a part of the
-/// records. For a source that finds out later what it reads; clones are the same.
+/// What the sources of a run read. No two of them may read the same, because each would get a part
+/// of the records. A source that learns later what it reads keeps this; clones share the claims.
 #[derive(Clone, Debug, Default)]
 pub struct Claims {
-    /// What is claimed, and by which source.
+    /// What is claimed, and the index of the source that claimed it.
     claimed: Arc<Mutex<BTreeMap<String, u64>>>,
-    /// Which source of the run this is for.
+    /// The index of the source in its run.
     source: u64,
 }
 
 impl Claims {
-    /// For the next source of the same run.
+    /// The claims of another source of the same run.
     pub(crate) fn of_source(&self, index: usize) -> Claims {
         Claims { claimed: Arc::clone(&self.claimed), source: index as u64 }
     }
 
-    /// Claims all of these, each described as in "two sources of this job read …". A source may claim the same again.
+    /// Claims all of these. Each is described as it appears in the message "two sources of this job
+    /// read …". A source may claim the same again.
     ///
     /// # Errors
     /// When another source of the run has claimed one of them.
@@ -186,17 +191,17 @@ impl OpenSource {
         self.claims.claim(wanted)
     }
 
-    /// For claims that are made later.
+    /// Returns a handle for claims that are made later.
     pub fn claims(&self) -> Claims {
         self.claims.clone()
     }
 }
 
-/// The half of a source that a process has once. All methods but [`lag`](SharedSource::lag),
-/// [`waiting`](SharedSource::waiting) and [`unread`](SharedSource::unread) are called on the control thread
-/// only, and must not block.
+/// The per-process half of a source. All methods but [`lag`](SharedSource::lag),
+/// [`waiting`](SharedSource::waiting) and [`unread`](SharedSource::unread) are called on the
+/// control thread only, and must not block.
 pub trait SharedSource: Send + Sync + 'static {
-    /// After all workers have their readers: only now may anything be fetched.
+    /// Called once all workers have their readers. Nothing may be fetched before this.
     ///
     /// # Errors
     /// When reading cannot begin.
@@ -204,8 +209,8 @@ pub trait SharedSource: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Serves the client's events: changes of partitions, answers to commits, errors. Called after a wake
-    /// and at least every 200 ms for as long as the source lives.
+    /// Serves the client's events: assigned and revoked partitions, answers to commits, errors.
+    /// Called after a wake and at least every 200 ms for as long as the source lives.
     ///
     /// # Errors
     /// An error ends the run.
@@ -213,9 +218,9 @@ pub trait SharedSource: Send + Sync + 'static {
         Ok(Vec::new())
     }
 
-    /// Publishes how far this source's records are done, in the order of the checkpoints. The answer may
-    /// come later, as [`SourceEvent::Committed`]. By default it is done at once, for a source that has
-    /// nowhere to publish it.
+    /// Publishes how far this source's records are done, in the order of the checkpoints. The
+    /// answer may come later, as [`SourceEvent::Committed`]. By default the commit is done at once,
+    /// for a source that has nowhere to publish it.
     ///
     /// # Errors
     /// An error ends the run.
@@ -224,14 +229,14 @@ pub trait SharedSource: Send + Sync + 'static {
         Ok(Committed::Now)
     }
 
-    /// Where this run began, for a later run of the same job that finds nothing committed: without it, a
-    /// start at the latest record would be a later one then.
+    /// Where this run began, for a later run of the same job that finds nothing committed. Without
+    /// it, a start at the latest record would mean a later record in that run.
     fn started_at(&self) -> Offsets {
         Offsets::new()
     }
 
-    /// The partitions of a [`SourceEvent::Revoked`] are drained and committed, or those of a
-    /// [`SourceEvent::Lost`] are dropped: they can be unassigned now.
+    /// Unassigns partitions: those of a [`SourceEvent::Revoked`] are drained and committed by now,
+    /// those of a [`SourceEvent::Lost`] are dropped.
     ///
     /// # Errors
     /// An error ends the run.
@@ -240,28 +245,29 @@ pub trait SharedSource: Send + Sync + 'static {
         Ok(())
     }
 
-    /// How far behind its end each partition is, as far as is known without asking the other side. Called
-    /// on any thread that asks for a report.
+    /// How far each partition is behind its end, as far as is known without asking the other side.
+    /// Called on any thread that asks for a report.
     fn lag(&self) -> Vec<Lag> {
         Vec::new()
     }
 
-    /// What the source waits for and cannot read without, such as "group `orders` to assign partitions":
-    /// the report shows it after "waiting for". It stays the same text for as long as the source waits.
-    /// That there is nothing to read is no such thing. A job that waits is not ready, and after a while
-    /// not alive ([`Health`](crate::Health)). Called on any thread; must not block.
+    /// What the source waits for and cannot read without, such as "group `orders` to assign
+    /// partitions": the report shows it after "waiting for". The text stays the same for as long as
+    /// the source waits. Having nothing to read does not count as waiting. A job that waits is not
+    /// ready, and after a while not alive ([`Health`](crate::Health)). Called on any thread; must
+    /// not block.
     fn waiting(&self) -> Option<String> {
         None
     }
 
-    /// The number of records that wait for a poll, where the program feeds them;
+    /// The number of records that wait for a poll, for a source that the program feeds;
     /// [`TestRun`](crate::TestRun) waits until they are read.
     fn unread(&self) -> u64 {
         0
     }
 
-    /// Called once, at the end of a run, after all readers are gone: releases what is shared with other
-    /// threads.
+    /// Called once, at the end of a run, after all readers are dropped: releases what is shared
+    /// with other threads.
     fn close(&self, closing: Closing) {
         let _ = closing;
     }
@@ -270,9 +276,9 @@ pub trait SharedSource: Send + Sync + 'static {
 /// What ends with a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closing {
-    /// The job as well.
+    /// The job too.
     Job,
-    /// The run alone: another one of the same job follows, unless the program stops the job before.
+    /// Only the run: another run of the same job follows, unless the program stops the job first.
     Run,
 }
 
@@ -289,23 +295,25 @@ pub enum Committed {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SourceEvent {
-    /// Partitions are assigned to this process; their readers have them.
+    /// Partitions were assigned to this process; their readers have them.
     Assigned(Vec<Partition>),
-    /// Partitions are revoked: what was released of them is acknowledged and committed first.
+    /// Partitions are revoked: the engine first waits until what was released of them is
+    /// acknowledged and committed.
     Revoked(Revoked),
     /// Partitions are lost: nothing of them can be committed any more.
     Lost(Revoked),
-    /// The commit of this checkpoint, and of those before it, was answered or replaced by a newer one.
+    /// The commit of this checkpoint, and of those before it, was answered, or replaced by a newer
+    /// commit.
     Committed(CheckpointId),
 }
 
-/// Partitions that are taken from this process; consumed by [`SharedSource::unassign`], so that happens
-/// once.
+/// Partitions that were revoked from this process or lost by it. [`SharedSource::unassign`]
+/// consumes this, so they are unassigned once.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Revoked(Vec<Partition>);
 
 impl Revoked {
-    /// These partitions are taken.
+    /// These partitions are revoked or lost.
     pub fn new(partitions: Vec<Partition>) -> Revoked {
         Revoked(partitions)
     }
@@ -323,7 +331,7 @@ impl fmt::Display for Revoked {
     }
 }
 
-/// How far behind the end of its log a partition is.
+/// How far a partition is behind the end of its log.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Lag {
@@ -333,62 +341,65 @@ pub struct Lag {
     pub next: u64,
     /// The end of the log, as last reported.
     pub end: u64,
-    /// Where a bounded run began, so that its progress can be told.
+    /// Where a bounded run began; its progress counts from here.
     pub start: u64,
 }
 
 impl Lag {
-    /// A partition's place between two ends.
+    /// The lag of a partition at `next`, between `start` and `end`.
     pub fn new(partition: &Partition, start: Offset, next: Offset, end: Offset) -> Lag {
         Lag { partition: partition.name().to_owned(), next: next.0, end: end.0.max(next.0), start: start.0 }
     }
 
-    /// Offsets still to be read.
+    /// The number of offsets that are still to be read.
     pub fn records(&self) -> u64 {
         self.end - self.next
     }
 }
 
-/// The half of a source that each worker has; it stays on its worker's thread.
+/// The per-worker half of a source; it stays on its worker's thread.
 pub trait Reader {
-    /// What a record is.
+    /// The type of a record.
     type Item;
 
-    /// Adds what is there to the batch: records of one partition, at most `room`, and where the
-    /// partition stands after them ([`ReadBatch::read_to`]). When they waited for this poll, as in a queue
-    /// that a thread fills, it also sets since when ([`ReadBatch::arrived`]). Must not block. Called again
-    /// at once after [`Polled::More`], after a wake, and at least every 200 ms.
+    /// Adds the available records of one partition to the batch, at most `room`, and sets the
+    /// partition's position after them ([`ReadBatch::read_to`]). If the records waited for this
+    /// poll, as in a queue that a thread fills, it also sets since when ([`ReadBatch::arrived`]).
+    /// Must not block. Called again at once after [`Polled::More`], after a wake, and at least
+    /// every 200 ms.
     ///
     /// # Errors
     /// An error ends the run.
     fn poll(&mut self, batch: &mut ReadBatch<Self::Item>, room: Room) -> Result<Polled>;
 
-    /// What the next poll would find to have [ended](Polled::Ended), as far as is known without it: so a
-    /// job whose source is paused, or held back by a limit, ends with its last record. By default nothing
-    /// is known before a poll.
+    /// What the next poll would report as [ended](Polled::Ended), if that is known without polling.
+    /// It lets a job whose source is paused, or held back by a limit, end with its last record. By
+    /// default nothing is known before a poll.
     fn has_ended(&self) -> Option<End> {
         None
     }
 
-    /// These partitions are no longer assigned to this reader: it returns nothing of them until they are
-    /// assigned again.
+    /// These partitions are no longer assigned to this reader: it returns no records of them until
+    /// they are assigned again.
     fn unassign(&mut self, partitions: &[Partition]) {
         let _ = partitions;
     }
 
-    /// The job stops; called once. What was read and not released is dropped when a later run can read it
-    /// again. Records that cannot be read again, also those still to be polled, are the last batch.
+    /// Called once, when the job stops. Records that were read and not released are dropped if a
+    /// later run can read them again. Records that cannot be read again, including those still to
+    /// be polled, are the last batch.
     fn stop(&mut self) -> AtStop {
         AtStop::ReadAgain
     }
 }
 
-/// What becomes of unreleased input when a job stops.
+/// What happens to unreleased input when a job stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AtStop {
     /// A later run reads it again.
     ReadAgain,
-    /// It cannot be read again: it is polled until [`Polled::Idle`] or [`Polled::Ended`], and released.
+    /// It cannot be read again: the reader is polled until [`Polled::Idle`] or [`Polled::Ended`],
+    /// and the records are released.
     Drain,
 }
 
@@ -397,7 +408,7 @@ pub enum AtStop {
 pub enum Polled {
     /// There is more to read now.
     More,
-    /// There is nothing more now; the wake says when.
+    /// There is nothing more now; the reader's wake tells when there is.
     Idle,
     /// There is nothing more in this run.
     Ended(End),
@@ -406,13 +417,13 @@ pub enum Polled {
 /// What has ended when a reader has no more records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub enum End {
-    /// Time: no later run will read more of this source either, as with rows, files that are all there,
-    /// or a channel without senders. What waits for event time is final.
+    /// Time itself: no later run will read more of this source either, as with rows, a complete set
+    /// of files, or a channel without senders. What waits for event time is final.
     OfTime,
-    /// Only this run: it was to read what existed at its start, up to an end, or until a stop. A later
-    /// run may read more, so nothing becomes final.
+    /// Only this run: it read what existed at its start, up to an end, or until a stop. A later run
+    /// may read more, so nothing becomes final.
     OfRun,
 }
 
-/// A source that needs nothing shared.
+/// A source that shares nothing.
 impl SharedSource for () {}

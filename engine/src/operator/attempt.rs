@@ -1,5 +1,5 @@
-//! One attempt at a call: a user's future as a task, which reports its answer or its panic. It shows
-//! since when it is being polled, so that a future that blocks can be reported.
+//! One attempt at a call: a user's future as a task, which reports its answer or its panic. It
+//! shows since when the future has been polled, so that a future that blocks can be reported.
 
 use std::any::Any;
 use std::future::{Future, poll_fn};
@@ -18,14 +18,14 @@ use crate::words::{CheckpointId, Clock, Moment};
 use super::call_threads::CallDesk;
 use super::fault::Node;
 
-/// A poll that takes longer blocks its thread.
+/// A poll that takes longer counts as blocking its thread.
 pub(super) const BLOCKS_AFTER: Duration = Duration::from_millis(100);
 
 /// The answer of a future, or its panic.
 pub(super) type Outcome<U> = Result<U, Box<dyn Any + Send>>;
 
-/// The calls of a batch: its checkpoint, and its number among all batches. The oldest checkpoint comes
-/// first.
+/// The calls of a batch: its checkpoint, and its number among all batches. The oldest checkpoint
+/// comes first.
 pub(super) type GroupId = (CheckpointId, u64);
 
 /// An open call.
@@ -38,7 +38,8 @@ pub(super) struct Attempt {
     task: AbortHandle,
 }
 
-/// Since when a future is being polled.
+/// Since when a future has been polled, in nanoseconds; 0 between polls. Relaxed, because it guards
+/// nothing: it only decides about a warning.
 #[derive(Default)]
 struct Polled(AtomicU64);
 
@@ -47,7 +48,7 @@ impl Polled {
         self.0.store(now().as_nanos().max(1), Relaxed);
     }
 
-    /// How long it took.
+    /// Ends a poll, and returns how long it took.
     fn end(&self) -> Duration {
         now() - Moment::from_nanos(self.0.swap(0, Relaxed))
     }
@@ -60,7 +61,7 @@ impl Polled {
     }
 }
 
-/// The machine's time, whatever clock the job has.
+/// The machine's time, independent of the job's clock.
 fn now() -> Moment {
     Clock::system().now()
 }
@@ -74,7 +75,8 @@ pub(super) struct Whose<'s> {
 }
 
 impl Attempt {
-    /// Runs a future. `tell` is called once, on the future's thread, unless the call is dropped first.
+    /// Starts a future. `tell` is called once, on the future's thread, unless the call is dropped
+    /// first.
     pub(super) fn begin<Fut>(
         desk: &CallDesk,
         whose: &Whose<'_>,

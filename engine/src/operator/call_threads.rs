@@ -1,5 +1,5 @@
-//! The threads of a run's calls: a few that poll futures, more for blocking calls, and one that keeps
-//! time. The last runs no user code, so a time limit holds whatever a future does.
+//! The threads of a run's calls: a few that poll futures, more for blocking calls, and one that
+//! keeps time. The last runs no user code, so a time limit holds whatever a future does.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -12,25 +12,25 @@ use crate::words::{Error, ErrorKind, Result, lock};
 
 use super::fault::Node;
 
-/// Threads that poll futures: as many as the machine has processors, within these bounds. With one, a
-/// future that blocks would hold up all others; more than a few matter only to futures that block, and
-/// those have threads of their own.
-const POLLING_LEAST: usize = 2;
-const POLLING_MOST: usize = 8;
-/// The largest number of threads for blocking calls. They start when they are needed, and end after ten
-/// seconds without work.
-const BLOCKING_MOST: usize = 512;
-/// The least time between two warnings of one stage whose futures block.
+/// Threads that poll futures: as many as the machine has processors, within these bounds. With only
+/// one, a future that blocks would hold up all others. More than a few would help only futures that
+/// block, and those have threads of their own.
+const POLLING_MIN: usize = 2;
+const POLLING_MAX: usize = 8;
+/// The largest number of threads for blocking calls. They start when they are needed, and end after
+/// ten seconds without work.
+const BLOCKING_MAX: usize = 512;
+/// The shortest time between two warnings about blocking futures of one stage.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
-/// The threads; they end when this is ended.
+/// The threads of a run's calls, until [`end`](CallThreads::end).
 pub(crate) struct CallThreads {
     calls: Runtime,
     timer: Runtime,
     desk: CallDesk,
 }
 
-/// Where a stage hands in its calls. Cheap to clone.
+/// Where a stage submits its calls. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct CallDesk {
     /// Runs futures.
@@ -44,10 +44,10 @@ pub(crate) struct CallDesk {
 impl CallThreads {
     pub(crate) fn start() -> Result<CallThreads> {
         let cannot = |cause| Error::new(ErrorKind::System, "cannot start the threads that make calls").caused_by(cause);
-        let polling = available_parallelism().map_or(POLLING_LEAST, usize::from).clamp(POLLING_LEAST, POLLING_MOST);
+        let polling = available_parallelism().map_or(POLLING_MIN, usize::from).clamp(POLLING_MIN, POLLING_MAX);
         let calls = Builder::new_multi_thread()
             .worker_threads(polling)
-            .max_blocking_threads(BLOCKING_MOST)
+            .max_blocking_threads(BLOCKING_MAX)
             .thread_name("millstream-calls")
             .enable_all()
             .build()
@@ -66,7 +66,7 @@ impl CallThreads {
         self.desk.clone()
     }
 
-    /// Calls under way are dropped, and nobody waits for them.
+    /// Drops the calls under way and ends the threads, without waiting for either.
     pub(crate) fn end(self) {
         self.calls.shutdown_background();
         self.timer.shutdown_background();
@@ -74,7 +74,7 @@ impl CallThreads {
 }
 
 impl CallDesk {
-    /// A future of that stage has kept its thread for so long.
+    /// Warns that a future of that stage has kept its thread for this long.
     pub(crate) fn warn_of_blocking(&self, stage: (Node, &str), lasted: Duration) {
         let (node, name) = stage;
         {

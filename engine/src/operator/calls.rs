@@ -1,9 +1,9 @@
 //! Calls to other services, as a stage: a future for each record, several at once, their results in
-//! order or as they come. A batch with open calls holds capabilities of its epoch, so a cut waits for
-//! it as for records in flight.
+//! order or as they come. A batch with open calls holds capabilities of its epoch, so a cut waits
+//! for it as for records in flight.
 //!
 //! Futures run on threads of the run (`call_threads`); they report through a channel and wake the
-//! operator. Time limits and the pauses before further attempts are the operator's own: an alarm wakes
+//! operator. The operator itself handles time limits and the pauses before retries: an alarm wakes
 //! it when the next of them is due.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -31,11 +31,11 @@ pub(crate) struct CallOptions {
     pub(crate) within: Duration,
 }
 
-/// When a call that has failed is made again.
+/// When a failed call is retried.
 pub(crate) struct Again<T, U> {
-    /// How often, after the first attempt.
+    /// How often, not counting the first attempt.
     pub(crate) times: u32,
-    /// The pause before the first further attempt; before each one after it, twice as long.
+    /// The pause before the first retry; it doubles for each one after that.
     pub(crate) pause: Duration,
     pub(crate) copy: fn(&T) -> T,
     pub(crate) has_failed: fn(&Answer<U>) -> bool,
@@ -47,11 +47,11 @@ impl<T, U> fmt::Debug for Again<T, U> {
     }
 }
 
-/// Pauses between attempts grow to this, or to the first of them when that is longer.
+/// The longest pause between attempts, unless the first pause is longer.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
-/// How often open calls are checked: whether one blocks its thread.
+/// How often open calls are checked for one that blocks its thread.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// The least time between two log lines that calls fail and are made again.
+/// The shortest time between two log lines about failed calls.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// What became of a call.
@@ -77,9 +77,9 @@ struct Group<U> {
     at: Capabilities,
     admission: Option<Admission>,
     times: VecDeque<EventTime>,
-    /// In order: the results that are not handed on, with gaps.
+    /// With an order: the results that are not handed on yet, with gaps.
     results: VecDeque<Option<Answer<U>>>,
-    /// Without an order: the results that may be handed on.
+    /// Without an order: the results that can be handed on.
     ready: Batch<Answer<U>>,
     /// The number of results that were handed on.
     emitted: usize,
@@ -108,33 +108,33 @@ pub(crate) struct Calls<F, T, U> {
     next: Next<Answer<U>>,
     /// Records whose calls are not made yet.
     waiting: ByCheckpoint<Waiting<T>>,
-    /// In the order in which they were made, which is that of their deadlines.
+    /// Open calls in the order in which they were made, which is the order of their deadlines.
     under_way: BTreeMap<u64, Attempt>,
     next_call: u64,
-    /// Copies of the records of open calls, for another attempt.
+    /// Copies of the records of open calls, for a retry.
     copies: HashMap<u64, Waiting<T>>,
-    /// Records whose calls have failed, by when they are made again.
+    /// Records whose calls have failed, by the time of their retry.
     paused: BTreeMap<(Instant, u64), Waiting<T>>,
     /// When the operator is woken next, at the latest.
     alarm: Option<Instant>,
     logged_failures: Option<Instant>,
     groups: BTreeMap<GroupId, Group<U>>,
-    /// Groups that have something ready, without an order.
+    /// Without an order: groups that have results ready.
     answered: ByCheckpoint<GroupId>,
     next_group: u64,
     sender: Sender<Answered<U>>,
     receiver: Receiver<Answered<U>>,
-    /// Answers in order that wait for an earlier one.
+    /// With an order: the number of answers that wait for an earlier one.
     held: usize,
     backlog: Backlog,
     wake: Wake,
     stall: Stall,
 }
 
-/// At most this many times the number of calls at once are ahead of the first call without an answer:
-/// only then does a call that is made again for minutes hold up the others.
+/// How far calls may run ahead of the first call without an answer, as a multiple of the number of
+/// calls at once. Only beyond that does a call that is retried for minutes hold up the others.
 const AHEAD: usize = 4;
-/// The same as a number of calls, where only few are made at once.
+/// The least number of calls that may run ahead, for stages that make only a few at once.
 const AHEAD_MIN: usize = 64;
 
 /// Where a stage of calls is, and what it counts.
@@ -226,7 +226,7 @@ where
         self.resume();
         self.call();
         self.hand_on()?;
-        // Calls that waited until an answer was handed on.
+        // These calls waited until an answer was handed on.
         self.call();
         self.next.step()
     }
@@ -241,11 +241,11 @@ where
     /// Makes as many calls as there may be at once.
     fn call(&mut self) {
         let _entered = fault::enter(self.node);
-        // So that `f` may use what needs a runtime, also before its future is polled.
+        // So that `f` may use what needs a runtime, even before its future is polled.
         let desk = self.desk.clone();
         let _in_runtime = desk.calls.enter();
         while self.under_way.len() < self.options.at_once && self.may_call() {
-            let record = self.waiting.pop_front().expect("it was looked at");
+            let record = self.waiting.pop_front().expect("`may_call` saw it");
             let call = self.next_call;
             self.next_call += 1;
             let Waiting { group, index, value, failed } = record;
@@ -266,14 +266,15 @@ where
         self.set_alarm();
     }
 
-    /// Whether the call of the next record may be made now. Answers are in no budget: while a writer
-    /// has no room only open calls are finished, and in order only a few are made ahead of the first.
+    /// Whether the call of the next record may be made now. Answers are not in any budget: while a
+    /// writer has no room, only open calls are finished; with an order, only a few calls run ahead
+    /// of the first.
     fn may_call(&mut self) -> bool {
         let Some((checkpoint, record)) = self.waiting.front_mut() else { return false };
         if self.stall.holds(checkpoint) {
             return false;
         }
-        // All others may wait for a call that is made again, or that belongs to an older checkpoint.
+        // All others may wait for a retried call, or for one of an older checkpoint.
         let newest = self.groups.last_key_value().map(|((checkpoint, _), _)| *checkpoint);
         let is_waited_for = record.failed > 0 || newest.is_some_and(|newest| newest > checkpoint);
         let ahead = self.under_way.len() + self.held;
@@ -296,7 +297,8 @@ where
         }
     }
 
-    /// Calls whose pause is over are made before those of records that came later.
+    /// Moves records whose pause is over to the front: their calls are made before those of records
+    /// that came later.
     fn resume(&mut self) {
         let later = self.paused.split_off(&(Instant::now(), u64::MAX));
         let due = mem::replace(&mut self.paused, later);
@@ -315,7 +317,7 @@ where
             self.paused.insert((deadline_after(pause), call), Waiting { failed, ..record });
             if self.logged_failures.is_none_or(|logged| logged.elapsed() >= LOG_EVERY) {
                 self.logged_failures = Some(Instant::now());
-                tracing::warn!(stage = self.name, failed, ?pause, "a call has failed and is made again");
+                tracing::warn!(stage = self.name, failed, ?pause, "a call failed and will be retried");
             }
             return;
         }
@@ -331,8 +333,8 @@ where
         }
     }
 
-    /// Has this operator woken when a call times out or a pause is over, and regularly while calls are
-    /// open.
+    /// Sets an alarm that wakes this operator when a call times out or a pause is over, and
+    /// regularly while calls are open.
     fn set_alarm(&mut self) {
         let now = Instant::now();
         let look = self.under_way.first_key_value().map(|(_, first)| first.deadline.min(now + LOOK_EVERY));
@@ -349,12 +351,12 @@ where
         });
     }
 
-    /// Hands on what may leave, for about a millisecond and as long as writers have room: in order,
-    /// the first results; else all that are there.
+    /// Hands on results, for about a millisecond and as long as writers have room: with an order,
+    /// those before the first gap; otherwise all that are ready.
     fn hand_on(&mut self) -> Result<()> {
         const STEP: Duration = Duration::from_millis(1);
         let began = Instant::now();
-        // When a writer has room again it wakes this operator.
+        // A writer wakes this operator when it has room again.
         while let Some((id, out)) = self.next_out() {
             self.emit(id, out)?;
             if began.elapsed() > STEP {
@@ -399,7 +401,7 @@ where
 }
 
 impl<U> Group<U> {
-    /// The results before the first that is missing.
+    /// The results before the first gap.
     fn beginning(&mut self) -> Batch<Answer<U>> {
         let mut out = Batch::under(self.admission.clone());
         while let Some(result) = self.results.front_mut().and_then(Option::take) {

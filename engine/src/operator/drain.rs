@@ -1,13 +1,13 @@
-//! Partitions that are taken from a source's readers. The control thread posts a [`Drain`] to each
-//! worker's [`ingest`](super::ingest), which reads nothing more of them and answers with the last
-//! checkpoint in which it released records of them.
+//! Revoked and lost partitions. The control thread posts a [`Drain`] to each worker's
+//! [`ingest`](super::ingest), which stops reading them and answers with the last checkpoint in
+//! which it released records of them.
 
 use std::mem;
 
 use crate::words::sync::{Arc, AtomicU64, Mutex, SeqCst, lock};
 use crate::words::{CheckpointId, Partition};
 
-/// What becomes of the records of a partition that were released and not committed.
+/// What happens to the records of a partition that were released and not committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Released {
     /// They can still be committed: the partition was revoked.
@@ -16,7 +16,7 @@ pub(crate) enum Released {
     Dropped,
 }
 
-/// An order to the readers of a source to let partitions go.
+/// An order to the readers of a source to drop partitions.
 #[derive(Debug)]
 pub(crate) struct Drain {
     pub(crate) partitions: Vec<Partition>,
@@ -33,7 +33,8 @@ impl Drain {
         Drain { partitions, released, waiting: AtomicU64::new(workers as u64), newest: Mutex::default() }
     }
 
-    /// A worker has released no records of the partitions after this checkpoint, and will not.
+    /// A worker has released no records of the partitions after this checkpoint, and will release
+    /// none.
     fn answer(&self, checkpoint: CheckpointId) {
         let mut newest = lock(&self.newest);
         *newest = checkpoint.max(*newest);
@@ -47,7 +48,8 @@ impl Drain {
         self.waiting.load(SeqCst) == 0
     }
 
-    /// The newest checkpoint in which a worker that has answered released records of the partitions.
+    /// The newest checkpoint in which a worker that has answered released records of the
+    /// partitions.
     pub(crate) fn newest(&self) -> CheckpointId {
         *lock(&self.newest)
     }
@@ -65,7 +67,7 @@ struct Inbox {
 }
 
 impl Drains {
-    /// Gives the ingest an order. One that has ended has answered.
+    /// Posts an order to the ingest. An ingest that has ended answers at once.
     pub(crate) fn post(&self, drain: &Arc<Drain>) {
         let mut inbox = lock(&self.0);
         match inbox.ended {
@@ -74,8 +76,8 @@ impl Drains {
         }
     }
 
-    /// Carries out what was posted: `carry_out` drops the partitions and returns the open checkpoint.
-    /// Returns whether there was an order.
+    /// Carries out the posted orders: `carry_out` drops the partitions and returns the open
+    /// checkpoint. Returns whether there was an order.
     pub(super) fn answer(&self, mut carry_out: impl FnMut(&Drain) -> CheckpointId) -> bool {
         let drains = mem::take(&mut lock(&self.0).drains);
         for drain in &drains {

@@ -1,12 +1,12 @@
 //! Where records leave: hands batches to one worker's writer and counts what is in flight per
-//! checkpoint. It is the end of a chain and no operator of its own: a job that only reads, maps and
-//! writes is one operator, because a channel and an operator more cost a record that comes alone some
-//! ten microseconds of cold code.
+//! checkpoint. It is the end of a chain and not an operator of its own: a job that only reads, maps
+//! and writes is a single operator, because another channel and operator cost a record that comes
+//! alone about ten microseconds of cold code.
 //!
-//! While a checkpoint has a record in flight, or one that the writer refused, the egress holds a
-//! capability of it on a port that only `gather` reads: so acknowledgements are a frontier of their
-//! own. A second port, on which nothing is ever held, shows the frontier before it. Records,
-//! acknowledgements and the ticker's cut wake it.
+//! While a checkpoint has a record in flight, or a record that the writer refused, the egress holds
+//! a capability of it on a port that only `gather` reads. So acknowledgements have a frontier of
+//! their own. A second port, on which no capability is held, shows the frontier of what has reached
+//! the egress. Records, acknowledgements and the ticker's cut wake it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -38,8 +38,8 @@ pub(crate) struct Shown<'a> {
     pub(crate) through: Stream<'a, u64, Vec<()>>,
 }
 
-/// Ends a chain while its operator is being built; `writer` makes the writer once the operator can be
-/// woken.
+/// Ends a chain while its operator is being built; `writer` makes the writer once the operator can
+/// be woken.
 pub(crate) fn end<'a, T: 'static, W: Writer<T> + 'static>(
     scope: Scope<'a, u64>,
     builder: &mut OperatorBuilder<'a, u64>,
@@ -70,12 +70,13 @@ pub(crate) fn end<'a, T: 'static, W: Writer<T> + 'static>(
 pub(crate) struct Egress<T, W> {
     setting: Setting,
     writer: W,
-    /// What the writer had no room for. The oldest checkpoint is offered first: a writer that keeps
-    /// checkpoint `c + 1` waiting for the end of `c` must never see it in front of a record of `c`.
+    /// Batches that the writer had no room for. The oldest checkpoint is offered first: a writer
+    /// that keeps checkpoint `c + 1` waiting for the end of `c` must never see it before a record
+    /// of `c`.
     refused: ByCheckpoint<(Batch<T>, Delivery)>,
-    /// The checkpoint of the oldest refused batch, as the worker's stall knows it.
+    /// The checkpoint of the oldest refused batch, as last reported to the worker's stall.
     stalled: Option<CheckpointId>,
-    /// What is open, by checkpoint; a capability for each.
+    /// The open flights by checkpoint, with a capability for each.
     flights: VecDeque<(Arc<Flight>, Capability<u64>)>,
     wake: Wake,
     /// The port whose frontier shows what is acknowledged.
@@ -94,8 +95,8 @@ impl<T, W: Writer<T>> Consume<T> for Egress<T, W> {
         self.write()
     }
 
-    /// Learns what went wrong, offers what was refused, and lets go of checkpoints that have nothing
-    /// open.
+    /// Polls the writer for errors, offers refused batches again, and drops the capabilities of
+    /// checkpoints that have nothing in flight.
     fn step(&mut self) -> Result<()> {
         self.wake.listen();
         self.writer.poll()?;
@@ -114,8 +115,8 @@ impl<T, W: Writer<T>> Egress<T, W> {
             return Arc::clone(flight);
         }
         let (pulse, wake) = (Arc::clone(&self.setting.pulse), self.wake.clone());
-        // While the checkpoint is open more may come: only after its cut does the last
-        // acknowledgement matter.
+        // While the checkpoint is open, more records may come: the last acknowledgement matters
+        // only after the cut.
         let landed = move |checkpoint| {
             if pulse.is_cut(checkpoint) {
                 wake.wake();
@@ -126,7 +127,7 @@ impl<T, W: Writer<T>> Egress<T, W> {
         flight
     }
 
-    /// Offers the writer what is there, the oldest checkpoint first, until it refuses.
+    /// Offers the writer the waiting batches, the oldest checkpoint first, until it refuses one.
     fn write(&mut self) -> Result<()> {
         while let Some((_, (batch, delivery))) = self.refused.front_mut() {
             match self.writer.write(batch, delivery)? {

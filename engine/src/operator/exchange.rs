@@ -1,6 +1,6 @@
-//! Moves batches to other workers. Within a process a batch moves as it is, with its admission; between
-//! processes its values and times would be encoded, and the sender would keep the admission until the
-//! epoch is acknowledged.
+//! Moves batches to other workers. Within a process a batch moves as it is, with its admission;
+//! between processes its values and times would be encoded, and the sender would keep the admission
+//! until the epoch is acknowledged.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -15,7 +15,7 @@ use timely::progress::Stamp;
 
 use crate::words::{Batch, EventTime, Stall};
 
-/// The bytes of an exchanged batch: a length, then postcard, padded as timely wants it.
+/// The bytes of an exchanged batch: a length, then postcard, padded as timely requires.
 impl<T: Serialize + DeserializeOwned> ContainerBytes for Batch<T> {
     fn from_bytes(bytes: timely::bytes::arc::Bytes) -> Self {
         let (len, rest) = bytes.split_at(8);
@@ -45,7 +45,7 @@ fn encode<T: Serialize>(batch: &Batch<T>) -> Vec<u8> {
     postcard::to_stdvec(&(values, times)).expect("what can be exchanged can be encoded")
 }
 
-/// Spreads records evenly over the workers, in turn. Gives up every order.
+/// Spreads records evenly over the workers, in turn. The order of records is lost.
 pub(crate) fn in_turn(stall: &Stall) -> DistributorPact<impl FnOnce(usize) -> InTurn> {
     let stall = stall.clone();
     DistributorPact(|peers| InTurn { peers, turn: 0, stall })

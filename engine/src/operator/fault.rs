@@ -8,7 +8,7 @@ use std::fmt;
 use crate::words::sync::{AtomicBool, Mutex, SeqCst, lock};
 use crate::words::{Error, ErrorKind, panic_message};
 
-/// Keeps a run's first error, and tells everyone that there is one.
+/// Keeps a run's first error, and alerts the other threads.
 pub(crate) struct Fault {
     set: AtomicBool,
     first: Mutex<Option<Error>>,
@@ -23,8 +23,8 @@ impl Fault {
     /// Records the error if it is the first, and calls all alarms.
     pub(crate) fn record(&self, error: Error) {
         lock(&self.first).get_or_insert(error);
-        // The flag is set before the failed operator lets anything go, and it is read after the
-        // frontier: a frontier that moved because of a fault is never believed.
+        // The flag is set before the failed operator drops anything, and it is read after the
+        // frontier: a frontier that moved because of a fault is never trusted.
         self.set.store(true, SeqCst);
         lock(&self.alarms).iter().for_each(|alarm| alarm());
     }
@@ -33,7 +33,7 @@ impl Fault {
         self.set.load(SeqCst)
     }
 
-    /// The first error, once.
+    /// Takes the first error.
     pub(crate) fn take(&self) -> Option<Error> {
         lock(&self.first).take()
     }
@@ -50,8 +50,8 @@ impl fmt::Debug for Fault {
     }
 }
 
-/// The place of a source, stage or sink in its pipeline, in the order in which the pipeline function
-/// created them.
+/// The position of a source, stage or sink in its pipeline, in the order in which the pipeline
+/// function created them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Node(pub(crate) usize);
 
@@ -59,8 +59,8 @@ thread_local! {
     static HERE: Cell<Option<Node>> = const { Cell::new(None) };
 }
 
-/// Notes that this thread runs the code of that node until the guard is dropped, so that a panic can
-/// be attributed. Nodes nest: a stage calls the one after it.
+/// Notes that this thread runs the code of that node until the guard is dropped, so that a panic
+/// can be attributed. Nodes nest: a stage calls the one after it.
 pub(crate) fn enter(node: Node) -> Entered {
     Entered { before: HERE.replace(Some(node)) }
 }

@@ -1,10 +1,9 @@
 //! Where records enter: polls one worker's reader, keeps what it returned until it is *released*,
-//! stamps it then with the epoch that is open, and runs the first chain over it. In `Continuous` a
-//! batch is released at once; in `MicroBatch` it waits in the queue, without a capability, until the
-//! tick.
+//! then stamps it with the open epoch and runs the first chain over it. In `Continuous` a batch is
+//! released at once; in `MicroBatch` it waits in the queue, without a capability, until the tick.
 //!
-//! The offset of a cut is the position after the last record released before it. It is kept here and
-//! not by the reader, which may have read further.
+//! The offset of a cut is the position after the last record released before it. It is kept here
+//! and not in the reader, which may have read further.
 //!
 //! ```text
 //! reader ──poll──▶ queue ──release──▶ chain ──▶ egress, or an exchange
@@ -34,11 +33,12 @@ use super::intake::{Counts, Grant, Granted, Intake};
 use super::pulse::Pulse;
 use super::stage::{Capabilities, Consume, Tail, give_up, wake_of};
 
-/// Which source of the plan, counted from 0.
+/// The index of a source in the plan, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SourceIndex(pub(crate) usize);
 
-/// How far one worker's part of a source was released in a checkpoint; what the ledger carries to `gather`.
+/// How far one worker's part of a source was released in a checkpoint; what the ledger carries to
+/// `gather`.
 #[derive(Clone, Debug)]
 pub(crate) struct Piece {
     pub(crate) source: SourceIndex,
@@ -72,7 +72,8 @@ pub(crate) struct Setting {
     pub(crate) control: Wake,
 }
 
-/// Builds the operator; `reader` makes the reader once the operator can be woken. Returns its ledger.
+/// Builds the operator; `reader` makes the reader once the operator can be woken. Returns its
+/// ledger.
 pub(crate) fn build<'a, T: 'static>(
     scope: Scope<'a, u64>,
     setting: Setting,
@@ -95,7 +96,7 @@ pub(crate) fn build<'a, T: 'static>(
     setting.pulse.source_opened(wake.clone());
     let freed = wake.clone();
     setting.budget.on_freed(move || freed.wake());
-    // A limit by time looks again when a simulated clock has moved.
+    // A limit by time is checked again when a simulated clock has moved.
     let (moved, intake) = (wake.clone(), Arc::downgrade(&setting.intake));
     setting.clock.on_advance(move || {
         let Some(intake) = intake.upgrade() else { return false };
@@ -136,9 +137,10 @@ enum Released {
     Stalled,
 }
 
-/// A poll returns about a millisecond's work: no operator of this worker is deaf for longer.
+/// A poll returns about a millisecond's work, so that no operator of this worker waits longer than
+/// that.
 const STEP: Duration = Duration::from_millis(1);
-/// The longest time between two looks at a rate limit.
+/// The longest time between two checks of a rate limit.
 const ASK_AGAIN_WITHIN: Duration = Duration::from_secs(1);
 const RECORDS_FIRST: usize = 64;
 const RECORDS_MAX: usize = 4096;
@@ -166,14 +168,14 @@ struct Ingest<T> {
 
 /// A batch that waits for its tick.
 struct Queued<T> {
-    /// When it was polled, which says to which micro-batch it belongs.
+    /// When it was polled. This decides to which micro-batch it belongs.
     polled: Moment,
     position: Option<(Partition, Offset)>,
     batch: Batch<T>,
 }
 
 impl<T> Ingest<T> {
-    /// One step: answers drains, closes what is to be closed, reads, releases, ends.
+    /// One activation: answers drains, moves to the open epoch, reads, releases, ends.
     fn activate(&mut self) {
         self.wake.listen();
         if self.setting.fault.is_set() {
@@ -199,7 +201,7 @@ impl<T> Ingest<T> {
         Ok(())
     }
 
-    /// The job stops: nothing more is released but records that cannot be read again. Returns whether
+    /// The job stops: only records that cannot be read again are still released. Returns whether
     /// there is more to do now.
     fn wind_up(&mut self) -> Result<bool> {
         let reader = self.reader.as_mut().expect("a step begins with a reader");
@@ -214,8 +216,8 @@ impl<T> Ingest<T> {
         Ok(more || released == Released::Some)
     }
 
-    /// Follows the ticker to the open epoch: in a micro-batch once everything up to its moment is released. Says
-    /// whether there is more to release.
+    /// Moves to the open epoch; in a micro-batch, once everything up to its moment is released.
+    /// Returns whether there is more to release now.
     fn close(&mut self) -> Result<bool> {
         let open = self.setting.pulse.epoch();
         if open <= self.epoch() {
@@ -225,7 +227,7 @@ impl<T> Ingest<T> {
             match self.release_until(self.setting.pulse.until())? {
                 Released::All => {}
                 Released::Some => return Ok(true),
-                // A writer that has room again wakes this.
+                // A writer wakes this operator when it has room again.
                 Released::Stalled => return Ok(false),
             }
         }
@@ -235,7 +237,8 @@ impl<T> Ingest<T> {
         Ok(false)
     }
 
-    /// Polls the reader once, when there is room and it has not ended. Says whether there is more to read now.
+    /// Polls the reader once, if there is room and it has not ended. Returns whether there is more
+    /// to read now.
     fn read(&mut self) -> Result<bool> {
         let source = self.setting.source.0 as u64;
         if self.ended.is_some() {
@@ -255,14 +258,15 @@ impl<T> Ingest<T> {
         };
         let Some(room) = self.setting.budget.room(source) else {
             self.came(granted, 0);
-            // What waits for a tick would be released by one.
+            // For a micro-batch, a tick helps only if something waits for it.
             if self.setting.release == Release::AtOnce || !self.queue.is_empty() {
                 self.setting.pulse.note_starved();
             }
             return Ok(false);
         };
-        // Orders that came while records were released are about the partitions of that time: when one
-        // of them is assigned again, its drain must not meet what is read of it from here on.
+        // Drains that were posted while records were released concern the assignment of that time.
+        // If one of their partitions is assigned again, the drain must not drop what is read of it
+        // from here on.
         self.answer_drains();
         let reader = self.reader.as_mut().expect("a step begins with a reader");
         let mut batch = ReadBatch::new();
@@ -273,7 +277,7 @@ impl<T> Ingest<T> {
         let polled = polled.map_err(|error| error.within(&self.setting.name))?;
         self.ended = match polled {
             Polled::Ended(end) => Some(if self.at_stop.is_some() { End::OfRun } else { end }),
-            // A source that is drained gets no more records.
+            // A source that is being drained gets no more records.
             Polled::Idle if self.at_stop == Some(AtStop::Drain) => Some(End::OfRun),
             Polled::Idle | Polled::More => None,
         };
@@ -307,9 +311,9 @@ impl<T> Ingest<T> {
         Ok(())
     }
 
-    /// How many records may be polled now, of the wanted; `None` when there are none now.
+    /// How many of the `wanted` records may be polled now; `None` when none may.
     fn granted(&mut self, wanted: usize) -> Option<Granted> {
-        // Records that are drained cannot be read again.
+        // No limit applies: records that are drained cannot be read again.
         if self.at_stop == Some(AtStop::Drain) {
             return Some(self.setting.intake.without_limit(wanted, self.counts()));
         }
@@ -326,14 +330,14 @@ impl<T> Ingest<T> {
         }
     }
 
-    /// So many of the granted records came; another worker may have the rest.
+    /// Reports how many of the granted records came; another worker may have the rest.
     fn came(&self, granted: Granted, came: usize) {
         if self.setting.intake.came(granted, came) {
             self.setting.pulse.wake_ingests();
         }
     }
 
-    /// Another worker may have the next turn.
+    /// Passes this worker's turn on to another worker.
     fn pass_on(&self) {
         if self.setting.intake.pass_on(self.setting.worker) {
             self.setting.pulse.wake_ingests();
@@ -348,7 +352,7 @@ impl<T> Ingest<T> {
         }
     }
 
-    /// Drops those of the batches that wait for a tick.
+    /// Drops the queued batches for which `is_dropped` holds.
     fn drop_queued(&mut self, is_dropped: impl Fn(&Queued<T>) -> bool) {
         let records = |queue: &VecDeque<Queued<T>>| queue.iter().map(|queued| queued.batch.len()).sum::<usize>();
         let before = records(&self.queue);
@@ -356,16 +360,16 @@ impl<T> Ingest<T> {
         self.leave(before - records(&self.queue));
     }
 
-    /// So many records wait for a tick no more.
+    /// This many records no longer wait for a tick.
     fn leave(&self, records: usize) {
         if self.setting.intake.leave(records) {
             self.setting.pulse.wake_ingests();
         }
     }
 
-    /// Fits the next poll to the time this one took.
+    /// Adapts the size of the next poll to the time this one took.
     fn adapt(&mut self, records: usize, since: Moment) {
-        // A record that comes alone says nothing about the pace.
+        // A single record says nothing about the pace.
         if records <= 1 && self.records_max > 1 {
             return;
         }
@@ -377,7 +381,7 @@ impl<T> Ingest<T> {
         }
     }
 
-    /// Releases what was polled until that moment, for at most a step's time.
+    /// Releases what was polled until that moment, for at most one step's time.
     fn release_until(&mut self, until: Moment) -> Result<Released> {
         let mut now = self.setting.clock.now();
         let deadline = now.after(STEP);
@@ -397,7 +401,8 @@ impl<T> Ingest<T> {
             self.release(queued, now)?;
             now = self.setting.clock.now();
             let took = now - before;
-            // Polls follow what releases take: in a micro-batch the two are apart.
+            // Polls are sized by the time that releases take too: in a micro-batch a poll does not
+            // include its release.
             if took > 2 * STEP {
                 self.released_max = self.released_max.min((records / 2).max(1));
             } else if took < STEP / 2 {
@@ -410,7 +415,7 @@ impl<T> Ingest<T> {
         Ok(Released::All)
     }
 
-    /// Gives a batch its epoch and lets it go.
+    /// Stamps a batch with the open epoch and runs the chain over it.
     fn release(&mut self, queued: Queued<T>, now: Moment) -> Result<()> {
         let Queued { position, batch, .. } = queued;
         if let Some((partition, next)) = position {
@@ -428,8 +433,8 @@ impl<T> Ingest<T> {
         if batch.is_empty() { Ok(()) } else { self.chain.consume(batch, &self.capabilities) }
     }
 
-    /// Lets partitions go: nothing more of them is released. What was released is committed with the
-    /// open checkpoint, or dropped.
+    /// Carries out posted drains: nothing more of their partitions is released. What was released
+    /// is committed with the open checkpoint, or dropped.
     fn answer_drains(&mut self) {
         let checkpoint = self.epoch().checkpoint();
         let drains = self.setting.drains.clone();
@@ -453,7 +458,8 @@ impl<T> Ingest<T> {
         Epoch::from_raw(*self.capabilities[0].time())
     }
 
-    /// Leaves the epoch behind, and when that is a boundary, says where the reader's partitions stand.
+    /// Moves to `epoch`. At a boundary it first sends the positions of the checkpoint to the
+    /// ledger.
     fn move_to(&mut self, epoch: Epoch) {
         if epoch.checkpoint() > self.epoch().checkpoint() {
             self.record_offsets();
@@ -474,7 +480,7 @@ impl<T> Ingest<T> {
         self.ledger.activate().session(&self.capabilities[0]).give(piece);
     }
 
-    /// No more input: the last positions go out, then the capabilities, and the reader gives its queues back.
+    /// Ends the operator: sends the last positions, then drops the capabilities and the reader.
     fn end(&mut self) {
         self.record_offsets();
         self.setting.drains.end(self.epoch().checkpoint());
@@ -492,7 +498,7 @@ impl<T> Ingest<T> {
 
 impl<T> Drop for Ingest<T> {
     fn drop(&mut self) {
-        // A reader that never ended counts as open; the run is over all the same.
+        // A reader that never ended still counts as open, although the run is over.
         if self.reader.is_some() {
             self.setting.pulse.source_ended();
         }

@@ -1,5 +1,5 @@
 //! The inputs of an operator. An operator may have several, of different types, and asks for their
-//! frontiers when it wants to know what is complete.
+//! frontiers when it needs to know what is complete.
 
 use timely::Container;
 use timely::dataflow::Stream;
@@ -35,7 +35,7 @@ impl<C: Container> Input<C> {
         }
     }
 
-    /// Takes what has arrived, in the order of arrival.
+    /// Passes what has arrived to `take`, in the order of arrival.
     pub(crate) fn for_each(&mut self, mut take: impl FnMut(InputCapability<u64>, &mut C)) {
         (self.drain)(&mut take);
     }
@@ -44,7 +44,7 @@ impl<C: Container> Input<C> {
 /// Takes a container that has arrived, with a capability of its epoch.
 type Take<'t, C> = dyn FnMut(InputCapability<u64>, &mut C) + 't;
 
-/// Has each container that has arrived taken.
+/// Passes each container that has arrived to a [`Take`].
 type Drain<C> = Box<dyn FnMut(&mut Take<'_, C>)>;
 
 /// The frontiers of an operator's inputs, computed when they are asked for.
@@ -61,8 +61,8 @@ impl<'f> Frontiers<'f> {
         self.at(input.index)
     }
 
-    /// The least epoch at which anything can still arrive at any of these inputs; `None` when nothing
-    /// can.
+    /// The least epoch at which anything can still arrive at any of these inputs; `None` when
+    /// nothing can.
     pub(crate) fn least<'i, C: 'i>(self, inputs: impl IntoIterator<Item = &'i Input<C>>) -> Option<Epoch> {
         inputs.into_iter().filter_map(|input| self.of(input)).min()
     }

@@ -1,6 +1,7 @@
-//! How much of a source is let in: a pause, records each second, records for each batch. One per source and run, shared by
-//! its workers and by the program, which may change it while the job runs. A limit decides only whether a reader is polled,
-//! so it holds back no cut, no commit and no stop; a member of a consumer group that is not polled keeps its partitions.
+//! How much of a source is read: a pause, records each second, records for each batch. There is one
+//! per source and run, shared by its workers and by the program, which may change it while the job
+//! runs. A limit only decides whether a reader is polled, so it never holds back a cut, a commit or
+//! a stop. A member of a consumer group that is not polled keeps its partitions.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use crate::words::{CheckpointId, Moment, lock};
 
-/// What a source may be told; `None` is no limit.
+/// The limits of a source; `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Limits {
     pub(crate) is_paused: bool,
@@ -19,9 +20,10 @@ pub(crate) struct Limits {
     pub(crate) batch: Option<u64>,
 }
 
-/// Records that a reader may be polled for. They count until it is [said](Intake::came) how many came.
+/// Records that a reader may be polled for. All of them count until [`Intake::came`] is told how
+/// many came.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[must_use = "records that did not come have to be given back"]
+#[must_use = "records that did not come must be given back"]
 pub(crate) struct Granted {
     pub(crate) records: usize,
     counts: Option<Counts>,
@@ -30,15 +32,15 @@ pub(crate) struct Granted {
 /// How much may be polled now.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Grant {
-    /// So many records.
+    /// This many records.
     Records(Granted),
-    /// Nothing before this has passed.
+    /// Nothing until this time has passed.
     After(Duration),
-    /// Nothing until something else happens: a resumption, a next batch.
+    /// Nothing until something else happens: the source is resumed, or the next batch begins.
     Nothing,
 }
 
-/// See the module.
+/// See the [module](self). `turns` is locked before `bucket` and `admitted`.
 #[derive(Debug, Default)]
 pub(crate) struct Intake {
     limits: Mutex<Limits>,
@@ -47,23 +49,27 @@ pub(crate) struct Intake {
     bucket: Mutex<Bucket>,
     /// Records that wait for a micro-batch, or are polled for one.
     queued: AtomicU64,
-    /// Records that were let into a checkpoint where there is no micro-batch.
+    /// Where there is no micro-batch: the newest checkpoint, and the number of records admitted to
+    /// it.
     admitted: Mutex<(CheckpointId, u64)>,
-    /// Workers that found a batch full, in the order in which they asked: the first of them has the next records.
+    /// Workers that found a batch full, in the order in which they asked: the first gets the next
+    /// records.
     turns: Mutex<VecDeque<usize>>,
-    /// How often time has passed or limits have changed, and the last of these counts and the moment at which a reader was not
-    /// polled because of a limit.
+    /// How often time has passed or the limits have changed.
     looks: AtomicU64,
+    /// The value of `looks`, and the moment, when a limit last kept a reader from being polled.
     held_back: Mutex<Option<(u64, Moment)>>,
 }
 
-/// Records that may come at once: what a tenth of a second brings, so that a pause is not made up for in one go.
+/// The records that a rate allows now: at most a tenth of a second's, so that a pause is not made
+/// up for in one burst.
 #[derive(Debug, Default)]
 struct Bucket {
     records: f64,
     filled: Option<Moment>,
 }
 
+/// The size of the bucket, in seconds.
 const BURST: f64 = 0.1;
 
 impl Bucket {
@@ -71,7 +77,7 @@ impl Bucket {
         let most = (rate * BURST).max(1.0);
         let due = self.filled.map_or(f64::INFINITY, |filled| (now - filled).as_secs_f64() * rate);
         self.records = (self.records + due).min(most);
-        // Another worker may have looked at its clock later.
+        // Another worker may have filled it at a later moment.
         self.filled = Some(self.filled.map_or(now, |filled| filled.max(now)));
     }
 }
@@ -81,7 +87,7 @@ impl Intake {
         *lock(&self.limits)
     }
 
-    /// From now on. Readers are woken by who calls this.
+    /// Sets the limits from now on. The caller wakes the readers.
     pub(crate) fn set(&self, limits: Limits) {
         *lock(&self.limits) = limits;
         self.is_limited.store(limits != Limits::default(), SeqCst);
@@ -89,7 +95,8 @@ impl Intake {
         self.look_again();
     }
 
-    /// Time has passed, or a limit is another one: nobody knows whether readers are held back before they look.
+    /// Time has passed or a limit has changed: whether readers are held back is unknown until they
+    /// ask again.
     pub(crate) fn look_again(&self) {
         self.looks.fetch_add(1, SeqCst);
     }
@@ -99,11 +106,12 @@ impl Intake {
         *lock(&self.held_back) == Some((self.looks.load(SeqCst), now))
     }
 
-    /// How many records a worker's reader may be polled for, of the `wanted`.
+    /// How many of the `wanted` records a worker's reader may be polled for.
     pub(crate) fn grant(&self, worker: usize, wanted: usize, counts: Counts, now: Moment) -> Grant {
         if !self.is_limited.load(SeqCst) {
             return Grant::Records(self.without_limit(wanted, counts));
         }
+        // Read before the limits: if they change meanwhile, the result is of an old look.
         let look = self.looks.load(SeqCst);
         let grant = self.limited(worker, wanted, counts, now);
         if !matches!(grant, Grant::Records(_)) {
@@ -112,9 +120,9 @@ impl Intake {
         grant
     }
 
-    /// Grants all of it.
+    /// Grants all that are wanted.
     pub(crate) fn without_limit(&self, wanted: usize, counts: Counts) -> Granted {
-        // What waits for a micro-batch is always counted: a limit may come later.
+        // What waits for a micro-batch is always counted: a limit may be set later.
         let counts = (counts == Counts::Queued).then_some(counts);
         if counts.is_some() {
             self.queued.fetch_add(wanted as u64, SeqCst);
@@ -133,7 +141,7 @@ impl Intake {
                 Err(wait) => Grant::After(wait),
             };
         };
-        // Held until the records are counted, so that workers do not take the same ones.
+        // Held until the records are counted, so that two workers do not take the same ones.
         let mut turns = lock(&self.turns);
         let left = usize::try_from(most.saturating_sub(self.used(counts))).unwrap_or(usize::MAX);
         if left == 0 || turns.front().is_some_and(|first| *first != worker) {
@@ -154,7 +162,7 @@ impl Intake {
         Grant::Records(Granted { records, counts: Some(counts) })
     }
 
-    /// What is in a batch already.
+    /// The number of records in the batch so far.
     fn used(&self, counts: Counts) -> u64 {
         match counts {
             Counts::Queued => self.queued.load(SeqCst),
@@ -163,20 +171,20 @@ impl Intake {
                 if admitted.0 < checkpoint {
                     *admitted = (checkpoint, 0);
                 }
-                // A checkpoint that others have left is full.
+                // A checkpoint that other workers have left is full.
                 if admitted.0 == checkpoint { admitted.1 } else { u64::MAX }
             }
         }
     }
 
-    /// How many of these are due by the rate; if none, how long it takes.
+    /// How many of these records are due by the rate; if none, how long until one is.
     fn due(&self, mut records: usize, limits: &Limits, now: Moment) -> Result<usize, Duration> {
         if let Some(rate) = limits.rate {
             let mut bucket = lock(&self.bucket);
             bucket.fill(rate, now);
             if bucket.records < 1.0 {
                 let wait = Duration::try_from_secs_f64((1.0 - bucket.records) / rate).unwrap_or(Duration::MAX);
-                // Not a moment too early because of a rounding.
+                // A microsecond more, so that rounding cannot end the wait too early.
                 return Err(wait.saturating_add(Duration::from_micros(1)));
             }
             records = records.min(bucket.records as usize);
@@ -185,7 +193,8 @@ impl Intake {
         Ok(records)
     }
 
-    /// So many of the granted records came. Says whether another worker waits for what is left.
+    /// Reports how many of the granted records came. Returns whether another worker waits for the
+    /// rest.
     pub(crate) fn came(&self, granted: Granted, came: usize) -> bool {
         let left = granted.records.saturating_sub(came) as u64;
         match granted.counts {
@@ -209,7 +218,8 @@ impl Intake {
         has_room && !lock(&self.turns).is_empty()
     }
 
-    /// A worker does not want records now, or no more. Says whether another one waits that may have its turn.
+    /// A worker wants no records now, or none any more. Returns whether another worker waits and
+    /// may take its turn.
     pub(crate) fn pass_on(&self, worker: usize) -> bool {
         let mut turns = lock(&self.turns);
         let was_first = turns.front() == Some(&worker);
@@ -217,7 +227,8 @@ impl Intake {
         was_first && !turns.is_empty()
     }
 
-    /// So many records wait for no micro-batch any more. Says whether others may be polled for now.
+    /// This many records no longer wait for a micro-batch. Returns whether others may be polled
+    /// now.
     pub(crate) fn leave(&self, records: usize) -> bool {
         let before = self.queued.fetch_sub(records as u64, SeqCst);
         self.is_limited.load(SeqCst) && self.limits().batch.is_some_and(|most| before >= most)
@@ -229,7 +240,7 @@ impl Intake {
 pub(crate) enum Counts {
     /// What waits for the next micro-batch.
     Queued,
-    /// What was let into this checkpoint.
+    /// What was admitted to this checkpoint.
     InCheckpoint(CheckpointId),
 }
 
@@ -260,7 +271,7 @@ mod tests {
         assert_eq!(grant(1, 0).records, 0);
         assert!(intake.holds_back(at(0)) && !intake.holds_back(at(1)));
         intake.look_again();
-        assert!(!intake.holds_back(at(0)), "nobody has looked since");
+        assert!(!intake.holds_back(at(0)), "no reader has asked since");
         intake.came(first, 4);
         assert_eq!(grant(4_096, 0).records, 6);
         assert_eq!(grant(4_096, 50).records, 5);
@@ -298,12 +309,12 @@ mod tests {
         let grant = |worker| granted(&intake, worker, 5, Counts::Queued, 0).records;
         assert_eq!((grant(0), grant(1), grant(2)), (5, 0, 0));
         intake.leave(5);
-        assert_eq!((grant(0), grant(2), grant(1)), (0, 0, 5), "who has waited for longest");
+        assert_eq!((grant(0), grant(2), grant(1)), (0, 0, 5), "the one that has waited longest");
         intake.leave(5);
         assert!(intake.pass_on(2), "the next one is to be woken");
         assert_eq!((grant(1), grant(0)), (0, 5));
         intake.leave(5);
-        assert!(!intake.pass_on(1), "nobody waits");
+        assert!(!intake.pass_on(1), "no other worker waits");
         assert_eq!(grant(0), 5);
     }
 }

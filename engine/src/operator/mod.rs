@@ -1,8 +1,8 @@
-//! Floor 3: what happens to records. On a record's path: [`ingest`] polls a reader as the [`intake`]
-//! allows, stamps what it releases with the open epoch and runs the fused [`stage`]s over it, among
-//! them [`calls`] of other services; an [`exchange`] moves it to another worker; an [`egress`] hands it
-//! to a writer and holds its checkpoint open until it is acknowledged. All of them look at the
-//! [`pulse`], which says what epoch is open.
+//! Floor 3: what happens to records. On a record's path: [`ingest`] polls a reader as far as
+//! [`intake`] allows, stamps what it releases with the open epoch and runs the fused [`stage`]s
+//! over it, among them [`calls`] of other services; an [`exchange`] moves it to another worker; an
+//! [`egress`] hands it to a writer and holds its checkpoint open until it is acknowledged. All of
+//! them read the [`pulse`], which says what epoch is open.
 
 pub(crate) mod fault;
 pub(crate) mod pulse;

@@ -1,12 +1,12 @@
-//! What operators see of the epochs: which one is open, what is committed, and what the ticker wants of
-//! them. One per run, shared by all of its workers, so that they cut together. The notice board between
-//! three parties:
+//! What operators see of the epochs: which one is open, what is committed, and what the ticker asks
+//! of them. There is one per run, shared by all of its workers, so that they cut together. It is
+//! the notice board between three parties:
 //!
 //! ```text
-//! ticker          writes   open, until            and wakes the sources; at a boundary the egresses too
-//! operators       note     records, starvation    reasons for the next epoch, which wake the ticker
-//!                 read     open, until, committed
-//! control thread  writes   committed, stopping
+//! ticker          writes  open, until           and wakes the sources, at a boundary the egresses
+//! operators       note    records, starvation   reasons for the next epoch, which wake the ticker
+//!                 read    open, until, committed
+//! control thread  writes  committed, stopping
 //! ```
 
 use std::sync::Mutex;
@@ -19,19 +19,20 @@ use crate::words::{Bell, CheckpointId, Clock, Epoch, Moment, Wake, lock};
 pub(crate) struct Pulse {
     /// The first checkpoint of this run.
     first: CheckpointId,
-    /// Sources belong at this epoch: they close what they hold below it.
+    /// The open epoch: sources close everything before it.
     open: AtomicU64,
-    /// What arrived until this moment is released before a source moves to `open`; for micro-batches.
+    /// For micro-batches: what arrived until this moment is released before a source moves to
+    /// `open`.
     until: AtomicU64,
-    /// When a source last left an epoch.
+    /// The latest moment at which a source left an epoch.
     moved: AtomicU64,
     /// Everything up to this checkpoint is committed.
     committed: AtomicU64,
     /// The number of commits that sources have answered.
     commits: AtomicU64,
-    /// Its reason: something was admitted or queued since the ticker looked.
+    /// Wakes the ticker. Its reason: something was admitted or queued since the ticker last looked.
     bell: Bell,
-    /// A source has used up its memory; a boundary, or a batch, would help now.
+    /// A source has used up its memory: a boundary, or a batch, would help now.
     hurry: AtomicBool,
     stopping: AtomicBool,
     /// The number of sources that have not ended.
@@ -43,7 +44,7 @@ pub(crate) struct Pulse {
 }
 
 impl Pulse {
-    /// Of a run that begins with that checkpoint. Its first epoch is open.
+    /// The pulse of a run that begins with this checkpoint, whose first epoch is open.
     pub(crate) fn new(first: CheckpointId) -> Pulse {
         Pulse {
             first,
@@ -86,15 +87,15 @@ impl Pulse {
         Moment::from_nanos(self.moved.load(SeqCst))
     }
 
-    /// Whether a source may close the checkpoint: the one before it is committed. Under
-    /// `Pace::Continuous` the ticker has checked that before it opened the next; a micro-batch is cut
-    /// while the one before it is still being committed, and its sources wait.
+    /// Whether a source may close the checkpoint: the one before it must be committed. Under
+    /// `Pace::Continuous` the ticker has checked that before it opened the next one. A micro-batch
+    /// is cut while the one before it is still being committed, and its sources wait.
     pub(crate) fn may_close(&self, checkpoint: CheckpointId) -> bool {
         checkpoint <= self.committed().next()
     }
 
-    /// Whether every source has left the checkpoint, or ended: then it waits only for its records in
-    /// flight.
+    /// Whether every source has left the checkpoint or ended, so that it waits only for its records
+    /// in flight.
     pub(crate) fn is_cut(&self, checkpoint: CheckpointId) -> bool {
         self.epoch().checkpoint() > checkpoint || self.sources.load(SeqCst) == 0
     }
@@ -108,7 +109,7 @@ impl Pulse {
         self.bell.note();
     }
 
-    /// Notes that memory is used up: a boundary would free some, or release what waits.
+    /// Notes that memory is used up: a boundary would free some, or would release what waits.
     pub(crate) fn note_starved(&self) {
         if !self.hurry.swap(true, SeqCst) {
             self.bell.ring();
@@ -120,7 +121,7 @@ impl Pulse {
         lock(&self.ingests).push(wake);
     }
 
-    /// Wakes this stage when a writer has room again.
+    /// Adds a stage to wake when a writer has room again.
     pub(crate) fn wakes_for_room(&self, wake: Wake) {
         lock(&self.for_room).push(wake);
     }
@@ -133,6 +134,7 @@ impl Pulse {
 
     pub(crate) fn source_ended(&self) {
         if self.sources.fetch_sub(1, SeqCst) == 1 {
+            // After the count: see `Flight::land`.
             self.wake_egresses();
             self.bell.ring();
         }
@@ -157,8 +159,8 @@ impl Pulse {
         }
     }
 
-    /// Everything up to the checkpoint is committed, with that many commits in all. Returns whether
-    /// that is news.
+    /// Everything up to the checkpoint is committed, with this many commits in total. Returns
+    /// whether that is new.
     pub(crate) fn commit(&self, checkpoint: CheckpointId, commits: u64) -> bool {
         self.commits.store(commits, SeqCst);
         let is_news = self.committed.fetch_max(checkpoint.number(), SeqCst) < checkpoint.number();
@@ -205,7 +207,8 @@ impl Pulse {
         self.bell.ring();
     }
 
-    /// The ticker sets this *before* it looks for the last time: whether the next reason wakes it.
+    /// Sets whether the next reason wakes the ticker. The ticker sets it *before* it looks for the
+    /// last time.
     pub(crate) fn set_asleep(&self, asleep: bool) {
         self.bell.set_asleep(asleep);
     }

@@ -1,7 +1,7 @@
 //! Stateless stages. `map`, `filter`, `flat_map` and the like do not each become an operator of the
-//! dataflow: a chain is one operator that runs stage by stage over whole batches, because an operator
-//! of its own costs 0.4–1.2 µs for each epoch and batch. A chain ends in a [`Port`], the way out to
-//! the next operator, or in an [`egress`](super::egress).
+//! dataflow: a chain is one operator that runs stage by stage over whole batches, because an
+//! operator of its own costs 0.4–1.2 µs for each epoch and batch. A chain ends in a [`Port`], the
+//! way out to the next operator, or in an [`egress`](super::egress).
 //!
 //! A chain is built from its end, because a stage owns what comes after it:
 //!
@@ -33,7 +33,7 @@ use super::fault::{self, Fault, Node};
 use super::inputs::Input;
 use super::pulse::Pulse;
 
-/// A batch is what travels in the dataflow, whole.
+/// Batches travel in the dataflow as a whole.
 impl<T> Accountable for Batch<T> {
     fn record_count(&self) -> i64 {
         self.len() as i64
@@ -73,8 +73,8 @@ pub(crate) enum Counts {
     Sink(Arc<SinkMeter>),
 }
 
-/// A node of a chain: enters it, counts its records, and names it in errors. Every stage and every
-/// egress is run by one of these, so none can forget to.
+/// Runs a node of a chain: enters it, counts its records, and names it in errors. Every stage and
+/// every egress runs in one of these, so none can forget to.
 pub(crate) struct Within<W> {
     node: Node,
     name: String,
@@ -107,7 +107,7 @@ impl<T, W: Consume<T>> Consume<T> for Within<W> {
     }
 }
 
-/// A batch in a stage that has not returned yet. When the stage panics or fails, the outcome of the
+/// A batch in a stage that has not returned yet. If the stage panics or fails, the outcome of the
 /// batch is unknown.
 struct Unfinished(Option<Admission>);
 
@@ -125,7 +125,7 @@ impl Drop for Unfinished {
     }
 }
 
-/// What comes after a stage: counts what the stage hands on, and hands on nothing that is empty.
+/// What follows a stage: counts what the stage hands on, and drops empty batches.
 pub(crate) struct Next<U> {
     meter: Arc<StageMeter>,
     rest: Box<dyn Consume<U>>,
@@ -146,7 +146,7 @@ impl<U> Next<U> {
     }
 }
 
-/// A stage that makes a batch of a batch.
+/// A stage that turns each batch into another.
 pub(crate) struct Stage<F, U> {
     f: F,
     next: Next<U>,
@@ -230,7 +230,7 @@ pub(crate) fn wake_of<'a>(scope: Scope<'a, u64>, builder: &OperatorBuilder<'a, u
     })
 }
 
-/// Gives up an operator that was begun: timely panics when one is not built.
+/// Abandons an operator that is being built: timely panics when one is never built.
 pub(crate) fn give_up(builder: OperatorBuilder<'_, u64>) {
     builder.build(|_| |_| {});
 }
@@ -241,16 +241,16 @@ pub(crate) struct Setting {
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) stall: Stall,
     pub(crate) clock: Clock,
-    /// What arrives was counted when it departed.
+    /// Whether what arrives comes from an exchange, and so was counted when it departed.
     pub(crate) is_exchange: bool,
 }
 
 /// Builds the operator of a chain that begins with streams and not with a source; `pact` says which
 /// worker gets what.
 ///
-/// What arrives waits here while a writer has no room. Otherwise it runs through the chain in slices
-/// of about a millisecond: what a stage makes of a record may be a thousand times as large, and is in
-/// no budget. Sources wait while more than a few slices wait here.
+/// Records that arrive wait here while a writer has no room. Otherwise they run through the chain
+/// in slices of about a millisecond: what a stage makes of a record may be a thousand times as
+/// large, and is not in any budget. Sources wait while more than a few slices wait here.
 pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
     scope: Scope<'a, u64>,
     name: &str,
@@ -291,7 +291,7 @@ pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
                     arrived.push(checkpoint, (retain(&capability, ports), std::mem::take(batch)));
                 });
             }
-            // After a fault everything stays where it is, and capabilities are kept.
+            // After a fault everything stays as it is: the capabilities are kept.
             if setting.fault.is_set() {
                 return;
             }
@@ -307,7 +307,7 @@ pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
     Ok(())
 }
 
-/// A capability of a batch's epoch for each of the ports.
+/// One capability of a batch's epoch for each port.
 fn retain(capability: &InputCapability<u64>, ports: usize) -> Capabilities {
     let retain = |port| capability.retain_least(port).expect("a batch is sent at one epoch");
     (0..ports).map(retain).collect()
@@ -328,8 +328,8 @@ impl Pace {
     const STEP: Duration = Duration::from_millis(1);
     const RECORDS_MAX: usize = 4096;
 
-    /// Runs what has arrived through the chain, for about a step's time and as long as writers have
-    /// room. Returns whether there is more to do now.
+    /// Runs what has arrived through the chain, for about one step's time and as long as writers
+    /// have room. Returns whether there is more to do now.
     fn run<T>(
         &mut self,
         arrived: &mut ByCheckpoint<(Capabilities, Batch<T>)>,

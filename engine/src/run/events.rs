@@ -10,7 +10,7 @@ use super::plan::Plan;
 /// An event for the control thread.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// The sources and sinks are connected, or why they are not.
+    /// The sources and sinks are connected, or could not be.
     Planned(Box<Result<Plan>>),
     /// A worker has built its dataflow.
     Built,
@@ -19,12 +19,13 @@ pub(crate) enum Event {
     /// A worker has seen a fact about a checkpoint.
     Gathered(Gathered),
     WorkerEnded,
-    /// There is something to look at: a client has an event, a worker has answered a drain, the program
-    /// asks for something, or a fault was recorded.
+    /// There is something to look at: a client has an event, a worker has answered a drain, the
+    /// program has a request, or a fault was recorded.
     Look,
 }
 
-/// The way to a control thread. Each run has its own, so that no event of an earlier one arrives.
+/// Sends events to a control thread. Each run has its own, so that no event of an earlier run
+/// arrives.
 #[derive(Clone, Debug)]
 pub(crate) struct Events(mpsc::Sender<Event>);
 

@@ -1,6 +1,6 @@
-//! What a pipeline function builds: nodes with their inputs, before anything connects. The function is
-//! called several times and must build the same each time; the first call makes the graph, and every
-//! other call is held against it.
+//! What a pipeline function builds: nodes with their inputs, before anything connects. The function
+//! is called several times and must build the same each time. The first call makes the graph, and
+//! every other call is compared with it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,41 +15,43 @@ pub(crate) struct NodeInfo {
     pub(crate) kind: NodeKind,
     /// Such as `map` or `kafka orders`.
     pub(crate) what: String,
-    /// The name that the pipeline gave, or `what` with a number behind it if there are several.
+    /// The name that the pipeline gave it, or else `what`, followed by a number if there are
+    /// several.
     pub(crate) name: String,
     is_named: bool,
     pub(crate) inputs: Vec<Input>,
-    /// The source whose own chain this is: before it, no record has met those of another partition.
+    /// The source whose own chain this node is part of: so far, its records have not met those of
+    /// another partition.
     pub(crate) own_chain_of: Option<Node>,
     /// Which operator of the dataflow it is part of, counted from 0. Fused nodes share one.
     pub(crate) operator: usize,
     pub(crate) traits: NodeTraits,
-    /// What is let in of a source.
+    /// Limits how much of a source is read.
     pub(crate) limits: Limits,
 }
 
-/// What kind of node it is.
+/// The kind of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum NodeKind {
     /// Records enter here.
     Source,
-    /// Something is made of records.
+    /// Records are processed here.
     Stage,
     /// Records leave here.
     Sink,
 }
 
-/// What a stage does beside making records of records.
+/// What a stage does beside turning records into records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct NodeTraits {
     /// Records change workers before it.
     pub(crate) exchanges: bool,
-    /// It keeps records for a while and hands them on at another time, as calls do: what comes after it
-    /// is no source's own chain any more.
+    /// It keeps records for a while and hands them on at another time, as calls do: what follows it
+    /// is not a source's own chain any more.
     pub(crate) keeps_records: bool,
-    /// It remembers something of records that have gone on.
+    /// It keeps state about records that it has handed on.
     pub(crate) keeps_state: bool,
     /// It waits until epochs are complete.
     pub(crate) waits_for_epochs: bool,
@@ -60,7 +62,8 @@ pub(crate) struct NodeTraits {
 pub(crate) struct Input {
     /// The node that it comes from.
     pub(crate) from: Node,
-    /// Whether it is the end of a chain that can be made longer. The output of a fork or a branch is not.
+    /// Whether it is the end of a chain that can be extended. The output of a fork or a branch is
+    /// not.
     pub(crate) is_chain: bool,
 }
 
@@ -71,7 +74,7 @@ pub(crate) struct Graph {
     operators: usize,
     /// Streams that were dropped before they reached a sink.
     loose: Vec<Node>,
-    /// An option of a source that is set behind another node.
+    /// An option of a source that was set on another node.
     misplaced: Option<(&'static str, Node)>,
 }
 
@@ -109,23 +112,23 @@ impl Graph {
         node
     }
 
-    /// Holds a node of a later call against this one.
+    /// Compares a node of a later call with that of the first.
     ///
     /// # Errors
     /// The first difference.
     pub(crate) fn expect(&self, node: Node, kind: NodeKind, what: &str, inputs: &[Input]) -> Result<()> {
-        let now = || format!("{} behind {}", described(kind, what), self.names(inputs));
+        let now = || format!("{} after {}", described(kind, what), self.names(inputs));
         match self.nodes.get(node.0) {
             None => Err(differs(&format!("{}, which the first call did not", now()))),
             Some(own) if own.kind == kind && own.what == what && own.inputs == inputs => Ok(()),
             Some(own) => {
-                let before = format!("{} behind {}", described(own.kind, &own.what), self.names(&own.inputs));
+                let before = format!("{} after {}", described(own.kind, &own.what), self.names(&own.inputs));
                 Err(differs(&format!("{} where the first call built {before}", now())))
             }
         }
     }
 
-    /// Holds the number of nodes of a later call against this one.
+    /// Checks that a later call has not built fewer nodes than the first.
     ///
     /// # Errors
     /// The first node that is missing.
@@ -153,7 +156,7 @@ impl Graph {
         self.nodes.iter().filter(|node| node.kind == kind).count()
     }
 
-    /// The pipeline gives a node a name.
+    /// Sets the name that the pipeline gives a node.
     pub(crate) fn rename(&mut self, node: Node, name: &str) {
         if let Some(info) = self.nodes.get_mut(node.0) {
             name.clone_into(&mut info.name);
@@ -161,7 +164,7 @@ impl Graph {
         }
     }
 
-    /// Limits the source of that node; `option` is what limits it.
+    /// Limits the source of that node; `option` is the name of the limit.
     pub(crate) fn limit(&mut self, node: Node, option: &'static str, limit: impl FnOnce(&mut Limits)) {
         match self.nodes.get_mut(node.0).filter(|info| info.kind == NodeKind::Source) {
             Some(source) => limit(&mut source.limits),
@@ -169,15 +172,15 @@ impl Graph {
         }
     }
 
-    /// A stream of that node was dropped before it reached a sink.
+    /// Notes that a stream of that node was dropped before it reached a sink.
     pub(crate) fn loose(&mut self, node: Node) {
         self.loose.push(node);
     }
 
-    /// What can be known to be wrong before anything connects.
+    /// Checks what can be known to be wrong before anything connects.
     ///
     /// # Errors
-    /// What is wrong with the pipeline.
+    /// When the pipeline is wrong.
     pub(crate) fn check(&self) -> Result<()> {
         let wrong = |doing: String| Err(Error::new(ErrorKind::Pipeline, doing));
         if self.count(NodeKind::Source) == 0 {
@@ -188,7 +191,7 @@ impl Graph {
         }
         if let Some((option, node)) = &self.misplaced {
             let name = self.name(*node);
-            return wrong(format!("`{option}` limits a source and must stand right behind it, not behind `{name}`"));
+            return wrong(format!("`{option}` limits a source and must directly follow it, not `{name}`"));
         }
         let mut names = BTreeMap::new();
         for info in &self.nodes {
@@ -212,9 +215,9 @@ fn described(kind: NodeKind, what: &str) -> String {
     format!("{kind} `{what}`")
 }
 
-/// The error of a pipeline function that built something else in a later call.
+/// The error of a pipeline function that built something different in a later call.
 pub(crate) fn differs(what: &str) -> Error {
-    let doing = format!("the pipeline function must build the same in each call, and a later one built {what}");
+    let doing = format!("the pipeline function must build the same in each call, but a later call built {what}");
     Error::new(ErrorKind::Pipeline, doing)
 }
 

@@ -1,5 +1,5 @@
-//! What a job's control thread and the program that started it share: requests one way; reports, health
-//! and the end the other.
+//! What a job's control thread and the program that started it share: requests in one direction;
+//! reports, health and the outcome in the other.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -34,7 +34,7 @@ pub(crate) struct Handle {
 
 #[derive(Default)]
 struct State {
-    /// Until when the job is to have stopped.
+    /// The deadline of a requested stop.
     stop: Option<Instant>,
     aborted: bool,
     run: Option<Arc<Run>>,
@@ -51,7 +51,7 @@ struct State {
     waker: Option<Waker>,
     /// The newest run's sources by name, in the order of the pipeline.
     sources: Vec<String>,
-    /// What is let in of each: as the pipeline says, until the program says something else.
+    /// The limits of each source: those of the pipeline, until the program changes them.
     limits: BTreeMap<String, Limits>,
 }
 
@@ -74,7 +74,7 @@ impl Handle {
         })
     }
 
-    /// Has these told what the job does.
+    /// Starts these listeners.
     pub(crate) fn listen(self: &Arc<Handle>, listeners: &[Listener]) -> Result<()> {
         let handle = Arc::clone(self);
         let report: Arc<dyn Fn() -> Report + Send + Sync> = Arc::new(move || handle.report());
@@ -106,7 +106,7 @@ impl Handle {
     // For the program.
 
     pub(crate) fn stop_within(&self, limit: Duration) {
-        // Asked again, the earlier end counts.
+        // If it is asked again, the earlier deadline counts.
         let asked = deadline_after(limit);
         let mut state = lock(&self.state);
         state.stop = Some(state.stop.map_or(asked, |earlier| earlier.min(asked)));
@@ -135,8 +135,8 @@ impl Handle {
                 _ if state.ended => return Health::dead(state.end.clone()),
                 Some(run) => (Arc::clone(run), state.report_of(run)),
                 None => {
-                    let connects = || "the job connects its sources and sinks".to_owned();
-                    let restarts = |reason: &String| format!("the job restarts after a failure: {reason}");
+                    let connects = || "the job is connecting its sources and sinks".to_owned();
+                    let restarts = |reason: &String| format!("the job is restarting after a failure: {reason}");
                     return Health::unready(state.failed.as_ref().map_or_else(connects, restarts));
                 }
             }
@@ -144,10 +144,10 @@ impl Handle {
         Health::of(&run, &report, limits)
     }
 
-    /// Whether channels have given this many records and everything that is due is done.
+    /// Whether this many records of channels have been polled, and everything that is due is done.
     pub(crate) fn is_settled(&self, fed: u64) -> bool {
         let Some(run) = lock(&self.state).run.clone() else { return false };
-        // Records that a limit keeps out come when the clock or the limit has changed.
+        // Records that a limit holds back are read once the clock or the limit has changed.
         let now = run.clock.now();
         let held_back = run.plan.sources.iter().filter(|source| source.intake.holds_back(now));
         let kept_out: u64 = held_back.map(|source| source.shared.unread()).sum();
@@ -189,7 +189,8 @@ impl Handle {
 
     // For the control thread.
 
-    /// From now on requests go to these events. The control thread looks at requests before it waits.
+    /// Sends requests to these events from now on. The control thread checks for requests before it
+    /// waits.
     pub(crate) fn wakes(&self, events: Events) {
         *lock(&self.events) = Some(events);
     }
@@ -223,13 +224,13 @@ impl Handle {
         lock(&self.state).sources.clone()
     }
 
-    /// Changes what is let in of a source, in this run and in those that follow it.
+    /// Changes the limits of a source, in this run and in those that follow it.
     pub(crate) fn limit(&self, name: &str, change: impl FnOnce(&mut Limits)) {
         let mut state = lock(&self.state);
         let limits = state.limits.entry(name.to_owned()).or_default();
         change(limits);
         let limits = *limits;
-        // Between two runs there is none.
+        // There is no run between two runs of the job.
         let Some(run) = &state.run else { return };
         let named = run.plan.sources.iter().filter(|source| run.plan.name(source.node) == name);
         named.for_each(|source| source.intake.set(limits));
@@ -261,7 +262,7 @@ impl Handle {
         self.listeners.restarted(error, &report);
     }
 
-    /// Waits between two runs; returns whether the program wants no further one.
+    /// Waits between two runs; returns whether the program wants no other run.
     pub(crate) fn pause(&self, pause: Duration) -> bool {
         let deadline = deadline_after(pause);
         let mut state = lock(&self.state);
@@ -293,9 +294,9 @@ impl Handle {
 }
 
 impl State {
-    /// The outcome is given out once; after that there is only the report.
+    /// The outcome is returned once; after that there is only the report.
     fn take_outcome(&mut self) -> Result<Report> {
-        let taken = || Err(Error::new(ErrorKind::Aborted, "the outcome of this job was given out before"));
+        let taken = || Err(Error::new(ErrorKind::Aborted, "the outcome of this job has already been returned"));
         self.outcome.take().unwrap_or_else(taken)
     }
 

@@ -1,6 +1,5 @@
-//! Whether a job is well, for its operators: *alive*, so that starting the process again would not help,
-//! and *ready*, so that it does its work. It is read from the [`vitals`](super::vitals); nothing here
-//! waits.
+//! The health of a job, for its operators. *Alive*: restarting the process would not help. *Ready*:
+//! the job does its work. It is read from the [`vitals`](super::vitals); nothing here waits.
 
 use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,7 +14,7 @@ use super::report::{Report, SourceReport};
 use super::shared::Run;
 use super::vitals::{OpenCheckpoint, OpenStage};
 
-/// What counts as well; see [`Running::health`](crate::Running::health).
+/// What counts as healthy; see [`Running::health`](crate::Running::health).
 #[derive(Clone, Debug)]
 #[must_use = "limits do nothing until a job is asked for its health"]
 pub struct HealthLimits {
@@ -26,32 +25,35 @@ pub struct HealthLimits {
 }
 
 impl HealthLimits {
-    /// The limits that each option states.
+    /// The default limits, which are stated at each option.
     pub fn new() -> HealthLimits {
         HealthLimits { lag: None, step: None, commit: Duration::from_secs(300), group: Duration::from_secs(300) }
     }
 
-    /// A job is ready when each source has at most so many records before its end. Any number by default.
+    /// A job is ready when each source has at most this many records before its end. There is no
+    /// limit by default.
     pub fn lag_at_most(self, records: u64) -> HealthLimits {
         HealthLimits { lag: Some(records), ..self }
     }
 
-    /// A job is alive when no worker has been in one step, and the control thread in one round, for longer; half of
-    /// [`Job::stuck_after`](crate::Job::stuck_after) by default. A worker without work sleeps up to a second, so less than two
-    /// seconds count as two.
+    /// A job is alive when no worker has been in one step, and the control thread in one round, for
+    /// longer than `limit`; half of [`Job::stuck_after`](crate::Job::stuck_after) by default. A
+    /// worker without work sleeps for up to a second, so a limit below two seconds counts as two
+    /// seconds.
     pub fn step_within(self, limit: Duration) -> HealthLimits {
         HealthLimits { step: Some(limit), ..self }
     }
 
-    /// A job is alive when a checkpoint that was cut is acknowledged and committed within this time; five minutes by default.
-    /// While a broker is away nothing is committed, and to start the process again does not help: choose it longer than the
-    /// outages that you expect.
+    /// A job is alive when a checkpoint that was cut is acknowledged and committed within `limit`;
+    /// five minutes by default. While a broker is away nothing is committed, and restarting the
+    /// process does not help: set a limit that is longer than the outages you expect.
     pub fn commit_within(self, limit: Duration) -> HealthLimits {
         HealthLimits { commit: limit, ..self }
     }
 
-    /// A job is alive when no source waits for longer for what it needs to read, such as partitions of its consumer group or
-    /// a broker that is away; five minutes by default. Also here a new process does not bring the broker back.
+    /// A job is alive when no source waits longer than `limit` for what it needs to read, such as
+    /// partitions of its consumer group or a broker that is away; five minutes by default. Here
+    /// too, a new process does not bring the broker back.
     pub fn group_within(self, limit: Duration) -> HealthLimits {
         HealthLimits { group: limit, ..self }
     }
@@ -65,7 +67,8 @@ impl Default for HealthLimits {
 
 /// Whether a job is alive and ready, with the reasons when it is not.
 ///
-/// Its text is a line such as ``alive, not ready: `kafka orders` is 1200 records behind its end, 1000 are allowed``.
+/// Its text is a line such as ``alive, not ready: `kafka orders` is 1200 records behind its end,
+/// 1000 are allowed``.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Health {
@@ -76,12 +79,12 @@ pub struct Health {
 }
 
 impl Health {
-    /// Whether the job works, or mends itself. When not, only a new process can help.
+    /// Whether the job works, or recovers by itself. If not, only a new process can help.
     pub fn is_alive(&self) -> bool {
         self.not_alive.is_empty()
     }
 
-    /// Whether the job is alive, reads what it is to read, and has caught up.
+    /// Whether the job is alive, reads its input, and has caught up.
     pub fn is_ready(&self) -> bool {
         self.is_alive() && self.not_ready.is_empty()
     }
@@ -94,16 +97,16 @@ impl Health {
         Health { not_alive: Vec::new(), not_ready: vec![reason] }
     }
 
-    /// Of a run that is under way.
+    /// The health of a run that is under way.
     pub(crate) fn of(run: &Run, report: &Report, limits: &HealthLimits) -> Health {
         let (now, vitals) = (Clock::system().now(), &run.vitals);
         let mut health = Health::default();
         let Some(served) = vitals.served() else {
-            return Health::unready("the run begins, or is taken down".to_owned());
+            return Health::unready("the run is starting or ending".to_owned());
         };
         let step = limits.step.unwrap_or(vitals.stuck_after / 2).max(STEP_MIN);
         if now - served > step {
-            health.not_alive.push(format!("the control thread has not looked for {}", told(now - served)));
+            health.not_alive.push(format!("the control thread has not responded for {}", told(now - served)));
         }
         for (index, busy) in vitals.busy(now).enumerate().filter(|(_, busy)| *busy > step) {
             health.not_alive.push(format!("worker {index} has been in one step for {}", told(busy)));
@@ -114,7 +117,7 @@ impl Health {
         for waiting in run.plan.waiting() {
             let since = vitals.waiting_since(&waiting).unwrap_or(now);
             let list = if now - since > limits.group { &mut health.not_alive } else { &mut health.not_ready };
-            list.push(format!("{waiting}, for {}", told(now - since)));
+            list.push(format!("{waiting} for {}", told(now - since)));
         }
         if vitals.stops.load(Relaxed) {
             health.not_ready.push("the job is stopping".to_owned());
@@ -141,7 +144,7 @@ impl fmt::Display for Health {
 /// Twice the longest sleep of a worker.
 const STEP_MIN: Duration = Duration::from_secs(2);
 
-/// As reasons show it.
+/// A duration as reasons show it.
 fn told(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
@@ -150,7 +153,7 @@ impl OpenCheckpoint {
     fn reason(&self, plan: &Plan, now: Moment) -> String {
         let (checkpoint, age) = (self.checkpoint, told(now - self.since));
         match self.stage {
-            OpenStage::Commit => format!("the commit of checkpoint {checkpoint} is not answered, for {age}"),
+            OpenStage::Commit => format!("the commit of checkpoint {checkpoint} has not been answered for {age}"),
             OpenStage::Acknowledgements => {
                 let open = plan.nodes().filter_map(|(node, meter)| match meter {
                     Meter::Sink(meter) => {
@@ -162,7 +165,7 @@ impl OpenCheckpoint {
                 });
                 let open: Vec<String> = open.collect();
                 let of_sinks = if open.is_empty() { String::new() } else { format!(" ({})", open.join(", ")) };
-                format!("records of checkpoint {checkpoint} are not acknowledged{of_sinks}, for {age}")
+                format!("records of checkpoint {checkpoint} have not been acknowledged{of_sinks} for {age}")
             }
         }
     }

@@ -1,6 +1,7 @@
-//! The latency of sinks as a histogram that a fleet can add up. The buckets are counted once a second from what the report
-//! measures anyway, so a record costs nothing extra. The [`metrics`](super::metrics) facade takes one value for each record and
-//! cannot take counts, therefore this writes Prometheus' text format itself.
+//! The latency of sinks as a histogram that can be added up over many processes. The buckets are
+//! counted once a second from what the report measures anyway, so a record costs nothing extra. The
+//! [`metrics`](super::metrics) facade takes one value for each record and does not accept counts,
+//! so this writes Prometheus' text format itself.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -34,10 +35,12 @@ const BOUNDS: [Duration; 18] = [
     Duration::from_secs(60),
 ];
 
-/// What all sinks of this process have measured, over the restarts and the end of their jobs: counters never go back.
+/// What all sinks of this process have measured. It is kept over restarts and after the end of
+/// their jobs, because counters never go back.
 static SERIES: Mutex<BTreeMap<(Labels, String), Buckets>> = Mutex::new(BTreeMap::new());
 
-/// How many records took no longer than each bound, how many there were, and how long they took together.
+/// The number of records up to each bound, the number of all records, and the sum of their
+/// latencies.
 #[derive(Debug, Default)]
 struct Buckets {
     counts: [u64; BOUNDS.len()],
@@ -45,7 +48,7 @@ struct Buckets {
     sum: Duration,
 }
 
-/// Adds what a sink has measured since it was told before.
+/// Adds what a sink has measured since the last call.
 pub(super) fn add(job: &Labels, sink: &str, since: &Latency) {
     let mut series = lock(&SERIES);
     let buckets = series.entry((job.clone(), sink.to_owned())).or_default();
@@ -56,17 +59,20 @@ pub(super) fn add(job: &Labels, sink: &str, since: &Latency) {
     buckets.sum += since.sum();
 }
 
-/// The latency of all sinks of this process as a histogram in Prometheus' text format, from 100 µs to 60 s: append it to what
-/// an exporter of the `metrics` facade shows. Empty while no sink has acknowledged anything.
+/// The latency of all sinks of this process as a histogram in Prometheus' text format, from 100 µs
+/// to 60 s. Append it to what an exporter of the `metrics` facade writes. Empty until a sink has
+/// acknowledged a record.
 ///
-/// Quantiles of several processes cannot be averaged. Buckets can be added up:
+/// Quantiles of several processes cannot be averaged, but buckets can be added up:
 ///
 /// ```text
-/// histogram_quantile(0.99, sum by (le) (rate(millstream_sink_latency_seconds_bucket{job_name="invoices"}[5m])))
+/// histogram_quantile(0.99, sum by (le) (
+///     rate(millstream_sink_latency_seconds_bucket{job_name="invoices"}[5m])))
 /// ```
 ///
-/// It is counted once a second, as everything in [`METRICS`](crate::METRICS), and goes on over restarts. A latency that is less
-/// than half a per cent above a bound may count as within it. Latencies above an hour count as an hour in the sum.
+/// It is updated once a second, as everything in [`METRICS`](crate::METRICS), and continues over
+/// restarts. A latency that is less than half a per cent above a bound may count as within it.
+/// Latencies above an hour count as an hour in the sum.
 pub fn histograms() -> String {
     let series = lock(&SERIES);
     let mut text = String::new();

@@ -1,5 +1,5 @@
-//! The jobs of this process: each is listed from its start to its end. Jobs of one name are told apart by
-//! a number, which their metrics carry.
+//! The jobs of this process: each is listed from its start to its end. Jobs of the same name are
+//! told apart by a number, which is in the labels of their metrics.
 
 use std::sync::{Arc, Mutex, Weak};
 
@@ -23,13 +23,14 @@ struct Place {
     number: u32,
 }
 
-/// Lists a job until it ends, under the least number that no other job of its name has.
+/// Lists a job until it ends, under the smallest number that no other job of its name has.
 pub(crate) fn list(handle: &Arc<Handle>) {
     let name = handle.job();
     let mut jobs = lock(&JOBS);
     let is_taken = |number: &u32| jobs.iter().any(|listed| listed.name == name && listed.number == *number);
     let number = (1..).find(|number| !is_taken(number)).expect("a process has fewer jobs than there are numbers");
     jobs.push(Listed { name: name.clone(), number, handle: Arc::downgrade(handle) });
+    // Released first: `Handle::end` takes this lock while it holds that of its place.
     drop(jobs);
     handle.is_listed(Labels::new(&name, number), Box::new(Place { name, number }));
 }
@@ -40,7 +41,7 @@ impl Drop for Place {
     }
 }
 
-/// Those that are listed, the oldest first.
+/// The listed jobs, the oldest first.
 pub(crate) fn all() -> Vec<Arc<Handle>> {
     lock(&JOBS).iter().filter_map(|listed| listed.handle.upgrade()).collect()
 }

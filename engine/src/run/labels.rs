@@ -6,7 +6,8 @@ use metrics::Label;
 
 use super::names::Metric;
 
-/// The labels that all metrics of a job have: its name, and its number when others of that name run.
+/// The labels that all metrics of a job have: its name, and its number when other jobs of that name
+/// run.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Labels {
     job: String,
@@ -14,12 +15,12 @@ pub(crate) struct Labels {
 }
 
 impl Labels {
-    /// Of the `number`th job of that name in this process, counted from 1.
+    /// The labels of the `number`th job of that name in this process, counted from 1.
     pub(crate) fn new(job: &str, number: u32) -> Labels {
         Labels { job: job.to_owned(), number }
     }
 
-    /// The labels of a metric of this job; `of` are the values of those that the metric has beside the job's name.
+    /// The labels of a metric of this job; `of` has the values of the metric's other labels.
     pub(super) fn of(&self, metric: &Metric, of: &[&str]) -> Vec<Label> {
         let mut values = vec![self.job.clone()];
         values.extend(of.iter().map(|value| (*value).to_owned()));
@@ -33,7 +34,7 @@ impl Labels {
     }
 }
 
-/// As the text format of Prometheus has them, without the braces.
+/// The labels in Prometheus' text format, without the braces.
 impl fmt::Display for Labels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "job_name=\"{}\"", escaped(&self.job))?;
@@ -41,7 +42,7 @@ impl fmt::Display for Labels {
     }
 }
 
-/// A label's value as the text format wants it.
+/// A label's value, escaped for the text format.
 pub(super) fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

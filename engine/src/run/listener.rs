@@ -1,6 +1,7 @@
-//! Tells the program what its job does: started, at each interval what was done, restarted and why, ended
-//! and how. The control thread leaves a note and goes on; a thread for each listener calls the program's
-//! function, so that one that is slow, blocks or panics costs the job nothing.
+//! Tells the program what its job does: that it started, what it did at each interval, why it
+//! restarted, and how it ended. The control thread leaves a note and continues. A thread for each
+//! listener calls the program's function, so one that is slow, blocks or panics costs the job
+//! nothing.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -32,7 +33,8 @@ pub enum JobEvent {
     },
     /// The job has ended. The last event of a job, once.
     Ended {
-        /// How it ended: in the error are the kind and the whole chain of the one that `wait` returns.
+        /// How it ended. The error has the kind of the one that `wait` returns, and its whole chain
+        /// as the message.
         outcome: Result<(), Arc<Error>>,
         /// What the last run had done.
         report: Report,
@@ -52,7 +54,7 @@ impl JobEvent {
     }
 }
 
-/// A function of the program that is told what its job does, and how often.
+/// A function of the program that is called with what its job does, and how often.
 #[derive(Clone)]
 pub(crate) struct Listener {
     pub(crate) every: Duration,
@@ -65,10 +67,11 @@ impl fmt::Debug for Listener {
     }
 }
 
-/// Restarts that a listener has not heard of yet. One that hangs while its job restarts again and again misses the oldest.
+/// The number of events kept for a listener. A listener that hangs while its job restarts again and
+/// again misses the oldest restarts.
 const RESTARTS_KEPT: usize = 64;
-/// How long the outcome of a job waits for the listeners to hear of its end. The job is down by then; a program that ends when
-/// it has the outcome would otherwise never see the last event.
+/// How long the outcome of a job waits until the listeners have been told of its end. The job is
+/// down by then. Otherwise a program that exits with the outcome would never see the last event.
 const LAST_WORD_WITHIN: Duration = Duration::from_secs(1);
 
 /// The mailboxes of a job's listeners.
@@ -87,14 +90,15 @@ struct Mail {
     events: VecDeque<JobEvent>,
     /// The job runs, so the first event has been left.
     has_started: bool,
-    /// No event follows those that are left.
+    /// No event follows those in `events`.
     is_closed: bool,
-    /// The thread has told the last of them.
+    /// The listener's thread has delivered the last of them.
     is_through: bool,
 }
 
 impl Listeners {
-    /// Starts a thread for each, which waits for the job to run; `report` makes the report of the job.
+    /// Starts a thread for each listener, which waits for the job to run; `report` makes the report
+    /// of the job.
     pub(crate) fn open(&self, listeners: &[Listener], report: &Arc<dyn Fn() -> Report + Send + Sync>) -> Result<()> {
         for listener in listeners {
             let mailbox = Arc::<Mailbox>::default();
@@ -121,14 +125,15 @@ impl Listeners {
             mailbox.leave(|mail| {
                 if mail.events.len() == RESTARTS_KEPT {
                     mail.events.remove(1);
-                    tracing::warn!(job = report.job, "a listener is slow: it misses a restart");
+                    tracing::warn!(job = report.job, "a listener is slow and misses a restart");
                 }
                 mail.events.push_back(JobEvent::Restarted { reason: Arc::clone(&reason), report: report.clone() });
             });
         }
     }
 
-    /// The job has ended, or did not start: returns when all have heard of it, or a second later.
+    /// The job has ended, or did not start. Returns when all listeners have been told, or a second
+    /// later.
     pub(crate) fn end(&self, outcome: &Result<()>, report: &Report) {
         // The error itself goes to the program that waits for the job.
         let copy = |error: &Error| Arc::new(Error::new(error.kind(), format!("{error:#}")));
@@ -153,7 +158,7 @@ impl Mailbox {
         self.changed.notify_all();
     }
 
-    /// The next event that was left; after the first it is waited for until `due`.
+    /// The next event. Once the job runs, it is waited for only until `due`.
     fn next(&self, due: Instant) -> Left {
         let mut mail = lock(&self.mail);
         loop {
@@ -186,9 +191,9 @@ impl Mailbox {
 /// What a mailbox has.
 enum Left {
     Event(Box<JobEvent>),
-    /// Nothing was left before the time came.
+    /// No event came in time.
     Due,
-    /// Nothing will be left any more.
+    /// No event will come any more.
     Nothing,
 }
 

@@ -1,6 +1,7 @@
-//! What a run counts, told once a second to the [`metrics`] facade, so that whatever exporter the program has installed shows
-//! it. Without one this costs next to nothing, and records cost nothing extra in either case: they are counted anyway. What
-//! there is stands in [`names`](super::names).
+//! Publishes what a run counts to the [`metrics`] facade, once a second, so that any exporter that
+//! the program has installed shows it. Without an exporter this costs next to nothing, and in
+//! either case a record costs nothing extra: it is counted anyway. The metrics are listed in
+//! [`names`](super::names).
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -18,17 +19,17 @@ use super::names::{
 use super::plan::Meter;
 use super::shared::Run;
 
-/// How often the facade is told.
+/// How often the counts are published.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
-/// Tells the facade what a run has done since it was told before.
+/// Publishes what a run has done since the last time.
 pub(crate) struct Publisher {
     job: Labels,
     told_at: Instant,
-    /// What was told of each count.
+    /// The published value of each count.
     told: HashMap<(&'static str, String), u64>,
     latencies: HashMap<String, Latency>,
-    /// Partitions whose lag was told.
+    /// Partitions whose lag was published.
     lagging: BTreeSet<(String, String)>,
 }
 
@@ -51,14 +52,14 @@ impl Publisher {
         counter!(RESTARTS.name, self.job.of(&RESTARTS, &[])).increment(0);
     }
 
-    /// Tells, when it is time.
+    /// Publishes, if it is time.
     pub(crate) fn tell_sometimes(&mut self, run: &Run, commits: u64) {
         if self.told_at.elapsed() >= TELL_EVERY {
             self.tell(run, commits);
         }
     }
 
-    /// The run has ended; what was not told yet is.
+    /// Publishes what is left when the run has ended.
     pub(crate) fn end(&mut self, run: &Run, commits: u64) {
         self.tell(run, commits);
         for (source, partition) in std::mem::take(&mut self.lagging) {
@@ -97,7 +98,7 @@ impl Publisher {
                 }
             }
         }
-        // The lag of a partition that is gone is told by its new owner.
+        // The lag of a partition that was unassigned is published by its new owner.
         for (source, partition) in std::mem::replace(&mut self.lagging, lagging) {
             if !self.lagging.contains(&(source.clone(), partition.clone())) {
                 self.lag(&source, &partition, 0);
@@ -134,7 +135,7 @@ impl Publisher {
     }
 }
 
-/// A run that failed is followed by another.
+/// Counts a run that follows a failed one.
 pub(crate) fn restarts(job: &Labels) {
     counter!(RESTARTS.name, job.of(&RESTARTS, &[])).increment(1);
 }
@@ -149,7 +150,7 @@ fn describe() {
         match metric.kind {
             MetricKind::Counter => describe_counter!(metric.name, unit, metric.help),
             MetricKind::Gauge => describe_gauge!(metric.name, unit, metric.help),
-            // Shown by `histograms`.
+            // `histograms` writes it.
             MetricKind::Histogram => {}
         }
     }

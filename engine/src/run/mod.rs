@@ -1,7 +1,7 @@
-//! Floor 5: what a process does. The [`supervisor`] has one run after the other; a [`planner`] connects
-//! it; the [`server`] starts a [`worker`] thread each, serves clients, commits, has partitions drained
-//! ([`revocation`]), and takes everything down again. The program asks and is told through the
-//! [`handle`].
+//! Floor 5: how a process runs a job. The [`supervisor`] starts one run after the other; a
+//! [`planner`] connects it; the [`server`] starts the [`worker`] threads, serves clients, commits,
+//! drains revoked partitions ([`revocation`]), and takes everything down again. The program makes
+//! requests and gets reports through the [`handle`].
 
 // What a run is made of.
 pub(crate) mod spec;
@@ -11,7 +11,7 @@ mod events;
 mod vitals;
 pub(crate) mod shared;
 
-// What is told of it.
+// How it is reported.
 pub(crate) mod report;
 pub(crate) mod health;
 pub(crate) mod listener;

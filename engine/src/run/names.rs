@@ -1,20 +1,23 @@
-//! What the metrics of a job are called, and what they mean: one table. From it come the descriptions that the `metrics` facade
-//! is given, the names under which [`metrics`](super::metrics) and [`histogram`](super::histogram) tell, and the documentation
-//! of [`METRICS`].
+//! The names of a job's metrics and what they mean, in one table. It provides the descriptions for
+//! the `metrics` facade, the names under which [`metrics`](super::metrics) and
+//! [`histogram`](super::histogram) publish, and the documentation of [`METRICS`].
 
 /// A metric of a job: its name in Prometheus, and by OpenTelemetry's conventions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Metric {
-    /// Its name in Prometheus, with its unit and the suffix of its kind. Exporters of the `metrics` facade get this one.
+    /// Its name in Prometheus, with its unit and the suffix of its kind. Exporters of the `metrics`
+    /// facade get this name.
     pub name: &'static str,
-    /// What kind of metric it is.
+    /// Its kind.
     pub kind: MetricKind,
-    /// Its labels. A second job of the same name that runs at the same time in the same process has the label `clone`, too.
+    /// Its labels. A second job of the same name that runs at the same time in the same process
+    /// also has the label `clone`.
     pub labels: &'static [&'static str],
-    /// Its name by OpenTelemetry's conventions. OpenTelemetry's exporter to Prometheus makes `name` of it.
+    /// Its name by OpenTelemetry's conventions. OpenTelemetry's exporter to Prometheus turns it
+    /// into `name`.
     pub otel_name: &'static str,
-    /// Its unit by OpenTelemetry's conventions, as UCUM writes it.
+    /// Its unit by OpenTelemetry's conventions, in UCUM notation.
     pub otel_unit: &'static str,
     /// What it means.
     pub help: &'static str,
@@ -28,13 +31,14 @@ pub enum MetricKind {
     Counter,
     /// A value that goes up and down.
     Gauge,
-    /// Counts by upper bound, a sum and a count, which can be added up over processes. The `metrics` facade cannot take
-    /// counts that were made elsewhere; [`histograms`](crate::histograms) shows it.
+    /// Counts by upper bound, a sum and a count, which can be added up over processes. The
+    /// `metrics` facade does not accept counts that were made elsewhere;
+    /// [`histograms`](crate::histograms) writes it.
     Histogram,
 }
 
-/// Makes of the table a constant for each metric, the list of all, and the list's documentation. A macro, because no function
-/// can make documentation.
+/// Turns the table into a constant for each metric, the list of all, and the list's documentation.
+/// It is a macro because a function cannot generate documentation.
 macro_rules! metrics {
     ($($metric:ident: $kind:ident $name:literal [$($label:literal),+], $otel:literal in $unit:literal, $help:literal;)+) => {
         $(pub(crate) const $metric: Metric = Metric {
@@ -46,7 +50,8 @@ macro_rules! metrics {
             help: $help,
         };)+
 
-        /// All metrics of a job. Names, kinds and labels as Prometheus has them, OpenTelemetry's name and unit beside them.
+        /// All metrics of a job: names, kinds and labels as in Prometheus, with OpenTelemetry's
+        /// name and unit.
         ///
         /// | name | kind | labels | OpenTelemetry | unit | meaning |
         /// |---|---|---|---|---|---|
@@ -54,9 +59,10 @@ macro_rules! metrics {
             "| `", $name, "` | ", stringify!($kind), " | ", $("`", $label, "` ",)+ "| `", $otel, "` | `", $unit, "` | ", $help, " |"
         )])+
         ///
-        /// `job_name` is the name that [`Job::new`](crate::Job::new) was given. When several jobs of one name run in one process
-        /// at the same time, the second has the label `clone` with the value `2` beside it, the third `3`: without it their
-        /// gauges would overwrite each other. The label `job` is Prometheus' own, for what it scrapes.
+        /// `job_name` is the name that was passed to [`Job::new`](crate::Job::new). When several
+        /// jobs of the same name run in one process at the same time, the second also has the label
+        /// `clone` with the value `2`, the third `3`: otherwise their gauges would overwrite each
+        /// other. The label `job` is reserved by Prometheus for what it scrapes.
         pub const METRICS: &[Metric] = &[$($metric),+];
     };
 }

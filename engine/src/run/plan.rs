@@ -1,5 +1,5 @@
-//! A pipeline that is connected: its graph, what its nodes count, and the shared halves of its sources
-//! and sinks.
+//! A pipeline that is connected: its graph, what its nodes count, and the shared halves of its
+//! sources and sinks.
 
 use std::any::Any;
 use std::fmt;
@@ -23,18 +23,20 @@ pub(crate) enum Meter {
     Sink(Arc<SinkMeter>),
 }
 
-/// The half of a source that a process has once, under both of its faces.
+/// The per-process half of a source, once for the control thread (`shared`) and once with its type,
+/// for its readers (`typed`).
 pub(crate) struct PlannedSource {
     pub(crate) node: Node,
     pub(crate) shared: Arc<dyn SharedSource>,
     pub(crate) typed: Arc<dyn Any + Send + Sync>,
     /// Per worker.
     pub(crate) drains: Vec<Drains>,
-    /// How much of it is let in.
+    /// Limits how much of it is read.
     pub(crate) intake: Arc<Intake>,
 }
 
-/// The half of a sink that a process has once, under both of its faces.
+/// The per-process half of a sink, once for the control thread (`shared`) and once with its type,
+/// for its writers (`typed`).
 pub(crate) struct PlannedSink {
     pub(crate) shared: Arc<dyn SharedSink>,
     pub(crate) typed: Arc<dyn Any + Send + Sync>,
@@ -44,7 +46,7 @@ pub(crate) struct PlannedSink {
 #[derive(Default)]
 pub(crate) struct Plan {
     pub(crate) graph: Graph,
-    /// Of each node.
+    /// What each node counts.
     pub(crate) meters: Vec<Meter>,
     pub(crate) sources: Vec<PlannedSource>,
     pub(crate) sinks: Vec<PlannedSink>,
@@ -60,11 +62,11 @@ impl Plan {
         self.graph.nodes.iter().zip(&self.meters)
     }
 
-    /// What each source waits for before it can read, with the source's name.
+    /// What sources wait for before they can read, with their names.
     pub(crate) fn waiting(&self) -> Vec<String> {
         let of_source = |source: &PlannedSource| {
             let name = self.name(source.node).to_owned();
-            source.shared.waiting().into_iter().map(move |what| format!("`{name}` waits for {what}"))
+            source.shared.waiting().into_iter().map(move |what| format!("`{name}` has been waiting for {what}"))
         };
         self.sources.iter().flat_map(of_source).collect()
     }

@@ -1,5 +1,5 @@
-//! Plans a run on a thread of its own: connecting may take long, and a program that stops the job does
-//! not wait for it. A plan that is not waited for any more ends by itself.
+//! Plans a run on a thread of its own: connecting may take long, and a program that stops the job
+//! does not wait for it. A plan that is no longer waited for ends by itself.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::handle::Handle;
 use super::plan::{Plan, Planning};
 use super::shared::Pipeline;
 
-/// What the pipeline function of that job builds, once it is known to be well formed.
+/// What the pipeline function of a job builds, once it has been checked to be well formed.
 pub(crate) fn sketch(job: &str, pipeline: &dyn Pipeline) -> Result<Graph> {
     catching(job, || {
         let graph = pipeline.sketch()?;
@@ -39,7 +39,7 @@ pub(crate) fn plan(
     };
     spawn("plan", body)?;
     while !handle.is_aborted() && handle.stop_asked().is_none() {
-        // A client may wake the control thread before its plan is whole.
+        // A client may wake the control thread before the plan is complete.
         if let Event::Planned(plan) = receiver.recv().expect("a sender is kept") {
             return *plan;
         }
@@ -47,7 +47,7 @@ pub(crate) fn plan(
     Err(Error::new(ErrorKind::Aborted, format!("job `{job}` was stopped before it was connected")))
 }
 
-/// A panic of the user's function is an error.
+/// Turns a panic of the user's function into an error.
 fn catching<T>(job: &str, body: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
         let doing = format!("cannot plan job `{job}`");

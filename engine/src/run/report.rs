@@ -1,5 +1,5 @@
-//! The report: what a job has done so far, as a value, as text ([`Display`](std::fmt::Display)) and,
-//! through serde, as JSON or any other format.
+//! The report: what a job has done so far, as a value, as text ([`Display`](std::fmt::Display))
+//! and, through serde, as JSON or any other format.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use crate::words::{ByteSize, LatencySnapshot, SinkMeter, SourceMeter, StageMeter
 use super::plan::Meter;
 use super::shared::Run;
 
-/// What a job's newest run has done. With a restart all counts but `restarts` and `committed` begin at
-/// zero; the counters of the `metrics` facade go on.
+/// What a job's newest run has done. After a restart all counts except `restarts` and `committed`
+/// start from zero; the counters of the `metrics` facade continue.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Report {
@@ -31,7 +31,8 @@ pub struct Report {
     pub commits: u64,
     /// The time from opening an epoch until everything before it had reached the sinks.
     pub epoch: LatencySnapshot,
-    /// The part of it after the last source had left the epoch before: what the frontier needs through the operators.
+    /// The part of it after the last source had left the previous epoch: the time that the frontier
+    /// needs through the operators.
     pub frontier: LatencySnapshot,
     /// Each source, in the order of the pipeline.
     pub sources: Vec<SourceReport>,
@@ -49,7 +50,7 @@ pub struct SourceReport {
     pub name: String,
     /// Records released into the job.
     pub records: u64,
-    /// What they held.
+    /// Bytes of these records.
     pub bytes: u64,
     /// Polls that returned records.
     pub batches: u64,
@@ -79,7 +80,8 @@ pub struct StageReport {
     pub records_in: u64,
     /// Records out.
     pub records_out: u64,
-    /// Calls that failed and were made again ([`Calls::retry`](crate::Calls::retry)); its records are counted once.
+    /// Calls that failed and were retried ([`Calls::retry`](crate::Calls::retry)); their records
+    /// are counted once.
     pub retried: u64,
     /// Memory of the records in, without what they point to.
     pub bytes_in: u64,
@@ -185,7 +187,8 @@ impl Report {
         self.sinks.iter().map(|sink| sink.acknowledged).sum()
     }
 
-    /// How much of a bounded run's input is read, from 0 to 1; `None` when the sources do not say where they end.
+    /// How much of a bounded run's input is read, from 0 to 1; `None` when the sources do not say
+    /// where they end.
     pub fn fraction(&self) -> Option<f64> {
         let lags = || self.sources.iter().flat_map(|source| &source.lag);
         let whole: u64 = lags().map(|lag| lag.end.saturating_sub(lag.start)).sum();
@@ -286,7 +289,7 @@ impl fmt::Display for Report {
             write!(f, "  stage  {name:24} {count:>12} out     {rate:>12.0}/s  {bytes}, {bytes_rate}/s  {within} in")?;
             match stage.retried {
                 0 => writeln!(f)?,
-                retried => writeln!(f, ", {retried} calls made again")?,
+                retried => writeln!(f, ", {retried} calls retried")?,
             }
         }
         for sink in &self.sinks {

@@ -1,10 +1,10 @@
-//! Partitions on their way back to their source: drained, committed, returned. Each step consumes the one
-//! before.
+//! How revoked and lost partitions leave a run: drained, committed, unassigned. Each step consumes
+//! the one before.
 //!
 //! ```text
-//! SourceEvent::Revoked ─▶ Draining ── all workers have answered, and what they released is committed ─▶ Committed
-//! SourceEvent::Lost    ─▶ Draining ── all workers have answered ──────────────────────────────────────▶ Committed
-//!                         Draining ── `drain_within` has passed ──────────────────────────────────────▶ Committed
+//! Revoked ─▶ Draining ── all workers answered, and what they released is committed ─▶ Committed
+//! Lost ────▶ Draining ── all workers answered ──────────────────────────────────────▶ Committed
+//!            Draining ── `drain_within` has passed ─────────────────────────────────▶ Committed
 //! Committed ── nothing of them is committed any more; the source unassigns them ─▶ gone
 //! ```
 
@@ -20,7 +20,7 @@ use crate::words::{CheckpointId, Result, deadline_after};
 use super::shared::Run;
 use super::spec::Spec;
 
-/// Partitions that readers let go of.
+/// Partitions that the readers are dropping.
 pub(super) struct Draining {
     source: SourceIndex,
     revoked: Revoked,
@@ -28,17 +28,18 @@ pub(super) struct Draining {
     deadline: Instant,
 }
 
-/// Partitions of which nothing is on its way any more.
+/// Partitions that are drained, or whose time to drain is over.
 pub(super) struct Committed {
     source: SourceIndex,
     revoked: Revoked,
-    /// What was released of them up to here and is not committed may not be committed any more.
+    /// What was released of them up to here, and is not committed yet, must not be committed any
+    /// more.
     until: CheckpointId,
 }
 
 impl Draining {
-    /// Orders the readers of all workers to let the partitions go, and cuts a checkpoint for what they
-    /// released.
+    /// Orders the readers of all workers to drop the partitions, and cuts a checkpoint for what
+    /// they released.
     pub(super) fn begin(
         source: SourceIndex,
         revoked: Revoked,
@@ -48,7 +49,7 @@ impl Draining {
         committer: &mut Committer,
     ) -> Draining {
         if released == Released::Dropped {
-            // What was released since the cut is dropped by its ingest.
+            // What was released since that cut is dropped by the ingest.
             let cut = run.pulse.epoch().checkpoint().previous();
             committer.unassign(source, revoked.partitions(), cut);
         }
@@ -59,12 +60,13 @@ impl Draining {
         Draining { source, revoked, drain, deadline: deadline_after(spec.drain_within) }
     }
 
-    /// The next step, if it can be made now. `have_ended` says that no worker runs any more.
+    /// Takes the next step, if possible now. `have_ended` says that no worker runs any more.
     pub(super) fn poll(self, run: &Run, have_ended: bool) -> Result<Committed, Draining> {
         let newest = self.drain.newest();
         let is_answered = self.drain.is_answered() || have_ended;
         let is_drained = is_answered && (self.drain.released == Released::Dropped || run.ticker.committed() >= newest);
-        // A worker that was in the middle of a step released more behind the cut that was made for this.
+        // A worker that was in the middle of a step has released more after the cut that was made
+        // for this.
         if is_answered && !is_drained && run.pulse.epoch().checkpoint() <= newest {
             run.ticker.cut_now();
         }
@@ -76,7 +78,7 @@ impl Draining {
 }
 
 impl Committed {
-    /// Gives the partitions back to their source.
+    /// Unassigns the partitions.
     pub(super) fn unassign(self, source: &dyn SharedSource, committer: &mut Committer) -> Result<()> {
         committer.unassign(self.source, self.revoked.partitions(), self.until);
         source.unassign(self.revoked)

@@ -1,6 +1,6 @@
-//! One run of a job, on its control thread: starts the workers, serves clients, commits what is gathered,
-//! stops, and takes everything down again in an order in which nothing waits for what is gone. Clients are
-//! destroyed here, because that blocks.
+//! One run of a job, on its control thread: starts the workers, serves clients, commits what is
+//! gathered, stops, and takes everything down again, in an order in which nothing waits for a part
+//! that is gone. Clients are destroyed here, because that blocks.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -27,9 +27,10 @@ use super::spec::Spec;
 use super::vitals::OpenStage;
 use super::worker::Started;
 
-/// The longest time between two looks at the clients.
+/// The longest time between two rounds of the control thread.
 const SERVE_EVERY: Duration = Duration::from_millis(200);
-/// A group without members forgets its offsets after a while (a week on a default broker).
+/// How often offsets are committed again although nothing moves: a broker forgets those of a group
+/// without members after a while (a week by default).
 const REFRESH_EVERY: Duration = Duration::from_secs(3600);
 
 /// A run that is under way.
@@ -43,7 +44,7 @@ pub(super) struct Server<'s> {
     committer: Committer,
     draining: Vec<Draining>,
     refreshed: Moment,
-    /// When the workers were last looked at.
+    /// When the workers were last checked.
     looked: Instant,
     stopping: Option<Instant>,
     metrics: Option<Publisher>,
@@ -107,7 +108,7 @@ impl<'s> Server<'s> {
         self.committer.commits()
     }
 
-    /// Where the next run goes on.
+    /// Where the next run resumes.
     pub(super) fn memory(&self) -> Memory {
         self.committer.memory()
     }
@@ -126,7 +127,8 @@ impl<'s> Server<'s> {
             match events.recv().expect("a sender is kept") {
                 Event::Built => built += 1,
                 Event::NotBuilt(error) => return Err(error),
-                // A small pipeline may be done, or may have failed, before all others are built.
+                // A worker of a small pipeline may have ended, or failed, before the others are
+                // built.
                 event => self.take(event)?,
             }
         }
@@ -168,7 +170,7 @@ impl<'s> Server<'s> {
         }
     }
 
-    /// For the job's health.
+    /// Records signs of life for the job's health.
     fn show_life(&self) {
         let (cut, committed) = (self.run.pulse.epoch().checkpoint().previous(), self.committer.committed());
         let is_handed_over = self.committer.handed_over() > committed;
@@ -185,7 +187,8 @@ impl<'s> Server<'s> {
 
     fn take(&mut self, event: Event) -> Result<()> {
         match event {
-            // The fault flag is read after the frontier was: what failed before it is not in it.
+            // The fault flag is read after the frontier was: a frontier that moved because of a
+            // fault is never committed.
             Event::Gathered(gathered) if !self.run.fault.is_set() => self.committer.gather(gathered),
             Event::WorkerEnded => {
                 self.ended += 1;
@@ -238,7 +241,7 @@ impl<'s> Server<'s> {
         self.draining.push(draining);
     }
 
-    /// Gives back partitions that are drained and committed, or took too long.
+    /// Unassigns partitions that are drained and committed, or took too long.
     fn drain(&mut self) -> Result<()> {
         let have_ended = self.ended == self.spec.workers;
         for draining in std::mem::take(&mut self.draining) {
@@ -253,7 +256,7 @@ impl<'s> Server<'s> {
         Ok(())
     }
 
-    /// Does what the program asked for.
+    /// Carries out the requests of the program.
     fn obey(&mut self, handle: &Handle) -> Result<()> {
         if handle.is_aborted() {
             return Err(Error::new(ErrorKind::Aborted, format!("job `{}` was aborted", self.spec.job)));
@@ -266,7 +269,7 @@ impl<'s> Server<'s> {
             }
             if Instant::now() >= deadline {
                 let doing =
-                    format!("cannot drain job `{}` in time; what is not committed is read again", self.spec.job);
+                    format!("cannot drain job `{}` in time; the next run reads again what is not committed", self.spec.job);
                 return Err(Error::new(ErrorKind::Aborted, doing));
             }
         }
@@ -276,14 +279,14 @@ impl<'s> Server<'s> {
     fn look_after_workers(&mut self) -> Result<()> {
         if self.looked.elapsed() >= SERVE_EVERY {
             self.looked = Instant::now();
-            // A wake that a client has lost costs no more than this.
+            // A wake-up that a client has lost costs no more than this interval.
             self.run.pulse.wake_ingests();
             self.run.vitals.wait_for(self.run.plan.waiting());
         }
         let now = Clock::system().now();
         let stuck = self.workers.iter().position(|worker| worker.busy(now) > self.spec.stuck_after);
         stuck.map_or(Ok(()), |index| {
-            let doing = format!("worker {index} has not come back from a step for {:?}", self.spec.stuck_after);
+            let doing = format!("worker {index} has not returned from a step for {:?}", self.spec.stuck_after);
             Err(Error::new(ErrorKind::Stuck, doing))
         })
     }
@@ -325,7 +328,7 @@ impl<'s> Server<'s> {
     }
 }
 
-/// What joins the workers.
+/// One allocator for each worker; they connect the workers with each other.
 fn allocators(workers: usize) -> Result<Vec<AllocatorBuilder>> {
     let config = if workers == 1 { CommunicationConfig::Thread } else { CommunicationConfig::Process(workers) };
     let (builders, others) = config

@@ -20,7 +20,8 @@ use super::plan::{Plan, Planning};
 use super::spec::Spec;
 use super::vitals::Vitals;
 
-/// The user's function: called once for its graph, once to connect, and once per worker to build.
+/// The user's function. It is called once for its graph, once to connect, and once per worker to
+/// build.
 pub(crate) trait Pipeline: Send + Sync {
     /// What it builds. Nothing connects.
     fn sketch(&self) -> Result<Graph>;
@@ -37,7 +38,7 @@ pub(crate) struct Run {
     pub(crate) plan: Plan,
     pub(crate) workers: usize,
     pub(crate) release: Release,
-    /// How long a worker without work steps on before it parks.
+    /// How long a worker without work continues to step before it parks.
     pub(crate) spin: Duration,
     /// The longest time for which it parks.
     pub(crate) park_max: Duration,
@@ -48,8 +49,8 @@ pub(crate) struct Run {
     pub(crate) vitals: Vitals,
     /// Per worker.
     pub(crate) budgets: Vec<Arc<Budget>>,
-    /// Per worker. Where records change workers they share one: a writer of one holds up the sources of
-    /// all.
+    /// Per worker. Where records change workers, all workers share one: a writer of one worker
+    /// holds back the sources of all.
     pub(crate) stalls: Vec<Stall>,
     pub(crate) events: Events,
     /// Wakes the control thread.
@@ -58,12 +59,12 @@ pub(crate) struct Run {
     calls: Mutex<Option<CallThreads>>,
 }
 
-/// The longest time for which a worker parks. What it waits for wakes it, and so does the control thread
-/// several times within this.
+/// The longest time for which a worker parks. Whatever it waits for wakes it earlier, and the
+/// control thread wakes it several times within this.
 const PARK_MAX: Duration = Duration::from_secs(1);
 
 impl Run {
-    /// Of that plan; its first checkpoint is `first`.
+    /// A run of that plan; its first checkpoint is `first`.
     pub(crate) fn new(spec: &Spec, plan: Plan, first: CheckpointId, events: Events, control: Wake) -> Run {
         let pulse = Arc::new(Pulse::new(first));
         let frees_at_commit = plan.sinks.iter().any(|sink| sink.shared.acknowledges() == Acknowledges::WhenCommitted);
@@ -95,7 +96,7 @@ impl Run {
         }
     }
 
-    /// Where this run's stages hand in their calls.
+    /// Where this run's stages submit their calls. The first call of this starts the threads.
     pub(crate) fn call_desk(&self) -> Result<CallDesk> {
         let mut calls = lock(&self.calls);
         if calls.is_none() {
@@ -104,7 +105,7 @@ impl Run {
         Ok(calls.as_ref().expect("they were started above").desk())
     }
 
-    /// The run is over: open calls are dropped.
+    /// Drops open calls and ends their threads, when the run is over.
     pub(crate) fn end_calls(&self) {
         if let Some(calls) = lock(&self.calls).take() {
             calls.end();

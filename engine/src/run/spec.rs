@@ -18,7 +18,7 @@ pub(crate) struct Spec {
     pub(crate) restart: Option<Backoff>,
     /// How long a worker may be in one step.
     pub(crate) stuck_after: Duration,
-    /// How long a worker without work looks for some before it parks.
+    /// How long a worker without work spins before it parks.
     pub(crate) spin: Duration,
     /// How long revoked partitions are drained.
     pub(crate) drain_within: Duration,

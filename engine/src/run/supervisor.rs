@@ -1,5 +1,5 @@
-//! The control thread of a job: one run after the other. When a run fails and the job's policy says so, it
-//! begins another with fresh clients, where the failed one had committed.
+//! The control thread of a job: one run after the other. When a run fails and the job's policy says
+//! so, it begins another with fresh clients, where the failed one had committed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
@@ -17,11 +17,11 @@ use super::server::Server;
 use super::shared::Pipeline;
 use super::spec::Spec;
 
-/// This many runs in a row that fail in user code without a commit end the job: the next would fail at
-/// the same record.
+/// This many runs in a row that fail in user code without a commit end the job: the next would fail
+/// at the same record.
 const FUTILE_RUNS: u32 = 3;
 
-/// The body of the control thread. `started` is told whether the first run could be started.
+/// The body of the control thread. `started` receives whether the first run started.
 pub(crate) fn supervise(
     spec: &Spec,
     pipeline: Arc<dyn Pipeline>,
@@ -45,7 +45,7 @@ pub(crate) fn supervise(
                 drop(started.send(Err(error)));
                 return;
             }
-            // What panicked in the plan panics in the next one.
+            // A plan that panicked would panic again.
             Err(error) if error.kind() == ErrorKind::Panic => break Err(error),
             Err(error) => match wait_for_next(spec, handle, error, &mut pause) {
                 Some(error) => break Err(error),
@@ -91,7 +91,7 @@ pub(crate) fn supervise(
     handle.end(result);
 }
 
-/// Waits until the next run may begin; gives the error back when there is none.
+/// Waits until the next run may begin; returns the error when no other run follows.
 fn wait_for_next(spec: &Spec, handle: &Handle, error: Error, pause: &mut Duration) -> Option<Error> {
     let Some(backoff) = spec.restart.filter(|_| error.kind().is_transient()) else { return Some(error) };
     handle.failed(&error);

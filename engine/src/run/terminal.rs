@@ -1,5 +1,5 @@
-//! The live line on a terminal: rate, latency, lag, and percent when the run has an end. When standard error is no
-//! terminal there is none.
+//! The live line on a terminal: rate, latency, lag, and the percentage when the run has an end.
+//! There is no line when standard error is not a terminal.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::report::Report;
 
-/// A line that is drawn over itself.
+/// A line that is redrawn in place.
 #[derive(Debug)]
 pub(crate) struct Line {
     bar: ProgressBar,
@@ -15,10 +15,10 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// How often it is worth drawing.
+    /// How often it is drawn.
     pub(crate) const EVERY: Duration = Duration::from_millis(250);
 
-    /// None when nobody would see it: a report is not free.
+    /// `None` when standard error is not a terminal: a report is not free.
     pub(crate) fn new() -> Option<Line> {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         bar.set_style(ProgressStyle::with_template("{msg}").expect("the template is a constant"));

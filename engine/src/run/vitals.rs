@@ -1,5 +1,5 @@
 //! The signs of life of a run: workers, the control thread and the commits leave them here, and
-//! [`health`](super::health) reads them.
+//! [`health`](super::health) reads them. The atomics are Relaxed, because each value stands alone.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -11,9 +11,9 @@ use crate::words::{CheckpointId, Clock, Moment, lock};
 #[derive(Debug)]
 pub(crate) struct Vitals {
     pub(super) stuck_after: Duration,
-    /// When each worker's current step began, or 0 when it has ended.
+    /// When each worker's current step began, or 0 when the worker has ended.
     pub(crate) steps: Vec<Arc<AtomicU64>>,
-    /// When the control thread last looked, or 0 when it does not serve the run.
+    /// When the control thread made its last round, or 0 when it does not serve the run.
     served: AtomicU64,
     pub(super) stops: AtomicBool,
     open: Mutex<Option<OpenCheckpoint>>,
@@ -52,8 +52,8 @@ impl Vitals {
 
     // For the control thread.
 
-    /// It looks: checkpoints are cut up to `cut` and committed up to `committed`, and the one after that
-    /// waits for `stage`.
+    /// Notes a round of the control thread: checkpoints are cut up to `cut` and committed up to
+    /// `committed`, and the one after that waits for `stage`.
     pub(crate) fn serve(&self, cut: CheckpointId, committed: CheckpointId, stage: OpenStage) {
         let now = Clock::system().now();
         self.served.store(now.as_nanos().max(1), Relaxed);
@@ -65,7 +65,7 @@ impl Vitals {
         });
     }
 
-    /// What sources wait for; called several times a second.
+    /// Notes what sources wait for; called several times a second.
     pub(crate) fn wait_for(&self, texts: Vec<String>) {
         let now = Clock::system().now();
         let mut waiting = lock(&self.waiting);
@@ -78,7 +78,7 @@ impl Vitals {
         self.stops.store(true, Relaxed);
     }
 
-    /// The control thread does not serve the run any more.
+    /// Notes that the control thread does not serve the run any more.
     pub(crate) fn end(&self) {
         self.served.store(0, Relaxed);
     }

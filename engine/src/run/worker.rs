@@ -1,6 +1,6 @@
-//! One worker thread: builds the dataflow and steps it until it has ended or a worker has failed. Threads
-//! are ours because a panic in one of timely's own leaves the others waiting for ever, and loses its
-//! message.
+//! One worker thread: builds the dataflow and steps it until it has ended or a worker has failed.
+//! The engine starts its own threads, because a panic in one of timely's leaves the others waiting
+//! for ever, and its message is lost.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use super::shared::{Pipeline, Run};
 #[derive(Debug)]
 pub(crate) struct Started {
     thread: JoinHandle<()>,
-    /// When its current step began, or 0 when it has ended.
+    /// When its current step began, or 0 when the worker has ended.
     stepping: Arc<AtomicU64>,
 }
 
@@ -54,7 +54,8 @@ impl Started {
         }
     }
 
-    /// Waits for its end. A worker that is stuck in user code never ends; its thread is left behind.
+    /// Waits for its end until `deadline`. A worker that is stuck in user code never ends; its
+    /// thread is left behind.
     pub(crate) fn join_before(self, deadline: Instant) {
         while !self.thread.is_finished() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(1));
@@ -84,7 +85,7 @@ fn work(allocator: AllocatorBuilder, run: &Arc<Run>, pipeline: Arc<dyn Pipeline>
         drop(pipeline);
         built = true;
         run.events.send(Event::Built);
-        // Real time, because it is the machine that gets stuck.
+        // The machine's clock, because a worker gets stuck in real time.
         let clock = Clock::system();
         let mut moved = clock.now();
         while !run.fault.is_set() && worker.has_dataflows() {
@@ -103,7 +104,8 @@ fn work(allocator: AllocatorBuilder, run: &Arc<Run>, pipeline: Arc<dyn Pipeline>
                 }
             }
         }
-        // Nothing steps any more, so dropping capabilities moves no frontier that anything sees.
+        // Nothing steps any more, so no operator sees a frontier that moves because capabilities
+        // are dropped.
         worker.installed_dataflows().into_iter().for_each(|dataflow| worker.drop_dataflow(dataflow));
         Ok(())
     }));
@@ -124,7 +126,7 @@ fn config() -> WorkerConfig {
     WorkerConfig::default().progress_mode(ProgressMode::Demand)
 }
 
-/// An allocator is made on its worker's thread; `AllocatorBuilder` itself does not offer that.
+/// Builds an allocator on its worker's thread; `AllocatorBuilder` itself does not offer that.
 fn allocate(builder: AllocatorBuilder) -> Allocator {
     match builder {
         AllocatorBuilder::Thread(_) => Allocator::Thread(Thread::default()),

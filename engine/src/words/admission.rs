@@ -1,6 +1,6 @@
-//! The counted token under which records are in the job: each batch is charged to its worker's
-//! [`Budget`] under an [`Admission`], and the memory is free again when the last clone of it is gone.
-//! A fork clones it, a filter drops it, a sink keeps a clone until the delivery report.
+//! The reference-counted token of a batch in the job. Each batch is charged to its worker's
+//! [`Budget`] under an [`Admission`], and the memory is free again when the last clone of it is
+//! dropped. A fork clones it, a filter drops it, a sink keeps a clone until the delivery report.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use super::{Budget, ByteSize, Moment};
 
-/// What became of an admitted batch, told once when the last clone of its admission is gone.
+/// What became of an admitted batch. It is reported once, when the last clone of the admission is
+/// dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Every output was acknowledged, or a stage consumed the record.
@@ -28,17 +29,18 @@ struct Admitted {
     released: AtomicU64,
     bytes: u64,
     budget: Arc<Budget>,
-    // Relaxed suffices for these: whoever drops the last clone of the `Arc` sees what all others did.
+    // Relaxed suffices for these: they are read when the last clone of the `Arc` is dropped, and
+    // that drop sees what all other threads wrote before they dropped theirs.
     refused: AtomicBool,
     unknown: AtomicBool,
     receipts: Vec<Receipt>,
 }
 
-/// Called once with what became of a record.
+/// Called once with the outcome of a record.
 pub(crate) type Receipt = Box<dyn FnOnce(Outcome) + Send + Sync>;
 
 impl Admission {
-    /// Charges a batch that arrived at that moment to the budget.
+    /// Charges a batch that arrived at `arrival` to the budget.
     pub(crate) fn new(arrival: Moment, bytes: ByteSize, budget: &Arc<Budget>, receipts: Vec<Receipt>) -> Admission {
         budget.charge(bytes.0);
         Admission(Arc::new(Admitted {
@@ -57,7 +59,7 @@ impl Admission {
         self.0.arrival
     }
 
-    /// The memory that is charged.
+    /// The memory that is charged for the batch.
     pub(crate) fn bytes(&self) -> ByteSize {
         ByteSize(self.0.bytes)
     }
@@ -71,12 +73,13 @@ impl Admission {
         self.0.released.store(now.as_nanos(), Relaxed);
     }
 
-    /// A sink's policy disposed of some of it.
+    /// Notes that a sink's policy disposed of some of the batch.
     pub(crate) fn refuse(&self) {
         self.0.refused.store(true, Relaxed);
     }
 
-    /// Some of it was dropped before its outcome was known. Success is stated, never assumed.
+    /// Notes that some of the batch was dropped before its outcome was known: delivery is never
+    /// assumed.
     pub(crate) fn lose(&self) {
         self.0.unknown.store(true, Relaxed);
     }

@@ -1,8 +1,8 @@
-//! Records on their way through a job: values, with a column of event times beside them that exists
+//! Records on their way through a job: values, and beside them a column of event times that exists
 //! only when the source has them. A struct of arrays, so that `map` never touches a time.
 //!
-//! A reader fills a [`ReadBatch`](super::ReadBatch); it travels as a [`Batch`]; a user's function is
-//! handed [`BatchValues`].
+//! A reader fills a [`ReadBatch`](super::ReadBatch); it travels as a [`Batch`]; a user's function
+//! is handed [`BatchValues`].
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -11,10 +11,11 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::{Admission, BatchValues, EventTime};
 
-/// Records on their way, in order, under one admission. A [`Writer`](crate::connector::Writer) takes
-/// them from the front, as from an iterator.
+/// Records on their way, in order, under one admission. A [`Writer`](crate::connector::Writer)
+/// takes them from the front, as from an iterator.
 ///
-/// Values that are still in it when it is dropped were not processed, and their receipts say so.
+/// Values that are still in it when it is dropped count as not processed, and their receipts say
+/// so.
 pub struct Batch<T> {
     values: VecDeque<T>,
     /// As long as `values`, or empty when the source has no event times.
@@ -46,8 +47,8 @@ impl<T> Batch<T> {
         self.values.is_empty()
     }
 
-    /// The value at the front, which [`next`](Iterator::next) would return. A writer that may refuse
-    /// a record looks before it takes: refused records stay at the front.
+    /// The value at the front, which [`next`](Iterator::next) would return. A writer that may
+    /// refuse a record looks at it before it takes it: refused records stay at the front.
     pub fn front(&self) -> Option<&T> {
         self.values.front()
     }
@@ -78,7 +79,7 @@ impl<T> Batch<T> {
         mem::take(&mut self.times)
     }
 
-    /// The values; the caller answers for them from now on.
+    /// Takes the values out. From now on the caller is responsible for their outcome.
     pub(crate) fn take_values(&mut self) -> VecDeque<T> {
         mem::take(&mut self.values)
     }
@@ -89,7 +90,8 @@ impl<T> Batch<T> {
     }
 
     pub(crate) fn mapped<U>(mut self, f: impl FnMut(T) -> U) -> Batch<U> {
-        // Through `Vec`, because its by-value iterator collects in place and compiles to a tight loop.
+        // Through `Vec`, because its by-value iterator collects in place and compiles to a tight
+        // loop.
         let values: Vec<U> = Vec::from(mem::take(&mut self.values)).into_iter().map(f).collect();
         let times = mem::take(&mut self.times);
         self.like(values.into(), times)
@@ -162,7 +164,7 @@ impl<T> Batch<T> {
         (yes, no)
     }
 
-    /// Drops the values: they are consumed.
+    /// Drops the values as consumed.
     pub(crate) fn let_go(mut self) {
         self.values.clear();
     }

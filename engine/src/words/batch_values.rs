@@ -30,8 +30,8 @@ impl<T> BatchValues<T> {
         self.values.front()
     }
 
-    /// The event time of the value that [`next`](Iterator::next) would return, when the source has event
-    /// times.
+    /// The event time of the value that [`next`](Iterator::next) would return, when the source has
+    /// event times.
     pub fn front_time(&self) -> Option<EventTime> {
         self.times.front().copied()
     }
@@ -48,7 +48,7 @@ impl<T> Iterator for BatchValues<T> {
     fn next(&mut self) -> Option<T> {
         let value = self.values.pop_front()?;
         if let (Some(time), Some(pulled)) = (self.times.pop_front(), &self.pulled) {
-            // Relaxed: who reads it pulls the value on the same thread.
+            // Relaxed: it is read on the thread that pulls the values.
             pulled.store(time.0, Relaxed);
         }
         Some(value)

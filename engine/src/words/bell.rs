@@ -1,5 +1,5 @@
-//! How threads tell a sleeper that there is a reason to look, without a wake-up for each reason: the
-//! ticker sleeps on one.
+//! How threads tell a sleeping thread that there is a reason to look, without one wake-up per
+//! reason. The ticker sleeps on a bell.
 
 use super::sync::{AtomicBool, Condvar, Mutex, MutexGuard, SeqCst, lock};
 
@@ -18,8 +18,9 @@ impl Bell {
     /// Notes a reason. It wakes the sleeper only if it sleeps without a limit.
     pub(crate) fn note(&self) {
         // With `set_asleep` and `take`: this sets the reason and then reads `asleep`; the sleeper
-        // sets `asleep` and then reads the reason. In any order of these one of the two is seen, so a
-        // reason is taken or rung for. Only the first of several reasons has to look.
+        // sets `asleep` and then reads the reason. Whatever the order, one of the two sees the
+        // other, so a reason is either taken or rung for. Only the first of several reasons has to
+        // look at `asleep`.
         if !self.reason.load(SeqCst) && !self.reason.swap(true, SeqCst) && self.asleep.load(SeqCst) {
             self.ring();
         }

@@ -22,7 +22,7 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// A budget of that size.
+    /// A budget of `limit`, at least one byte.
     pub(crate) fn new(limit: ByteSize) -> Arc<Budget> {
         Arc::new(Budget {
             limit: limit.0.max(1),
@@ -34,8 +34,9 @@ impl Budget {
         })
     }
 
-    /// How much a source may read now: its share of the free memory. `None` when there is none, or
-    /// another source has waited for longer; then the source is woken when there is room again.
+    /// How much a source may read now: its share of the free memory. `None` when there is no free
+    /// memory, or another source has waited for longer; then the source is woken when there is room
+    /// again.
     pub(crate) fn room(&self, source: u64) -> Option<ByteSize> {
         if let Some(room) = self.share(source) {
             return Some(room);
@@ -65,7 +66,7 @@ impl Budget {
         Some(ByteSize((left.0 / sources).max(1)))
     }
 
-    /// A source has read what it wanted, or wants nothing now: the next one has its turn.
+    /// A source has read what it wanted, or wants nothing now: it is the next one's turn.
     pub(crate) fn pass_on(&self, source: u64) {
         if self.sources.load(SeqCst) <= 1 {
             return;
@@ -84,13 +85,14 @@ impl Budget {
         self.limit.checked_sub(self.used.load(SeqCst)).filter(|left| *left > 0).map(ByteSize)
     }
 
-    /// A source reads under this budget. Calls `wake` whenever there is room after there was none.
+    /// Adds a source that reads under this budget. `wake` is called whenever there is room after
+    /// there was none.
     pub(crate) fn on_freed(&self, wake: impl Fn() + Send + 'static) {
         self.sources.fetch_add(1, SeqCst);
         lock(&self.freed).push(Box::new(wake));
     }
 
-    /// A source reads no more.
+    /// Removes a source that reads no more.
     pub(crate) fn leave(&self, source: u64) {
         self.pass_on(source);
         self.sources.fetch_sub(1, SeqCst);
@@ -105,7 +107,7 @@ impl Budget {
         ByteSize(self.used.load(SeqCst))
     }
 
-    /// Takes memory, also beyond the limit: one batch is always admitted.
+    /// Takes memory, even beyond the limit: one batch is always admitted.
     pub(crate) fn charge(&self, bytes: u64) {
         self.used.fetch_add(bytes, SeqCst);
     }

@@ -1,6 +1,6 @@
-//! A queue that gives out the oldest checkpoint first. Behind an exchange a record of checkpoint `c`
-//! may arrive after one of `c + 1`: another worker had not seen the cut yet. What keeps `c + 1`
-//! waiting may itself wait for `c`, so `c` must never stand behind it.
+//! A queue that returns the oldest checkpoint first. Behind an exchange a record of checkpoint `c`
+//! may arrive after one of `c + 1`, because another worker had not seen the cut yet. Whatever keeps
+//! `c + 1` waiting may itself wait for `c`, so `c` must never be queued behind it.
 
 use std::collections::VecDeque;
 
@@ -56,7 +56,7 @@ impl<T> ByCheckpoint<T> {
         item
     }
 
-    /// All items, in the order in which they are given out.
+    /// All items, in the order in which they are returned.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
         self.0.iter().flat_map(|(_, items)| items)
     }

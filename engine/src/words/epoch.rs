@@ -1,9 +1,10 @@
-//! The timestamp of the dataflow. Every record is stamped with the [`Epoch`] that was open when it was released, and an
-//! epoch carries the checkpoint it belongs to, so that any worker sees from a timestamp on which side of a cut it lies.
+//! The timestamp of the dataflow. Every record is stamped with the [`Epoch`] that was open when it
+//! was released. An epoch carries the checkpoint it belongs to, so any worker can tell from a
+//! timestamp on which side of a cut it lies.
 
 use std::fmt;
 
-/// Bits of an epoch that count within its checkpoint.
+/// The bits of an epoch that hold its sequence within its checkpoint.
 const SEQUENCE_BITS: u32 = 24;
 
 /// A moment in the order of the dataflow: `checkpoint << 24 | sequence`, totally ordered.
@@ -31,7 +32,8 @@ impl Epoch {
         self.0 & ((1 << SEQUENCE_BITS) - 1)
     }
 
-    /// The epoch after this one in the same checkpoint, or `None` when the sequence is used up and a boundary is due.
+    /// The epoch after this one in the same checkpoint, or `None` when the sequence is used up and
+    /// a boundary is due.
     pub(crate) fn next(self) -> Option<Epoch> {
         let next = Epoch(self.0 + 1);
         (next.checkpoint() == self.checkpoint()).then_some(next)
@@ -45,13 +47,13 @@ impl fmt::Display for Epoch {
 }
 
 /// The name of a durable cut between two epochs: everything stamped with it or less lies before the
-/// cut. Numbers go on over the runs of a job: a run that goes on where another had committed
-/// checkpoint `c` begins with `c + 1`. A run without a memory begins with 1.
+/// cut. Numbers continue over the runs of a job: a run that resumes where another had committed
+/// checkpoint `c` begins with `c + 1`. A run that resumes nothing begins with 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct CheckpointId(u64);
 
 impl CheckpointId {
-    /// The first checkpoint of a run without a memory.
+    /// The first checkpoint of a run that resumes nothing.
     pub(crate) const FIRST: CheckpointId = CheckpointId(1);
 
     /// A checkpoint from its number.
@@ -76,14 +78,14 @@ impl CheckpointId {
         CheckpointId(self.0.saturating_sub(1))
     }
 
-    /// The first epoch of this checkpoint. A frontier at the first epoch of `c + 1` means that `c` is
-    /// complete.
+    /// The first epoch of this checkpoint. A frontier at the first epoch of `c + 1` means that `c`
+    /// is complete.
     pub(crate) fn first_epoch(self) -> Epoch {
         Epoch(self.0 << SEQUENCE_BITS)
     }
 
-    /// Where sources begin in a run that begins with this checkpoint. The epoch before it, of
-    /// sequence 0, belongs to what is restored.
+    /// The epoch at which sources begin in a run whose first checkpoint is this one. The epoch
+    /// before it, of sequence 0, belongs to what is restored.
     pub(crate) fn opening_epoch(self) -> Epoch {
         Epoch(self.first_epoch().0 + 1)
     }

@@ -1,4 +1,5 @@
-//! The one error of the library: opaque, with a [kind](Error::kind), what was being done, and its cause.
+//! The library's only error type: opaque, with a [kind](Error::kind), what was being done, and its
+//! cause.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -8,8 +9,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a job could not start, or why it ended.
 ///
-/// The message says what was being done and to what; the cause is in the chain ([`source`](StdError::source)) and is
-/// not repeated in the message. `{:#}` prints the whole chain in one line.
+/// The message says what was being done and to what; the cause is in the chain
+/// ([`source`](StdError::source)) and is not repeated in the message. `{:#}` prints the whole chain
+/// in one line.
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -20,13 +22,14 @@ struct Inner {
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
-/// What sort of thing went wrong; decides whether a restart can help.
+/// The category of an error. It decides whether a restart can help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// An option has a value that it cannot have, or a property was set that the engine sets itself.
+    /// An option has an invalid value, or a property was set that the engine sets itself.
     Config,
-    /// The pipeline itself is wrong: empty, a branch without a sink, not the same on each worker.
+    /// The pipeline itself is wrong: it is empty, has a branch without a sink, or is not the same
+    /// on each worker.
     Pipeline,
     /// The other side could not be reached in time.
     Unreachable,
@@ -34,11 +37,12 @@ pub enum ErrorKind {
     System,
     /// A topic, partition or file does not exist.
     NotFound,
-    /// The other side refused: not authorised, another member's group, a wrong secret.
+    /// The other side refused: access is not authorised, the group belongs to another member, a
+    /// secret is wrong.
     Refused,
-    /// Records were gone before they could be read.
+    /// Records were lost before they could be read.
     DataLoss,
-    /// A record could not be decoded, encoded or taken, and the policy was to stop.
+    /// A record could not be decoded, encoded or accepted, and the policy was to stop.
     Malformed,
     /// A user's function panicked.
     Panic,
@@ -53,7 +57,7 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// Whether running the same job again can end differently.
+    /// Whether the same job may succeed when it runs again.
     pub fn is_transient(self) -> bool {
         match self {
             ErrorKind::Unreachable
@@ -74,19 +78,19 @@ impl ErrorKind {
 }
 
 impl Error {
-    /// An error of that kind; `doing` says what was being done and to what, in lower case.
+    /// An error of this kind; `doing` says what was being done and to what, in lower case.
     pub fn new(kind: ErrorKind, doing: impl Into<String>) -> Error {
         Error(Box::new(Inner { kind, doing: doing.into(), names_operator: false, source: None }))
     }
 
-    /// With the error that caused it.
+    /// Adds the error that caused this one.
     #[must_use]
     pub fn caused_by(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
         self.0.source = Some(source.into());
         self
     }
 
-    /// With the name of the operator in which it happened, unless it names one already.
+    /// Adds the name of the operator in which it happened, unless the error already names one.
     pub(crate) fn within(mut self, name: &str) -> Error {
         if !self.0.names_operator {
             self.0.doing = format!("operator `{name}`: {}", self.0.doing);
@@ -95,7 +99,7 @@ impl Error {
         self
     }
 
-    /// What sort of thing went wrong.
+    /// The category of this error.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }

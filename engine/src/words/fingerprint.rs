@@ -1,10 +1,12 @@
-//! What a sink wrote, as a number: the same for the same records in any order, another one when a record is missing, twice
-//! there or different. Runs of a comparison are compared by it, without keeping what they wrote.
+//! What a sink wrote, as a number: the same for the same records in any order, and different when a
+//! record is missing, duplicated or changed. A comparison compares its runs by it, without keeping
+//! what they wrote.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// The sum of the hashes of all records that a sink wrote. It means something within one process only.
+/// The sum of the hashes of all records that a sink wrote. It is only meaningful within one
+/// process.
 #[derive(Debug, Default)]
 pub struct Fingerprint {
     records: AtomicU64,
@@ -12,11 +14,12 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// Adds a record, by what the other side gets of it.
+    /// Adds a record, in the form in which the other side gets it.
     pub fn add(&self, record: &impl Hash) {
         let mut hasher = DefaultHasher::new();
         record.hash(&mut hasher);
-        // A sum, because records may come in any order; and no exclusive or, in which two equal ones would vanish.
+        // A sum, because records may come in any order. Not an exclusive or, in which two equal
+        // records would cancel out.
         self.sum.fetch_add(hasher.finish(), Relaxed);
         self.records.fetch_add(1, Relaxed);
     }
@@ -26,7 +29,7 @@ impl Fingerprint {
     }
 }
 
-/// A fingerprint as it was taken.
+/// The value of a fingerprint when it was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Print {
     pub(crate) records: u64,

@@ -1,5 +1,5 @@
-//! The records of one checkpoint that a writer has taken and that are not acknowledged yet. The last
-//! acknowledgement matters once the checkpoint is cut: before that, more records may come.
+//! The records of one checkpoint that a writer has taken and that are not acknowledged yet. The
+//! last acknowledgement matters once the checkpoint is cut: before that, more records may come.
 
 use std::fmt;
 
@@ -15,8 +15,9 @@ pub(crate) struct Flight {
 }
 
 impl Flight {
-    /// No records yet. `landed` is called, from any thread, whenever no record is open any more. It
-    /// wakes the egress if the checkpoint is cut; when a checkpoint is cut, all egresses are woken.
+    /// A flight without records. `landed` is called, from any thread, whenever no record is open
+    /// any more. It wakes the egress if the checkpoint is cut; when a checkpoint is cut, all
+    /// egresses are woken.
     pub(crate) fn new(checkpoint: CheckpointId, landed: impl Fn(CheckpointId) + Send + Sync + 'static) -> Arc<Flight> {
         Arc::new(Flight { checkpoint, open: AtomicU64::new(0), landed: Box::new(landed) })
     }

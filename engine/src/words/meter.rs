@@ -1,4 +1,4 @@
-//! What is counted while records go by: always on, one writer each, read by the report.
+//! What is counted and measured while records pass: always on, and read by the report.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 
 use super::{Moment, lock};
 
-/// A count that one thread makes and others read.
+/// A count that some threads add to and others read.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
 
@@ -27,26 +27,26 @@ impl Counter {
 /// What a source counts, over all workers.
 #[derive(Debug, Default)]
 pub(crate) struct SourceMeter {
-    /// Records polled that came through a channel; counted as those below.
+    /// Records polled from a channel; counted at the same time as `polled`.
     pub fed: Counter,
-    /// Records polled; counted when they are queued or released.
+    /// Records polled; counted after they were queued or released.
     pub polled: Counter,
     /// Records released into the job.
     pub records: Counter,
-    /// What they held.
+    /// Bytes of these records.
     pub bytes: Counter,
     /// Polls that returned records.
     pub batches: Counter,
-    /// Records that came twice within one assignment and were dropped.
+    /// Records that were received a second time within one assignment and dropped.
     pub repeated: Counter,
     /// Workers whose reader has ended.
     ended: Counter,
-    /// Those of them whose reader ended with the run only.
+    /// Workers among them whose reader ended only with the run.
     ended_with_run: Counter,
 }
 
 impl SourceMeter {
-    /// A worker's reader has ended: with its data, or with this run only.
+    /// Counts a worker whose reader has ended: with its data (`of_time`), or only with this run.
     pub(crate) fn end(&self, of_time: bool) {
         if !of_time {
             self.ended_with_run.add(1);
@@ -54,7 +54,7 @@ impl SourceMeter {
         self.ended.add(1);
     }
 
-    /// What has ended, once all of that many workers have.
+    /// Whether the source ended with its data; `None` until the readers of all workers have ended.
     pub(crate) fn ended(&self, workers: usize) -> Option<bool> {
         (self.ended.get() == workers as u64).then(|| self.ended_with_run.get() == 0)
     }
@@ -67,9 +67,9 @@ pub(crate) struct StageMeter {
     pub records_in: Counter,
     /// Records out.
     pub records_out: Counter,
-    /// Calls that failed and were made again.
+    /// Calls that failed and were retried.
     pub retried: Counter,
-    /// Bytes of a record in and out, without what it points to.
+    /// Bytes of a record in and of one out, without what they point to.
     pub sizes: (usize, usize),
 }
 
@@ -85,17 +85,17 @@ pub(crate) struct SinkMeter {
     /// Records disposed of by the sink's policy.
     pub skipped: Counter,
     latencies: Mutex<Option<Box<Latencies>>>,
-    /// What arrived before is not measured; nanoseconds of the clock.
+    /// Records that arrived before this are not measured; nanoseconds of the clock.
     measured_from: AtomicU64,
 }
 
 impl SinkMeter {
-    /// What arrived before that moment is not measured.
+    /// Excludes records that arrived before that moment from the latencies.
     pub(crate) fn measure_from(&self, moment: Moment) {
         self.measured_from.store(moment.as_nanos(), Relaxed);
     }
 
-    /// Records the way of `count` records that are now acknowledged.
+    /// Records the latencies of `count` records that are acknowledged now.
     pub(crate) fn acknowledge(&self, arrival: Moment, released: Moment, written: Moment, now: Moment, count: u64) {
         self.acknowledged.add(count);
         if arrival.as_nanos() < self.measured_from.load(Relaxed) {
@@ -104,7 +104,7 @@ impl SinkMeter {
         lock(&self.latencies).get_or_insert_default().record(arrival, released, written, now, count);
     }
 
-    /// How many records were measured.
+    /// The number of records that were measured.
     pub(crate) fn measured(&self) -> u64 {
         lock(&self.latencies).as_ref().map_or(0, |latencies| latencies.total.count())
     }
@@ -120,7 +120,8 @@ impl SinkMeter {
     }
 }
 
-/// The time from a record's arrival to its acknowledgement, whole and in its parts; a count for every record.
+/// The time from a record's arrival to its acknowledgement, in total and in parts. Every record is
+/// counted.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Latencies {
     total: Latency,
@@ -171,7 +172,7 @@ impl Latencies {
     }
 }
 
-/// A histogram of durations: 1 µs to an hour, three digits.
+/// A histogram of durations, from 1 µs to an hour, with three significant digits.
 #[derive(Clone, Debug)]
 pub(crate) struct Latency(Histogram<u64>);
 
@@ -190,14 +191,15 @@ impl Latency {
         self.0.len()
     }
 
-    /// What was recorded since an earlier copy was taken.
+    /// What was recorded since `earlier`, a copy of this histogram, was taken.
     pub(crate) fn since(&self, earlier: &Latency) -> Latency {
         let mut new = self.0.clone();
-        new.subtract(&earlier.0).expect("what was recorded once stays");
+        new.subtract(&earlier.0).expect("an earlier copy holds no more than this one");
         Latency(new)
     }
 
-    /// How many took no longer than each bound; the bounds rise. Within the histogram's precision.
+    /// The number of durations up to each bound, within the histogram's precision. The bounds must
+    /// ascend.
     pub(crate) fn counts_to<const N: usize>(&self, bounds: [Duration; N]) -> [u64; N] {
         let mut counts = [0; N];
         for recorded in self.0.iter_recorded() {
@@ -208,7 +210,7 @@ impl Latency {
         counts
     }
 
-    /// How long all of them took together. Within the histogram's precision.
+    /// The sum of all durations, within the histogram's precision.
     pub(crate) fn sum(&self) -> Duration {
         const SECOND: u128 = 1_000_000_000;
         let nanos = self.0.iter_recorded().map(|recorded| {
@@ -223,8 +225,8 @@ impl Latency {
         self.0.add(&other.0).expect("all have the same bounds");
     }
 
-    /// Percentiles that come closer to 100 in even steps of `1 / (1 - quantile)`'s logarithm, as far as there are records to
-    /// tell them apart.
+    /// Percentiles that approach 100 in even steps of the logarithm of `1 / (1 - quantile)`, as far
+    /// as there are enough records to tell them apart.
     fn curve(&self) -> Vec<Percentile> {
         const STEPS_PER_NINE: f64 = 20.0;
         let at = |step: u32| 1.0 - 10f64.powf(-f64::from(step) / STEPS_PER_NINE);
@@ -252,9 +254,9 @@ impl Latency {
 /// Percentiles of a latency.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct LatencySnapshot {
-    /// How many records were measured.
+    /// The number of records that were measured.
     pub count: u64,
-    /// Half are faster than this; nanoseconds, as all of these are in the serialised form.
+    /// The median; nanoseconds in the serialised form, like all durations here.
     #[serde(serialize_with = "as_nanos")]
     pub p50: Duration,
     /// The 90th percentile.
@@ -276,12 +278,13 @@ pub struct LatencySnapshot {
 pub struct Percentile {
     /// From 0 to 100.
     pub percentile: f64,
-    /// So many percent of the records took no longer; nanoseconds in the serialised form.
+    /// The longest latency among this percentage of the records, the fastest; nanoseconds in the
+    /// serialised form.
     #[serde(serialize_with = "as_nanos")]
     pub latency: Duration,
 }
 
-/// How durations are serialised.
+/// Serialises a duration as nanoseconds.
 pub(crate) fn as_nanos<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(duration.as_nanos() as u64)
 }

@@ -1,6 +1,6 @@
-//! Floor 0: the words that all other floors use. Records travel in a [`Batch`], under an [`Admission`]
-//! that says when they arrived and frees their memory when they are done, stamped with an [`Epoch`].
-//! Also here: how threads start and how they wake each other.
+//! Floor 0: the words that all other floors use. Records travel in a [`Batch`], stamped with an
+//! [`Epoch`], under an [`Admission`] that knows when they arrived and frees their memory when they
+//! are done. Also here: how threads start and how they wake each other.
 
 pub(crate) mod sync;
 mod thread;

@@ -1,4 +1,4 @@
-//! Where a source stands: a next offset for each of its partitions.
+//! The positions of a source: a next offset for each of its partitions.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,7 +28,7 @@ impl fmt::Display for Partition {
     }
 }
 
-/// A position in a partition: of the *next* record to read, so that holes need no record.
+/// A position in a partition: the offset of the *next* record to read, so that gaps need no record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Offset(pub u64);
 
@@ -40,7 +40,7 @@ impl fmt::Display for Offset {
 
 /// The positions of a source, by partition. A partition that is absent did not move.
 ///
-/// The type is opaque: more that a source must remember can be added without a change to the code that
+/// The type is opaque: what a source has to remember can grow without a change to the code that
 /// passes it on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offsets {
@@ -48,12 +48,12 @@ pub struct Offsets {
 }
 
 impl Offsets {
-    /// No partition.
+    /// Positions of no partition.
     pub fn new() -> Offsets {
         Offsets::default()
     }
 
-    /// Moves a partition to its next offset.
+    /// Sets the next offset of a partition.
     pub fn set(&mut self, partition: Partition, next: Offset) {
         self.next.insert(partition, next);
     }
@@ -73,12 +73,12 @@ impl Offsets {
         self.next.remove(partition);
     }
 
-    /// Whether no partition is named.
+    /// Whether it has no partition.
     pub fn is_empty(&self) -> bool {
         self.next.is_empty()
     }
 
-    /// Each partition with its next offset, by name.
+    /// All partitions with their next offsets, ordered by name.
     pub fn iter(&self) -> impl Iterator<Item = (&Partition, Offset)> {
         self.next.iter().map(|(partition, next)| (partition, *next))
     }

@@ -23,12 +23,13 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// The memory that a record takes beside its value: its places in queues and batches, its share of the
-/// admission, the delivery and the receipt. A reader adds it to the size of each record
-/// ([`ReadBatch::push`](crate::connector::ReadBatch::push)).
+/// The memory that a record takes in addition to its value: its places in queues and batches, its
+/// share of the admission, the delivery and the receipt. A reader adds it to the size of each
+/// record ([`ReadBatch::push`](crate::connector::ReadBatch::push)).
 pub const RECORD_OVERHEAD: ByteSize = ByteSize(128);
 
-/// One of a job's workers, counted from 0. It decides which partitions a reader gets and never reaches user code.
+/// One of a job's workers, counted from 0. It decides which partitions a reader gets and never
+/// reaches user code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Worker {
     /// Its index, below `peers`.

@@ -6,7 +6,7 @@ use std::fmt;
 use super::admission::Receipt;
 use super::{Admission, Batch, BatchValues, ByteSize, EventTime, Moment, Offset, Partition};
 
-/// The records that a reader adds in one poll: of one partition, in order.
+/// The records that a reader adds in one poll: all of one partition, in order.
 ///
 /// ```
 /// use millstream::connector::{Offset, Partition, ReadBatch};
@@ -74,8 +74,8 @@ impl<T> ReadBatch<T> {
         self.bytes += (self.values.len() - before) as u64 * bytes.0;
     }
 
-    /// Sets the position of the reader in `partition` after this batch: beyond its records, and beyond
-    /// gaps and control records too. A batch holds records of one partition.
+    /// Sets the position of the reader in `partition` after this batch: beyond its records, and
+    /// beyond gaps and control records too. A batch holds records of one partition.
     pub fn read_to(&mut self, partition: Partition, next: Offset) {
         self.position = Some((partition, next));
     }
@@ -87,7 +87,8 @@ impl<T> ReadBatch<T> {
 
     /// Sets when a record of this batch arrived, by the job's clock: when the source had it and a
     /// worker could have read it. Its latency then includes the time until this poll. A batch has
-    /// one arrival, the earliest that was set. Without one, its records arrive when they are polled.
+    /// one arrival, the earliest that was set. If none is set, its records arrive when they are
+    /// polled.
     pub fn arrived(&mut self, at: Moment) {
         self.arrival = Some(self.arrival.map_or(at, |earliest| earliest.min(at)));
     }
@@ -97,7 +98,7 @@ impl<T> ReadBatch<T> {
         ByteSize(self.bytes)
     }
 
-    /// Sets when the records were due, whatever the reader says of their arrival.
+    /// Sets when the records were due, whatever arrival the reader has set.
     pub(crate) fn due(&mut self, at: Moment) {
         self.arrival = Some(at);
     }
@@ -137,7 +138,7 @@ impl<T> ReadBatch<T> {
         self.times.truncate(len);
     }
 
-    /// The records, on their way under an admission that `admit` makes of their receipts.
+    /// Turns the records into a batch under an admission that `admit` makes of their receipts.
     pub(crate) fn admit(self, admit: impl FnOnce(Vec<Receipt>) -> Admission) -> Batch<T> {
         Batch::admitted(self.values, self.times, admit(self.receipts))
     }

@@ -1,5 +1,5 @@
-//! What belongs to a value: where it was read, its key and headers; and the record that could not be
-//! processed.
+//! What belongs to a value: where it was read, its key and its headers; and the record that could
+//! not be processed.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -14,7 +14,7 @@ use super::{Error, ErrorKind, Offset, Partition};
 pub struct Origin {
     /// The partition, with its topic or path.
     pub partition: Partition,
-    /// The record's own offset in it.
+    /// The record's own offset in that partition.
     pub offset: Offset,
 }
 
@@ -24,7 +24,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Headers of a record: in order, names may repeat, a value may be absent (as in Kafka).
+/// The headers of a record, in order. Names may repeat, and a value may be absent, as in Kafka.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Headers(Vec<(String, Option<Vec<u8>>)>);
 
@@ -39,7 +39,8 @@ impl Headers {
         self.0.push((name.into(), value));
     }
 
-    /// The value of the last header of that name: `None` when there is none, `Some(None)` when it has no value.
+    /// The value of the last header of that name: `None` when there is no such header, `Some(None)`
+    /// when it has no value.
     pub fn last(&self, name: &str) -> Option<Option<&[u8]>> {
         self.0.iter().rev().find(|(own, _)| own == name).map(|(_, value)| value.as_deref())
     }
@@ -90,20 +91,21 @@ pub struct Keyed<T> {
     pub value: T,
 }
 
-/// A record that a source could not decode or a sink could not take, with all that is needed to replay it.
+/// A record that a source could not decode or a sink could not take, with everything needed to
+/// replay it.
 ///
-/// Malformed records are data: a source yields `Result<T, Malformed>` and the pipeline says what becomes of them
-/// ([`or_stop`](crate::Stream::or_stop), [`or_skip`](crate::Stream::or_skip),
+/// Malformed records are data: a source yields `Result<T, Malformed>` and the pipeline decides what
+/// happens to them ([`or_stop`](crate::Stream::or_stop), [`or_skip`](crate::Stream::or_skip),
 /// [`partition_results`](crate::Stream::partition_results)).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Malformed {
-    /// Where it was read, when it was read and not made.
+    /// Where it was read; `None` for a record that the pipeline made.
     pub origin: Option<Origin>,
-    /// Its key, as it was.
+    /// Its key, unchanged.
     pub key: Option<Vec<u8>>,
-    /// Its value, as it was; `None` for a tombstone.
+    /// Its value, unchanged; `None` for a tombstone.
     pub bytes: Option<Vec<u8>>,
-    /// Its headers, as they were.
+    /// Its headers, unchanged.
     pub headers: Headers,
     /// Why it could not be processed.
     pub cause: String,
@@ -120,11 +122,12 @@ impl fmt::Display for Malformed {
 
 impl StdError for Malformed {}
 
-/// A call was not answered in time. [`or_stop`](crate::Stream::or_stop) makes it an error with which a restart can help.
+/// A call was not answered in time. [`or_stop`](crate::Stream::or_stop) turns it into a transient
+/// error, with which a restart can help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct TimedOut {
-    /// How long it might have taken.
+    /// The time limit of the call.
     pub limit: Duration,
 }
 

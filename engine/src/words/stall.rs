@@ -1,14 +1,14 @@
-//! What waits within a job. A [`Budget`](super::Budget) counts what was read, and not what a stage
-//! makes of it. So nothing is read while a writer has no room or a stage is behind: then the outputs
-//! of one batch at most wait at each of them.
+//! Backpressure within a job. A [`Budget`](super::Budget) counts what was read, but not what a
+//! stage makes of it. So nothing is read while a writer has no room or a stage is behind: then at
+//! most the outputs of one batch wait at each of them.
 
 use std::collections::BTreeMap;
 
 use super::CheckpointId;
 use super::sync::{Arc, AtomicU64, Mutex, SeqCst, lock};
 
-/// What waits within one worker, or within all workers of a job in which records change workers.
-/// Clones are the same.
+/// What waits within one worker, or, in a job in which records change workers, within all workers.
+/// Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stall(Arc<Waiting>);
 
@@ -20,7 +20,8 @@ struct Waiting {
     oldest: AtomicU64,
     /// The number of stages that are behind.
     behind: AtomicU64,
-    /// Records on their way to another worker, which may be parked and not know that it is behind.
+    /// The number of records on their way to another worker, which may be parked and not know yet
+    /// that it is behind.
     exchanged: AtomicU64,
 }
 
@@ -41,8 +42,8 @@ impl Default for Waiting {
 const EXCHANGED_MAX: u64 = 16_384;
 
 impl Stall {
-    /// Whether records of this checkpoint must wait for a writer. Older ones need not: the writer may
-    /// wait for them.
+    /// Whether records of this checkpoint must wait for a writer. Older ones need not: the writer
+    /// may wait for them.
     pub(crate) fn holds(&self, checkpoint: CheckpointId) -> bool {
         self.0.oldest.load(SeqCst) <= checkpoint.number()
     }
@@ -54,12 +55,12 @@ impl Stall {
             || self.0.exchanged.load(SeqCst) >= EXCHANGED_MAX
     }
 
-    /// Records leave for another worker.
+    /// Counts records that leave for another worker.
     pub(crate) fn depart(&self, records: usize) {
         self.0.exchanged.fetch_add(records as u64, SeqCst);
     }
 
-    /// Records arrive from another worker. Returns whether sources may go on.
+    /// Counts records that arrive from another worker. Returns whether sources may go on.
     pub(crate) fn arrive(&self, records: usize) -> bool {
         let before = self.0.exchanged.fetch_sub(records as u64, SeqCst);
         before >= EXCHANGED_MAX && before - (records as u64) < EXCHANGED_MAX
@@ -81,22 +82,22 @@ impl Stall {
             }
         }
         let oldest = full.keys().next().map_or(NONE, |checkpoint| checkpoint.number());
-        // Stored under the lock, so that it is the oldest of the newest change.
+        // Stored under the lock, so that the last change also stores the last value.
         oldest > self.0.oldest.swap(oldest, SeqCst)
     }
 
-    /// A stage is behind.
+    /// Counts a stage that is behind.
     fn fall_behind(&self) {
         self.0.behind.fetch_add(1, SeqCst);
     }
 
-    /// It has caught up. Returns whether it was the last.
+    /// Counts a stage that has caught up. Returns whether it was the last one behind.
     fn catch_up(&self) -> bool {
         self.0.behind.fetch_sub(1, SeqCst) == 1
     }
 }
 
-/// Whether one stage is behind, and who reads on when it has caught up.
+/// Whether one stage is behind. When the last of them has caught up, it wakes the sources.
 pub(crate) struct Backlog {
     stall: Stall,
     is_behind: bool,
@@ -104,14 +105,14 @@ pub(crate) struct Backlog {
 }
 
 impl Backlog {
-    /// Of a stage that is not behind; `caught_up` wakes the sources.
+    /// The backlog of a stage that is not behind; `caught_up` wakes the sources.
     pub(crate) fn new(stall: Stall, caught_up: impl Fn() + 'static) -> Backlog {
         Backlog { stall, is_behind: false, caught_up: Box::new(caught_up) }
     }
 
-    /// Sets how many records wait before the stage, which processes `slice` of them at once. It is
-    /// behind from more than four slices until one is left, so that it is never idle while sources
-    /// wait for it.
+    /// Sets how many records wait before the stage, which processes `slice` of them at once. The
+    /// stage falls behind with more than four slices and has caught up at one, so that it is never
+    /// idle while sources wait for it.
     pub(crate) fn look(&mut self, waiting: usize, slice: usize) {
         let limit = if self.is_behind { slice } else { slice.saturating_mul(4) };
         let is_behind = waiting > limit;

@@ -6,8 +6,8 @@ use std::thread::{Builder, JoinHandle};
 
 use super::{Error, ErrorKind, Result};
 
-/// Starts a thread that is named `millstream-` and `name`. Its `tracing` events belong to the job of the
-/// thread that starts it.
+/// Starts a thread with the name `millstream-` followed by `name`. Its `tracing` events belong to
+/// the job of the thread that starts it.
 ///
 /// # Errors
 /// When the system cannot start a thread.
@@ -18,7 +18,7 @@ pub fn spawn<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 's
     started.map_err(|cause| Error::new(ErrorKind::System, format!("cannot start the thread `{name}`")).caused_by(cause))
 }
 
-/// As [`spawn`]; and `failed` is called with an error when the thread panics.
+/// As [`spawn`], and calls `failed` with an error when the thread panics.
 ///
 /// # Errors
 /// As [`spawn`].
@@ -36,7 +36,7 @@ pub fn spawn_watched(
     })
 }
 
-/// What a caught panic says.
+/// The message of a caught panic.
 pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> &str {
     let message = payload.downcast_ref::<String>().map(String::as_str);
     message.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message")

@@ -1,5 +1,5 @@
-//! Time, of three kinds: [`EventTime`] of the data, [`Moment`] of the machine, [`WallTime`] of the
-//! world; and the [`Clock`] that tells the last two and can be simulated, so that no test sleeps.
+//! Three kinds of time: [`EventTime`] of the data, [`Moment`] of the machine, and [`WallTime`] of
+//! the world. A [`Clock`] tells the last two and can be simulated, so that no test sleeps.
 
 use std::fmt;
 use std::ops::Sub;
@@ -8,17 +8,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::sync::lock;
 
-/// When something happened in the world, as the data say: milliseconds since 1970, negative before.
+/// When something happened according to the data: milliseconds since 1970, negative before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventTime(pub i64);
 
 /// The time of the world: milliseconds since 1970, negative before. It means the same in every
-/// process, so it can be kept; but it may jump when the system's clock is set.
+/// process, so it can be stored; but it may jump when the system's clock is set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct WallTime(pub i64);
 
-/// A moment of the job's clock: nanoseconds since the process asked for the first time. It never goes
-/// back, and means nothing in another process.
+/// A moment of the job's clock: nanoseconds since the process first asked for the time. It never
+/// goes back, and means nothing in another process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(u64);
 
@@ -33,7 +33,7 @@ impl Moment {
         Moment(nanos)
     }
 
-    /// The moment `earlier` before this one, or the clock's origin.
+    /// The moment `earlier` before this one, but not before the clock's origin.
     #[must_use]
     pub(crate) fn before(self, earlier: Duration) -> Moment {
         Moment(self.0.saturating_sub(u64::try_from(earlier.as_nanos()).unwrap_or(u64::MAX)))
@@ -49,16 +49,16 @@ impl Moment {
 impl Sub for Moment {
     type Output = Duration;
 
-    /// How long after `earlier` this is; zero when it is not.
+    /// The time since `earlier`; zero when `earlier` is later.
     fn sub(self, earlier: Moment) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 }
 
-/// What tells a job the time: the machine's clocks, or one that a test moves by hand.
+/// Tells a job the time: the machine's clocks, or a clock that a test moves by hand.
 ///
 /// A simulated clock stands still until [`advance`](Clock::advance). Ticks of a trigger, checkpoint
-/// intervals and deadlines all obey it, so a test decides when a micro-batch closes.
+/// intervals and deadlines all follow it, so a test decides when a micro-batch closes.
 ///
 /// ```
 /// use millstream::Clock;
@@ -81,7 +81,7 @@ struct Simulated {
     alarms: Mutex<Vec<Alarm>>,
 }
 
-/// Called after the clock moved; returns whether it wants to be called again.
+/// Called after the clock has moved; returns whether to call it again.
 type Alarm = Box<dyn Fn() -> bool + Send>;
 
 static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -92,13 +92,13 @@ impl Clock {
         Clock(None)
     }
 
-    /// A clock that stands still until it is advanced, from the beginning of 1970. Clones are the same
-    /// clock.
+    /// A clock that starts at the beginning of 1970 and stands still until it is advanced. Clones
+    /// are the same clock.
     pub fn simulated() -> Clock {
         Clock::simulated_from(WallTime::default())
     }
 
-    /// As [`simulated`](Clock::simulated), from another wall time.
+    /// As [`simulated`](Clock::simulated), starting at another wall time.
     pub fn simulated_from(began: WallTime) -> Clock {
         Clock(Some(Arc::new(Simulated { began, ..Simulated::default() })))
     }
@@ -108,7 +108,7 @@ impl Clock {
         self.0.is_none()
     }
 
-    /// The moment it is now.
+    /// The current moment.
     pub fn now(&self) -> Moment {
         match &self.0 {
             None => Moment(ORIGIN.elapsed().as_nanos() as u64),
@@ -116,7 +116,7 @@ impl Clock {
         }
     }
 
-    /// The wall time now. Under a simulated clock it advances with [`now`](Clock::now).
+    /// The current wall time. Under a simulated clock it advances with [`now`](Clock::now).
     pub fn wall(&self) -> WallTime {
         match &self.0 {
             None => {
@@ -128,7 +128,7 @@ impl Clock {
         }
     }
 
-    /// Moves a simulated clock, and wakes what waits for a moment.
+    /// Moves a simulated clock forward, and wakes what waits for a moment.
     ///
     /// # Panics
     /// When this is the system's clock, which cannot be moved.
@@ -149,12 +149,12 @@ impl Clock {
             (None, Some(until)) => {
                 changed.wait_timeout(guard, until - self.now()).unwrap_or_else(PoisonError::into_inner).0
             }
-            // A simulated clock notifies through its alarm when it is moved.
+            // A simulated clock notifies through its alarms when it is moved.
             _ => changed.wait(guard).unwrap_or_else(PoisonError::into_inner),
         }
     }
 
-    /// Has `alarm` called after every move of a simulated clock until it returns `false`. It has no
+    /// Calls `alarm` after every move of a simulated clock until it returns `false`. It has no
     /// effect on the system's clock.
     pub(crate) fn on_advance(&self, alarm: impl Fn() -> bool + Send + 'static) {
         if let Some(simulated) = &self.0 {
@@ -172,7 +172,8 @@ impl fmt::Debug for Clock {
     }
 }
 
-/// The instant that is `limit` from now; a limit of centuries is cut, because an [`Instant`] overflows.
+/// The instant that is `limit` from now; a limit of centuries is cut, because an [`Instant`]
+/// overflows.
 pub(crate) fn deadline_after(limit: Duration) -> Instant {
     const LIMIT_MAX: Duration = Duration::from_secs(1 << 32);
     Instant::now() + limit.min(LIMIT_MAX)

@@ -1,10 +1,10 @@
-//! How another thread tells an operator, or the control thread, that there is work.
+//! How one thread tells an operator, or the control thread, that there is work.
 
 use std::fmt;
 
 use super::sync::{Arc, AtomicBool, SeqCst};
 
-/// Wakes one sleeper: an operator or the control thread. It may be called from any thread, also
+/// Wakes one sleeper: an operator or the control thread. It may be called from any thread, even
 /// while a client's lock is held: it only queues an activation and unparks a thread. Calls between
 /// two looks of the sleeper count as one.
 #[derive(Clone)]

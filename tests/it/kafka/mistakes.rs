@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use millstream::{ErrorKind, Flow, Job, Result, discard, rows};
-use millstream_connectors::{Compression, End, Kafka, Profile, StartAt};
+use millstream_connectors::{Compression, EndAt, Kafka, Profile, StartAt};
 #[cfg(not(feature = "tls"))]
 use millstream_connectors::{Sasl, Tls};
 use rdkafka::consumer::Consumer;
@@ -155,7 +155,7 @@ fn an_option_on_the_wrong_side_is_named() {
     for (option, wrong) in [
         ("`group`", here.topic(&topic).group("g")),
         ("`start_at`", here.topic(&topic).start_at(StartAt::Latest)),
-        ("`end_at`", here.topic(&topic).end_at(End::Latest)),
+        ("`end_at`", here.topic(&topic).end_at(EndAt::Latest)),
         ("`partitions`", here.topic(&topic).partitions([0])),
     ] {
         check(ErrorKind::Config, &[option, "sink"], move |flow| {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use millstream::{ErrorKind, Job, Report, Restart, Result, Trigger, collect};
-use millstream_connectors::{DataLoss, End, StartAt, Topic};
+use millstream_connectors::{DataLoss, EndAt, StartAt, Topic};
 use rdkafka::producer::BaseRecord;
 
 use super::kafka;
@@ -67,7 +67,7 @@ fn offsets_partitions_and_ends_can_be_named() {
     let options = move |topic: Topic| {
         let starts = BTreeMap::from([((name.clone(), 0), 8), ((name.clone(), 1), 5)]);
         let ends = BTreeMap::from([((name.clone(), 1), 7)]);
-        topic.partitions([0, 1]).start_at(StartAt::Offsets(starts)).end_at(End::Offsets(ends))
+        topic.partitions([0, 1]).start_at(StartAt::Offsets(starts)).end_at(EndAt::Offsets(ends))
     };
     assert_eq!(read(&topic, options).unwrap().0, [8, 9, 15, 16]);
     // The record at the end offset was polled, but belongs to the next run.
@@ -114,7 +114,7 @@ fn a_continuous_run_has_an_end_when_it_is_given_one() {
     let (kafka, results) = (kafka(broker), collect());
     let (sink, name) = (results.clone(), topic.clone());
     let job = Job::new("end", move |flow| {
-        flow.source(kafka.topic(&name).end_at(End::Latest).json::<u64>())?.or_stop().sink(&sink)
+        flow.source(kafka.topic(&name).end_at(EndAt::Latest).json::<u64>())?.or_stop().sink(&sink)
     });
     let report = job.start().unwrap().wait_for(PATIENCE).expect("it ends").unwrap();
     assert_eq!((results.len(), report.fraction()), (100, Some(1.0)));

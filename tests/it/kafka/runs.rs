@@ -79,7 +79,7 @@ fn the_other_process() {
     let broker = Broker::at(&address);
     let takes_over = std::env::var_os("OTHER_TAKES_OVER").is_some();
     let options =
-        move |topic: Topic| if takes_over { topic.partitions([0]).take_over() } else { topic.partitions([0]) };
+        move |topic: Topic| if takes_over { topic.partitions([0]).fence_other_run() } else { topic.partitions([0]) };
     let mut running = job(&broker, &std::env::var("OTHER_TOPIC").unwrap(), options).start().unwrap();
     if let Ok(records) = std::env::var("OTHER_ENDS_AFTER") {
         let records: u64 = records.parse().unwrap();

@@ -12,10 +12,10 @@ use apache_avro::schema::{DecimalSchema, InnerDecimalSchema, Name, UuidSchema};
 /// levels too. The library takes 33 kB of stack for each level when it is compiled with little
 /// optimisation, and a thread has 2 MB. To resolve a union into another schema, it resolves
 /// everything inside the union twice.
-const DEPTH_MOST: usize = 40;
+const DEPTH_MAX: usize = 40;
 /// How many values that take no bytes a payload may have; without a bound it could claim any
 /// number.
-const EMPTY_MOST: usize = 1 << 16;
+const EMPTY_MAX: usize = 1 << 16;
 
 /// Checks a whole payload.
 pub(super) fn check(schema: &Schema, names: &HashMap<Name, &Schema>, payload: &[u8]) -> Result<(), String> {
@@ -53,8 +53,8 @@ impl<'s> Wrong<'s> {
 
 impl<'s> Walk<'s, '_> {
     fn value(&mut self, schema: &'s Schema) -> Result<(), Wrong<'s>> {
-        if self.depth == DEPTH_MOST {
-            return Err(Wrong::new(format!("it is nested more than {DEPTH_MOST} levels deep")));
+        if self.depth == DEPTH_MAX {
+            return Err(Wrong::new(format!("it is nested more than {DEPTH_MAX} levels deep")));
         }
         self.depth += 1;
         self.inside(schema)?;
@@ -141,8 +141,8 @@ impl<'s> Walk<'s, '_> {
 
     fn nothing(&mut self) -> Result<(), Wrong<'s>> {
         self.empty += 1;
-        if self.empty > EMPTY_MOST {
-            return Err(Wrong::new(format!("it has more than {EMPTY_MOST} values that take no bytes")));
+        if self.empty > EMPTY_MAX {
+            return Err(Wrong::new(format!("it has more than {EMPTY_MAX} values that take no bytes")));
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use crate::format::strict::{self, Rules};
 use crate::lock;
 
 /// How many characters of a cause are kept: the library's causes may contain a whole schema.
-const TOLD_MOST: usize = 500;
+const TOLD_MAX: usize = 500;
 
 /// A schema with the names of all the schemas it references.
 pub(super) struct Parsed {
@@ -107,7 +107,7 @@ impl Reading {
 fn in_short<T>(result: AvroResult<T>) -> Result<T, Cause> {
     result.map_err(|cause| {
         let mut text = cause.to_string();
-        if let Some((end, _)) = text.char_indices().nth(TOLD_MOST) {
+        if let Some((end, _)) = text.char_indices().nth(TOLD_MAX) {
             text.truncate(end);
             text.push_str("...");
         }

@@ -65,7 +65,7 @@ impl fmt::Display for File {
 }
 
 /// How many levels deep messages may be nested.
-const DEPTH_MOST: usize = 64;
+const DEPTH_MAX: usize = 64;
 
 /// The scope in which messages are counted: a file, or a message.
 #[derive(Default)]
@@ -123,8 +123,8 @@ impl<'t> Parser<'t> {
     fn body(&mut self, scope: &mut Scope) -> Result<(), Cause> {
         self.expect("{")?;
         self.depth += 1;
-        if self.depth > DEPTH_MOST {
-            return Err(format!("its messages are nested more than {DEPTH_MOST} deep").into());
+        if self.depth > DEPTH_MAX {
+            return Err(format!("its messages are nested more than {DEPTH_MAX} deep").into());
         }
         loop {
             let word = *self.rest.first().ok_or(OPEN)?;

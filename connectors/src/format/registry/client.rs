@@ -16,13 +16,13 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use ureq::{Agent, RequestBuilder};
 
-use crate::kafka::Tls;
 #[cfg(not(feature = "tls"))]
-use crate::kafka::security::NEEDS_TLS;
+use crate::security::NEEDS_TLS;
+use crate::security::Tls;
 
 /// The first and the longest pause between two attempts.
 const AGAIN_FIRST: Duration = Duration::from_millis(50);
-const AGAIN_MOST: Duration = Duration::from_secs(1);
+const AGAIN_MAX: Duration = Duration::from_secs(1);
 /// One attempt may take this fraction of a request's time limit: if one address hangs, another may
 /// work.
 const ATTEMPTS: u32 = 3;
@@ -30,9 +30,9 @@ const JSON: &str = "application/vnd.schemaregistry.v1+json";
 /// Error codes with which a registry reports that it has no such schema, subject or version.
 const UNKNOWN: RangeInclusive<u32> = 40_401..=40_499;
 /// How many bytes of a response are read at most.
-const ANSWER_MOST: u64 = 16 << 20;
+const ANSWER_MAX: u64 = 16 << 20;
 /// How many characters of a response a message contains at most.
-const TOLD_MOST: usize = 300;
+const TOLD_MAX: usize = 300;
 
 /// The addresses of a registry and how to send requests to it.
 #[derive(Clone)]
@@ -210,7 +210,7 @@ impl Client {
             }
             tracing::warn!(registry = %self, %why, ?pause, "cannot {doing}, retrying");
             thread::sleep(pause);
-            pause = (pause * 2).min(AGAIN_MOST);
+            pause = (pause * 2).min(AGAIN_MAX);
         }
     }
 
@@ -241,7 +241,7 @@ impl Client {
         let mut answer = answer.map_err(failure)?;
         let status = answer.status().as_u16();
         let text =
-            answer.body_mut().with_config().limit(ANSWER_MOST).lossy_utf8(true).read_to_string().map_err(failure)?;
+            answer.body_mut().with_config().limit(ANSWER_MAX).lossy_utf8(true).read_to_string().map_err(failure)?;
         understand(status, &text).map_err(|failure| failure.at(address))
     }
 
@@ -294,7 +294,7 @@ impl Failure {
 /// The beginning of a message.
 fn told(text: &str) -> String {
     let text = text.trim();
-    text.char_indices().nth(TOLD_MOST).map_or_else(|| text.to_owned(), |(end, _)| format!("{}...", &text[..end]))
+    text.char_indices().nth(TOLD_MAX).map_or_else(|| text.to_owned(), |(end, _)| format!("{}...", &text[..end]))
 }
 
 /// Escapes a name for use in a path.

@@ -37,8 +37,8 @@ pub(super) use path::{Path, path_of, put_path};
 pub(super) use subject::Subject;
 pub(super) use wire::{put_header, split};
 
-use crate::kafka::Tls;
 use crate::lock;
+use crate::security::Tls;
 
 use super::Cause;
 
@@ -130,7 +130,7 @@ const UNKNOWN_FOR: Duration = Duration::from_secs(5);
 const FOLLOWS_WITHIN: Duration = Duration::from_secs(1);
 const FOLLOWS_FIRST: Duration = Duration::from_millis(100);
 /// The maximum number of unknown ids to remember.
-const UNKNOWN_MOST: usize = 10_000;
+const UNKNOWN_MAX: usize = 10_000;
 
 impl Registry {
     /// Creates a registry from its address, such as `http://localhost:8081`, or from several
@@ -213,7 +213,7 @@ impl Registry {
                 Ok(Arc::clone(schemas.known.entry(id).or_insert_with(|| Arc::new(registered))))
             }
             Err(complaint) if complaint.is_unknown() => {
-                if schemas.unknown.len() >= UNKNOWN_MOST {
+                if schemas.unknown.len() >= UNKNOWN_MAX {
                     schemas.unknown.clear();
                 }
                 schemas.unknown.insert(id, Instant::now());

@@ -8,7 +8,7 @@ use crate::format::Cause;
 pub(crate) type Path = Vec<i32>;
 
 /// Payloads that claim deeper nesting are malformed.
-const DEPTH_MOST: i64 = 64;
+const DEPTH_MAX: i64 = 64;
 
 /// Splits a payload into the path of its message and the rest.
 pub(crate) fn path_of(payload: &[u8]) -> Result<(Path, &[u8]), Cause> {
@@ -17,7 +17,7 @@ pub(crate) fn path_of(payload: &[u8]) -> Result<(Path, &[u8]), Cause> {
     let path = match next()? {
         // The short form of the first message.
         0 => vec![0],
-        count @ 1..=DEPTH_MOST => (0..count)
+        count @ 1..=DEPTH_MAX => (0..count)
             .map(|_| {
                 next().and_then(|index| {
                     i32::try_from(index)

@@ -4,8 +4,8 @@
 use millstream::{Error, ErrorKind, Result};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 
-use crate::kafka::Tls;
-use crate::kafka::security::{HostNames, Pem};
+use crate::security::Tls;
+use crate::security::{HostNames, Pem};
 
 /// Reads the files that the options name.
 pub(super) fn config(tls: &Tls) -> Result<TlsConfig> {

@@ -5,7 +5,7 @@ use std::error::Error as _;
 use std::time::{Duration, SystemTime};
 
 use millstream::{Error, Flow, Job, Result, discard, rows};
-use millstream_connectors::kafka::Secret;
+use millstream_connectors::Secret;
 use millstream_connectors::report::write_line;
 use millstream_connectors::{Kafka, Sasl, Tls, Token};
 

@@ -15,59 +15,58 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Statistics, TopicPartitionList};
 
-use super::client::Settings;
 use super::group::Membership;
-use super::heard::Heard;
-use super::lock;
-use super::options::GroupProtocol;
-use super::start::{DataLoss, End};
-use super::topic::Topic;
+use crate::kafka::client::Settings;
+use crate::kafka::heard::Heard;
+use crate::kafka::options::{DataLoss, EndAt, GroupProtocol};
+use crate::kafka::topic::Topic;
+use crate::lock;
 
 /// What the consumer reports through callbacks. They run on the thread that polls the main queue:
 /// the control thread, once the job runs.
-pub(super) struct Context {
-    pub(super) heard: Heard,
+pub(crate) struct Context {
+    pub(crate) heard: Heard,
     statistics: Mutex<Option<Statistics>>,
-    pub(super) membership: Membership,
+    pub(crate) membership: Membership,
     has_heard: AtomicBool,
     /// Errors that arrived while another answer was awaited.
     passed_over: Mutex<Vec<KafkaError>>,
     /// Topics that were deleted and recreated while they were read.
-    remade: Mutex<BTreeSet<String>>,
-    is_remade: AtomicBool,
+    recreated: Mutex<BTreeSet<String>>,
+    is_recreated: AtomicBool,
 }
 
 impl Context {
     /// Takes the errors that no caller has considered yet.
-    pub(super) fn passed_over(&self) -> Vec<KafkaError> {
+    pub(crate) fn passed_over(&self) -> Vec<KafkaError> {
         std::mem::take(&mut *lock(&self.passed_over))
     }
 
     /// Whether a callback has run since the last call: a poll that returns nothing may have run
     /// one.
-    pub(super) fn has_heard(&self) -> bool {
+    pub(crate) fn has_heard(&self) -> bool {
         self.has_heard.swap(false, SeqCst)
     }
 
     /// Whether a topic was recreated: the client still reads it at offsets of the old one.
-    pub(super) fn is_remade(&self, topic: &str) -> bool {
-        self.is_remade.load(SeqCst) && lock(&self.remade).contains(topic)
+    pub(crate) fn is_recreated(&self, topic: &str) -> bool {
+        self.is_recreated.load(SeqCst) && lock(&self.recreated).contains(topic)
     }
 
     /// A topic that was recreated, if there is one.
-    pub(super) fn first_remade(&self) -> Option<String> {
-        if self.is_remade.load(SeqCst) { lock(&self.remade).first().cloned() } else { None }
+    pub(crate) fn first_recreated(&self) -> Option<String> {
+        if self.is_recreated.load(SeqCst) { lock(&self.recreated).first().cloned() } else { None }
     }
 
     /// Forgets that the topic was recreated: it is read from its beginning from now on.
-    pub(super) fn rewound(&self, topic: &str) {
-        let mut remade = lock(&self.remade);
-        remade.remove(topic);
-        self.is_remade.store(!remade.is_empty(), SeqCst);
+    pub(crate) fn rewound(&self, topic: &str) {
+        let mut recreated = lock(&self.recreated);
+        recreated.remove(topic);
+        self.is_recreated.store(!recreated.is_empty(), SeqCst);
     }
 
     /// Takes the newest statistics.
-    pub(super) fn statistics(&self) -> Option<Statistics> {
+    pub(crate) fn statistics(&self) -> Option<Statistics> {
         lock(&self.statistics).take()
     }
 }
@@ -83,9 +82,9 @@ impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         self.has_heard.store(true, SeqCst);
         if facility == METADATA {
-            if let Some(topic) = remade_topic(line) {
-                lock(&self.remade).insert(topic.to_owned());
-                self.is_remade.store(true, SeqCst);
+            if let Some(topic) = recreated_topic(line) {
+                lock(&self.recreated).insert(topic.to_owned());
+                self.is_recreated.store(true, SeqCst);
             }
             if !self.heard.is_debugged() {
                 return;
@@ -113,10 +112,10 @@ impl ConsumerContext for Context {
 }
 
 /// Creates the consumer for this many partitions. If it joins its group, they are assigned later.
-pub(super) fn create(
+pub(crate) fn create(
     topic: &Topic,
     group: &str,
-    end: &End,
+    end: &EndAt,
     joins: bool,
     open: &OpenSource,
     partitions: usize,
@@ -131,7 +130,7 @@ pub(super) fn create(
         .map_or(prefetch.fetch_bytes, |most| prefetch.fetch_bytes.min(most.saturating_sub(512)));
     let message_bytes = settings.number("fetch.max.bytes").unwrap_or(fetch_bytes).clamp(1_000, 1_000_000);
     config.set("message.max.bytes", message_bytes.to_string());
-    // The client reports a recreated topic only in this debug log (`remade_topic`).
+    // The client reports a recreated topic only in this debug log (`recreated_topic`).
     let debug = settings.properties.get("debug").map_or("metadata".to_owned(), |debug| format!("{debug},metadata"));
     config.set("debug", debug).set_log_level(RDKafkaLogLevel::Debug);
     let on_data_loss = topic.source.on_data_loss.unwrap_or_default();
@@ -162,7 +161,7 @@ pub(super) fn create(
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", if on_data_loss == DataLoss::Skip { "earliest" } else { "error" })
         .set("isolation.level", topic.source.isolation.unwrap_or_default().name())
-        .set("enable.partition.eof", if *end == End::Never { "false" } else { "true" })
+        .set("enable.partition.eof", if *end == EndAt::Never { "false" } else { "true" })
         .set("allow.auto.create.topics", "false")
         .set("queued.min.messages", "100000")
         .set("queued.max.messages.kbytes", prefetch.queued_kbytes.to_string())
@@ -191,8 +190,8 @@ pub(super) fn create(
         membership: Membership::new(protocol),
         has_heard: AtomicBool::new(false),
         passed_over: Mutex::default(),
-        remade: Mutex::default(),
-        is_remade: AtomicBool::new(false),
+        recreated: Mutex::default(),
+        is_recreated: AtomicBool::new(false),
     };
     let mut consumer: BaseConsumer<Context> =
         config.create_with_context(context).map_err(|cause| topic.settings.not_created(cause))?;
@@ -202,7 +201,7 @@ pub(super) fn create(
 }
 
 /// Polls the client's events where no other code polls them yet, or while an answer is awaited.
-pub(super) fn listen(consumer: &BaseConsumer<Context>) {
+pub(crate) fn listen(consumer: &BaseConsumer<Context>) {
     loop {
         match consumer.poll(Duration::ZERO) {
             Some(Err(cause)) => lock(&consumer.context().passed_over).push(cause),
@@ -223,7 +222,7 @@ const METADATA: &str = "METADATA";
 /// The topic that was recreated, if a line of the client's log says so. The client has no event for
 /// this and continues at the old offset, and no function of rdkafka returns a topic's id
 /// (librdkafka 2.12, `rdkafka_topic.c`).
-fn remade_topic(line: &str) -> Option<&str> {
+fn recreated_topic(line: &str) -> Option<&str> {
     // The id before the change, if the client did not know the topic.
     const NO_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
     let (_, said) = line.split_once("Topic ")?;
@@ -237,14 +236,14 @@ const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The user's session timeout, or the default, which must not exceed the user's
 /// `max.poll.interval.ms`.
-pub(super) fn session_timeout(settings: &Settings) -> Duration {
+pub(crate) fn session_timeout(settings: &Settings) -> Duration {
     let most = settings.number("max.poll.interval.ms").map_or(SESSION_TIMEOUT, Duration::from_millis);
     settings.number("session.timeout.ms").map_or(SESSION_TIMEOUT.min(most), Duration::from_millis)
 }
 
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 /// A source with more partitions connects a second time, once their number is known.
-pub(super) const PARTITIONS_EXPECTED: usize = 8;
+pub(crate) const PARTITIONS_EXPECTED: usize = 8;
 
 /// How the memory for prefetched records is divided.
 struct Prefetch {
@@ -276,9 +275,9 @@ mod tests {
     #[test]
     fn a_topic_that_was_made_anew_is_told_from_a_new_one() {
         let line = "[thrd:main]: Topic orders changed id from q1Lx0tYDQfOBpFn5q0wPAA to bN2bYl0fQo6yqk3wqTn4VQ";
-        assert_eq!(remade_topic(line), Some("orders"));
+        assert_eq!(recreated_topic(line), Some("orders"));
         let line = "[thrd:main]: Topic orders changed id from AAAAAAAAAAAAAAAAAAAAAA to bN2bYl0fQo6yqk3wqTn4VQ";
-        assert_eq!(remade_topic(line), None);
-        assert_eq!(remade_topic("[thrd:main]:   Topic orders with 2 partitions"), None);
+        assert_eq!(recreated_topic(line), None);
+        assert_eq!(recreated_topic("[thrd:main]:   Topic orders with 2 partitions"), None);
     }
 }

@@ -15,11 +15,11 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{BorrowedMessage, Message as _};
 
 use super::consumer::Context;
-use super::lock;
-use super::message::{KafkaOrigin, Message, headers_of};
-use super::partition::{Positions, Shared};
+use super::partition::{Positions, Shared, Span, next};
 use super::source::KafkaShared;
-use super::start::{Span, next};
+use crate::kafka::headers::headers_of;
+use crate::kafka::message::{KafkaOrigin, Message};
+use crate::lock;
 
 /// Turns messages into items, by a format.
 pub trait Read: Send + Sync + 'static {
@@ -49,16 +49,16 @@ pub struct Incoming<'m> {
 }
 
 impl Incoming<'_> {
-    pub(super) fn payload(&self) -> Option<&[u8]> {
+    pub(crate) fn payload(&self) -> Option<&[u8]> {
         self.message.payload()
     }
 
-    pub(super) fn payload_len(&self) -> usize {
+    pub(crate) fn payload_len(&self) -> usize {
         self.message.payload_len()
     }
 
     /// The message with its metadata; malformed when the metadata cannot be read.
-    pub(super) fn message<T>(&self, value: T) -> Result<Message<T>, Malformed> {
+    pub(crate) fn message<T>(&self, value: T) -> Result<Message<T>, Malformed> {
         let (headers, unreadable) = headers_of(self.message);
         if unreadable > 0 {
             return Err(self.malformed("the name of a header is not valid UTF-8"));
@@ -78,7 +78,7 @@ impl Incoming<'_> {
         Ok(message)
     }
 
-    pub(super) fn malformed(&self, cause: &(impl fmt::Display + ?Sized)) -> Malformed {
+    pub(crate) fn malformed(&self, cause: &(impl fmt::Display + ?Sized)) -> Malformed {
         let offset = next(self.message.offset());
         let (headers, unreadable) = headers_of(self.message);
         let cause = match unreadable {
@@ -109,7 +109,7 @@ struct Held {
     next: i64,
     ended: bool,
     /// The log was recreated or truncated, and is read again from an offset before `next`.
-    went_back: bool,
+    was_truncated: bool,
     /// The client has reached the end of the log, but not yet the end of the span.
     is_at_end: bool,
 }
@@ -160,7 +160,7 @@ impl Queue {
 
 /// Where the control thread hands partitions to one worker's reader.
 #[derive(Default)]
-pub(super) struct Door {
+pub(crate) struct Inbox {
     /// Partitions to take in, each with its queue when that is new.
     waiting: Mutex<Vec<(Arc<Shared>, Option<Queue>)>>,
     is_waited: AtomicBool,
@@ -170,12 +170,12 @@ pub(super) struct Door {
     clock: Clock,
 }
 
-impl Door {
-    pub(super) fn new(clock: &Clock) -> Door {
-        Door { clock: clock.clone(), ..Door::default() }
+impl Inbox {
+    pub(crate) fn new(clock: &Clock) -> Inbox {
+        Inbox { clock: clock.clone(), ..Inbox::default() }
     }
 
-    pub(super) fn hand_in(&self, shared: Arc<Shared>, queue: Option<PartitionQueue<Context>>) {
+    pub(crate) fn hand_in(&self, shared: Arc<Shared>, queue: Option<PartitionQueue<Context>>) {
         let wake = self.wake.get().expect("readers are created before partitions are handed in");
         let queue = queue.map(|queue| Queue::new(queue, wake, &self.clock));
         lock(&self.waiting).push((shared, queue));
@@ -183,7 +183,7 @@ impl Door {
         wake.wake();
     }
 
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.is_closed.store(true, SeqCst);
         if let Some(wake) = self.wake.get() {
             wake.wake();
@@ -207,9 +207,9 @@ pub struct KafkaReader<R> {
 const LOOK_AT_ALL_EVERY: Duration = Duration::from_millis(100);
 
 impl<R: Read> KafkaReader<R> {
-    pub(super) fn new(shared: &Arc<KafkaShared<R>>, worker: Worker, wake: &Wake) -> KafkaReader<R> {
+    pub(crate) fn new(shared: &Arc<KafkaShared<R>>, worker: Worker, wake: &Wake) -> KafkaReader<R> {
         // The wake is not set yet: a reader is created once.
-        drop(shared.doors[worker.index].wake.set(wake.clone()));
+        drop(shared.inboxes[worker.index].wake.set(wake.clone()));
         KafkaReader {
             shared: Arc::clone(shared),
             worker: worker.index,
@@ -221,15 +221,15 @@ impl<R: Read> KafkaReader<R> {
     }
 
     /// Takes the partitions that the control thread has handed to this reader.
-    fn look_at_door(&mut self) {
+    fn look_at_inbox(&mut self) {
         let shared = Arc::clone(&self.shared);
-        let door = &shared.doors[self.worker];
-        if !door.is_waited.load(SeqCst) || !door.is_waited.swap(false, SeqCst) {
+        let inbox = &shared.inboxes[self.worker];
+        if !inbox.is_waited.load(SeqCst) || !inbox.is_waited.swap(false, SeqCst) {
             return;
         }
-        let arrived = std::mem::take(&mut *lock(&door.waiting));
+        let arrived = std::mem::take(&mut *lock(&inbox.waiting));
         for (shared, queue) in arrived {
-            if shared.is_recalled.load(SeqCst) {
+            if shared.is_revoked.load(SeqCst) {
                 // The partition was revoked before it was taken in, and the revocation is already
                 // answered: only the queue is kept.
                 self.away.extend(queue.map(|queue| (shared.span.name.clone(), queue)));
@@ -244,7 +244,7 @@ impl<R: Read> KafkaReader<R> {
                     // To the client both may be the same queue, with one callback. Dropping one
                     // removes the callback, so it is set again.
                     drop(kept);
-                    queue.listen(door.wake.get().expect("`hand_in` has used it"), &door.clock);
+                    queue.listen(inbox.wake.get().expect("`hand_in` has used it"), &inbox.clock);
                     queue
                 }
                 (queue, kept) => {
@@ -256,7 +256,7 @@ impl<R: Read> KafkaReader<R> {
                 topic: shared.span.topic.as_str().into(),
                 next: shared.span.start,
                 ended: shared.span.end.is_some_and(|end| shared.span.start >= end),
-                went_back: false,
+                was_truncated: false,
                 is_at_end: false,
                 shared,
                 queue,
@@ -271,9 +271,9 @@ impl<R: Read> KafkaReader<R> {
 
     /// Whether all partitions have ended, and no more will be handed in.
     fn is_through(&self) -> bool {
-        let door = &self.shared.doors[self.worker];
-        // The order matters: a partition that was handed in before the door was closed is seen.
-        door.is_closed.load(SeqCst) && !door.is_waited.load(SeqCst) && self.held.iter().all(|held| held.ended)
+        let inbox = &self.shared.inboxes[self.worker];
+        // The order matters: a partition that was handed in before the inbox was closed is seen.
+        inbox.is_closed.load(SeqCst) && !inbox.is_waited.load(SeqCst) && self.held.iter().all(|held| held.ended)
     }
 
     /// The next partition whose queue may have messages, round-robin.
@@ -299,7 +299,7 @@ impl<R: Read> KafkaReader<R> {
 
 /// The worker that reads a partition. It is the same for a whole run, and the partitions of a topic
 /// are spread evenly.
-pub(super) fn owner(span: &Span, workers: usize) -> usize {
+pub(crate) fn owner(span: &Span, workers: usize) -> usize {
     let topic = span
         .topic
         .bytes()
@@ -311,7 +311,7 @@ impl<R: Read> Reader for KafkaReader<R> {
     type Item = R::Item;
 
     fn poll(&mut self, batch: &mut ReadBatch<R::Item>, room: Room) -> Result<Polled> {
-        self.look_at_door();
+        self.look_at_inbox();
         let Some(index) = self.next_filled() else {
             self.look_at_all();
             return Ok(if self.is_through() { Polled::Ended(End::OfRun) } else { Polled::Idle });
@@ -331,14 +331,14 @@ impl<R: Read> Reader for KafkaReader<R> {
 
     /// Does not forget a partition that has been assigned again: only its revoked predecessor.
     fn unassign(&mut self, partitions: &[Partition]) {
-        self.put_away(|held| held.is_recalled.load(SeqCst) && partitions.contains(&held.span.name));
+        self.put_away(|held| held.is_revoked.load(SeqCst) && partitions.contains(&held.span.name));
     }
 }
 
 impl Held {
     /// Takes messages from the queue until it is empty, the room is used up, or the end is reached.
     fn drain<R: Read>(&mut self, shared: &KafkaShared<R>, batch: &mut ReadBatch<R::Item>, room: Room) -> Result<()> {
-        if shared.is_remade(&self.topic)? {
+        if shared.is_recreated(&self.topic)? {
             // Reading continues once the client is at the beginning of the new log.
             self.queue.filled.store(false, SeqCst);
             return Ok(());
@@ -389,7 +389,7 @@ impl Held {
                             continue;
                         }
                         tracing::warn!(partition = %self.shared.span.name, offset, next = self.next, "the log was truncated");
-                        self.went_back = true;
+                        self.was_truncated = true;
                         self.shared.go_back(offset);
                     }
                     self.next = offset + 1;
@@ -437,7 +437,7 @@ impl Held {
 
     /// Whether the log was replaced by another one, even if that is still empty.
     fn has_gone_back(&self) -> bool {
-        self.went_back || self.shared.went_back.load(SeqCst)
+        self.was_truncated || self.shared.was_truncated.load(SeqCst)
     }
 
     fn end(&mut self) {

@@ -19,51 +19,52 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, Statistics, TopicPartitionList};
 
-use super::client::Settings;
 use super::consumer::{Context, PARTITIONS_EXPECTED, create, listen, session_timeout};
 use super::coordinator::Coordinator;
-use super::error::error;
-use super::group::{Asked, list_of};
-use super::lock;
+use super::group::{Rebalance, list_of};
+use super::lease::Lease;
 use super::orders::{Answer, Order, Orders};
-use super::partition::{Claim, Held, Positions, Shared, topic_of};
+use super::partition::{Assignment, Claim, Positions, Shared, Span, next, topic_of};
 use super::pattern::Pattern;
-use super::reader::{Door, Read, owner};
-use super::signature::Signature;
-use super::start::{DataLoss, End, Span, Starting, next, not_a_list};
-use super::topic::Topic;
+use super::reader::{Inbox, Read, owner};
+use super::start::{Starting, not_a_list};
+use crate::kafka::client::Settings;
+use crate::kafka::error::error;
+use crate::kafka::options::{DataLoss, EndAt};
+use crate::kafka::topic::Topic;
+use crate::lock;
 
 /// The half of a Kafka source that a process has once.
 pub struct KafkaShared<R> {
-    pub(super) consumer: Arc<BaseConsumer<Context>>,
-    pub(super) held: Arc<Held>,
-    pub(super) read: R,
+    pub(crate) consumer: Arc<BaseConsumer<Context>>,
+    pub(crate) held: Arc<Assignment>,
+    pub(crate) read: R,
     /// The way to each worker's reader.
-    pub(super) doors: Vec<Door>,
-    pub(super) clock: Clock,
+    pub(crate) inboxes: Vec<Inbox>,
+    pub(crate) clock: Clock,
     /// Partitions whose queues were split off, for the life of the client.
     split: Mutex<BTreeSet<Partition>>,
-    pub(super) settings: Arc<Settings>,
-    pub(super) group: String,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) group: String,
     /// This run commits nothing.
     leaves_no_trace: bool,
     on_data_loss: DataLoss,
-    pub(super) mode: Mode,
-    pub(super) orders: Orders,
+    pub(crate) mode: Mode,
+    pub(crate) orders: Orders,
     /// A reader's offset is outside of the log.
-    pub(super) out_of_range: AtomicBool,
-    pub(super) wake: Wake,
+    pub(crate) out_of_range: AtomicBool,
+    pub(crate) wake: Wake,
     looked: Mutex<Option<Instant>>,
     /// The sum of all `polled` offsets when they were last checked.
     polled: AtomicI64,
     /// Whether it has been logged that the group does not assign partitions.
-    has_told: AtomicBool,
+    has_warned: AtomicBool,
     /// Recreated topics that the client is being moved to the beginning of.
-    pub(super) rewinding: Mutex<BTreeSet<String>>,
+    pub(crate) rewinding: Mutex<BTreeSet<String>>,
 }
 
 /// How this source gets its partitions.
-pub(super) enum Mode {
+pub(crate) enum Mode {
     /// It assigns them to itself, once, at the start.
     Assigned { spans: Vec<Span>, claim: Mutex<Option<Claim>> },
     /// The group assigns partitions of these topics.
@@ -85,7 +86,7 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 const POSITIONS_EVERY: Duration = Duration::from_secs(1);
 
 impl<R: Read> KafkaShared<R> {
-    pub(super) fn connect(topic: &Topic, mut read: R, open: OpenSource) -> Result<KafkaShared<R>> {
+    pub(crate) fn connect(topic: &Topic, mut read: R, open: OpenSource) -> Result<KafkaShared<R>> {
         let mut group = topic.source.group.clone().unwrap_or_else(|| open.job.clone());
         if group.is_empty() {
             return Err(Error::new(ErrorKind::Config, "the consumer group must have a name"));
@@ -97,11 +98,11 @@ impl<R: Read> KafkaShared<R> {
         }
         read.open()?;
         let end = match (&topic.source.end_at, open.is_bounded()) {
-            (Some(end), _) if *end != End::Never || !open.is_bounded() => end.clone(),
-            (_, true) => End::Latest,
-            (_, false) => End::Never,
+            (Some(end), _) if *end != EndAt::Never || !open.is_bounded() => end.clone(),
+            (_, true) => EndAt::Latest,
+            (_, false) => EndAt::Never,
         };
-        let joins = topic.source.partitions.is_none() && end == End::Never;
+        let joins = topic.source.partitions.is_none() && end == EndAt::Never;
         let mut pattern = Pattern::of(topic)?;
         let mut consumer = create(topic, &group, &end, joins, &open, PARTITIONS_EXPECTED)?;
         let topics = match &mut pattern {
@@ -126,7 +127,7 @@ impl<R: Read> KafkaShared<R> {
             leaves_no_trace,
             at_start: None,
         };
-        let mut signature = (!joins && !leaves_no_trace).then(Signature::new);
+        let mut lease = (!joins && !leaves_no_trace).then(Lease::new);
         // A member learns later which partitions are its own. That they exist, and that the group
         // answers, is checked now.
         let spans = match joins {
@@ -140,7 +141,7 @@ impl<R: Read> KafkaShared<R> {
                 starting.remember(&spans)?;
                 spans
             }
-            false => starting.spans(signature.as_mut())?,
+            false => starting.spans(lease.as_mut())?,
         };
         if spans.len() > PARTITIONS_EXPECTED {
             // Each split queue has its own bound, and the bounds of an existing client cannot be
@@ -159,7 +160,7 @@ impl<R: Read> KafkaShared<R> {
         } else {
             Mode::Assigned { spans, claim: Mutex::default() }
         };
-        let (consumer, held) = (Arc::new(consumer), Arc::<Held>::default());
+        let (consumer, held) = (Arc::new(consumer), Arc::<Assignment>::default());
         let coordinator = Coordinator {
             consumer: Arc::clone(&consumer),
             held: Arc::clone(&held),
@@ -169,14 +170,14 @@ impl<R: Read> KafkaShared<R> {
             at_start,
             pattern: pattern.filter(|_| joins),
             patience: joins.then(|| 2 * session_timeout(&topic.settings)),
-            signature,
+            lease,
         };
         let orders = Orders::start(coordinator, open.wake.clone())?;
         Ok(KafkaShared {
             consumer,
             held,
             read,
-            doors: (0..open.workers).map(|_| Door::new(&open.clock)).collect(),
+            inboxes: (0..open.workers).map(|_| Inbox::new(&open.clock)).collect(),
             clock: open.clock.clone(),
             split: Mutex::default(),
             settings: Arc::clone(&topic.settings),
@@ -189,7 +190,7 @@ impl<R: Read> KafkaShared<R> {
             wake: open.wake,
             looked: Mutex::default(),
             polled: AtomicI64::new(0),
-            has_told: AtomicBool::new(false),
+            has_warned: AtomicBool::new(false),
             rewinding: Mutex::default(),
         })
     }
@@ -210,7 +211,7 @@ impl<R: Read> KafkaShared<R> {
             });
             let shared = Shared::new(span);
             self.held.add(&shared);
-            self.doors[owner(&shared.span, self.doors.len())].hand_in(shared, queue.transpose()?);
+            self.inboxes[owner(&shared.span, self.inboxes.len())].hand_in(shared, queue.transpose()?);
         }
         Ok(list)
     }
@@ -220,20 +221,20 @@ impl<R: Read> KafkaShared<R> {
         let membership = &self.consumer.context().membership;
         while let Some(asked) = membership.next() {
             match &asked {
-                Asked::Take(partitions) if partitions.is_empty() => {
+                Rebalance::Assigned(partitions) if partitions.is_empty() => {
                     membership.assign(&self.consumer, &TopicPartitionList::new());
                     continue;
                 }
-                Asked::Return { partitions, .. } if partitions.is_empty() => {
+                Rebalance::Revoked { partitions, .. } if partitions.is_empty() => {
                     membership.unassign(&self.consumer, &TopicPartitionList::new());
                     continue;
                 }
-                Asked::Take(partitions) => self.orders.order(Order::Start(partitions.clone())),
-                Asked::Return { partitions, lost } => {
+                Rebalance::Assigned(partitions) => self.orders.order(Order::Start(partitions.clone())),
+                Rebalance::Revoked { partitions, lost } => {
                     let is_asked = |shared: &Shared| partitions.iter().any(|(topic, number)| shared.is(topic, *number));
                     let recalled = self.held.all().into_iter().filter(|shared| is_asked(shared));
                     let names = recalled.map(|shared| {
-                        shared.is_recalled.store(true, SeqCst);
+                        shared.is_revoked.store(true, SeqCst);
                         shared.span.name.clone()
                     });
                     let taken = Revoked::new(names.collect());
@@ -272,7 +273,7 @@ impl<R: Read> KafkaShared<R> {
     }
 
     /// Whether lost records are skipped instead of ending the run.
-    pub(super) fn skips_losses(&self) -> bool {
+    pub(crate) fn skips_losses(&self) -> bool {
         self.on_data_loss == DataLoss::Skip
     }
 
@@ -317,7 +318,7 @@ impl<R: Read> KafkaShared<R> {
         let has_read = self.polled.swap(polled, SeqCst) != polled;
         let is_up = |statistics: &Statistics| statistics.brokers.values().any(|broker| broker.state == "UP");
         if has_read || statistics.as_ref().is_some_and(is_up) && membership.waiting().is_none() {
-            self.consumer.context().heard.goes_on();
+            self.consumer.context().heard.progressed();
         }
         let mut has_passed = false;
         for shared in held {
@@ -336,10 +337,10 @@ impl<R: Read> KafkaShared<R> {
         if has_passed && !self.leaves_no_trace {
             self.orders.order(Order::Settle);
         }
-        self.consumer.context().heard.tell_what_lasts();
+        self.consumer.context().heard.log_what_lasts();
         match membership.waiting() {
-            None => self.has_told.store(false, SeqCst),
-            Some(waited) if waited >= SHARED_OUT_WITHIN && !self.has_told.swap(true, SeqCst) => {
+            None => self.has_warned.store(false, SeqCst),
+            Some(waited) if waited >= SHARED_OUT_WITHIN && !self.has_warned.swap(true, SeqCst) => {
                 tracing::warn!("waiting for group `{}` to assign partitions", self.group);
             }
             Some(_) => {}
@@ -364,12 +365,12 @@ impl<R: Read> SharedSource for KafkaShared<R> {
                 *lock(claim) = Some(Claim::new(&self.settings.brokers, &self.group, spans)?);
                 // A process that dies before its first commit must find the same start again, so a
                 // start that may change is committed now. Offsets that other runs have committed
-                // are committed again with the signature of this run, so that the other runs see
+                // are committed again with the lease of this run, so that the other runs see
                 // it.
-                let told = spans.iter().filter(|span| span.is_passing || span.is_known);
+                let told = spans.iter().filter(|span| span.must_commit_start || span.is_known);
                 let starts: Offsets = told.map(|span| (span.name.clone(), next(span.start))).collect();
                 let list = self.hand_out(spans.clone())?;
-                self.doors.iter().for_each(Door::close);
+                self.inboxes.iter().for_each(Inbox::close);
                 if !starts.is_empty() && !self.leaves_no_trace {
                     self.orders.order(Order::Commit(CheckpointId::default(), starts));
                 }
@@ -392,7 +393,7 @@ impl<R: Read> SharedSource for KafkaShared<R> {
         if self.out_of_range.load(SeqCst) {
             return Err(self.data_loss());
         }
-        self.look_at_remade()?;
+        self.look_at_recreated()?;
         let mut looked = lock(&self.looked);
         if looked.is_none_or(|looked| looked.elapsed() >= POSITIONS_EVERY) {
             *looked = Some(Instant::now());

@@ -13,18 +13,18 @@ use rdkafka::message::Message as _;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::consumer::session_timeout;
-use super::error::error;
-use super::heard::With;
-use super::lock;
 use super::orders::Order;
 use super::partition::Shared;
 use super::reader::Read;
 use super::source::{KafkaShared, Mode};
 use super::start::other_assignor;
+use crate::kafka::error::error;
+use crate::kafka::heard::With;
+use crate::lock;
 
 impl<R: Read> KafkaShared<R> {
     /// Handles the errors in the client's main queue; fails if one of them ends the run.
-    pub(super) fn events(&self) -> Result<()> {
+    pub(crate) fn events(&self) -> Result<()> {
         self.consumer.context().passed_over().into_iter().try_for_each(|cause| self.consider(cause))?;
         loop {
             match self.consumer.poll(Duration::ZERO) {
@@ -47,7 +47,7 @@ impl<R: Read> KafkaShared<R> {
     }
 
     /// Decides whether an error of the client ends the run.
-    pub(super) fn consider(&self, cause: KafkaError) -> Result<()> {
+    pub(crate) fn consider(&self, cause: KafkaError) -> Result<()> {
         let doing = || format!("cannot read from Kafka at {}", self.settings.brokers);
         if let Some(refused) = self.consumer.context().heard.refused(&doing()) {
             return Err(refused);
@@ -101,7 +101,7 @@ impl<R: Read> KafkaShared<R> {
 
     /// The error for a reader whose position is outside of the log, with the gap if the broker
     /// reports it soon.
-    pub(super) fn data_loss(&self) -> Error {
+    pub(crate) fn data_loss(&self) -> Error {
         let held = self.held.all();
         let ends = |which| {
             let mut list = TopicPartitionList::new();
@@ -136,8 +136,8 @@ impl<R: Read> KafkaShared<R> {
     ///
     /// # Errors
     /// If it was recreated and the job must not skip lost records.
-    pub(super) fn is_remade(&self, topic: &str) -> Result<bool> {
-        if !self.consumer.context().is_remade(topic) {
+    pub(crate) fn is_recreated(&self, topic: &str) -> Result<bool> {
+        if !self.consumer.context().is_recreated(topic) {
             return Ok(false);
         }
         if self.skips_losses() {
@@ -151,12 +151,12 @@ impl<R: Read> KafkaShared<R> {
     }
 
     /// Handles a recreated topic: the job ends, or reads the topic from its beginning.
-    pub(super) fn look_at_remade(&self) -> Result<()> {
-        let Some(topic) = self.consumer.context().first_remade() else { return Ok(()) };
+    pub(crate) fn look_at_recreated(&self) -> Result<()> {
+        let Some(topic) = self.consumer.context().first_recreated() else { return Ok(()) };
         let is_held = self.held.all().iter().any(|shared| shared.span.topic == topic);
         if !is_held {
             self.consumer.context().rewound(&topic);
-        } else if self.is_remade(&topic)? && lock(&self.rewinding).insert(topic.clone()) {
+        } else if self.is_recreated(&topic)? && lock(&self.rewinding).insert(topic.clone()) {
             tracing::warn!(topic, "the topic was recreated, reading it from its beginning");
             self.orders.order(Order::Rewind(topic));
         }

@@ -21,13 +21,13 @@ use rdkafka::error::KafkaError;
 
 use crate::format::Cause;
 
-use super::client::Settings;
-use super::options::Compression;
-use super::sink::Outgoing;
+use crate::kafka::client::Settings;
+use crate::kafka::message::Outgoing;
+use crate::kafka::options::Compression;
 
 /// The limits of the topics that a sink is known to write.
 #[derive(Debug, Default)]
-pub(super) struct Limits {
+pub(crate) struct Limits {
     /// By name. There are at most two, including the dead-letter topic.
     topics: Vec<(String, TopicLimits)>,
     /// The broker measures the compressed batch, and the compressed size of a record is not known
@@ -68,12 +68,12 @@ const CLOCK_SKEW: Duration = Duration::from_secs(300);
 
 impl Limits {
     /// The largest batch that all of the topics accept.
-    pub(super) fn batch_max(&self) -> Option<u64> {
+    pub(crate) fn batch_max(&self) -> Option<u64> {
         self.topics.iter().filter_map(|(_, topic)| topic.batch.as_ref()).map(|limit| limit.value).min()
     }
 
     /// Why a record cannot be written, if that is known before it is sent. `payload` is its length.
-    pub(super) fn refusal(&self, topic: &str, outgoing: &Outgoing<'_>, payload: Option<usize>) -> Option<Cause> {
+    pub(crate) fn refusal(&self, topic: &str, outgoing: &Outgoing<'_>, payload: Option<usize>) -> Option<Cause> {
         if let Some(cause) = outgoing.timestamp.and_then(unwritable) {
             return Some(cause.into());
         }
@@ -166,14 +166,14 @@ fn varint(len: u64) -> usize {
 const WAIT: Duration = Duration::from_secs(2);
 
 /// A pending answer: the settings are requested on a separate thread, during the rest of the start.
-pub(super) struct Asked {
+pub(crate) struct PendingLimits {
     answer: Receiver<Vec<(String, TopicLimits)>>,
     compression: Compression,
 }
 
 /// Requests the settings of these topics, on a separate thread: destroying an admin client takes up
 /// to 100 ms, and the start should not wait for that.
-pub(super) fn ask(settings: &Arc<Settings>, topics: &[&str], compression: Compression) -> Result<Asked> {
+pub(crate) fn ask(settings: &Arc<Settings>, topics: &[&str], compression: Compression) -> Result<PendingLimits> {
     let (sender, answer) = mpsc::channel();
     // A client gets a token only while its queue is polled, and nothing here polls that of the
     // admin client.
@@ -200,12 +200,12 @@ pub(super) fn ask(settings: &Arc<Settings>, topics: &[&str], compression: Compre
             }
         })?;
     }
-    Ok(Asked { answer, compression })
+    Ok(PendingLimits { answer, compression })
 }
 
-impl Asked {
+impl PendingLimits {
     /// Waits for the answer. Topics whose settings are unknown are missing.
-    pub(super) fn limits(self) -> Limits {
+    pub(crate) fn limits(self) -> Limits {
         let topics = self.answer.recv_timeout(WAIT).unwrap_or_default();
         Limits { topics, is_compressed: self.compression != Compression::None }
     }

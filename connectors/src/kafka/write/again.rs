@@ -13,12 +13,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use rdkafka::message::{BorrowedMessage, OwnedMessage};
 
-use super::lock;
-use super::producer::Ticket;
+use super::ticket::Ticket;
+use crate::lock;
 
 /// Counts the records in flight at one producer, and holds the records to send again.
 #[derive(Default)]
-pub(super) struct Again {
+pub(crate) struct Again {
     records: Mutex<VecDeque<(OwnedMessage, Ticket)>>,
     /// A record waits to be sent alone, or is in flight alone.
     is_needed: AtomicBool,
@@ -30,35 +30,35 @@ pub(super) struct Again {
 
 impl Again {
     /// Whether writers must wait until the records here are sent and reported.
-    pub(super) fn is_needed(&self) -> bool {
+    pub(crate) fn is_needed(&self) -> bool {
         self.is_needed.load(SeqCst)
     }
 
     /// Counts a record that is handed to the client.
-    pub(super) fn send(&self) {
+    pub(crate) fn send(&self) {
         self.open.fetch_add(1, SeqCst);
     }
 
     /// Undoes [`send`](Again::send): the client did not accept the record.
-    pub(super) fn not_sent(&self) {
+    pub(crate) fn not_sent(&self) {
         self.open.fetch_sub(1, SeqCst);
     }
 
     /// How many records are in flight, and how many have been reported.
-    pub(super) fn progress(&self) -> (u64, u64) {
+    pub(crate) fn progress(&self) -> (u64, u64) {
         (self.open.load(SeqCst), self.reported.load(SeqCst))
     }
 
     /// Adds a record that was refused in a batch with others. Called before it is
     /// [`report`](Again::report)ed.
-    pub(super) fn add(&self, message: &BorrowedMessage<'_>, ticket: &Ticket) {
+    pub(crate) fn add(&self, message: &BorrowedMessage<'_>, ticket: &Ticket) {
         lock(&self.records).push_back((message.detach(), ticket.clone()));
         self.is_needed.store(true, SeqCst);
     }
 
     /// Counts a record that the client has reported. Returns whether writers have something to do
     /// now.
-    pub(super) fn report(&self) -> bool {
+    pub(crate) fn report(&self) -> bool {
         self.reported.fetch_add(1, SeqCst);
         let left = self.open.fetch_sub(1, SeqCst) - 1;
         if left > 0 || !self.is_needed() {
@@ -73,7 +73,7 @@ impl Again {
     }
 
     /// What a writer has to do now.
-    pub(super) fn next(&self) -> Next {
+    pub(crate) fn next(&self) -> Next {
         if !self.is_needed() {
             return Next::Nothing;
         }
@@ -94,7 +94,7 @@ impl Again {
     }
 
     /// Puts back a record that the client has no room for yet; it is the next one again.
-    pub(super) fn put_back(&self, message: OwnedMessage, ticket: Ticket) {
+    pub(crate) fn put_back(&self, message: OwnedMessage, ticket: Ticket) {
         let mut records = lock(&self.records);
         self.not_sent();
         records.push_front((message, ticket));
@@ -102,7 +102,7 @@ impl Again {
 }
 
 /// What a writer has to do.
-pub(super) enum Next {
+pub(crate) enum Next {
     /// Send this record alone. It is already counted as sent.
     Send(OwnedMessage, Ticket),
     /// All records here are done: waiting writers may send again.

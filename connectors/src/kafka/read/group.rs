@@ -17,14 +17,14 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaResult;
 use rdkafka::types::RDKafkaRespErr;
 
-use super::lock;
-use super::options::GroupProtocol;
+use crate::kafka::options::GroupProtocol;
+use crate::lock;
 
 /// A request of the group.
 #[derive(Debug)]
-pub(super) enum Asked {
-    Take(Vec<(String, i32)>),
-    Return {
+pub(crate) enum Rebalance {
+    Assigned(Vec<(String, i32)>),
+    Revoked {
         partitions: Vec<(String, i32)>,
         /// Another member owns them already.
         lost: bool,
@@ -33,11 +33,11 @@ pub(super) enum Asked {
 
 /// The requests that the callback leaves for the control thread.
 #[derive(Debug)]
-pub(super) struct Membership {
+pub(crate) struct Membership {
     protocol: GroupProtocol,
-    asked: Mutex<VecDeque<Asked>>,
+    asked: Mutex<VecDeque<Rebalance>>,
     /// The request whose answer the client waits for.
-    open: Mutex<Option<Asked>>,
+    open: Mutex<Option<Rebalance>>,
     /// The run has ended: every request is answered at once.
     closing: AtomicBool,
     /// Since when the group owes an assignment.
@@ -45,7 +45,7 @@ pub(super) struct Membership {
 }
 
 impl Membership {
-    pub(super) fn new(protocol: GroupProtocol) -> Membership {
+    pub(crate) fn new(protocol: GroupProtocol) -> Membership {
         Membership {
             protocol,
             asked: Mutex::default(),
@@ -56,7 +56,7 @@ impl Membership {
     }
 
     /// Assigns these partitions in the client. An eager group assigns all of them again.
-    pub(super) fn assign<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>, list: &TopicPartitionList) {
+    pub(crate) fn assign<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>, list: &TopicPartitionList) {
         *lock(&self.waits_since) = None;
         note(match self.protocol {
             GroupProtocol::Classic | GroupProtocol::Consumer => consumer.incremental_assign(list),
@@ -65,7 +65,7 @@ impl Membership {
     }
 
     /// Unassigns these partitions. An eager group revokes all of them.
-    pub(super) fn unassign<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>, list: &TopicPartitionList) {
+    pub(crate) fn unassign<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>, list: &TopicPartitionList) {
         note(match self.protocol {
             GroupProtocol::Classic | GroupProtocol::Consumer => consumer.incremental_unassign(list),
             GroupProtocol::Eager => consumer.unassign(),
@@ -73,18 +73,18 @@ impl Membership {
     }
 
     /// The group owes an assignment from now on.
-    pub(super) fn waits(&self) {
+    pub(crate) fn waits(&self) {
         lock(&self.waits_since).get_or_insert_with(Instant::now);
     }
 
     /// How long the group has owed an assignment; `None` if it does not.
-    pub(super) fn waiting(&self) -> Option<Duration> {
+    pub(crate) fn waiting(&self) -> Option<Duration> {
         lock(&self.waits_since).map(|since| since.elapsed())
     }
 
     /// The body of the callback. The client waits for an answer; meanwhile it sends its heartbeats
     /// and pauses all partitions.
-    pub(super) fn asked<C: ConsumerContext>(
+    pub(crate) fn asked<C: ConsumerContext>(
         &self,
         consumer: &BaseConsumer<C>,
         what: RDKafkaRespErr,
@@ -105,14 +105,17 @@ impl Membership {
         }
         // The list belongs to the event.
         let partitions = partitions_of(list);
-        let asked =
-            if take { Asked::Take(partitions) } else { Asked::Return { partitions, lost: consumer.assignment_lost() } };
+        let asked = if take {
+            Rebalance::Assigned(partitions)
+        } else {
+            Rebalance::Revoked { partitions, lost: consumer.assignment_lost() }
+        };
         lock(&self.asked).push_back(asked);
     }
 
     /// The next request, if none is open: the client may ask again before it has its answer, and
     /// expects the answers in order.
-    pub(super) fn next(&self) -> Option<Asked> {
+    pub(crate) fn next(&self) -> Option<Rebalance> {
         if lock(&self.open).is_some() {
             return None;
         }
@@ -120,33 +123,33 @@ impl Membership {
     }
 
     /// Opens a request; it stays open until it is answered.
-    pub(super) fn open(&self, asked: Asked) {
+    pub(crate) fn open(&self, asked: Rebalance) {
         *lock(&self.open) = Some(asked);
     }
 
     /// Closes the open request to take partitions, which is answered now. Returns whether there was
     /// one.
-    pub(super) fn taken(&self) -> bool {
-        lock(&self.open).take_if(|asked| matches!(asked, Asked::Take(_))).is_some()
+    pub(crate) fn taken(&self) -> bool {
+        lock(&self.open).take_if(|asked| matches!(asked, Rebalance::Assigned(_))).is_some()
     }
 
     /// Closes the open request to return partitions, which is answered now. Returns the partitions.
-    pub(super) fn returned(&self) -> Option<Vec<(String, i32)>> {
-        match lock(&self.open).take_if(|asked| matches!(asked, Asked::Return { .. }))? {
-            Asked::Return { partitions, .. } | Asked::Take(partitions) => Some(partitions),
+    pub(crate) fn returned(&self) -> Option<Vec<(String, i32)>> {
+        match lock(&self.open).take_if(|asked| matches!(asked, Rebalance::Revoked { .. }))? {
+            Rebalance::Revoked { partitions, .. } | Rebalance::Assigned(partitions) => Some(partitions),
         }
     }
 
     /// Ends the membership. Answers every request that the client still waits for, because the
     /// client cannot close until then.
-    pub(super) fn close<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>) {
+    pub(crate) fn close<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>) {
         self.closing.store(true, SeqCst);
         let waiting = mem::take(&mut *lock(&self.asked));
         let open = lock(&self.open).take();
         for asked in open.into_iter().chain(waiting) {
             match asked {
-                Asked::Take(_) => self.assign(consumer, &TopicPartitionList::new()),
-                Asked::Return { partitions, .. } => self.unassign(consumer, &list_of(&partitions)),
+                Rebalance::Assigned(_) => self.assign(consumer, &TopicPartitionList::new()),
+                Rebalance::Revoked { partitions, .. } => self.unassign(consumer, &list_of(&partitions)),
             }
         }
     }
@@ -159,7 +162,7 @@ fn note(answered: KafkaResult<()>) {
     }
 }
 
-pub(super) fn list_of(partitions: &[(String, i32)]) -> TopicPartitionList {
+pub(crate) fn list_of(partitions: &[(String, i32)]) -> TopicPartitionList {
     let mut list = TopicPartitionList::with_capacity(partitions.len());
     for (topic, partition) in partitions {
         list.add_partition(topic, *partition);

@@ -13,7 +13,7 @@ use std::fmt;
 pub struct Secret(String);
 
 /// Printed in place of a secret.
-pub(super) const NOT_SHOWN: &str = "[not shown]";
+pub(crate) const NOT_SHOWN: &str = "[not shown]";
 /// The length from which a secret is redacted in a text. A shorter one would also match unrelated
 /// text.
 const FOUND_FROM: usize = 4;
@@ -24,7 +24,7 @@ impl Secret {
     }
 
     /// Redacts the secret in a text from elsewhere, such as a message of the client.
-    pub(super) fn hide_in(&self, text: &str) -> String {
+    pub(crate) fn hide_in(&self, text: &str) -> String {
         if self.0.len() < FOUND_FROM { text.to_owned() } else { text.replace(&self.0, NOT_SHOWN) }
     }
 }

@@ -18,83 +18,58 @@ use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext}
 use crate::format::Cause;
 
 use super::again::Again;
-use super::dead::Letter;
-use super::error::{error, is_of_batch, is_of_record};
-use super::heard::Heard;
 use super::limits::{self, Limits};
-use super::lock;
-use super::options::{OnRefused, Profile};
-use super::start::partitions_of;
-use super::topic::Topic;
-
-/// Travels with a sent record to its delivery report.
-#[derive(Clone)]
-pub(super) struct Ticket {
-    pub(super) delivery: Delivery,
-    pub(super) kind: Kind,
-    /// The timestamp set on the record. The client does not report it for a record that it could
-    /// not deliver.
-    pub(super) timestamp: Option<i64>,
-    /// The record is the only one in its batch.
-    pub(super) is_alone: bool,
-}
-
-impl Ticket {
-    pub(super) fn new(delivery: &Delivery, kind: Kind) -> Ticket {
-        Ticket { delivery: delivery.clone(), kind, timestamp: None, is_alone: false }
-    }
-}
-
-/// What was sent.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Record,
-    /// A dead letter, in place of a record that was refused.
-    Letter,
-}
+use super::ticket::{Kind, Ticket};
+use crate::kafka::client::partitions_of;
+use crate::kafka::error::{error, is_of_batch, is_of_record};
+use crate::kafka::heard::Heard;
+use crate::kafka::letter::Letter;
+use crate::kafka::options::{OnRefused, Profile};
+use crate::kafka::topic::Topic;
+use crate::lock;
 
 /// What the delivery thread and the writers share.
-pub(super) struct Context {
-    pub(super) heard: Heard,
-    pub(super) on_refused: OnRefused,
+pub(crate) struct Context {
+    pub(crate) heard: Heard,
+    pub(crate) on_refused: OnRefused,
     /// Known once the producer is connected.
     limits: OnceLock<Limits>,
-    pub(super) again: Again,
+    pub(crate) again: Again,
     /// How many records were reported at the last call of `look_at_progress`.
     reported: Mutex<u64>,
-    pub(super) closing: AtomicBool,
+    pub(crate) closing: AtomicBool,
     /// A writer found the client's queue full.
-    pub(super) full: AtomicBool,
-    pub(super) failed: Mutex<Option<Error>>,
-    pub(super) writers: Mutex<Vec<Wake>>,
+    pub(crate) full: AtomicBool,
+    pub(crate) failed: Mutex<Option<Error>>,
+    pub(crate) writers: Mutex<Vec<Wake>>,
     /// Dead letters of records that the broker refused, for a writer to send.
-    pub(super) letters: Mutex<Vec<(Letter, Delivery)>>,
+    pub(crate) letters: Mutex<Vec<(Letter, Delivery)>>,
 }
 
 impl Context {
-    pub(super) fn wake_writers(&self) {
+    pub(crate) fn wake_writers(&self) {
         lock(&self.writers).iter().for_each(Wake::wake);
     }
 
     /// The limits of the topics.
-    pub(super) fn limits(&self) -> &Limits {
+    pub(crate) fn limits(&self) -> &Limits {
         self.limits.get().expect("a sink is created from a connected producer")
     }
 
     /// Checks for progress; called several times a second. A producer that has reported records
     /// since the last call, or has none in flight, does not wait for the broker.
-    pub(super) fn look_at_progress(&self) {
+    pub(crate) fn look_at_progress(&self) {
         let (open, now) = self.again.progress();
         let before = std::mem::replace(&mut *lock(&self.reported), now);
         if open == 0 || now != before {
-            self.heard.goes_on();
+            self.heard.progressed();
         } else {
-            self.heard.stands_still();
+            self.heard.stalled();
         }
-        self.heard.tell_what_lasts();
+        self.heard.log_what_lasts();
     }
 
-    pub(super) fn fail(&self, error: Error) {
+    pub(crate) fn fail(&self, error: Error) {
         lock(&self.failed).get_or_insert(error);
         self.wake_writers();
     }
@@ -186,7 +161,7 @@ impl Context {
 
     /// Applies the policy to a record that cannot be written. Returns the dead letter to send, if
     /// there is one.
-    pub(super) fn refuse(
+    pub(crate) fn refuse(
         &self,
         topic: &str,
         partition: Option<i32>,
@@ -228,7 +203,7 @@ impl Context {
 const BATCH: u64 = 1_000_000;
 
 /// Connects the producer of an existing topic, with batches no larger than the topic takes.
-pub(super) fn connect(topic: &Topic, open: &OpenSink) -> Result<BaseProducer<Context>> {
+pub(crate) fn connect(topic: &Topic, open: &OpenSink) -> Result<BaseProducer<Context>> {
     let dead = match &topic.sink.on_refused {
         Some(OnRefused::DeadLetters(dead)) => Some(dead.as_str()),
         _ => None,

@@ -16,12 +16,11 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
 use super::coordinator::Coordinator;
-use super::error::{is_changing, is_lost, is_passing};
-use super::heard::With;
-use super::lock;
-use super::partition::{Positions, topic_of};
-use super::signature::{Life, RENEW_EVERY};
-use super::start::{Span, next};
+use super::lease::{Life, RENEW_EVERY};
+use super::partition::{Positions, Span, next, topic_of};
+use crate::kafka::error::{is_changing, is_lost, is_transient};
+use crate::kafka::heard::With;
+use crate::lock;
 
 /// The pause before a failed request is retried. A commit is retried with the newest offsets.
 const AGAIN_AFTER: Duration = Duration::from_millis(250);
@@ -36,7 +35,7 @@ const LOOK_FOR_FIRST_EVERY: Duration = Duration::from_secs(1);
 
 /// A request to the thread.
 #[derive(Debug)]
-pub(super) enum Order {
+pub(crate) enum Order {
     Commit(CheckpointId, Offsets),
     /// Find where these partitions begin.
     Start(Vec<(String, i32)>),
@@ -53,7 +52,7 @@ pub(super) enum Order {
 
 /// The answer to an [`Order`].
 #[derive(Debug)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     /// This commit, and those before it, are done.
     Committed(CheckpointId),
     Started(Vec<Span>),
@@ -65,7 +64,7 @@ pub(super) enum Answer {
 type Answers = Arc<Mutex<Vec<Result<Answer>>>>;
 
 /// The handle of the thread: sends it orders and takes its answers.
-pub(super) struct Orders {
+pub(crate) struct Orders {
     orders: Mutex<Option<Sender<Order>>>,
     answers: Answers,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -75,7 +74,7 @@ pub(super) struct Orders {
 
 impl Orders {
     /// Starts the thread, which wakes `wake` for each answer.
-    pub(super) fn start(coordinator: Coordinator, wake: Wake) -> Result<Orders> {
+    pub(crate) fn start(coordinator: Coordinator, wake: Wake) -> Result<Orders> {
         let (orders, receiver) = mpsc::channel();
         let (answers, is_left) = (Answers::default(), Arc::<AtomicBool>::default());
         let work = Work::new(coordinator, (Arc::clone(&answers), wake.clone()), Arc::clone(&is_left));
@@ -92,7 +91,7 @@ impl Orders {
     }
 
     /// Sends an order; never blocks.
-    pub(super) fn order(&self, order: Order) {
+    pub(crate) fn order(&self, order: Order) {
         if let Some(orders) = &*lock(&self.orders) {
             // When this fails, the thread has already answered with the error that ends the run.
             drop(orders.send(order));
@@ -100,12 +99,12 @@ impl Orders {
     }
 
     /// The answers since the last call.
-    pub(super) fn answers(&self) -> Vec<Result<Answer>> {
+    pub(crate) fn answers(&self) -> Vec<Result<Answer>> {
         std::mem::take(&mut *lock(&self.answers))
     }
 
     /// Ends the thread. It is left to end by itself if it waits for an absent broker.
-    pub(super) fn close(&self, closing: Closing) {
+    pub(crate) fn close(&self, closing: Closing) {
         self.order(Order::Settle);
         if closing == Closing::Job {
             self.order(Order::SignOff);
@@ -124,7 +123,7 @@ impl Orders {
 }
 
 /// A pending request for the starts of partitions.
-struct Asked {
+struct Rebalance {
     partitions: Vec<(String, i32)>,
     /// When the group assigned them.
     given: Instant,
@@ -139,10 +138,10 @@ struct Work {
     wake: Wake,
     /// The next commit, and when it is sent or retried. A newer commit is merged into it.
     commit: Option<(CheckpointId, Offsets, Instant)>,
-    start: Option<Asked>,
+    start: Option<Rebalance>,
     /// Since when the group has answered that this consumer is not a member.
     refused_since: Option<Instant>,
-    /// The offsets that this run has signed, and when the signature is renewed.
+    /// The offsets that this run has signed, and when the lease is renewed.
     signed: Option<(Offsets, Instant)>,
     signs_off: bool,
     is_left: Arc<AtomicBool>,
@@ -213,7 +212,7 @@ impl Work {
             Order::Start(partitions) => {
                 // The group has accepted this consumer as a member again.
                 self.refused_since = None;
-                self.start = Some(Asked { partitions, given: now, at: now });
+                self.start = Some(Rebalance { partitions, given: now, at: now });
             }
             Order::Nudge => self.coordinator.nudge(),
             Order::Settle => self.settle(),
@@ -240,7 +239,7 @@ impl Work {
                     || error.kind() == ErrorKind::NotFound && asked.given.elapsed() < HEARD_WITHIN =>
             {
                 self.coordinator.complain(With::Starts, format!("cannot find the start offsets: {error:#}"));
-                self.start = Some(Asked { at: Instant::now() + AGAIN_AFTER, ..asked });
+                self.start = Some(Rebalance { at: Instant::now() + AGAIN_AFTER, ..asked });
             }
             answer => {
                 self.coordinator.passes(With::Starts);
@@ -290,13 +289,13 @@ impl Work {
     }
 
     /// Checks whether another run has committed. Called before each commit, because a commit
-    /// overwrites the signature of the last run.
+    /// overwrites the lease of the last run.
     fn look_for_others(&self) -> Look {
         let now = Instant::now();
         let is_due = self.commit.as_ref().is_some_and(|(_, _, at)| *at <= now)
             || self.signed.as_ref().is_some_and(|(_, renewed)| *renewed <= now);
-        let Some(own) = self.coordinator.signature.as_ref().filter(|_| is_due) else { return Look::Alone };
-        match self.coordinator.signatures() {
+        let Some(own) = self.coordinator.lease.as_ref().filter(|_| is_due) else { return Look::Alone };
+        match self.coordinator.leases() {
             Ok(others) => {
                 self.coordinator.passes(With::Others);
                 match others.iter().find(|other| own.gives_way_to(other)) {
@@ -319,21 +318,21 @@ impl Work {
         self.signed.iter_mut().for_each(|(_, renewed)| *renewed = later);
     }
 
-    /// Renews the signature, to show that this run is alive.
+    /// Renews the lease, to show that this run is alive.
     fn renew(&mut self) {
         let Some((offsets, _)) = self.signed.take_if(|(_, renewed)| *renewed <= Instant::now()) else { return };
         match self.coordinator.commit(&offsets, Life::GoesOn) {
             Ok(_) => self.coordinator.passes(With::Commits),
             Err(cause) => {
                 let group = &self.coordinator.group;
-                let reason = format!("cannot renew the signature of this run in group `{group}`: {cause}");
+                let reason = format!("cannot renew the lease of this run in group `{group}`: {cause}");
                 self.coordinator.complain(With::Commits, reason);
             }
         }
         self.signed = Some((offsets, Instant::now() + RENEW_EVERY));
     }
 
-    /// Marks the signature as ended, so that the next run need not wait to find out whether this
+    /// Marks the lease as ended, so that the next run need not wait to find out whether this
     /// one is dead.
     fn sign_off(mut self) {
         let Some((mut offsets, _)) = self.signed.take_if(|_| self.signs_off) else { return };
@@ -353,7 +352,7 @@ impl Work {
         let Some((checkpoint, offsets, _)) = self.commit.take_if(|(_, _, at)| *at <= Instant::now()) else { return };
         let group = self.coordinator.group.clone();
         let committed = self.coordinator.commit(&offsets, Life::GoesOn);
-        if committed.is_ok() && self.coordinator.signature.is_some() {
+        if committed.is_ok() && self.coordinator.lease.is_some() {
             let (mut signed, _) = self.signed.take().unwrap_or_else(|| (Offsets::new(), Instant::now()));
             signed.merge(&offsets);
             self.signed = Some((signed, Instant::now() + RENEW_EVERY));
@@ -365,7 +364,7 @@ impl Work {
                 Ok(Answer::Committed(checkpoint))
             }
             Err(KafkaError::ConsumerCommit(Code::NoOffset)) => Ok(Answer::Committed(checkpoint)),
-            Err(KafkaError::ConsumerCommit(code)) if is_passing(code) || self.coordinator.has_lost_topic(code) => {
+            Err(KafkaError::ConsumerCommit(code)) if is_transient(code) || self.coordinator.has_lost_topic(code) => {
                 // This happens in every rebalance, so it is reported only if it lasts.
                 let reason = format!("cannot commit offsets of group `{group}`, retrying: {code}");
                 self.coordinator.complain(With::Commits, reason);

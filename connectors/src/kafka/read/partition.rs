@@ -4,76 +4,98 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
-use millstream::connector::Partition;
+use millstream::connector::{Offset as Next, Partition};
 use millstream::{Error, ErrorKind, Lag, Result};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::lock;
-use super::start::{Span, next};
+use crate::lock;
+
+/// A partition of the run, with the absolute offsets between which it is read.
+#[derive(Clone, Debug)]
+pub(crate) struct Span {
+    pub(crate) topic: String,
+    pub(crate) partition: i32,
+    pub(crate) name: Partition,
+    pub(crate) start: i64,
+    /// The end offset at the moment of start.
+    pub(crate) high: i64,
+    /// Where a bounded run ends.
+    pub(crate) end: Option<i64>,
+    /// The group had not read it before, and its start must be committed: it may change when it is
+    /// looked up again.
+    pub(crate) must_commit_start: bool,
+    /// The group has read its topic before.
+    pub(crate) is_known: bool,
+}
+
+/// Converts a Kafka offset to an engine offset.
+pub(crate) fn next(offset: i64) -> Next {
+    Next(u64::try_from(offset).unwrap_or(0))
+}
 
 /// The shared state of a partition, from its assignment until it is revoked or lost.
-pub(super) struct Shared {
-    pub(super) span: Span,
+pub(crate) struct Shared {
+    pub(crate) span: Span,
     /// The partition was revoked or lost: the reader drops it. If it is assigned again, it gets a
     /// new `Shared`.
-    pub(super) is_recalled: AtomicBool,
+    pub(crate) is_revoked: AtomicBool,
     /// The offset after the last message that the reader has taken from its queue.
-    pub(super) polled: AtomicI64,
+    pub(crate) polled: AtomicI64,
     /// The reader is taking messages, so the client's position is ahead of `polled`. Stays set when
     /// the reader stopped early, or took a message that it did not keep.
-    pub(super) draining: AtomicBool,
+    pub(crate) draining: AtomicBool,
     /// The client's position, which also moves past control records.
-    pub(super) position: AtomicI64,
+    pub(crate) position: AtomicI64,
     /// The last known end offset.
     high: AtomicI64,
     /// Where the client last reached the end of the log.
     seen_end: AtomicI64,
     /// The log was recreated or truncated, and is read again from an earlier offset.
-    pub(super) went_back: AtomicBool,
+    pub(crate) was_truncated: AtomicBool,
 }
 
 /// The partitions that are assigned at the moment.
 #[derive(Default)]
-pub(super) struct Held(Mutex<Vec<Arc<Shared>>>);
+pub(crate) struct Assignment(Mutex<Vec<Arc<Shared>>>);
 
-impl Held {
-    pub(super) fn all(&self) -> Vec<Arc<Shared>> {
+impl Assignment {
+    pub(crate) fn all(&self) -> Vec<Arc<Shared>> {
         lock(&self.0).clone()
     }
 
-    pub(super) fn add(&self, shared: &Arc<Shared>) {
+    pub(crate) fn add(&self, shared: &Arc<Shared>) {
         lock(&self.0).push(Arc::clone(shared));
     }
 
-    pub(super) fn remove(&self, partitions: &[Partition]) {
+    pub(crate) fn remove(&self, partitions: &[Partition]) {
         lock(&self.0).retain(|shared| !partitions.contains(&shared.span.name));
     }
 }
 
 impl Shared {
-    pub(super) fn new(span: Span) -> Arc<Shared> {
+    pub(crate) fn new(span: Span) -> Arc<Shared> {
         Arc::new(Shared {
-            is_recalled: AtomicBool::new(false),
+            is_revoked: AtomicBool::new(false),
             polled: AtomicI64::new(span.start),
             draining: AtomicBool::new(false),
             position: AtomicI64::new(span.start),
             high: AtomicI64::new(span.high),
             seen_end: AtomicI64::new(-1),
-            went_back: AtomicBool::new(false),
+            was_truncated: AtomicBool::new(false),
             span,
         })
     }
 
-    pub(super) fn is(&self, topic: &str, partition: i32) -> bool {
+    pub(crate) fn is(&self, topic: &str, partition: i32) -> bool {
         self.span.topic == topic && self.span.partition == partition
     }
 
     /// Takes over the position and the end offset that the client reports.
-    pub(super) fn hear(&self, position: Option<i64>, end: Option<i64>) {
+    pub(crate) fn hear(&self, position: Option<i64>, end: Option<i64>) {
         for (known, told) in [(&self.position, position), (&self.high, end)] {
             match told {
-                Some(told) if self.went_back.load(SeqCst) => known.store(told, SeqCst),
+                Some(told) if self.was_truncated.load(SeqCst) => known.store(told, SeqCst),
                 Some(told) => drop(known.fetch_max(told, SeqCst)),
                 None => {}
             }
@@ -82,23 +104,23 @@ impl Shared {
 
     /// Moves back to an offset of a log that was recreated or truncated. The known end offset
     /// belonged to the old log, so it is replaced as well.
-    pub(super) fn go_back(&self, offset: i64) {
-        self.went_back.store(true, SeqCst);
+    pub(crate) fn go_back(&self, offset: i64) {
+        self.was_truncated.store(true, SeqCst);
         self.polled.store(offset, SeqCst);
         self.position.store(offset, SeqCst);
         self.high.store(offset, SeqCst);
     }
 
-    pub(super) fn hear_end(&self, seen: i64) {
+    pub(crate) fn hear_end(&self, seen: i64) {
         self.seen_end.store(seen, SeqCst);
     }
 
     /// Whether the client has reached the end of the log at this offset or a later one.
-    pub(super) fn has_seen_end(&self, end: i64) -> bool {
+    pub(crate) fn has_seen_end(&self, end: i64) -> bool {
         self.seen_end.load(SeqCst) >= end
     }
 
-    pub(super) fn lag(&self) -> Lag {
+    pub(crate) fn lag(&self) -> Lag {
         let polled = self.polled.load(SeqCst);
         let at = polled.max(self.position.load(SeqCst));
         let end = self.span.end.unwrap_or_else(|| self.high.load(SeqCst));
@@ -109,7 +131,7 @@ impl Shared {
     /// position may be beyond `done`, past control records and records of aborted transactions,
     /// which are never polled. It counts only if nothing is being polled and nothing was polled
     /// beyond `done`. That is checked *after* the client's positions were read.
-    pub(super) fn beyond_control_records(&self, done: i64, positions: &Positions) -> i64 {
+    pub(crate) fn beyond_control_records(&self, done: i64, positions: &Positions) -> i64 {
         let position = positions.get(&self.span).filter(|position| *position > done);
         let at_rest = || !self.draining.load(SeqCst) && self.polled.load(SeqCst) <= done;
         position.filter(|_| at_rest()).unwrap_or(done)
@@ -117,19 +139,19 @@ impl Shared {
 }
 
 /// The topic of a partition with a name such as `orders/3`.
-pub(super) fn topic_of(partition: &Partition) -> &str {
+pub(crate) fn topic_of(partition: &Partition) -> &str {
     partition.name().rsplit_once('/').map_or("", |(topic, _)| topic)
 }
 
 /// The client's positions by partition.
-pub(super) struct Positions(Option<TopicPartitionList>);
+pub(crate) struct Positions(Option<TopicPartitionList>);
 
 impl Positions {
-    pub(super) fn of<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Positions {
+    pub(crate) fn of<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Positions {
         Positions(consumer.position().ok())
     }
 
-    pub(super) fn get(&self, span: &Span) -> Option<i64> {
+    pub(crate) fn get(&self, span: &Span) -> Option<i64> {
         match self.0.as_ref()?.find_partition(&span.topic, span.partition)?.offset() {
             Offset::Offset(position) => Some(position),
             _ => None,
@@ -139,12 +161,12 @@ impl Positions {
 
 /// Partitions that a source of this process reads for a group. A second source would overwrite the
 /// first one's offsets.
-pub(super) struct Claim(Vec<(String, String, String)>);
+pub(crate) struct Claim(Vec<(String, String, String)>);
 
 static CLAIMED: Mutex<BTreeSet<(String, String, String)>> = Mutex::new(BTreeSet::new());
 
 impl Claim {
-    pub(super) fn new(brokers: &str, group: &str, spans: &[Span]) -> Result<Claim> {
+    pub(crate) fn new(brokers: &str, group: &str, spans: &[Span]) -> Result<Claim> {
         let of = |span: &Span| (brokers.to_owned(), group.to_owned(), span.name.name().to_owned());
         let wanted: Vec<_> = spans.iter().map(of).collect();
         let mut claimed = lock(&CLAIMED);
@@ -177,14 +199,14 @@ mod tests {
             start: 100,
             high: 120,
             end: None,
-            is_passing: false,
+            must_commit_start: false,
             is_known: true,
         })
     }
 
     /// The end offset of the old log used to hide the lag in the new one.
     #[test]
-    fn the_lag_of_a_log_that_went_back_is_the_new_ones() {
+    fn the_lag_of_a_log_that_was_truncated_is_the_new_ones() {
         let shared = shared();
         shared.polled.store(120, SeqCst);
         shared.hear(Some(120), Some(120));

@@ -14,47 +14,47 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::MetadataPartition;
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::Settings;
 use super::consumer::Context;
-use super::error::{error, is_lost};
-use super::heard::With;
-use super::options::SourceOptions;
-use super::partition::{Held, Positions};
+use super::lease::{Lease, Life};
+use super::partition::{Assignment, Positions, Span};
 use super::pattern::Pattern;
-use super::signature::{Life, Signature};
-use super::start::{End, Span, Starting, not_a_list};
+use super::start::{Starting, not_a_list};
+use crate::kafka::client::Settings;
+use crate::kafka::error::{error, is_lost};
+use crate::kafka::heard::With;
+use crate::kafka::options::{EndAt, SourceOptions};
 
 /// How long the client may take to seek to the beginning of a topic.
 const REWIND_WITHIN: Duration = Duration::from_secs(5);
 const REWIND_AGAIN_AFTER: Duration = Duration::from_millis(50);
-/// How long a request for the signatures of the last commits may take.
+/// How long a request for the leases of the last commits may take.
 const LOOK_WITHIN: Duration = Duration::from_secs(1);
 
 /// A group, and what is needed to ask its coordinator.
-pub(super) struct Coordinator {
-    pub(super) consumer: Arc<BaseConsumer<Context>>,
-    pub(super) held: Arc<Held>,
-    pub(super) settings: Arc<Settings>,
-    pub(super) options: SourceOptions,
-    pub(super) group: String,
+pub(crate) struct Coordinator {
+    pub(crate) consumer: Arc<BaseConsumer<Context>>,
+    pub(crate) held: Arc<Assignment>,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) options: SourceOptions,
+    pub(crate) group: String,
     /// The end offsets when the run started, for a start that depends on when it is looked up.
-    pub(super) at_start: BTreeMap<(String, i32), i64>,
+    pub(crate) at_start: BTreeMap<(String, i32), i64>,
     /// The topics of a member that names them by a pattern.
-    pub(super) pattern: Option<Pattern>,
+    pub(crate) pattern: Option<Pattern>,
     /// How long a member may be unable to commit; `None` for a run that is not a member.
-    pub(super) patience: Option<Duration>,
+    pub(crate) patience: Option<Duration>,
     /// Signs the commits of a run that the group does not know, because it is not a member.
-    pub(super) signature: Option<Signature>,
+    pub(crate) lease: Option<Lease>,
 }
 
 impl Coordinator {
     /// Where partitions begin. A start that depends on when it is looked up is fixed for the whole
     /// topic by the first member that looks it up: if only some partitions had offsets, another
     /// member would take the topic for one that was read before.
-    pub(super) fn starts(&self, partitions: &[(String, i32)]) -> Result<Vec<Span>> {
+    pub(crate) fn starts(&self, partitions: &[(String, i32)]) -> Result<Vec<Span>> {
         let topics: BTreeSet<String> = partitions.iter().map(|(topic, _)| topic.clone()).collect();
         let topics: Vec<String> = topics.into_iter().collect();
-        let at_start = self.options.start_is_passing().then_some(&self.at_start);
+        let at_start = self.options.start_is_time_dependent().then_some(&self.at_start);
         let starting = Starting {
             consumer: &self.consumer,
             settings: &self.settings,
@@ -63,7 +63,7 @@ impl Coordinator {
             topics: &topics,
             options: &self.options,
             group: &self.group,
-            end: &End::Never,
+            end: &EndAt::Never,
             resume: None,
             leaves_no_trace: false,
             at_start,
@@ -78,7 +78,7 @@ impl Coordinator {
                 Err(error) => return Err(error),
             }
         }
-        if !self.options.start_is_passing() {
+        if !self.options.start_is_time_dependent() {
             return starting.spans_of(partitions, None);
         }
         all.extend(partitions.iter().filter(|asked| !all.contains(asked)).cloned().collect::<Vec<_>>());
@@ -88,22 +88,22 @@ impl Coordinator {
         Ok(spans)
     }
 
-    pub(super) fn complain(&self, with: With, reason: String) {
+    pub(crate) fn complain(&self, with: With, reason: String) {
         self.consumer.context().heard.complain(with, reason);
     }
 
-    pub(super) fn passes(&self, with: With) {
+    pub(crate) fn passes(&self, with: With) {
         self.consumer.context().heard.passes(with);
     }
 
     /// Whether a commit failed because a topic that matched the pattern may be deleted. Such
     /// commits fail until the group learns of it.
-    pub(super) fn has_lost_topic(&self, code: Code) -> bool {
+    pub(crate) fn has_lost_topic(&self, code: Code) -> bool {
         self.pattern.is_some() && code == Code::UnknownTopicOrPartition
     }
 
     /// Moves the client to the beginning of the topic's partitions.
-    pub(super) fn rewind(&self, topic: &str) -> Result<()> {
+    pub(crate) fn rewind(&self, topic: &str) -> Result<()> {
         let cannot = |cause| {
             let doing = format!("cannot read topic `{topic}`, which was recreated, from its beginning");
             error(ErrorKind::Source, doing, cause)
@@ -126,7 +126,7 @@ impl Coordinator {
             // The client cannot seek in a partition that it does not fetch yet.
             match sought.elements().iter().find_map(|element| element.error().err()) {
                 None => {
-                    held.iter().for_each(|shared| shared.went_back.store(true, SeqCst));
+                    held.iter().for_each(|shared| shared.was_truncated.store(true, SeqCst));
                     return Ok(());
                 }
                 Some(cause) if left.is_zero() => return Err(cannot(cause)),
@@ -137,7 +137,7 @@ impl Coordinator {
 
     /// Commits the partitions that are assigned at this moment. Returns how far they are committed
     /// now.
-    pub(super) fn commit(&self, offsets: &Offsets, life: Life) -> Result<Vec<(Partition, i64)>, KafkaError> {
+    pub(crate) fn commit(&self, offsets: &Offsets, life: Life) -> Result<Vec<(Partition, i64)>, KafkaError> {
         let positions = Positions::of(&self.consumer);
         let mut list = TopicPartitionList::new();
         let mut committed = Vec::new();
@@ -145,15 +145,15 @@ impl Coordinator {
             if let Some(done) = offsets.get(&partition.span.name) {
                 let done = i64::try_from(done.0).unwrap_or(i64::MAX);
                 // From an earlier assignment of the partition; another member has read on since.
-                if done < partition.span.start && !partition.went_back.load(SeqCst) {
+                if done < partition.span.start && !partition.was_truncated.load(SeqCst) {
                     continue;
                 }
                 let next = partition.beyond_control_records(done, &positions);
                 committed.push((partition.span.name.clone(), next));
                 list.add_partition_offset(&partition.span.topic, partition.span.partition, Offset::Offset(next))?;
                 let element = list.find_partition(&partition.span.topic, partition.span.partition);
-                if let Some((signature, mut element)) = self.signature.as_ref().zip(element) {
-                    element.set_metadata(signature.metadata(life));
+                if let Some((lease, mut element)) = self.lease.as_ref().zip(element) {
+                    element.set_metadata(lease.metadata(life));
                 }
             }
         }
@@ -163,20 +163,19 @@ impl Coordinator {
         Ok(committed)
     }
 
-    /// The signatures of the runs that committed last.
-    pub(super) fn signatures(&self) -> Result<Vec<Signature>, KafkaError> {
+    /// The leases of the runs that committed last.
+    pub(crate) fn leases(&self) -> Result<Vec<Lease>, KafkaError> {
         let mut list = TopicPartitionList::new();
         for partition in self.held.all() {
             list.add_partition(&partition.span.topic, partition.span.partition);
         }
         let list = self.consumer.committed_offsets(list, LOOK_WITHIN)?;
-        Ok(list.elements().iter().filter_map(|element| Signature::read(element.metadata())).collect())
+        Ok(list.elements().iter().filter_map(|element| Lease::read(element.metadata())).collect())
     }
 
-    pub(super) fn refused(&self, cause: KafkaError) -> Error {
+    pub(crate) fn refused(&self, cause: KafkaError) -> Error {
         let doing = format!("cannot commit offsets of group `{}`", self.group);
         match cause {
-            KafkaError::SetPartitionOffset(_) => not_a_list(&self.group, cause),
             KafkaError::ConsumerCommit(code) if is_lost(code) => {
                 let doing = format!("{doing}: the group has members, and this job is not one of them");
                 Error::new(ErrorKind::Refused, doing).caused_by(cause)
@@ -188,7 +187,7 @@ impl Coordinator {
     /// After partitions are revoked, the client resumes fetching those that it keeps only when its
     /// connections have something to do, up to a second later. So this asks each broker for
     /// something (measured: 931 ms without it, 51 ms with it).
-    pub(super) fn nudge(&self) {
+    pub(crate) fn nudge(&self) {
         let Ok(metadata) = self.consumer.fetch_metadata(None, Duration::from_secs(1)) else { return };
         let leader = |topic: &str, partition: i32| {
             let topic = metadata.topics().iter().find(|known| known.name() == topic)?;

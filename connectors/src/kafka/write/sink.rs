@@ -3,7 +3,6 @@
 //! polling threads spin for the last millisecond of every time-out, and its `flush` takes 100 ms
 //! with messages in flight, so neither is used.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -21,16 +20,23 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use crate::format::{Cause, Payload, of_record};
 
 use super::again::Next;
-use super::dead::{Letter, NOT_ENCODED};
-use super::error::{error, is_of_record};
-use super::lock;
-use super::message::Message;
-use super::options::OnRefused;
-use super::producer::{Context, Kind, Ticket, connect};
-use super::topic::Topic;
+use super::producer::{Context, connect};
+use super::ticket::{Kind, Ticket};
+use crate::kafka::error::{error, is_of_record};
+use crate::kafka::letter::Place;
+use crate::kafka::letter::{Letter, NOT_ENCODED};
+use crate::kafka::message::Outgoing;
+use crate::kafka::options::OnRefused;
+use crate::kafka::topic::Topic;
+use crate::lock;
 
 /// Turns records into messages, by a format.
 pub trait Write<T>: Send + Sync + 'static {
+    /// The name of the sink.
+    fn name(&self, topic: &Topic) -> String {
+        topic.described()
+    }
+
     /// Called once when the job starts. `topic` is the topic of all records, if they all go to one.
     ///
     /// # Errors
@@ -47,35 +53,13 @@ pub trait Write<T>: Send + Sync + 'static {
     fn encode(&self, value: &T, buffer: &mut Vec<u8>) -> Result<Payload, Cause>;
 
     /// What is sent beside the payload, such as key and headers.
-    fn beside<'v>(&self, value: &'v T) -> Outgoing<'v>;
+    fn metadata<'v>(&self, value: &'v T) -> Outgoing<'v>;
 
     /// Topic, partition and offset where the record was read. Called only for a record that is
     /// refused.
-    fn place(&self, value: &T) -> Option<(String, i32, i64)> {
+    fn origin(&self, value: &T) -> Option<Place> {
         let _ = value;
         None
-    }
-}
-
-/// What is sent beside a payload.
-#[derive(Debug, Default)]
-pub struct Outgoing<'v> {
-    pub(super) key: Option<&'v [u8]>,
-    pub(super) headers: Option<Cow<'v, Headers>>,
-    pub(super) topic: Option<&'v str>,
-    pub(super) partition: Option<i32>,
-    pub(super) timestamp: Option<i64>,
-}
-
-impl<'v> Outgoing<'v> {
-    pub(super) fn of<T>(message: &'v Message<T>) -> Outgoing<'v> {
-        Outgoing {
-            key: message.key.as_deref(),
-            headers: Some(&message.headers).filter(|headers| !headers.is_empty()).map(Cow::Borrowed),
-            topic: message.topic.as_deref(),
-            partition: message.partition,
-            timestamp: message.timestamp,
-        }
     }
 }
 
@@ -107,7 +91,7 @@ impl Sending {
 }
 
 impl<W> KafkaOutlet<W> {
-    pub(super) fn connect<T>(topic: &Topic, mut write: W, open: &OpenSink) -> Result<KafkaOutlet<W>>
+    pub(crate) fn connect<T>(topic: &Topic, mut write: W, open: &OpenSink) -> Result<KafkaOutlet<W>>
     where
         W: Write<T>,
     {
@@ -220,7 +204,7 @@ pub struct KafkaWriter<W> {
 }
 
 impl<W> KafkaWriter<W> {
-    pub(super) fn new(shared: &Arc<KafkaOutlet<W>>, wake: &Wake) -> KafkaWriter<W> {
+    pub(crate) fn new(shared: &Arc<KafkaOutlet<W>>, wake: &Wake) -> KafkaWriter<W> {
         lock(&shared.context.writers).push(wake.clone());
         KafkaWriter { shared: Arc::clone(shared), buffer: Vec::new(), encoded: None, letters: VecDeque::new() }
     }
@@ -247,7 +231,7 @@ impl<W> KafkaWriter<W> {
             Ok(payload) => *self.encoded.insert(payload),
             Err(cause) => return Ok(Sent::Refused(of_record(cause)?)),
         };
-        let outgoing = self.shared.write.beside(value);
+        let outgoing = self.shared.write.metadata(value);
         let Some(topic) = outgoing.topic.or(self.shared.topic.as_deref()) else {
             return Ok(Sent::Refused("neither the message nor the sink has a topic".into()));
         };
@@ -280,14 +264,14 @@ impl<W> KafkaWriter<W> {
     where
         W: Write<T>,
     {
-        let outgoing = self.shared.write.beside(value);
+        let outgoing = self.shared.write.metadata(value);
         let topic = outgoing.topic.or(self.shared.topic.as_deref()).unwrap_or_default();
         let letter = || Letter {
             key: outgoing.key.map(<[u8]>::to_vec),
             value: (self.encoded == Some(Payload::Present)).then(|| self.buffer.clone()),
             stripped: self.encoded.is_none().then_some(NOT_ENCODED),
             headers: outgoing.headers.as_deref().cloned().unwrap_or_default(),
-            origin: self.shared.write.place(value),
+            origin: self.shared.write.origin(value),
             ..Letter::default()
         };
         if let Some(letter) = self.shared.context.refuse(topic, None, cause, delivery, letter)? {

@@ -9,147 +9,64 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use millstream::connector::{Offset as Next, Offsets, Partition};
+use millstream::connector::{Offsets, Partition};
 use millstream::{Error, ErrorKind, Result};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::groups::{GroupInfo, GroupMemberInfo};
-use rdkafka::metadata::Metadata;
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::Settings;
 use super::consumer::{Context, listen};
-use super::error::{error, is_changing, is_passing, is_refusal};
-use super::heard::Heard;
-use super::options::{GroupProtocol, SourceOptions};
-use super::signature::{Signature, await_death};
+use super::lease::{Lease, await_expiry};
+use super::partition::Span;
+use crate::kafka::client::{Settings, partitions_of};
+use crate::kafka::error::{error, is_changing, is_refusal, is_transient};
+use crate::kafka::heard::Heard;
+use crate::kafka::options::{DataLoss, EndAt, GroupProtocol, SourceOptions, StartAt};
 
-/// Where reading begins in a partition without a committed offset.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum StartAt {
-    /// At the earliest record that still exists.
-    #[default]
-    Earliest,
-    /// After the last record at the moment of start. Records written after
-    /// [`Job::start`](millstream::Job::start) has returned are read, however long the group takes
-    /// to assign partitions. Partitions and topics that are created later begin at their earliest
-    /// record.
-    Latest,
-    /// A partition without a committed offset is an error.
-    Committed,
-    /// At these offsets by topic and partition; a partition that is not named begins at its
-    /// earliest record.
-    Offsets(BTreeMap<(String, i32), i64>),
-    /// At the first record with this timestamp or a later one; after the last record if there is
-    /// none.
-    Timestamp(SystemTime),
-}
-
-/// Where reading ends.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum End {
-    /// Never.
-    #[default]
-    Never,
-    /// After the last record at the moment of start.
-    Latest,
-    /// Before these offsets by topic and partition; a partition that is not named ends after its
-    /// last record at the moment of start.
-    Offsets(BTreeMap<(String, i32), i64>),
-}
-
-/// What happens when records are gone before they could be read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DataLoss {
-    /// The job ends with an error that names the gap.
-    #[default]
-    Fail,
-    /// Reading continues at the earliest record that exists, and the gap is logged.
-    Skip,
-}
-
-/// Which records of transactions are read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Isolation {
-    /// Only committed records, and none after the start of an open transaction.
-    #[default]
-    ReadCommitted,
-    /// All records.
-    ReadUncommitted,
-}
-
-impl Isolation {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Isolation::ReadCommitted => "read_committed",
-            Isolation::ReadUncommitted => "read_uncommitted",
-        }
-    }
-}
-
-/// A partition of the run, with the absolute offsets between which it is read.
-#[derive(Clone, Debug)]
-pub(super) struct Span {
-    pub(super) topic: String,
-    pub(super) partition: i32,
-    pub(super) name: Partition,
-    pub(super) start: i64,
-    /// The end offset at the moment of start.
-    pub(super) high: i64,
-    /// Where a bounded run ends.
-    pub(super) end: Option<i64>,
-    /// The group had not read it before, and its start must be committed: it may change when it is
-    /// looked up again.
-    pub(super) is_passing: bool,
-    /// The group has read its topic before.
-    pub(super) is_known: bool,
-}
-
-/// A committed offset, with the signature of the run that committed it, if there is one.
-type Committed = (i64, Option<Signature>);
+/// A committed offset, with the lease of the run that committed it, if there is one.
+type Committed = (i64, Option<Lease>);
 
 /// What is needed to fix the start.
-pub(super) struct Starting<'s> {
-    pub(super) consumer: &'s BaseConsumer<Context>,
-    pub(super) settings: &'s Settings,
-    pub(super) heard: &'s Heard,
+pub(crate) struct Starting<'s> {
+    pub(crate) consumer: &'s BaseConsumer<Context>,
+    pub(crate) settings: &'s Settings,
+    pub(crate) heard: &'s Heard,
     /// The topics as the pipeline names them, perhaps by a pattern.
-    pub(super) named: &'s [String],
-    pub(super) topics: &'s [String],
-    pub(super) options: &'s SourceOptions,
-    pub(super) group: &'s str,
-    pub(super) end: &'s End,
-    pub(super) resume: Option<&'s Offsets>,
+    pub(crate) named: &'s [String],
+    pub(crate) topics: &'s [String],
+    pub(crate) options: &'s SourceOptions,
+    pub(crate) group: &'s str,
+    pub(crate) end: &'s EndAt,
+    pub(crate) resume: Option<&'s Offsets>,
     /// The group is not asked for anything.
-    pub(super) leaves_no_trace: bool,
+    pub(crate) leaves_no_trace: bool,
     /// End offsets at the moment of start, for a start that may change later. Partitions that are
     /// missing were created since.
-    pub(super) at_start: Option<&'s BTreeMap<(String, i32), i64>>,
+    pub(crate) at_start: Option<&'s BTreeMap<(String, i32), i64>>,
 }
 
 impl Starting<'_> {
     /// The partitions that a job assigns to itself, once no other run reads them. A run without a
-    /// signature commits nothing, so it does not look for other runs.
-    pub(super) fn spans(&self, own: Option<&mut Signature>) -> Result<Vec<Span>> {
+    /// lease commits nothing, so it does not look for other runs.
+    pub(crate) fn spans(&self, own: Option<&mut Lease>) -> Result<Vec<Span>> {
         let partitions = self.partitions()?;
         let Some(own) = own else { return self.spans_of(&partitions, None) };
         self.check_group()?;
-        if self.options.takes_over {
-            own.begin_after(&self.signatures(&partitions)?);
+        if self.options.fences {
+            own.begin_after(&self.leases(&partitions)?);
         } else {
-            await_death(own, self.group, || self.signatures(&partitions))?;
+            await_expiry(own, self.group, || self.leases(&partitions))?;
         }
         // Read after the wait: the other run may have continued until then.
         self.spans_of(&partitions, Some(own))
     }
 
     /// Where these partitions begin and end.
-    pub(super) fn spans_of(&self, partitions: &[(String, i32)], own: Option<&Signature>) -> Result<Vec<Span>> {
+    pub(crate) fn spans_of(&self, partitions: &[(String, i32)], own: Option<&Lease>) -> Result<Vec<Span>> {
         let low = self.ends(partitions, Offset::Beginning)?;
         let high = self.ends(partitions, Offset::End)?;
         let committed = if self.leaves_no_trace { BTreeMap::new() } else { self.committed(partitions)? };
@@ -174,21 +91,21 @@ impl Starting<'_> {
             };
             let start = self.check(&name, wanted, low, high)?;
             let end = match self.end {
-                End::Never => None,
-                End::Latest => Some(high),
-                End::Offsets(ends) => Some(ends.get(key).copied().unwrap_or(high)),
+                EndAt::Never => None,
+                EndAt::Latest => Some(high),
+                EndAt::Offsets(ends) => Some(ends.get(key).copied().unwrap_or(high)),
             };
             tracing::info!(partition = %name, start, end, high, "reading");
-            let is_passing = is_new && self.options.start_is_passing();
+            let must_commit_start = is_new && self.options.start_is_time_dependent();
             let (topic, partition) = key.clone();
-            spans.push(Span { topic, partition, name, start, high, end, is_passing, is_known: !is_new });
+            spans.push(Span { topic, partition, name, start, high, end, must_commit_start, is_known: !is_new });
         }
         Ok(spans)
     }
 
     /// Commits starts that are not committed yet.
-    pub(super) fn remember(&self, spans: &[Span]) -> Result<()> {
-        let passing = || spans.iter().filter(|span| span.is_passing);
+    pub(crate) fn remember(&self, spans: &[Span]) -> Result<()> {
+        let passing = || spans.iter().filter(|span| span.must_commit_start);
         let keys: Vec<_> = passing().map(|span| (span.topic.clone(), span.partition)).collect();
         if keys.is_empty() {
             return Ok(());
@@ -205,7 +122,7 @@ impl Starting<'_> {
         }
         match self.consumer.commit(&list, CommitMode::Sync) {
             Ok(()) => Ok(()),
-            Err(KafkaError::ConsumerCommit(code)) if is_passing(code) && !is_changing(code) => {
+            Err(KafkaError::ConsumerCommit(code)) if is_transient(code) && !is_changing(code) => {
                 let doing = format!("cannot commit the start offsets of group `{}`", self.group);
                 Err(Error::new(ErrorKind::Unreachable, doing).caused_by(code))
             }
@@ -269,15 +186,15 @@ impl Starting<'_> {
     }
 
     /// The partitions to read. Checks that the options name no others.
-    pub(super) fn partitions(&self) -> Result<Vec<(String, i32)>> {
+    pub(crate) fn partitions(&self) -> Result<Vec<(String, i32)>> {
         let partitions = self.existing()?;
         let starts = match &self.options.start_at {
             Some(StartAt::Offsets(starts)) => starts.keys().collect(),
             _ => Vec::new(),
         };
         let ends = match self.end {
-            End::Offsets(ends) => ends.keys().collect(),
-            End::Never | End::Latest => Vec::new(),
+            EndAt::Offsets(ends) => ends.keys().collect(),
+            EndAt::Never | EndAt::Latest => Vec::new(),
         };
         for (option, named) in [("start_at", starts), ("end_at", ends)] {
             if let Some((topic, partition)) = named.into_iter().find(|key| !partitions.contains(key)) {
@@ -296,7 +213,7 @@ impl Starting<'_> {
     }
 
     /// All partitions that may be read, from the brokers' metadata.
-    pub(super) fn existing(&self) -> Result<Vec<(String, i32)>> {
+    pub(crate) fn existing(&self) -> Result<Vec<(String, i32)>> {
         let mut partitions = Vec::new();
         for topic in self.topics {
             let metadata = self.ask("reach Kafka", |wait| self.consumer.fetch_metadata(Some(topic), wait))?;
@@ -378,7 +295,7 @@ impl Starting<'_> {
     ///
     /// # Errors
     /// When the members have no assignor in common with this one.
-    pub(super) fn check_assignor(&self) -> Result<()> {
+    pub(crate) fn check_assignor(&self) -> Result<()> {
         let ours: &[&str] = match self.options.protocol.unwrap_or_default() {
             GroupProtocol::Classic => &["cooperative-sticky"],
             GroupProtocol::Eager => &["range", "roundrobin"],
@@ -421,20 +338,20 @@ impl Starting<'_> {
         Err(Error::new(ErrorKind::Refused, doing).caused_by(cause))
     }
 
-    /// The committed offsets of the group, each with the signature of the run that committed it.
-    pub(super) fn committed(&self, partitions: &[(String, i32)]) -> Result<BTreeMap<(String, i32), Committed>> {
+    /// The committed offsets of the group, each with the lease of the run that committed it.
+    pub(crate) fn committed(&self, partitions: &[(String, i32)]) -> Result<BTreeMap<(String, i32), Committed>> {
         let committed = self.commits(partitions)?;
         let offset = |element: &TopicPartitionListElem<'_>| match element.offset() {
             Offset::Offset(offset) => {
                 let key = (element.topic().to_owned(), element.partition());
-                Some((key, (offset, Signature::read(element.metadata()))))
+                Some((key, (offset, Lease::read(element.metadata()))))
             }
             _ => None,
         };
         Ok(committed.elements().iter().filter_map(offset).collect())
     }
 
-    fn signatures(&self, partitions: &[(String, i32)]) -> Result<Vec<Signature>> {
+    fn leases(&self, partitions: &[(String, i32)]) -> Result<Vec<Lease>> {
         Ok(self.committed(partitions)?.into_values().filter_map(|(_, by)| by).collect())
     }
 
@@ -463,7 +380,7 @@ impl Starting<'_> {
                     wait *= 2;
                 }
                 // A coordinator that has just started, or is moving.
-                Err(cause) if cause.rdkafka_error_code().is_some_and(is_passing) && !left.is_zero() => {
+                Err(cause) if cause.rdkafka_error_code().is_some_and(is_transient) && !left.is_zero() => {
                     thread::sleep(Duration::from_millis(100).min(left));
                 }
                 Err(cause) => return Err(error(ErrorKind::Refused, format!("cannot {doing}"), cause)),
@@ -489,7 +406,7 @@ impl Starting<'_> {
 }
 
 /// The error of a group whose members have no assignor in common with this one.
-pub(super) fn other_assignor(group: &str, settings: &Settings, theirs: Option<&str>) -> Error {
+pub(crate) fn other_assignor(group: &str, settings: &Settings, theirs: Option<&str>) -> Error {
     let theirs = theirs.map_or("another assignor".to_owned(), |theirs| format!("the assignor `{theirs}`"));
     let doing = format!(
         "cannot join group `{group}` at {}: its members use {theirs}, which this job does not support \
@@ -500,28 +417,7 @@ pub(super) fn other_assignor(group: &str, settings: &Settings, theirs: Option<&s
     Error::new(ErrorKind::Refused, doing)
 }
 
-/// The partitions of a topic, or an error that says why there are none.
-pub(super) fn partitions_of(metadata: &Metadata, topic: &str, brokers: &str) -> Result<Vec<i32>> {
-    let found = metadata.topics().iter().find(|found| found.name() == topic);
-    let cause = found.and_then(rdkafka::metadata::MetadataTopic::error).map(Code::from);
-    match (found, cause) {
-        (Some(found), None) if !found.partitions().is_empty() => {
-            Ok(found.partitions().iter().map(rdkafka::metadata::MetadataPartition::id).collect())
-        }
-        (_, Some(code)) if code != Code::UnknownTopicOrPartition => {
-            let cause = KafkaError::MetadataFetch(code);
-            Err(error(ErrorKind::NotFound, format!("cannot use topic `{topic}` at {brokers}"), cause))
-        }
-        _ => Err(Error::new(ErrorKind::NotFound, format!("topic `{topic}` does not exist at {brokers}"))),
-    }
-}
-
 /// The error of an offset that librdkafka cannot represent.
-pub(super) fn not_a_list(topic: &str, cause: KafkaError) -> Error {
+pub(crate) fn not_a_list(topic: &str, cause: KafkaError) -> Error {
     error(ErrorKind::Config, format!("cannot represent an offset of topic `{topic}`"), cause)
-}
-
-/// Converts a Kafka offset to an engine offset.
-pub(super) fn next(offset: i64) -> Next {
-    Next(u64::try_from(offset).unwrap_or(0))
 }

@@ -10,9 +10,9 @@ use rdkafka::error::KafkaError;
 use rdkafka::metadata::Metadata;
 use regex::Regex;
 
-use super::client::Settings;
 use super::consumer::{Context, listen};
-use super::topic::Topic;
+use crate::kafka::client::Settings;
+use crate::kafka::topic::Topic;
 
 /// How long to wait for the list of topics.
 const ASK_WITHIN: Duration = Duration::from_secs(5);
@@ -21,9 +21,9 @@ const REFRESH: Duration = Duration::from_secs(30);
 
 /// A pattern and the topics that last matched it.
 #[derive(Debug)]
-pub(super) struct Pattern {
+pub(crate) struct Pattern {
     whole: Regex,
-    pub(super) refresh: Duration,
+    pub(crate) refresh: Duration,
     known: Vec<String>,
 }
 
@@ -32,7 +32,7 @@ impl Pattern {
     ///
     /// # Errors
     /// When the pattern is not valid.
-    pub(super) fn of(topic: &Topic) -> Result<Option<Pattern>> {
+    pub(crate) fn of(topic: &Topic) -> Result<Option<Pattern>> {
         if !topic.is_pattern {
             return Ok(None);
         }
@@ -52,7 +52,7 @@ impl Pattern {
     ///
     /// # Errors
     /// When no broker answers.
-    pub(super) fn at_start(&mut self, settings: &Settings, consumer: &BaseConsumer<Context>) -> Result<Vec<String>> {
+    pub(crate) fn at_start(&mut self, settings: &Settings, consumer: &BaseConsumer<Context>) -> Result<Vec<String>> {
         let (heard, ask) = (&consumer.context().heard, |wait: Duration| consumer.fetch_metadata(None, wait));
         let topics = self.matching(&settings.ask("reach Kafka", heard, || listen(consumer), ask)?);
         self.note(&topics);
@@ -60,12 +60,12 @@ impl Pattern {
     }
 
     /// The topics that match now.
-    pub(super) fn topics(&self, consumer: &BaseConsumer<Context>) -> Result<Vec<String>, KafkaError> {
+    pub(crate) fn topics(&self, consumer: &BaseConsumer<Context>) -> Result<Vec<String>, KafkaError> {
         consumer.fetch_metadata(None, ASK_WITHIN).map(|metadata| self.matching(&metadata))
     }
 
     /// Remembers these topics, and returns whether they differ from the previous ones.
-    pub(super) fn note(&mut self, topics: &[String]) -> bool {
+    pub(crate) fn note(&mut self, topics: &[String]) -> bool {
         let is_new = self.known != topics;
         if is_new {
             self.known = topics.to_vec();
