@@ -44,19 +44,173 @@ fn code(text: &str) -> Vec<(usize, &str)> {
         .collect()
 }
 
+/// What a file imports, as paths from the root of its crate: `use crate::{api::Job, io}` is two of
+/// them, and `super` is resolved. Imports of its tests count too.
+fn imports(path: &str, text: &str) -> Vec<String> {
+    let inside = path.split_once("/src/").map_or(path, |(_, inside)| inside).trim_end_matches(".rs");
+    let mut module: Vec<&str> = inside.split('/').filter(|part| *part != "lib").collect();
+    if module.last() == Some(&"mod") {
+        module.pop();
+    }
+    let mut found = Vec::new();
+    let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join(" ");
+    for statement in code.split("use ").skip(1) {
+        let statement = statement.split(';').next().unwrap_or_default().replace(' ', "");
+        expand(&statement, "", &mut found);
+    }
+    found.retain(|import| import.starts_with("crate::") || import.starts_with("super::"));
+    for import in &mut found {
+        let mut base = module.clone();
+        let mut rest = import.as_str();
+        while let Some(above) = rest.strip_prefix("super::") {
+            base.pop();
+            rest = above;
+        }
+        let absolute = match rest.strip_prefix("crate::") {
+            Some(inside) => inside.to_owned(),
+            None => base.into_iter().chain([rest]).collect::<Vec<_>>().join("::"),
+        };
+        *import = absolute;
+    }
+    found
+}
+
+/// The paths of a use tree.
+fn expand(tree: &str, before: &str, found: &mut Vec<String>) {
+    let Some((head, rest)) = tree.split_once('{') else {
+        found.push(format!("{before}{tree}"));
+        return;
+    };
+    let rest = rest.strip_suffix('}').unwrap_or(rest);
+    let (mut depth, mut begin) = (0, 0);
+    let mut parts = Vec::new();
+    for (at, letter) in rest.char_indices() {
+        match letter {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(&rest[begin..at]);
+                begin = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&rest[begin..]);
+    parts.into_iter().filter(|part| !part.is_empty()).for_each(|part| expand(part, &format!("{before}{head}"), found));
+}
+
+#[test]
+fn imports_are_read_whatever_their_form() {
+    let text = "use crate::{api::{Job, job::Spec}, io};\nuse super::super::run;\nuse super::handle::Handle;\n#[cfg(test)] mod tests { use super::*; }";
+    assert_eq!(
+        imports("engine/src/run/server.rs", text),
+        ["api::Job", "api::job::Spec", "io", "run", "run::handle::Handle", "run::*"]
+    );
+}
+
+const FLOORS: [&str; 6] = ["words", "io", "operator", "epoch", "run", "api"];
+
 #[test]
 fn a_module_of_the_engine_imports_from_its_own_floor_and_below() {
-    const FLOORS: [&str; 6] = ["words", "io", "operator", "epoch", "run", "api"];
     for (path, text) in files("engine/src", ".rs") {
         let Some(own) = FLOORS.iter().position(|floor| path.starts_with(&format!("engine/src/{floor}/"))) else {
             continue;
         };
+        for import in imports(&path, &text) {
+            let floor = FLOORS.iter().position(|floor| import.split("::").next() == Some(floor));
+            assert!(floor.is_none_or(|floor| floor <= own), "{path} imports {import} from a floor above its own");
+        }
         for (line, text) in code(&text) {
             for (floor, name) in FLOORS.iter().enumerate().skip(own + 1) {
-                assert!(
-                    !text.contains(&format!("crate::{name}::")),
-                    "{path}:{line} imports from floor {floor}, above its own"
-                );
+                let is_named = text.contains(&format!("crate::{name}::"));
+                assert!(!is_named, "{path}:{line} names floor {floor}, above its own");
+            }
+        }
+    }
+}
+
+/// Files of a folder whose imports go in a circle, unless they are a pair that cannot be told
+/// apart.
+fn check_circles(folder: &str, pairs: &[(&str, &str)]) {
+    let (_, inside) = folder.split_once("/src/").expect("a folder of a crate");
+    let inside: Vec<&str> = inside.split('/').collect();
+    let mut edges: std::collections::BTreeMap<String, std::collections::BTreeSet<String>> = Default::default();
+    let all = files(folder, ".rs");
+    let names: Vec<String> = all
+        .iter()
+        .filter_map(|(path, _)| path.strip_prefix(&format!("{folder}/"))?.strip_suffix(".rs").map(str::to_owned))
+        .collect();
+    for (path, text) in &all {
+        let own = path[folder.len() + 1..].trim_end_matches(".rs").to_owned();
+        // What a folder's `mod.rs` re-exports is not an import of its own.
+        if own == "mod" || own.ends_with("/mod") {
+            continue;
+        }
+        // Tests may import from anywhere.
+        let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for import in imports(path, text) {
+            let parts: Vec<&str> = import.split("::").collect();
+            let Some(rest) = parts.strip_prefix(&inside[..]) else { continue };
+            let name = (1..=rest.len()).rev().map(|len| rest[..len].join("/")).find(|name| names.contains(name));
+            if let Some(name) = name.filter(|name| *name != own) {
+                edges.entry(own.clone()).or_default().insert(name);
+            }
+        }
+    }
+    let is_pair = |a: &str, b: &str| pairs.contains(&(a, b)) || pairs.contains(&(b, a));
+    for start in edges.keys() {
+        let (mut open, mut seen) = (vec![start.clone()], std::collections::BTreeSet::new());
+        while let Some(at) = open.pop() {
+            for next in edges.get(&at).into_iter().flatten().filter(|next| !is_pair(&at, next)) {
+                assert!(next != start, "in {folder} the imports of {start} come back to it from {at}");
+                if seen.insert(next.clone()) {
+                    open.push(next.clone());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_files_of_a_folder_have_an_order() {
+    check_circles("engine/src/run", &[]);
+    check_circles("engine/src/epoch", &[]);
+    check_circles("engine/src/api", &[("flow", "stream")]);
+    check_circles("connectors/src/kafka", &[("client", "heard"), ("read/reader", "read/source")]);
+}
+
+/// rustfmt leaves comments alone.
+#[test]
+fn comments_are_at_most_100_columns_wide() {
+    for folder in ["engine/src", "connectors/src", "connectors/tests", "examples", "benches", "tests"] {
+        for (path, text) in files(folder, ".rs") {
+            let mut is_code = false;
+            for (line, text) in text.lines().enumerate() {
+                let comment = text.trim_start();
+                if !comment.starts_with("//") {
+                    continue;
+                }
+                let inside = comment.trim_start_matches(['/', '!']).trim_start();
+                is_code ^= inside.starts_with("```");
+                // Code of examples is as wide as code, and rows of tables and links cannot be
+                // wrapped.
+                let is_whole = is_code || inside.starts_with('|') || !inside.contains(' ') || inside.starts_with('[');
+                assert!(is_whole || text.chars().count() <= 100, "{path}:{} is too wide", line + 1);
+            }
+        }
+    }
+}
+
+/// A sample of the words that plain English does without; see the style guide.
+#[test]
+fn messages_are_plain_english() {
+    for folder in ["engine/src", "connectors/src"] {
+        for (path, text) in files(folder, ".rs") {
+            for (line, text) in text.lines().enumerate() {
+                let lower = text.to_lowercase();
+                for word in ["nobody", "somebody", "anybody", "whoever", "more than nothing", " anew", "is no utf"] {
+                    assert!(!lower.contains(word), "{path}:{} says `{word}`", line + 1);
+                }
             }
         }
     }
@@ -79,7 +233,7 @@ fn what_others_may_not_name() {
     may_name("timely", &timely, "engine/src");
     may_name("rdkafka", &["connectors/src/kafka/"], "connectors/src");
     may_name("std::fs", &["engine/src/state/"], "engine/src");
-    may_name("std::fs", &["connectors/src/file/", "connectors/src/kafka/security"], "connectors/src");
+    may_name("std::fs", &["connectors/src/file/", "connectors/src/security/"], "connectors/src");
     may_name("serde_json", &[], "engine/src");
     may_name("rdkafka", &[], "engine/src");
 }
@@ -105,7 +259,8 @@ fn a_file_opens_with_what_it_is_and_is_not_too_long() {
         for (path, text) in files(folder, ".rs") {
             assert!(text.starts_with("//!"), "{path} does not open with what it is");
             let lines = text.split("#[cfg(test)]").next().unwrap_or_default().lines().count();
-            assert!(lines <= 520, "{path} has {lines} lines: look for the seam");
+            let most = if folder == "tests" { 600 } else { 520 };
+            assert!(lines <= most, "{path} has {lines} lines: look for the seam");
         }
     }
 }

@@ -27,7 +27,8 @@
 //!
 //! # Features
 //!
-//! `kafka` is on by default. Without default features nothing of it is compiled, and librdkafka neither.
+//! `kafka` is on by default. Without default features nothing of it is compiled, and librdkafka
+//! neither.
 //!
 //! | feature | adds |
 //! |---|---|

@@ -1,13 +1,13 @@
-//! What a connector's author needs: the traits of sources and sinks, and what their methods are
-//! handed.
+//! What the author of a connector needs: the traits of sources and sinks, and the types in their
+//! methods.
 //!
-//! A source is a description ([`Source`]) that connects once per run. It then has a half that the
-//! process has once ([`SharedSource`]), which the control thread serves, and a [`Reader`] for each
-//! worker, which stays on that worker's thread. A sink is the same with [`Sink`], [`SharedSink`]
-//! and [`Writer`]. Nothing that runs on a worker or on the control thread may block; threads of a
+//! A source is a description ([`Source`]) that connects once per run. It then has a per-process
+//! half ([`SharedSource`]), which the control thread serves, and a [`Reader`] for each worker,
+//! which stays on that worker's thread. A sink is the same with [`Sink`], [`SharedSink`] and
+//! [`Writer`]. Nothing that runs on a worker or on the control thread may block; threads of a
 //! connector wake them ([`Wake`]).
 //!
-//! A source of the numbers from 1, which goes on where its job had committed:
+//! A source of the numbers from 1, which resumes where its job had committed:
 //!
 //! ```
 //! use std::sync::Arc;

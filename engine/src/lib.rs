@@ -1,10 +1,9 @@
 //! A continuous, record-at-a-time dataflow engine.
 //!
-//! A pipeline is a function: it opens sources, says what happens to their records, and ends in
-//! sinks. It compiles to a [timely](https://docs.rs/timely) dataflow whose timestamps are *epochs*.
-//! Records never wait: epochs only say what is complete, and carry progress, checkpoints and
-//! commits. Close epochs on a timer and the same pipeline is a micro-batch engine with the same
-//! results.
+//! A pipeline is a function: it opens sources, processes their records, and ends in sinks. It
+//! compiles to a [timely](https://docs.rs/timely) dataflow whose timestamps are *epochs*. Records
+//! never wait: epochs only say what is complete, and carry progress, checkpoints and commits. Close
+//! epochs on a timer and the same pipeline is a micro-batch engine with the same results.
 //!
 //! ```
 //! use millstream::{Flow, Job, Result, collect, rows};
@@ -28,46 +27,46 @@
 //!
 //! | you want | use |
 //! |---|---|
-//! | results as soon as they can be had | [`Trigger::Continuous`], the default |
+//! | results as soon as they are available | [`Trigger::Continuous`], the default |
 //! | batches on a timer, as with Spark's `ProcessingTime` | [`Trigger::micro_batch`] |
-//! | to process what is there, and end | [`Trigger::AvailableNow`] |
-//! | to feed a job from your own program, and know when a record is safe | [`channel()`] and its [`Receipt`] |
-//! | to test a pipeline, step by step | [`TestRun`] |
-//! | to see what continuous and micro-batch differ in | [`Job::compare`] |
-//! | records on a schedule, for a try or a measurement | [`generate`] |
+//! | to process the available input, and end | [`Trigger::AvailableNow`] |
+//! | to feed a job yourself, and know when a record is safe | [`channel()`] and its [`Receipt`] |
+//! | to test a pipeline step by step | [`TestRun`] |
+//! | to see how continuous and micro-batch differ | [`Job::compare`] |
+//! | records on a schedule, to try a pipeline or measure it | [`generate`] |
 //! | to see what will run, before it runs | [`Job::explain`] |
 //! | a connector of your own | the module [`connector`] |
 //!
-//! # What can be watched
+//! # Observing a job
 //!
 //! A [`Report`] counts every record and measures its latency, while the job runs and when it has
-//! ended. Events of [`tracing`] stand in spans: `job` with its `name`, and within it `worker` with
-//! its `index`, for the program's own events in a stage too. Once a second the [`metrics`] facade
-//! is told, so that whatever exporter the program has installed shows [`METRICS`], but for the
-//! histogram of latencies: [`histograms`] gives it as text for Prometheus, to be appended to the
-//! exporter's.
+//! ended. Events of [`tracing`] are in spans: `job` with its `name`, and within it `worker` with
+//! its `index`, including the program's own events in a stage. Once a second the counts are
+//! published to the [`metrics`] facade, so that any exporter that the program has installed shows
+//! [`METRICS`], except the histogram of latencies: [`histograms`] returns it as text for
+//! Prometheus, to be appended to the exporter's.
 //!
-//! [`Job::on_progress`] tells a function of the program what happens to the job,
-//! [`JobHandle::health`] says whether it is alive and ready, and [`jobs()`] lists the jobs of the
+//! [`Job::on_progress`] calls a function of the program with what happens to the job,
+//! [`JobHandle::health`] tells whether it is alive and ready, and [`jobs()`] lists the jobs of the
 //! process.
 //!
-//! `Job::live` draws rate, latency and lag on a terminal. It is there with the feature `terminal`,
-//! which is on by default, and not without it.
+//! `Job::live` draws rate, latency and lag on a terminal. It needs the feature `terminal`, which is
+//! on by default.
 //!
 //! # What it is not
 //!
-//! It is no cluster: a job is threads of your process. It keeps no state yet: pipelines are
-//! stateless, and at least once, with the source's committed offsets as their memory. The order of
-//! records is kept per input partition, until a [`rebalance`](Stream::rebalance) or [unordered
-//! calls](Calls::unordered).
+//! It is not a cluster: a job is threads of your process. It keeps no state yet: pipelines are
+//! stateless and at-least-once, and the source's committed offsets are all that is remembered. The
+//! order of records is kept per input partition, up to a [`rebalance`](Stream::rebalance) or
+//! [unordered calls](Calls::unordered).
 //!
 //! # The code, in reading order
 //!
-//! Each module imports from those above it only: `words` (what we talk about), `io` (what comes and
-//! goes), `operator` (what happens to records), `epoch` (what a moment means), `run` (what a
-//! process does), `api` (what a user writes).
+//! Each module imports only from those above it: `words` (the terms of all others), `io` (inputs
+//! and outputs), `operator` (what happens to records), `epoch` (epochs and checkpoints), `run` (how
+//! a process runs a job), `api` (what a user writes).
 
-// Private, from the bottom up; `tests/tidy.rs` holds them to that.
+// Private, from the bottom up; `tests/tidy.rs` enforces it.
 mod words;
 
 mod io;

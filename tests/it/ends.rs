@@ -222,7 +222,9 @@ fn a_report_says_whether_time_or_the_run_has_ended() {
         drop(sender.try_send(1).unwrap());
         (sender, source)
     };
-    check(Trigger::Continuous, closed().1, End::OfTime);
+    let (sender, source) = closed();
+    drop(sender);
+    check(Trigger::Continuous, source, End::OfTime);
     let (open, source) = closed();
     check(Trigger::AvailableNow, source, End::OfRun);
     drop(open);

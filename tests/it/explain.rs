@@ -50,8 +50,8 @@ fn forks_branches_unions_and_exchanges_begin_new_operators() {
             "  sink    discard <- rebalance",
             "operator 4, reads from 2 and 1",
             "  stage   union <- branch, map",
-            "  stage   map 2 <- union",
-            "  sink    discard 2 <- map 2",
+            "  stage   map 2 (map) <- union",
+            "  sink    discard 2 (discard) <- map 2",
         ],
     );
 }

@@ -61,7 +61,7 @@ fn a_job_that_waits_for_its_next_run_is_alive_and_not_ready() {
     let running = job.restart(long).start().unwrap();
     drop(numbers.try_send(7).unwrap());
     let is_resting = |health: &Health| {
-        health.is_alive() && health.not_ready.iter().any(|why| why.contains("restarts") && why.contains("no sevens"))
+        health.is_alive() && health.not_ready.iter().any(|why| why.contains("restarting") && why.contains("no sevens"))
     };
     becomes("between two runs", || running.health(&HealthLimits::new()), is_resting);
     running.abort();
@@ -119,7 +119,7 @@ fn records_that_a_sink_does_not_acknowledge_are_counted_and_the_sink_named() {
     let health = || running.health(&limits);
     drop(numbers.try_send(1).unwrap());
     becomes("stalled", health, |health| {
-        health.to_string().starts_with("not alive: records of checkpoint 1 have not been acknowledged (1 by `valve`) for")
+        health.to_string().starts_with("not alive: records of checkpoint 1 have not been acknowledged (1 by `valve`)")
     });
     assert!(running.health(&HealthLimits::new()).is_alive(), "the default limit is longer");
     valve.open();
@@ -205,14 +205,14 @@ fn a_source_that_waits_makes_its_job_not_ready_and_after_a_while_not_alive() {
         "waiting",
         || running.health(&limits),
         |health| {
-            health.is_alive() && health.not_ready.iter().any(|why| why.starts_with("`queues` has been waiting for its turn for "))
+            health.is_alive() && health.not_ready.iter().any(|why| why.starts_with("`queues` waits for its turn ("))
         },
     );
     let impatient = HealthLimits::new().group_within(Duration::from_millis(1));
     becomes(
         "waiting for too long",
         || running.health(&impatient),
-        |health| !health.is_alive() && health.to_string().starts_with("not alive: `queues` has been waiting for its turn for "),
+        |health| !health.is_alive() && health.to_string().starts_with("not alive: `queues` waits for its turn ("),
     );
     let_in.store(true, SeqCst);
     becomes("ready", || running.health(&limits), Health::is_ready);

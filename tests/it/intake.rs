@@ -150,7 +150,7 @@ fn a_limit_that_means_nothing_is_named_at_start() {
     let job = Job::new("x", |flow| flow.source(rows([1]))?.batch_at_most(0).sink(discard()));
     check(job, "`batch_at_most`");
     let job = Job::new("x", |flow| flow.source(rows([1]))?.map(|n| n).rate_at_most(1.0).sink(discard()));
-    check(job, "right behind");
+    check(job, "directly follow");
 }
 
 /// The first source used to take all of the room each time, and the second had none.

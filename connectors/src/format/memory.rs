@@ -1,5 +1,6 @@
 //! How much memory decoded values hold besides their own size. Allocator overhead is not counted
-//! here: the engine adds [`RECORD_OVERHEAD`](millstream::connector::RECORD_OVERHEAD) to each record.
+//! here: the engine adds [`RECORD_OVERHEAD`](millstream::connector::RECORD_OVERHEAD) to each
+//! record.
 
 use std::any::Any;
 

@@ -13,7 +13,8 @@
 //! without an end joins the group: any number of its processes share the partitions, and a
 //! partition that moves is drained and committed first. A bounded job, or one that names its
 //! partitions, assigns them to itself. Two such jobs must not share a group: the second fails at
-//! start, or it ends the first ([`fence_other_run`](Topic::fence_other_run)). The error names the other run.
+//! start, or it ends the first ([`fence_other_run`](Topic::fence_other_run)). The error names the
+//! other run.
 
 mod error;
 mod options;

@@ -1,5 +1,6 @@
-//! Topics with a format: what a pipeline opens as a source or ends in as a sink. There is one source
-//! and one sink for all of them; what is read of a message and written of a record is their shape.
+//! Topics with a format: what a pipeline opens as a source or ends in as a sink. There is one
+//! source and one sink for all of them; what is read of a message and written of a record is their
+//! shape.
 
 use std::borrow::Cow;
 use std::sync::Arc;

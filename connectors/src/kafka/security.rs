@@ -1,6 +1,6 @@
 //! Authentication between client and broker, in both directions: TLS and SASL as properties of the
-//! client. [`Kafka`](super::Kafka) keeps them; the settings of every client (`client`) are made from
-//! them.
+//! client. [`Kafka`](super::Kafka) keeps them; the settings of every client (`client`) are made
+//! from them.
 
 use std::error::Error as StdError;
 use std::sync::Arc;

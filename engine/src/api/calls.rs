@@ -13,26 +13,27 @@ use tracing::Span;
 
 use crate::operator::calls::{Again, CallOptions};
 
-/// How many calls run at once on each worker, in which order their answers go on, how long one may
-/// take, and whether one that fails is made again; see
+/// How many calls run at once on each worker, in which order their answers are handed on, how long
+/// a call may take, and whether failed calls are retried; see
 /// [`Stream::map_async`](crate::Stream::map_async).
 #[derive(Clone, Copy, Debug)]
-#[must_use = "it says how `Stream::map_async` calls"]
+#[must_use = "it only configures `Stream::map_async`"]
 pub struct Calls(CallOptions);
 
 impl Calls {
-    /// At most so many at once; answers go on in the order of their records. Behind a call that
-    /// does not answer, others are made until four times `at_once`, or 64 when that is more, are
-    /// ahead of it.
+    /// At most `at_once` calls at a time; answers are handed on in the order of their records.
+    /// While a call has no answer, calls for later records are made until they are four times
+    /// `at_once`, or 64 if that is more.
     ///
     /// # Panics
     /// When `at_once` is 0.
     pub fn ordered(at_once: usize) -> Calls {
-        assert!(at_once > 0, "there must be a call at a time");
+        assert!(at_once > 0, "`at_once` must be greater than zero");
         Calls(CallOptions { at_once, is_ordered: true, within: Duration::from_secs(10) })
     }
 
-    /// At most so many at once; answers go on as they come, so a slow one keeps no other waiting.
+    /// At most `at_once` calls at a time; answers are handed on as they come, so a slow call does
+    /// not hold up the others.
     ///
     /// # Panics
     /// When `at_once` is 0.
@@ -41,26 +42,26 @@ impl Calls {
         Calls(CallOptions { is_ordered: false, ..options })
     }
 
-    /// How long a call may take, 10 s by default, from when it is made. One that takes longer is
-    /// dropped, and its record goes on as [`TimedOut`](crate::TimedOut), also when its future
+    /// How long a call may take, from when it is made; 10 s by default. A call that takes longer is
+    /// dropped, and its record is handed on as [`TimedOut`](crate::TimedOut), even when its future
     /// blocks its thread.
     pub fn within(self, limit: Duration) -> Calls {
         Calls(CallOptions { within: limit, ..self.0 })
     }
 
-    /// Makes a call that has failed again, at most so many times: one that timed out, or whose
-    /// future came to an `Err`. The first further attempt is made after `pause`, and the pause
-    /// before each one after it is twice as long, up to a minute. Each attempt may take the whole
-    /// of [`within`](Calls::within). What the last attempt came to goes on.
+    /// Retries a failed call up to `times` times. A call has failed when it timed out or its future
+    /// resolved to an `Err`. The first retry is made after `pause`, and the pause doubles for each
+    /// one after that, up to a minute. Each attempt may take the whole of
+    /// [`within`](Calls::within). The result of the last attempt is handed on.
     ///
-    /// A record that waits for its next attempt is not one of the `at_once`: other records are
-    /// called for meanwhile, and in order as many as [`ordered`](Calls::ordered) says. Its memory
-    /// stays counted ([`Job::memory`](crate::Job::memory)). In order, the answers of those behind
-    /// it wait for it. A [stop](crate::Running::stop) waits for further attempts; after the
-    /// deadline of a [`stop_within`](crate::Running::stop_within) none is made. Futures must come
-    /// to a `Result`. An error that another attempt does not help is one that the future returns as
-    /// `Ok`, such as `Ok(Err(no_such_customer))`. Each attempt is made with a clone of the record,
-    /// so records must be [`Clone`].
+    /// A record that waits for its next attempt does not count as one of the `at_once`: calls for
+    /// other records are made meanwhile, and in order as many as [`ordered`](Calls::ordered) says.
+    /// Its memory stays counted ([`Job::memory`](crate::Job::memory)). In order, the answers behind
+    /// it wait for it. A [stop](crate::Running::stop) waits for retries; after the deadline of a
+    /// [`stop_within`](crate::Running::stop_within) none is made. Futures must resolve to a
+    /// `Result`. An error that a retry cannot help should be returned as `Ok`, such as
+    /// `Ok(Err(no_such_customer))`. Each attempt is made with a clone of the record, so records
+    /// must be [`Clone`].
     ///
     /// ```
     /// use millstream::{Calls, Job, collect, rows};
@@ -87,15 +88,15 @@ impl Calls {
         RetriedCalls { calls: self, times, pause }
     }
 
-    /// Makes calls of a function that blocks: hand the result to
+    /// Makes calls of a function that blocks. Pass the result to
     /// [`map_async`](crate::Stream::map_async) in place of an async function. Each call has a
-    /// thread of its own, so none holds up another, and [`at_once`](Calls::ordered) says how many
+    /// thread of its own, so none holds up another, and [`at_once`](Calls::ordered) sets how many
     /// there are.
     ///
-    /// A call whose time is up cannot be ended from outside: its record goes on as
-    /// [`TimedOut`](crate::TimedOut), and its thread lives until the function returns. There are at
-    /// most 512 threads for a run. While all of them are taken, calls wait for one, and time out in
-    /// the end.
+    /// A call whose time is up cannot be ended from outside: its record is handed on as
+    /// [`TimedOut`](crate::TimedOut), and its thread lives until the function returns. A run has at
+    /// most 512 such threads. While all of them are taken, calls wait for one, and may time out
+    /// meanwhile.
     ///
     /// ```
     /// use millstream::{Calls, Job, collect, rows};
@@ -116,8 +117,8 @@ impl Calls {
     /// ```
     ///
     /// # Panics
-    /// The function that is returned panics when it is called outside of a tokio runtime.
-    /// `map_async` calls it within one.
+    /// The returned function panics when it is called outside a tokio runtime. `map_async` calls it
+    /// within one.
     pub fn blocking<T, U>(f: impl Fn(T) -> U + Send + Sync + 'static) -> impl Fn(T) -> Blocking<U> + 'static
     where
         T: Send + 'static,
@@ -131,21 +132,21 @@ impl Calls {
     }
 }
 
-/// [`Calls`] of which those that fail are made again; see [`Calls::retry`].
+/// [`Calls`] that retries failed calls; see [`Calls::retry`].
 #[derive(Clone, Copy, Debug)]
-#[must_use = "it says how `Stream::map_async` calls"]
+#[must_use = "it only configures `Stream::map_async`"]
 pub struct RetriedCalls {
     calls: Calls,
     times: u32,
     pause: Duration,
 }
 
-/// How [`Stream::map_async`](crate::Stream::map_async) calls for records of type `T` whose futures
-/// come to a `U`: [`Calls`] for any types, [`RetriedCalls`] where `T` is `Clone` and `U` a
-/// `Result`.
+/// How [`Stream::map_async`](crate::Stream::map_async) makes calls for records of type `T` with
+/// futures that resolve to a `U`: [`Calls`] for any types, [`RetriedCalls`] where `T` is `Clone`
+/// and `U` is a `Result`.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot call for records of type `{T}` whose futures come to `{U}`",
-    note = "`Calls::retry` wants records that are `Clone`, and futures that come to a `Result`"
+    message = "`{Self}` cannot make calls for records of type `{T}` with futures that resolve to `{U}`",
+    note = "`Calls::retry` needs records that are `Clone`, and futures that resolve to a `Result`"
 )]
 pub trait CallPolicy<T, U>: sealed::Sealed<T, U> {}
 
@@ -178,8 +179,8 @@ impl<T: Clone, V, E> sealed::Sealed<T, Result<V, E>> for RetriedCalls {
     }
 }
 
-/// The future of a call that blocks a thread of its own; see [`Calls::blocking`]. When it is
-/// dropped before its call has begun, the call is not made.
+/// The future of a call that blocks a thread of its own; see [`Calls::blocking`]. If it is dropped
+/// before its call has begun, the call is not made.
 #[must_use = "futures do nothing unless they are awaited"]
 pub struct Blocking<U>(JoinHandle<U>);
 
@@ -190,7 +191,7 @@ impl<U> Future for Blocking<U> {
         match ready!(Pin::new(&mut self.0).poll(context)).map_err(tokio::task::JoinError::try_into_panic) {
             Ok(value) => Poll::Ready(value),
             Err(Ok(payload)) => resume_unwind(payload),
-            // The runtime is over, and nobody waits.
+            // The runtime has ended, and no stage waits for the answer.
             Err(Err(_)) => Poll::Pending,
         }
     }

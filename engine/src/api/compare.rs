@@ -1,4 +1,4 @@
-//! The same pipeline on the same input under one trigger after the other: what differs is the
+//! Runs the same pipeline on the same input under one trigger after the other. What differs is the
 //! latency, and that is shown.
 
 use std::fmt;
@@ -16,7 +16,7 @@ use super::trigger::Trigger;
 
 /// How much input each run of a comparison gets, and how fast.
 #[derive(Clone, Copy, Debug)]
-#[must_use = "it says how long `Job::compare` measures"]
+#[must_use = "it only configures `Job::compare`"]
 pub struct For {
     length: Length,
     rate: f64,
@@ -30,27 +30,27 @@ enum Length {
 }
 
 impl For {
-    /// So many measured records of each source, a thousand each second unless [`rate`](For::rate)
-    /// says otherwise, after a [warm-up](For::warm_up) of a second.
+    /// This many measured records of each source, at a thousand each second unless
+    /// [`rate`](For::rate) changes that, after a [warm-up](For::warm_up) of a second.
     pub fn records(records: u64) -> For {
         For { length: Length::Records(records), rate: 1_000.0, warm_up: Duration::from_secs(1) }
     }
 
-    /// As many records as are due in that time.
+    /// As many records as are due in this time.
     pub fn time(time: Duration) -> For {
         For { length: Length::Time(time), ..For::records(0) }
     }
 
-    /// So many records each second: the `n`th is due in the `n`th slot of `1 / rate` seconds after
-    /// the start, whatever became of those before it, and its latency counts from then. Each has
-    /// another place in its slot, so that no rate keeps in step with a tick, and the same place in
-    /// every run.
+    /// Sets the number of records each second: the `n`th is due in the `n`th slot of `1 / rate`
+    /// seconds after the start, whatever happened to those before it, and its latency counts from
+    /// then. Each has a different place in its slot, so that no rate keeps in step with a tick, and
+    /// the same place in every run.
     pub fn rate(self, records_per_second: f64) -> For {
         For { rate: records_per_second, ..self }
     }
 
-    /// How long each run is on its way before it is measured; a second by default. Clients connect,
-    /// caches and branch predictors learn, and none of that is what anybody asks for.
+    /// How long each run lasts before it is measured; a second by default. Meanwhile clients
+    /// connect, and caches and branch predictors warm up, which a comparison should not measure.
     pub fn warm_up(self, time: Duration) -> For {
         For { warm_up: time, ..self }
     }
@@ -77,17 +77,17 @@ impl For {
 impl Job {
     /// Runs the pipeline under each trigger in turn, on the same records, due at the same times,
     /// and shows what that does to their latency. [`trigger`](Job::trigger),
-    /// [`restart`](Job::restart) and [`clock`](Job::clock) of this job do not matter. It blocks
-    /// until the last run has ended: within async code call it in `tokio::task::spawn_blocking`.
+    /// [`restart`](Job::restart) and [`clock`](Job::clock) of this job are ignored. It blocks until
+    /// the last run has ended; in async code call it in `tokio::task::spawn_blocking`.
     ///
-    /// Each source gives its first records, from where it would begin to read if nobody had ever
-    /// read it; they are prefetched as usual and admitted when they are due, so what it takes to
-    /// *fetch* them is not in the figures. Nothing is committed, so what commits cost is not in
-    /// them either; micro-batches of a few milliseconds commit hundreds of times as often as a
-    /// continuous job. How late the schedule itself is, some 0.1 ms, counts against every run, and
-    /// the first one pays what a process pays once, beyond its warm-up. Each run writes its
-    /// outputs: give the pipeline a topic of its own for that. Sources that cannot be read again (a
-    /// channel, a socket) are an error.
+    /// Each source gives its first records, from where it would begin if it had never been read.
+    /// They are prefetched as usual and admitted when they are due, so the time to *fetch* them is
+    /// not in the figures. Nothing is committed, so the cost of commits is not in them either;
+    /// micro-batches of a few milliseconds commit hundreds of times as often as a continuous job.
+    /// The delay of the schedule itself, about 0.1 ms, counts against every run, and the first run
+    /// also pays what a process pays once, beyond its warm-up. Each run writes its outputs: give
+    /// the pipeline a topic of its own for that. Sources that cannot be read again (a channel, a
+    /// socket) are an error.
     ///
     /// Results are compared by the [`Fingerprint`](crate::Fingerprint)s of the sinks: the same
     /// records in any order.
@@ -107,17 +107,17 @@ impl Job {
     /// ```
     ///
     /// # Errors
-    /// As [`Job::run`]; a source that cannot be read again, or that has nothing to read; triggers
-    /// that say when a run ends and not when results leave ([`Trigger::AvailableNow`]).
+    /// As [`Job::run`]; and when a source cannot be read again or has nothing to read, or when a
+    /// trigger says when a run ends and not when results leave ([`Trigger::AvailableNow`]).
     pub fn compare(self, triggers: impl IntoIterator<Item = Trigger>, input: For) -> Result<Comparison> {
         let course = input.course()?;
         let triggers: Vec<Trigger> = triggers.into_iter().collect();
         let wrong = |why: &str| Err(Error::new(ErrorKind::Config, format!("cannot compare: {why}")));
         if triggers.is_empty() {
-            return wrong("there is no trigger");
+            return wrong("no trigger was given");
         }
         if triggers.contains(&Trigger::AvailableNow) {
-            return wrong("`Trigger::AvailableNow` says when a run ends, and these all end alike");
+            return wrong("`Trigger::AvailableNow` only sets when a run ends, and all compared runs end alike");
         }
         let mut comparison = Comparison {
             job: self.name().to_owned(),
@@ -142,7 +142,7 @@ impl Job {
         Ok(comparison)
     }
 
-    /// One run.
+    /// Makes one run.
     fn compared(
         self,
         trigger: Trigger,
@@ -190,7 +190,7 @@ impl Job {
 struct Written {
     sink: String,
     records: u64,
-    /// When the sink says what it writes.
+    /// `None` when the sink does not report what it writes.
     print: Option<Print>,
 }
 
@@ -205,11 +205,11 @@ pub struct Comparison {
     pub workers: usize,
     /// Records that were due each second, of each source.
     pub records_per_second: f64,
-    /// What arrived in the first part of each run was not measured; nanoseconds in the serialised
+    /// The first part of each run, whose records were not measured; nanoseconds in the serialised
     /// form.
     #[serde(serialize_with = "as_nanos")]
     pub warm_up: Duration,
-    /// Records that each run was given, warm-up included.
+    /// Records that each run got, warm-up included.
     pub records: u64,
     /// Whether all runs wrote the same.
     pub results: Results,
@@ -230,10 +230,10 @@ pub struct ComparedRun {
     /// How long it ran.
     pub seconds: f64,
     /// CPU time of the whole process after the warm-up, per record that came in then, where the
-    /// system tells; nanoseconds in the serialised form.
+    /// system reports it; nanoseconds in the serialised form.
     #[serde(serialize_with = "as_nanos_if_known")]
     pub cpu_per_record: Option<Duration>,
-    /// From when a record was due to its acknowledgement.
+    /// From when a record was due until its acknowledgement.
     pub latency: LatencySnapshot,
     /// The part of it before its release: the wait for a tick.
     pub queue: LatencySnapshot,
@@ -251,7 +251,7 @@ pub struct ComparedRun {
 pub enum Results {
     /// The same records, in any order.
     Equal,
-    /// As many records; these sinks do not say what they write.
+    /// The same number of records; these sinks do not report what they write.
     EqualCounts {
         /// Their names.
         sinks: Vec<String>,
@@ -269,7 +269,7 @@ impl Results {
         for (first, now) in first.iter().zip(written) {
             if (first.records, first.print) != (now.records, now.print) {
                 let what = match first.records == now.records {
-                    true => format!("other records under {trigger} than in the first run"),
+                    true => format!("different records under {trigger} than in the first run"),
                     false => format!("{} records under {trigger} and {} in the first run", now.records, first.records),
                 };
                 return Results::Different { what: format!("`{}` got {what}", now.sink) };
@@ -300,7 +300,7 @@ impl fmt::Display for Results {
         match self {
             Results::Equal => f.write_str("all runs wrote the same"),
             Results::EqualCounts { sinks } => {
-                write!(f, "all runs wrote as many records; what they hold is not told by {}", sinks.join(", "))
+                write!(f, "all runs wrote equally many records; not compared by content: {}", sinks.join(", "))
             }
             Results::Different { what } => write!(f, "THE RUNS WROTE DIFFERENT RECORDS: {what}"),
         }
@@ -333,7 +333,7 @@ impl fmt::Display for Comparison {
     }
 }
 
-/// CPU time of this process, where the system tells.
+/// CPU time of this process, where the system reports it.
 fn cpu_time() -> Option<Duration> {
     #[cfg(unix)]
     {

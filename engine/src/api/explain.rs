@@ -1,4 +1,4 @@
-//! What a pipeline will run, told before it runs.
+//! What a pipeline will run, shown before it runs.
 
 use std::fmt;
 
@@ -48,14 +48,14 @@ pub struct ExplainedNode {
     pub kind: NodeKind,
     /// Its name, as in reports and errors.
     pub name: String,
-    /// What it is, such as `map`; the same as its name unless the pipeline gave one.
+    /// What it is, such as `map`; the same as its name unless the pipeline named it.
     pub what: String,
     /// The names of the nodes that it reads.
     pub inputs: Vec<String>,
     /// The source whose own chain it is part of, where records have not met those of other
     /// partitions.
     pub own_chain_of: Option<String>,
-    /// Whether it remembers something of records that have gone on.
+    /// Whether it keeps state about records that it has handed on.
     pub keeps_state: bool,
     /// Whether it waits until epochs are complete.
     pub waits_for_epochs: bool,

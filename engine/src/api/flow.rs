@@ -1,5 +1,6 @@
-//! The beginning of a pipeline: where sources are opened and sinks end. The pipeline function is
-//! called several times, in three modes; a node is created in all of them in the same way.
+//! The beginning of a pipeline: where sources are opened, and where sinks end it. The pipeline
+//! function is called several times, in three modes; a node is created in all of them in the same
+//! way.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -28,7 +29,8 @@ use super::trial::Trial;
 /// The argument of a pipeline function: it opens sources, and streams flow from them.
 ///
 /// The function is called once for what it builds, once more to connect sources and sinks, and then
-/// once on each worker. It must build the same pipeline each time and have no other effect.
+/// once on each worker. It must build the same pipeline each time and must not have any other
+/// effect.
 pub struct Flow<'a> {
     inner: Rc<Inner<'a>>,
 }
@@ -38,13 +40,13 @@ struct Inner<'a> {
     nodes: Cell<usize>,
     sources: Cell<usize>,
     sinks: Cell<usize>,
-    /// What went wrong where no error can be returned.
+    /// The first error that occurred where none can be returned.
     error: RefCell<Option<Error>>,
 }
 
 enum Mode<'a> {
-    /// Nothing connects: what the function builds, so that memory can be divided, mistakes found
-    /// and the pipeline explained before.
+    /// Nothing connects: the function only shows what it builds, so that memory can be divided,
+    /// mistakes found and the pipeline explained beforehand.
     Sketch(RefCell<Graph>),
     /// Sources and sinks connect.
     Connect(Connect<'a>),
@@ -80,8 +82,8 @@ impl<'a> Flow<'a> {
     /// Opens a source.
     ///
     /// # Errors
-    /// When the source cannot be opened: a wrong option, or the other side is absent, refuses, or
-    /// does not have what was asked for.
+    /// When the source cannot be opened: an option is wrong, or the other side is unreachable,
+    /// refuses, or does not have what was asked for.
     pub fn source<S: Source>(&self, source: S) -> Result<Stream<'a, S::Item>> {
         let index = self.inner.sources.replace(self.inner.sources.get() + 1);
         let what = source.name();
@@ -131,14 +133,14 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// The next node of the pipeline, a stage that makes `U` of `T`.
+    /// The next node of the pipeline: a stage that turns `T` into `U`.
     pub(crate) fn stage_node<T, U>(&self, what: &str, inputs: &[Input], traits: NodeTraits) -> Node {
         let sizes = (size_of::<T>(), size_of::<U>());
         let meter = || Meter::Stage(Arc::new(StageMeter { sizes, ..StageMeter::default() }));
         self.node(NodeKind::Stage, what, inputs, traits, meter)
     }
 
-    /// The next node: added by the sketch, and held against it in all other modes.
+    /// The next node: the sketch adds it, and all other modes compare it with that one.
     fn node(
         &self,
         kind: NodeKind,
@@ -170,21 +172,21 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// Limits the source of that node; `option` is what limits it.
+    /// Limits the source of that node; `option` is the name of the limit.
     pub(crate) fn limit(&self, node: Node, option: &'static str, limit: impl FnOnce(&mut Limits)) {
         if let Mode::Sketch(graph) = &self.inner.mode {
             graph.borrow_mut().limit(node, option, limit);
         }
     }
 
-    /// A stream was dropped before it reached a sink.
+    /// Notes that a stream was dropped before it reached a sink.
     pub(crate) fn loose(&self, node: Node) {
         if let Mode::Sketch(graph) = &self.inner.mode {
             graph.borrow_mut().loose(node);
         }
     }
 
-    /// Where a stage stands on its worker; `None` while nothing is built.
+    /// The place of a stage on its worker; `None` while nothing is built.
     pub(crate) fn place(&self, node: Node) -> Option<Place<'a>> {
         let Mode::Build(build) = &self.inner.mode else { return None };
         let Some(Meter::Stage(meter)) = build.run.plan.meters.get(node.0) else { return None };
@@ -217,13 +219,13 @@ impl Place<'_> {
         Within::new((self.node, self.name.clone()), Counts::Stage(Arc::clone(&self.meter)), work)
     }
 
-    /// For the operator of a chain that begins here with streams.
+    /// The setting of an operator whose chain begins here with streams.
     pub(crate) fn setting(&self) -> Setting {
         setting(self.scope, &self.run)
     }
 }
 
-/// What an operator that begins with streams shares with its worker.
+/// What an operator whose chain begins with streams shares with its worker.
 fn setting(scope: Scope<'_, u64>, run: &Run) -> Setting {
     Setting {
         fault: Arc::clone(&run.fault),
@@ -388,7 +390,7 @@ pub(crate) struct Function<F> {
 
 /// A pipeline function whose runs can be compared.
 pub(crate) trait Comparable: Pipeline {
-    /// The same function, with the adapters of a trial round its sources and sinks.
+    /// The same function, with the adapters of a trial around its sources and sinks.
     fn compared(self: Arc<Self>, trial: Arc<Trial>) -> Arc<dyn Pipeline>;
 }
 

@@ -1,4 +1,4 @@
-//! A pipeline function and how to run it.
+//! A pipeline function with the options of its runs.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -61,7 +61,8 @@ pub struct Job {
 }
 
 impl Job {
-    /// A job of that name, which reports, logs and consumer groups carry.
+    /// A job with this name, which appears in reports and logs and is the default name of consumer
+    /// groups.
     pub fn new(name: impl Into<String>, pipeline: impl Fn(&Flow<'_>) -> Result<()> + Send + Sync + 'static) -> Job {
         Job {
             pipeline: Arc::new(Function::new(pipeline)),
@@ -91,17 +92,19 @@ impl Job {
     }
 
     /// How often offsets are committed while records flow, and how soon after they stop; a second
-    /// by default. It has no meaning under micro-batches, each of which is a checkpoint.
+    /// by default. It has no effect under micro-batches, each of which is a checkpoint.
     pub fn checkpoint_every(self, interval: Duration) -> Job {
         Job { checkpoint_every: interval, ..self }
     }
 
     /// Memory for records: a quarter for what the sources fetch ahead, a half for records on their
     /// way until they are acknowledged, a quarter for what the sinks buffer. Several sources,
-    /// workers or sinks share theirs evenly. While a sink has no room or a stage is behind, its
-    /// worker reads nothing more, whatever stages make of a record: then the outputs of one batch
-    /// wait, which has at most 4 096 records. Where records change workers that holds for all
-    /// workers. 256 MiB by default. Code, threads and clients take some 10 MB beside it.
+    /// workers or sinks share their part evenly. 256 MiB by default. Code, threads and clients take
+    /// about 10 MB in addition.
+    ///
+    /// While a sink has no room or a stage is behind, its worker reads nothing more, however many
+    /// records a stage makes of one. So at most the outputs of one batch wait, which has at most
+    /// 4,096 records. Where records change workers, no worker reads meanwhile.
     pub fn memory(self, total: ByteSize) -> Job {
         Job { memory: total, ..self }
     }
@@ -111,7 +114,7 @@ impl Job {
         Job { restart, ..self }
     }
 
-    /// What tells the time; the system's clock by default, a simulated one in tests.
+    /// The clock of the job; the system's clock by default, a simulated one in tests.
     pub fn clock(self, clock: Clock) -> Job {
         Job { clock, ..self }
     }
@@ -121,31 +124,30 @@ impl Job {
         Job { stuck_after: limit, ..self }
     }
 
-    /// How long a worker without work looks for some before it parks; not at all by default. It
-    /// needs cores to spare: on shared ones 30 µs tripled the 99th percentile and cost eight times
-    /// the CPU, for 0.03 ms less at the median.
+    /// How long a worker without work spins before it parks; zero by default. Spinning needs spare
+    /// cores: on shared ones 30 µs tripled the 99th percentile and cost eight times the CPU, for
+    /// 0.03 ms less at the median.
     pub fn spin(self, limit: Duration) -> Job {
         Job { spin: limit, ..self }
     }
 
-    /// How long revoked partitions are drained before they are unassigned all the same; 500 ms by
-    /// default.
+    /// How long revoked partitions may drain before they are unassigned anyway; 500 ms by default.
     pub fn drain_within(self, limit: Duration) -> Job {
         Job { drain_within: limit, ..self }
     }
 
-    /// Calls `listener` with what happens to the job, as Spark's `StreamingQueryListener`:
+    /// Calls `listener` with what happens to the job, like Spark's `StreamingQueryListener`:
     /// [`JobEvent::Started`] first, then at each interval [`JobEvent::Progress`], or
-    /// [`JobEvent::Idle`] when nothing moved, [`JobEvent::Restarted`] with the reason, and
-    /// [`JobEvent::Ended`] with the outcome last. The interval is of the machine's clock. Called
-    /// again, it adds a listener.
+    /// [`JobEvent::Idle`] if nothing moved, [`JobEvent::Restarted`] with the reason, and
+    /// [`JobEvent::Ended`] with the outcome last. The interval follows the machine's clock. Each
+    /// call adds a listener.
     ///
     /// Each listener has a thread of its own, `millstream-listener`. A function that is slow or
-    /// blocks delays its own events and nothing of the job; one that takes longer than the interval
-    /// is called less often, and one that hangs over 64 restarts misses some. A panic in it is
-    /// logged, and the next event is delivered. The outcome of the job is returned when every
-    /// listener has had the last event, or a second after the job is down. A job that does not
-    /// start has no events, and neither have runs that are compared.
+    /// blocks delays only its own events, never the job. One that takes longer than the interval is
+    /// called less often, and one that hangs over 64 restarts misses some. A panic in it is logged,
+    /// and the next event is delivered. The outcome of the job is returned when every listener has
+    /// been called with the last event, or a second after the job is down. A job that does not
+    /// start has no events, and neither have compared runs.
     ///
     /// ```
     /// use millstream::{Job, JobEvent, discard, rows};
@@ -174,28 +176,29 @@ impl Job {
         Job { live: true, ..self }
     }
 
-    /// Runs the job to its end, and returns what it did. It blocks until then: within async code
-    /// call it in `tokio::task::spawn_blocking`.
+    /// Runs the job to its end, and returns what it did. It blocks until then; in async code call
+    /// it in `tokio::task::spawn_blocking`.
     ///
     /// # Errors
-    /// What kept it from starting, or the first fault that ended it.
+    /// What kept the job from starting, or the first fault that ended it.
     pub fn run(self) -> Result<Report> {
         self.start()?.wait()
     }
 
     /// Starts the job and returns when every source has begun. It blocks until then, for as long as
-    /// clients wait for their brokers (10 s by default): within async code call it in
+    /// clients wait for their brokers (10 s by default); in async code call it in
     /// `tokio::task::spawn_blocking`.
     ///
     /// # Errors
-    /// What kept it from starting: a wrong option, a pipeline that is not whole, or a source or
-    /// sink that cannot be opened.
+    /// What kept the job from starting: a wrong option, a pipeline that is not complete, or a
+    /// source or sink that cannot be opened.
     pub fn start(self) -> Result<Running> {
         let pipeline: Arc<dyn Pipeline> = Arc::clone(&self.pipeline) as _;
         self.start_with(pipeline, jobs::list)
     }
 
-    /// Starts it as one of several runs that are compared: neither listed nor in the metrics.
+    /// Starts the job as one of several runs that are compared: it is neither listed nor in the
+    /// metrics.
     pub(super) fn start_trial(self, trial: &Arc<Trial>) -> Result<Running> {
         let pipeline = Arc::clone(&self.pipeline).compared(Arc::clone(trial));
         self.start_with(pipeline, |_| ())
@@ -204,7 +207,7 @@ impl Job {
     fn start_with(self, pipeline: Arc<dyn Pipeline>, list: impl FnOnce(&Arc<Handle>)) -> Result<Running> {
         let spec = self.spec()?;
         let handle = Handle::new(&self.name);
-        // Threads of listeners end with the job, also with one that does not start.
+        // The threads of listeners end with the job, even with one that does not start.
         handle.listen(&self.listeners).inspect_err(|_| handle.end(Ok(())))?;
         list(&handle);
         let (started, has_started) = mpsc::channel();
@@ -212,8 +215,8 @@ impl Job {
         spawn("control", move || {
             let run = AssertUnwindSafe(|| supervise(&spec, pipeline, &shared, &started));
             if let Err(payload) = catch_unwind(run) {
-                // The plan and the server catch their own panics; what is left is the end of a
-                // connector. Programs that wait for the job must be told.
+                // The plan and the server catch their own panics, so this one comes from the end of
+                // a connector. The program that waits for the job must be told.
                 shared.end(Err(panicked("pipeline", &*payload)));
             }
         })
@@ -252,7 +255,7 @@ impl Job {
     /// ```
     ///
     /// # Errors
-    /// What is wrong with the pipeline, as far as that is known before anything connects.
+    /// When the pipeline is wrong, as far as that is known before anything connects.
     pub fn explain(&self) -> Result<Explanation> {
         let spec = self.spec()?;
         let graph = planner::sketch(&spec.job, &*self.pipeline)?;
@@ -267,7 +270,8 @@ impl Job {
         self.workers
     }
 
-    /// Without restarts, which would repeat outputs, on the machine's clock, and without listeners.
+    /// The job as a comparison runs it: without restarts, which would repeat outputs, on the
+    /// machine's clock, and without listeners.
     pub(crate) fn measured(self) -> Job {
         Job { restart: Restart::Never, clock: Clock::system(), listeners: Vec::new(), ..self }
     }
@@ -297,7 +301,7 @@ impl Job {
                 return wrong("the first pause of `Restart::Backoff` must be greater than zero");
             }
             if first > longest {
-                return wrong("the first pause of `Restart::Backoff` must not be longer than its longest");
+                return wrong("the first pause of `Restart::Backoff` must not be longer than its longest pause");
             }
         }
         Ok(Spec {

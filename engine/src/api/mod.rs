@@ -1,5 +1,5 @@
 //! Floor 6: what a user writes. A pipeline is a function of a [`Flow`]; a [`Job`] is that function
-//! and how to run it.
+//! with the options of its runs.
 
 mod flow;
 mod stream;

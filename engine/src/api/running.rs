@@ -14,8 +14,9 @@ use crate::run::jobs;
 use crate::run::report::Report;
 use crate::words::{Result, deadline_after};
 
-/// A started job. It is a future of the job's end, and dereferences to a [`JobHandle`], which asks
-/// the job to stop and tells what it does. Dropping it aborts the job, without waiting for that.
+/// A started job. It is a future of the job's end, and dereferences to a [`JobHandle`], which
+/// controls the job and reports what it does. Dropping it aborts the job, without waiting for its
+/// end.
 #[must_use = "dropping it aborts the job; `detach` lets it run"]
 pub struct Running {
     job: JobHandle,
@@ -28,7 +29,7 @@ impl Running {
     }
 
     /// A handle of the job that can be cloned and kept: for a signal handler, an HTTP handler or
-    /// another thread. Dropping it does nothing.
+    /// another thread. Dropping the handle does nothing.
     pub fn handle(&self) -> JobHandle {
         self.job.clone()
     }
@@ -41,18 +42,19 @@ impl Running {
         self.job.0.wait(None).expect("without a deadline it waits for the end")
     }
 
-    /// Waits for the end, at most for `limit`; `None` when it did not come. The outcome is returned
-    /// once: after that it is an error that says so.
+    /// Waits for the end, for `limit` at most; `None` when the job has not ended by then. The
+    /// outcome is returned once; later calls return an error that says so.
     pub fn wait_for(&mut self, limit: Duration) -> Option<Result<Report>> {
         self.job.0.wait(Some(deadline_after(limit)))
     }
 
-    /// Whether nothing more happens before the clock moves, once channels have given `fed` records.
+    /// Whether nothing more happens before the clock moves, once `fed` records of channels have
+    /// been polled.
     pub(crate) fn is_settled(&self, fed: u64) -> bool {
         self.job.0.is_settled(fed)
     }
 
-    /// Lets the job run on without this.
+    /// Lets the job continue without this.
     pub fn detach(mut self) {
         self.attached = false;
     }
@@ -66,16 +68,16 @@ impl Deref for Running {
     }
 }
 
-/// Asks a job to stop, and tells what it does. Clones are the same; it may be kept beyond the end
-/// of the job. From [`Running::handle`] or [`jobs()`].
+/// Controls a job, and reports what it does. Clones control the same job, and may be kept beyond
+/// its end. It comes from [`Running::handle`] or [`jobs()`].
 #[derive(Clone)]
 pub struct JobHandle(Arc<Handle>);
 
-/// So that an orchestrator's 30 s suffice, also with a dead broker.
+/// Short enough for the 30 s that an orchestrator gives, even with a dead broker.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
 impl JobHandle {
-    /// The job's name; several jobs may have the same.
+    /// The job's name; several jobs may have the same name.
     pub fn name(&self) -> String {
         self.0.job()
     }
@@ -85,14 +87,14 @@ impl JobHandle {
         self.stop_within(STOP_WITHIN);
     }
 
-    /// Asks the job to read nothing more, to finish what was released, commit it and end. When that
-    /// takes longer than `limit` the job ends with an error; what was not committed is read again
-    /// by the next run.
+    /// Asks the job to stop reading, finish what was released, commit it and end. When that takes
+    /// longer than `limit`, the job ends with an error, and the next run reads again what was not
+    /// committed.
     pub fn stop_within(&self, limit: Duration) {
         self.0.stop_within(limit);
     }
 
-    /// Asks the job to end at once. What is not committed is read again by the next run.
+    /// Asks the job to end at once. The next run reads again what was not committed.
     pub fn abort(&self) {
         self.0.abort();
     }
@@ -102,8 +104,7 @@ impl JobHandle {
         self.0.has_ended()
     }
 
-    /// What the job's newest run has done so far; of a job that has ended, what its last run had
-    /// done.
+    /// What the job's newest run has done so far; for a job that has ended, what its last run did.
     pub fn report(&self) -> Report {
         self.0.report()
     }
@@ -113,16 +114,16 @@ impl JobHandle {
         self.report().fraction()
     }
 
-    /// Whether the job is alive and ready, with the reasons in words when it is not. For the probes
+    /// Whether the job is alive and ready, with the reasons in words when it is not: for the probes
     /// of an orchestrator.
     ///
-    /// *Alive* says that workers step, the control thread looks, what was cut is committed in time,
-    /// and no source has waited too long for its group. A job that waits for its next run after a
-    /// failure is alive: it mends itself. When a job is not alive or has ended, only a new process
-    /// can help.
+    /// *Alive* means that workers make steps, the control thread makes rounds, what was cut is
+    /// committed in time, and no source has waited too long for its group. A job that waits for its
+    /// next run after a failure is alive: it recovers by itself. When a job is not alive or has
+    /// ended, only a new process can help.
     ///
-    /// *Ready* says that the job is alive and running, reads what it is to read, and has caught up
-    /// to [`HealthLimits::lag_at_most`]. A job that was asked to stop is not ready.
+    /// *Ready* means that the job is alive and running, reads its input, and has caught up to
+    /// [`HealthLimits::lag_at_most`]. A job that was asked to stop is not ready.
     ///
     /// ```
     /// use millstream::{HealthLimits, Job, channel, discard};
@@ -139,8 +140,7 @@ impl JobHandle {
         self.0.health(limits)
     }
 
-    /// A source of the job by its name, as the report shows it, to pause it or to change its
-    /// limits.
+    /// A source of the job, by its name in the report: to pause it or to change its limits.
     ///
     /// ```
     /// use millstream::{Job, discard, generate};
@@ -165,14 +165,14 @@ impl JobHandle {
         self.0.source_names().into_iter().map(control).collect()
     }
 
-    /// Reads nothing more until [`resume`](JobHandle::resume): what was read is finished and
+    /// Pauses all sources until [`resume`](JobHandle::resume): what was read is finished and
     /// committed, members of consumer groups keep their partitions, and the job can be stopped as
-    /// always. It lasts over restarts.
+    /// usual. The pause is kept over restarts.
     pub fn pause(&self) {
         self.sources().iter().for_each(SourceControl::pause);
     }
 
-    /// Continues to read.
+    /// Resumes reading.
     pub fn resume(&self) {
         self.sources().iter().for_each(SourceControl::resume);
     }
@@ -184,8 +184,8 @@ impl fmt::Debug for JobHandle {
     }
 }
 
-/// The jobs of this process, from their start to their end, the oldest first: also those whose
-/// handle was [detached](Running::detach), and without those that
+/// The jobs of this process, from their start to their end, the oldest first. It includes those
+/// whose handle was [detached](Running::detach), but not those that
 /// [`Job::compare`](crate::Job::compare) runs.
 ///
 /// ```
@@ -204,8 +204,8 @@ pub fn jobs() -> Vec<JobHandle> {
     jobs::all().into_iter().map(JobHandle).collect()
 }
 
-/// What is let in of a source of a running job; see [`JobHandle::source`]. It does nothing once the
-/// job has ended. What is set here lasts over restarts.
+/// Limits how much of a source of a running job is read; see [`JobHandle::source`]. It has no
+/// effect once the job has ended. What is set here is kept over restarts.
 #[derive(Clone, Debug)]
 pub struct SourceControl {
     handle: Arc<Handle>,
@@ -218,18 +218,18 @@ impl SourceControl {
         &self.name
     }
 
-    /// Reads nothing more of it until [`resume`](SourceControl::resume).
+    /// Pauses the source until [`resume`](SourceControl::resume).
     pub fn pause(&self) {
         self.handle.limit(&self.name, |limits| limits.is_paused = true);
     }
 
-    /// Continues to read.
+    /// Resumes reading.
     pub fn resume(&self) {
         self.handle.limit(&self.name, |limits| limits.is_paused = false);
     }
 
-    /// From now on at most this many records each second; `None` for no limit. See
-    /// [`Stream::rate_at_most`](crate::Stream::rate_at_most).
+    /// Limits the source to this many records each second from now on; `None` removes the limit.
+    /// See [`Stream::rate_at_most`](crate::Stream::rate_at_most).
     ///
     /// # Panics
     /// When the rate is not a finite number greater than zero.
@@ -241,13 +241,13 @@ impl SourceControl {
         self.handle.limit(&self.name, |limits| limits.rate = records_per_second);
     }
 
-    /// From now on at most this many records in a batch; `None` for no limit. See
+    /// Limits a batch to this many records from now on; `None` removes the limit. See
     /// [`Stream::batch_at_most`](crate::Stream::batch_at_most).
     ///
     /// # Panics
     /// When `records` is 0.
     pub fn batch_at_most(&self, records: Option<u64>) {
-        assert!(records != Some(0), "a batch must have room for a record");
+        assert!(records != Some(0), "a batch must have room for at least one record");
         self.handle.limit(&self.name, |limits| limits.batch = records);
     }
 }

@@ -1,4 +1,4 @@
-//! What flows, and what can be done with it without state.
+//! Streams of records, and the stateless stages that process them.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -24,16 +24,16 @@ use super::flow::Flow;
 /// Records of type `T` on their way from a source to a sink, in the order of their input partition.
 ///
 /// Stages that follow each other are fused: a chain runs as one operator over whole batches. A
-/// stream that is cloned is a fork, and every branch must reach a sink.
+/// cloned stream is a fork, and each of its branches must reach a sink.
 ///
-/// Functions that are handed to a stage run on the worker's thread and must not block. When one
-/// panics, the run ends with an error that names its operator. All of them are stateless: what they
-/// keep in a cell is not part of any checkpoint.
+/// Functions that are passed to a stage run on the worker's thread and must not block. When one
+/// panics, the run ends with an error that names its operator. All stages are stateless: what their
+/// functions keep in a cell is not part of any checkpoint.
 #[must_use = "a stream does nothing until it reaches a sink"]
 pub struct Stream<'a, T> {
     flow: Flow<'a>,
     node: Node,
-    /// Whether it is the end of a chain that can be made longer; a fork is not.
+    /// Whether it is the end of a chain that can be extended; a fork is not.
     is_chain: Cell<bool>,
     shape: RefCell<Shape<'a, T>>,
     loose: Loose<'a>,
@@ -50,7 +50,7 @@ enum Shape<'a, T> {
     Ports(Ports<'a, T>),
 }
 
-/// Notes when a stream is dropped before a stage or sink has consumed it.
+/// Notes it when a stream is dropped before a stage or sink has consumed it.
 struct Loose<'a>(Option<(Flow<'a>, Node)>);
 
 impl Drop for Loose<'_> {
@@ -80,7 +80,7 @@ impl<'a, T: 'static> Stream<'a, T> {
         Input { from: self.node, is_chain: self.is_chain.get() }
     }
 
-    /// A stage or sink takes what flows here.
+    /// Marks the stream as taken by a stage or sink.
     pub(crate) fn consumed(mut self) {
         self.loose.0.take().expect("a stream is consumed once");
     }
@@ -151,13 +151,13 @@ impl<'a, T: 'static> Stream<'a, T> {
             Ok(Box::new(place.within(Split::new(test, yes, no))))
         }));
         built.unwrap_or_else(|error| flow.fail(error));
-        // A source whose reader could not be made builds nothing; its error is kept by the flow.
+        // A source whose reader could not be created builds nothing; the flow keeps its error.
         let (left, right) = outputs.take().map_or_else(Default::default, |(left, right)| (vec![left], vec![right]));
         let (left, right) = (Shape::Ports(left), Shape::Ports(right));
         (Stream::new(flow.share(), node, false, left), Stream::new(flow, node, false, right))
     }
 
-    /// Each record becomes `f` of it.
+    /// Replaces each record with `f` of it.
     pub fn map<U: 'static>(self, f: impl Fn(T) -> U + 'static) -> Stream<'a, U> {
         self.stage("map", move |batch| Ok(batch.mapped(&f)))
     }
@@ -167,7 +167,7 @@ impl<'a, T: 'static> Stream<'a, T> {
         self.stage("filter", move |batch| Ok(batch.filtered(&keep)))
     }
 
-    /// Each record becomes any number of records, in their order.
+    /// Replaces each record with any number of records, in their order.
     pub fn flat_map<I: IntoIterator>(self, f: impl Fn(T) -> I + 'static) -> Stream<'a, I::Item>
     where
         I::Item: 'static,
@@ -175,7 +175,7 @@ impl<'a, T: 'static> Stream<'a, T> {
         self.stage("flat_map", move |batch| Ok(batch.flat_mapped(&f)))
     }
 
-    /// Looks at each record on its way.
+    /// Calls `f` with each record on its way.
     pub fn inspect(self, f: impl Fn(&T) + 'static) -> Stream<'a, T> {
         self.stage("inspect", move |batch| {
             batch.for_each_ref(&f);
@@ -183,18 +183,19 @@ impl<'a, T: 'static> Stream<'a, T> {
         })
     }
 
-    /// Calls another service for each record: `f` makes a future of it, many run at once, and each
-    /// answer goes on, or a `TimedOut` in its place. `calls` says how many, in which order, how
-    /// long, and whether those that fail are made [again](crate::Calls::retry).
+    /// Calls another service for each record. `f` makes a future of the record, many run at once,
+    /// and each answer is handed on, or a `TimedOut` in its place. `calls` sets how many run at
+    /// once, in which order answers are handed on, how long a call may take, and whether failed
+    /// calls are [retried](crate::Calls::retry).
     ///
     /// Futures run on a tokio runtime of the job, so clients that need one work in them. It has a
-    /// thread for each processor of the machine, two at least and eight at most. A future that
-    /// blocks keeps one of them; when all are kept, other calls wait and time out, and a warning of
-    /// `tracing` names the stage. What blocks belongs into [`Calls::blocking`].
+    /// thread for each processor of the machine, at least two and at most eight. A future that
+    /// blocks keeps one of them; when all of them are blocked, other calls wait and time out, and a
+    /// warning of `tracing` names the stage. Functions that block belong in [`Calls::blocking`].
     ///
-    /// A record whose call is under way counts as in flight: nothing behind it is committed, and a
-    /// job that stops waits for it. After a crash calls are made again. Time-outs are of the
-    /// machine's clock, also under a simulated one. A future that panics ends the run.
+    /// A record whose call is under way counts as in flight: nothing after it is committed, and a
+    /// job that stops waits for it. After a crash, calls are made again. Time-outs follow the
+    /// machine's clock, even under a simulated one. A future that panics ends the run.
     ///
     /// ```
     /// use millstream::{Calls, Job, collect, rows};
@@ -248,9 +249,9 @@ impl<'a, T: 'static> Stream<'a, T> {
         Stream::chain(flow, node, longer)
     }
 
-    /// Hands whole batches to `f`, which compiles to one loop over all it does: the way to write a
-    /// hot chain. An output takes the event time of the last input pulled before it; inputs that
-    /// are never pulled are consumed.
+    /// Passes whole batches to `f`, which compiles to one loop over everything it does: the way to
+    /// write a hot chain. An output takes the event time of the last input pulled before it; inputs
+    /// that are never pulled count as consumed.
     ///
     /// ```
     /// use millstream::{Job, collect, rows};
@@ -271,12 +272,12 @@ impl<'a, T: 'static> Stream<'a, T> {
         self.stage("map_batches", move |batch| Ok(batch.map_whole(&f)))
     }
 
-    /// Sends each record one of two ways: first those for which `test` holds, then the others.
+    /// Splits the stream in two: the records for which `test` holds, and the others.
     pub fn branch(self, test: impl Fn(&T) -> bool + 'static) -> (Stream<'a, T>, Stream<'a, T>) {
         self.split("branch", move |value| if test(&value) { Ok(value) } else { Err(value) })
     }
 
-    /// The records of both streams. Each keeps its own order; between them there is none.
+    /// The records of both streams. Each stream keeps its own order; between the two there is none.
     pub fn union(self, other: Stream<'a, T>) -> Stream<'a, T> {
         let flow = self.flow.share();
         let inputs = [self.input(), other.input()];
@@ -288,12 +289,12 @@ impl<'a, T: 'static> Stream<'a, T> {
         }
         let mut ports = self.into_ports();
         ports.append(&mut other.into_ports());
-        // Counted like every stage, although nothing happens to a record here.
+        // Counted like every other stage, although nothing happens to a record here.
         Stream::new(flow.share(), node, false, Shape::Ports(ports)).through(node, Ok)
     }
 
-    /// Spreads the records evenly over all workers, so that what follows uses them all. Gives up
-    /// every order.
+    /// Spreads the records evenly over all workers, so that the stages that follow use all of them.
+    /// The order of records is lost.
     pub fn rebalance(self) -> Stream<'a, T>
     where
         T: Send + Serialize + DeserializeOwned,
@@ -309,7 +310,7 @@ impl<'a, T: 'static> Stream<'a, T> {
         let chain: Chain<'a, T> = Box::new(move |tail| {
             let (scope, name, setting) = (place.scope, place.name.as_str(), place.setting());
             match scope.worker().peers() {
-                // There is no worker to exchange with.
+                // There is no other worker to exchange with.
                 1 => stage::build(scope, name, ports, || Pipeline, setting, tail),
                 _ => {
                     let stall = setting.stall.clone();
@@ -321,10 +322,10 @@ impl<'a, T: 'static> Stream<'a, T> {
         Stream::chain(flow, node, chain).through(node, Ok)
     }
 
-    /// Lets in so many records each second at most, over all workers of this process. Stands right
-    /// behind the source. The records that are not let in stay where they are, so their lag grows;
-    /// no limit holds back a cut, a commit or a stop, and a member of a consumer group keeps its
-    /// partitions. It can be changed while the job runs
+    /// Limits the source to this many records each second, over all workers of this process. It
+    /// must directly follow the source. Records beyond the limit stay where they are, so their lag
+    /// grows. The limit does not hold back a cut, a commit or a stop, and a member of a consumer
+    /// group keeps its partitions. It can be changed while the job runs
     /// ([`Running::source`](crate::Running::source)).
     ///
     /// ```
@@ -339,10 +340,10 @@ impl<'a, T: 'static> Stream<'a, T> {
         self
     }
 
-    /// Lets so many records into a batch at most, over all workers of this process: into a
-    /// micro-batch, as with Spark's `maxOffsetsPerTrigger`, and under the other triggers into what
-    /// lies between two checkpoints ([`Job::checkpoint_every`](crate::Job::checkpoint_every)).
-    /// Otherwise as [`rate_at_most`](Stream::rate_at_most).
+    /// Limits a batch of the source to this many records, over all workers of this process: a
+    /// micro-batch, as with Spark's `maxOffsetsPerTrigger`, and under the other triggers the
+    /// records between two checkpoints ([`Job::checkpoint_every`](crate::Job::checkpoint_every)).
+    /// Otherwise like [`rate_at_most`](Stream::rate_at_most).
     pub fn batch_at_most(self, records: u64) -> Stream<'a, T> {
         self.flow.limit(self.node, "batch_at_most", |limits| limits.batch = Some(records));
         self
@@ -357,13 +358,13 @@ impl<'a, T: 'static> Stream<'a, T> {
     /// Ends the stream in a sink.
     ///
     /// # Errors
-    /// When the sink cannot be opened: a wrong option, or the other side is absent, refuses, or
-    /// does not have what was asked for.
+    /// When the sink cannot be opened: an option is wrong, or the other side is unreachable,
+    /// refuses, or does not have what was asked for.
     pub fn sink(self, sink: impl Sink<T>) -> Result<()> {
         self.flow.share().sink(sink, self)
     }
 
-    /// Ends the stream in a sink, with a key beside each record: with Kafka it decides the
+    /// Ends the stream in a sink, with a key for each record. With Kafka the key decides the
     /// partition.
     ///
     /// # Errors
@@ -380,8 +381,8 @@ impl<'a, T: 'static, E: 'static> Stream<'a, Result<T, E>> {
         self.split("partition_results", |result| result)
     }
 
-    /// The values; errors are dropped, and the report's difference between the stage's records in
-    /// and out counts them.
+    /// The values. Errors are dropped; in the report they are the difference between the stage's
+    /// records in and out.
     pub fn or_skip(self) -> Stream<'a, T> {
         self.stage("or_skip", |batch| {
             let (values, errors) = batch.split(|result| result);
@@ -390,9 +391,9 @@ impl<'a, T: 'static, E: 'static> Stream<'a, Result<T, E>> {
         })
     }
 
-    /// The values; the first error ends the run with what the error says. Whether a restart can
-    /// help, its kind says ([`ErrorKind::is_transient`](crate::ErrorKind::is_transient)): not for
-    /// `Malformed`, but for `TimedOut`.
+    /// The values. The first error ends the run with its message. Its kind decides whether a
+    /// restart can help ([`ErrorKind::is_transient`](crate::ErrorKind::is_transient)): not after
+    /// `Malformed`, but after `TimedOut`.
     pub fn or_stop(self) -> Stream<'a, T>
     where
         E: Into<Error>,

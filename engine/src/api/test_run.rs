@@ -1,4 +1,4 @@
-//! A job under a simulated clock, moved step by step: how users test their pipelines.
+//! A job under a simulated clock that moves step by step, for the tests of a pipeline.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -11,12 +11,12 @@ use super::job::Job;
 use super::running::Running;
 use super::trigger::Restart;
 
-/// Runs a job for a test: its clock stands still until it is moved, and what each step caused has
-/// happened when the step returns. The same under any trigger and with any number of workers; what
-/// Kafka Streams' `TopologyTestDriver` is there, with real threads.
+/// Runs a job for a test: its clock stands still until it is moved, and everything that a step
+/// causes has happened when the step returns. It works the same under any trigger and with any
+/// number of workers. It corresponds to Kafka Streams' `TopologyTestDriver`, with real threads.
 ///
 /// Feed the pipeline through a [`channel`](crate::channel()), and let it end in
-/// [`collect`](crate::collect). Steps wait for what was fed: what a source makes by itself
+/// [`collect`](crate::collect). Steps wait for what was fed. Records that a source makes by itself
 /// ([`rows`](crate::rows), [`generate`](crate::generate)) may come a moment after a step has
 /// returned.
 ///
@@ -50,16 +50,16 @@ pub struct TestRun {
     clock: Clock,
     running: Running,
     fed: u64,
-    /// Of a job that has ended well.
+    /// The report of a job that has ended without an error.
     ended: Option<Report>,
 }
 
-/// What takes longer hangs.
+/// A step that takes longer is reported as hanging.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl TestRun {
-    /// Starts the job on a simulated clock of its own. It is not restarted: what made it fail is
-    /// what a step returns.
+    /// Starts the job on a simulated clock of its own. It is not restarted: a step returns what
+    /// made it fail.
     ///
     /// # Errors
     /// As [`Job::start`].
@@ -69,18 +69,18 @@ impl TestRun {
         Ok(TestRun { clock, running, fed: 0, ended: None })
     }
 
-    /// The clock; give it to what else needs the time.
+    /// The job's clock, for anything else that needs the time.
     pub fn clock(&self) -> &Clock {
         &self.clock
     }
 
-    /// Sends records into the job at the moment it is, and returns when the job has them, and when
-    /// all that they cause at this moment has happened: under
+    /// Sends records into the job at the current moment, and returns when the job has them and
+    /// everything that they cause at this moment has happened: under
     /// [`Trigger::Continuous`](crate::Trigger::Continuous) they are done, under micro-batches they
     /// wait for their tick.
     ///
     /// # Errors
-    /// The fault that ended the job, or that it hangs, or that nobody reads the channel.
+    /// The fault that ended the job, or an error when it hangs or does not read the channel.
     pub fn feed<T: Send + 'static>(&mut self, sender: &Sender<T>, records: impl IntoIterator<Item = T>) -> Result<()> {
         for record in records {
             self.send(sender, record)?;
@@ -101,20 +101,20 @@ impl TestRun {
         Ok(())
     }
 
-    /// Moves the clock, and returns when all that is due by then has happened.
+    /// Moves the clock forward, and returns when everything that is due by then has happened.
     ///
     /// # Errors
-    /// The fault that ended the job, or that it hangs.
+    /// The fault that ended the job, or an error when it hangs.
     pub fn advance(&mut self, by: Duration) -> Result<()> {
         self.clock.advance(by);
         self.settle()
     }
 
-    /// What has reached a sink since it was drained before, in the order in which it came; also of
-    /// a job that has ended, because its input has.
+    /// What has reached a sink since it was last drained, in the order of arrival. It also works
+    /// for a job that has ended because its input has.
     ///
     /// # Errors
-    /// The fault that ended the job, or that it hangs.
+    /// The fault that ended the job, or an error when it hangs.
     pub fn drain<T: Send + 'static>(&mut self, results: &Collected<T>) -> Result<Vec<T>> {
         self.settle()?;
         Ok(results.take())
@@ -125,7 +125,7 @@ impl TestRun {
         self.running.report()
     }
 
-    /// Stops the job, which finishes what was fed, also what waits for a tick.
+    /// Stops the job, which finishes what was fed, including what waits for a tick.
     ///
     /// # Errors
     /// The fault that ended the job.
@@ -158,7 +158,7 @@ impl TestRun {
     fn failed(&mut self) -> Error {
         match self.running.wait_for(PATIENCE) {
             Some(Err(error)) => error,
-            _ => Error::new(ErrorKind::Pipeline, "the job has ended, or nobody reads the channel"),
+            _ => Error::new(ErrorKind::Pipeline, "the job has ended, or does not read the channel"),
         }
     }
 }

@@ -1,10 +1,10 @@
-//! One run of a comparison: adapters round the user's sources and sinks. Sources are read on a
-//! schedule that was fixed in advance, up to an end that is the same in every run, and nothing of
-//! them is committed; sinks say what they wrote. The first run decides which records these are, by
-//! taking what comes; those after it take as many of each partition.
+//! One run of a comparison: adapters around the user's sources and sinks. Sources are read on a
+//! schedule that is fixed in advance, up to an end that is the same in every run, and nothing of
+//! them is committed; sinks report what they wrote. The first run decides which records are
+//! compared, by taking what comes; later runs take as many of each partition.
 //!
-//! A record has arrived when it was *due*, whenever it was read: a run that falls behind cannot
-//! hide it.
+//! A record arrives when it is *due*, whenever it is read, so a run that falls behind cannot hide
+//! it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,7 +24,7 @@ use crate::words::{
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Course {
     pub(super) schedule: Schedule,
-    /// What arrives before is not measured.
+    /// Records that arrive before this has passed are not measured.
     pub(super) warm_up: Duration,
 }
 
@@ -55,7 +55,8 @@ pub(super) struct TakenBy {
 }
 
 impl Trial {
-    /// A run over that course; with what the run before took, over the same records.
+    /// A run over that course. If a run came before, it reads the same records as that one, which
+    /// took `before`.
     pub(super) fn new(course: Course, before: Vec<TakenBy>) -> Trial {
         Trial {
             course,
@@ -67,7 +68,7 @@ impl Trial {
         }
     }
 
-    /// How a source connects: it begins where the run before began, and leaves no trace.
+    /// Changes how a source connects: it begins where the run before began, and leaves no trace.
     pub(super) fn open_source(
         &self,
         index: usize,
@@ -113,14 +114,15 @@ impl Trial {
         Box::new(Paced { reader, turn })
     }
 
-    /// The next sink of the plan counts here. Returns where it adds what it writes.
+    /// Adds the next sink of the plan. Returns the fingerprint to which the sink adds what it
+    /// writes.
     pub(super) fn sink(&self, meter: &Arc<SinkMeter>) -> Arc<Fingerprint> {
         let fingerprint = Arc::<Fingerprint>::default();
         lock(&self.sinks).push(TrialSink { meter: Arc::clone(meter), fingerprint: Arc::clone(&fingerprint) });
         fingerprint
     }
 
-    /// All sources have begun, and so does the schedule.
+    /// Starts the schedule, when all sources have begun.
     fn begin(&self) -> Result<()> {
         let began = self.clock.now();
         lock(&self.sinks).iter().for_each(|sink| sink.meter.measure_from(began.after(self.course.warm_up)));
@@ -208,7 +210,7 @@ struct Turn {
     schedule: Schedule,
     clock: Clock,
     began: OnceLock<Moment>,
-    /// How many records of each partition are taken; without it, what comes first.
+    /// How many records of each partition are taken; `None` to take what comes first.
     quotas: Option<HashMap<Partition, u64>>,
     timer: Arc<Timer>,
     state: Mutex<State>,
@@ -227,11 +229,11 @@ impl Turn {
         let (due, reserved) = match self.reserve(*began, room.records) {
             Due::Records { first, count } => (first, count),
             Due::Nothing => return Ok(Polled::Idle),
-            // Until that worker returns, which may have found nothing.
+            // That worker may have found nothing, so this one polls again.
             Due::Elsewhere => return Ok(Polled::More),
             Due::End => return Ok(Polled::Ended(End::OfRun)),
         };
-        // Not under the lock: workers decode at the same time.
+        // Not under the lock, so that workers decode at the same time.
         let polled = reader.poll(batch, Room { records: reserved as usize, ..room });
         let exhausted = self.keep(reserved, batch)?;
         let polled = polled?;
@@ -244,14 +246,14 @@ impl Turn {
                 self.timer.wake_all();
                 Ok(Polled::Ended(End::OfRun))
             }
-            // Until more is due: the timer wakes.
+            // The timer wakes the reader when more is due.
             Due::Nothing if polled == Polled::More => Ok(Polled::Idle),
             Due::Nothing | Due::Elsewhere | Due::Records { .. } => Ok(polled),
         }
     }
 
-    /// Takes what is due, at most `most` records, for one worker: a record is due once, whichever
-    /// worker finds it.
+    /// Reserves what is due, at most `most` records, for one worker: a record is due once,
+    /// whichever worker finds it.
     fn reserve(&self, began: Moment, most: usize) -> Due {
         let mut state = lock(&self.state);
         if state.taken.records >= self.schedule.records {
@@ -270,8 +272,8 @@ impl Turn {
         Due::Records { first, count }
     }
 
-    /// Counts what was read of what was reserved, and drops what is beyond this run's end. Returns
-    /// the partition if it is exhausted.
+    /// Counts how much of what was reserved was read, and drops what is beyond this run's end.
+    /// Returns the partition if it is exhausted.
     fn keep<T>(&self, reserved: u64, batch: &mut ReadBatch<T>) -> Result<Option<Partition>> {
         let mut state = lock(&self.state);
         state.reserved -= reserved;
@@ -279,7 +281,7 @@ impl Turn {
             return match batch.is_empty() {
                 true => Ok(None),
                 false => {
-                    Err(Error::new(ErrorKind::Config, "cannot compare runs over a source that names no partitions"))
+                    Err(Error::new(ErrorKind::Config, "cannot compare runs over a source without named partitions"))
                 }
             };
         };
@@ -303,11 +305,11 @@ enum Due {
     Nothing,
     /// Another worker is reading what is due.
     Elsewhere,
-    /// The run has read all that it gets.
+    /// The run has read all its records.
     End,
 }
 
-/// A reader under a schedule.
+/// A reader that follows a schedule.
 struct Paced<T> {
     reader: Box<dyn Reader<Item = T>>,
     turn: Arc<Turn>,

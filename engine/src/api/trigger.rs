@@ -3,12 +3,12 @@
 use std::fmt;
 use std::time::Duration;
 
-/// How epochs close; the same pipeline gives the same results under each.
+/// When epochs close. The same pipeline gives the same results under each trigger.
 ///
 /// | here | in Spark |
 /// |---|---|
 /// | `Continuous` | continuous processing, real-time mode |
-/// | `MicroBatch { interval }` | `Trigger.ProcessingTime(interval)`; zero is Spark's default trigger |
+/// | `MicroBatch { interval }` | `Trigger.ProcessingTime(interval)`; zero is Spark's default |
 /// | `AvailableNow` | `Trigger.AvailableNow()` |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -16,19 +16,19 @@ pub enum Trigger {
     /// Records are processed as they arrive; epochs close behind them.
     #[default]
     Continuous,
-    /// What arrived is processed at each tick, as one batch. Ticks lie on a grid: a batch that
+    /// What has arrived is processed at each tick, as one batch. Ticks are on a grid: a batch that
     /// takes long does not shift those after it. With `Duration::ZERO` the next batch begins when
     /// the one before is through.
     MicroBatch {
-        /// From tick to tick.
+        /// The time from tick to tick.
         interval: Duration,
     },
-    /// Ends are fixed at the start; the job runs to them, commits, and ends.
+    /// The end of each source is fixed at the start; the job runs up to there, commits, and ends.
     AvailableNow,
 }
 
 impl Trigger {
-    /// Micro-batches at that interval.
+    /// Micro-batches at this interval.
     pub fn micro_batch(interval: Duration) -> Trigger {
         Trigger::MicroBatch { interval }
     }
@@ -51,14 +51,14 @@ pub enum Restart {
     /// It ends with the error.
     #[default]
     Never,
-    /// It begins again, with fresh clients, from what was committed. It ends all the same when
+    /// It starts another run, with new clients, from what was committed. The job still ends when
     /// another run cannot end differently (a malformed record, lost data, a wrong option), and
     /// after three runs in a row that panicked or got stuck without a commit. Only a job that has
-    /// started is started again: what keeps its first run from starting is the error of
+    /// started is restarted: what keeps its first run from starting is the error of
     /// [`Job::start`](crate::Job::start).
     Backoff {
-        /// Pause before the first restart, greater than zero; doubled for each that follows without
-        /// a commit between.
+        /// The pause before the first restart, greater than zero. It doubles for each restart that
+        /// follows without a commit in between.
         first: Duration,
         /// The longest pause.
         longest: Duration,

@@ -156,8 +156,7 @@ impl Ticker {
             || open.sequence() < EPOCHS_UNDER_WAY;
         let is_due = epoch_at.is_some_and(|at| now >= at);
         // With `see_through`: an epoch that gets through between the load of `through` and this
-        // store rings no bell. It is seen by the second look of `run`, or by the next one that has
-        // a time.
+        // store rings no bell. The second look of `run` sees it, or the next timed one.
         self.held_back.store(is_due && !has_room, SeqCst);
         if let Some(next) = open.next()
             && is_due

@@ -20,6 +20,8 @@ pub struct Delivery(Arc<Inner>);
 struct Inner {
     admission: Option<Admission>,
     flight: Arc<Flight>,
+    /// Records that are neither settled nor disposed of. It is read when the last clone is dropped,
+    /// which sees all updates.
     open: AtomicU64,
     arrival: Moment,
     released: Moment,

@@ -219,7 +219,7 @@ pub struct GenerateReader<T> {
     strides: Vec<Stride>,
 }
 
-/// A partition: one record of every `partitions`.
+/// A partition: one of every `partitions` records.
 struct Stride {
     partition: Partition,
     /// The number of its records that have been made.

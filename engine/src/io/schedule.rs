@@ -60,7 +60,7 @@ const TOGETHER: Duration = Duration::from_micros(100);
 
 /// How much later than `first` a record may be due to be read together with it; `since` is the time
 /// since the start. In a run that is behind, batches grow as they would without a schedule, and
-/// what that adds to a latency is small beside it.
+/// what that adds to a latency is small in comparison.
 pub(crate) fn together(since: Duration, first: Duration) -> Duration {
     TOGETHER.max(since.saturating_sub(first) / 8)
 }

@@ -140,7 +140,7 @@ pub enum Acknowledges {
     WhenCommitted,
 }
 
-/// A sink that shares nothing.
+/// For a sink that shares nothing.
 impl SharedSink for () {}
 
 /// What became of a batch.

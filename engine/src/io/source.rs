@@ -425,5 +425,5 @@ pub enum End {
     OfRun,
 }
 
-/// A source that shares nothing.
+/// For a source that shares nothing.
 impl SharedSource for () {}

@@ -8,7 +8,7 @@ use std::fmt;
 use crate::words::sync::{AtomicBool, Mutex, SeqCst, lock};
 use crate::words::{Error, ErrorKind, panic_message};
 
-/// Keeps a run's first error, and alerts the other threads.
+/// Keeps a run's first error, and calls the alarms when one is recorded.
 pub(crate) struct Fault {
     set: AtomicBool,
     first: Mutex<Option<Error>>,

@@ -40,7 +40,7 @@ pub(crate) enum Grant {
     Nothing,
 }
 
-/// See the [module](self). `turns` is locked before `bucket` and `admitted`.
+/// See the module. `turns` is locked before `bucket` and `admitted`.
 #[derive(Debug, Default)]
 pub(crate) struct Intake {
     limits: Mutex<Limits>,

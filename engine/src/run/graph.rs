@@ -43,7 +43,7 @@ pub enum NodeKind {
     Sink,
 }
 
-/// What a stage does beside turning records into records.
+/// What a stage does in addition to turning records into records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct NodeTraits {
     /// Records change workers before it.

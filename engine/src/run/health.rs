@@ -117,7 +117,7 @@ impl Health {
         for waiting in run.plan.waiting() {
             let since = vitals.waiting_since(&waiting).unwrap_or(now);
             let list = if now - since > limits.group { &mut health.not_alive } else { &mut health.not_ready };
-            list.push(format!("{waiting} for {}", told(now - since)));
+            list.push(format!("{waiting} ({} so far)", told(now - since)));
         }
         if vitals.stops.load(Relaxed) {
             health.not_ready.push("the job is stopping".to_owned());

@@ -66,7 +66,7 @@ impl Plan {
     pub(crate) fn waiting(&self) -> Vec<String> {
         let of_source = |source: &PlannedSource| {
             let name = self.name(source.node).to_owned();
-            source.shared.waiting().into_iter().map(move |what| format!("`{name}` has been waiting for {what}"))
+            source.shared.waiting().into_iter().map(move |what| format!("`{name}` waits for {what}"))
         };
         self.sources.iter().flat_map(of_source).collect()
     }

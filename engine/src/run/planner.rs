@@ -14,7 +14,7 @@ use super::handle::Handle;
 use super::plan::{Plan, Planning};
 use super::shared::Pipeline;
 
-/// What the pipeline function of a job builds, once it has been checked to be well formed.
+/// What the pipeline function of a job builds, after checking that it is well formed.
 pub(crate) fn sketch(job: &str, pipeline: &dyn Pipeline) -> Result<Graph> {
     catching(job, || {
         let graph = pipeline.sketch()?;

@@ -268,8 +268,7 @@ impl<'s> Server<'s> {
                 self.run.pulse.stop();
             }
             if Instant::now() >= deadline {
-                let doing =
-                    format!("cannot drain job `{}` in time; the next run reads again what is not committed", self.spec.job);
+                let doing = format!("cannot drain job `{}` in time; uncommitted records are read again", self.spec.job);
                 return Err(Error::new(ErrorKind::Aborted, doing));
             }
         }

@@ -96,7 +96,7 @@ impl Run {
         }
     }
 
-    /// Where this run's stages submit their calls. The first call of this starts the threads.
+    /// Where this run's stages submit their calls. The threads start when this is first called.
     pub(crate) fn call_desk(&self) -> Result<CallDesk> {
         let mut calls = lock(&self.calls);
         if calls.is_none() {

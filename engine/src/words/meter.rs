@@ -278,7 +278,7 @@ pub struct LatencySnapshot {
 pub struct Percentile {
     /// From 0 to 100.
     pub percentile: f64,
-    /// The longest latency among this percentage of the records, the fastest; nanoseconds in the
+    /// The latency that this percentage of the records did not exceed; nanoseconds in the
     /// serialised form.
     #[serde(serialize_with = "as_nanos")]
     pub latency: Duration,

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use millstream::{Clock, Report, Result, Running};
 
 /// The longest that a test waits: a job that hangs is a failure.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Advances the clock until the job has ended.
 #[track_caller]

@@ -1,6 +1,6 @@
-//! Writing topics. In the order of a record: `sink` encodes it, `limits` are what its topic is known not
-//! to accept, `producer` sends it and hears of its delivery, and `again` sends alone what was refused
-//! in a batch with others.
+//! Writing topics. In the order of a record: `sink` encodes it, `limits` are what its topic is
+//! known not to accept, `producer` sends it and hears of its delivery, and `again` sends alone what
+//! was refused in a batch with others.
 
 mod ticket;
 mod limits;
