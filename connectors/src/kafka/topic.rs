@@ -75,7 +75,7 @@ impl Topic {
         self
     }
 
-    /// Where reading ends; [`End::Never`] by default, and [`End::Latest`] under
+    /// Where reading ends; [`EndAt::Never`] by default, and [`EndAt::Latest`] under
     /// [`Trigger::AvailableNow`](millstream::Trigger::AvailableNow).
     #[must_use]
     pub fn end_at(mut self, end: EndAt) -> Topic {
@@ -85,7 +85,7 @@ impl Topic {
 
     /// Reads only these partitions of each topic. The job assigns them to itself instead of joining
     /// the group, as a job that ends always does. Two such runs must not share a group: see
-    /// [`take_over`](Topic::take_over).
+    /// [`fence_other_run`](Topic::fence_other_run).
     #[must_use]
     pub fn partitions(mut self, partitions: impl IntoIterator<Item = i32>) -> Topic {
         self.source.partitions = Some(partitions.into_iter().collect());

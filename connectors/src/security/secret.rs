@@ -5,7 +5,7 @@ use std::fmt;
 /// A password, a key or a token. Its `Debug` output does not contain it.
 ///
 /// ```
-/// use millstream_connectors::kafka::Secret;
+/// use millstream_connectors::Secret;
 ///
 /// assert_eq!(format!("{:?}", Secret::from("open sesame")), "[not shown]");
 /// ```

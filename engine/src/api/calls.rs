@@ -57,8 +57,8 @@ impl Calls {
     /// A record that waits for its next attempt does not count as one of the `at_once`: calls for
     /// other records are made meanwhile, and in order as many as [`ordered`](Calls::ordered) says.
     /// Its memory stays counted ([`Job::memory`](crate::Job::memory)). In order, the answers behind
-    /// it wait for it. A [stop](crate::Running::stop) waits for retries; after the deadline of a
-    /// [`stop_within`](crate::Running::stop_within) none is made. Futures must resolve to a
+    /// it wait for it. A [stop](crate::JobHandle::stop) waits for retries; after the deadline of a
+    /// [`stop_within`](crate::JobHandle::stop_within) none is made. Futures must resolve to a
     /// `Result`. An error that a retry cannot help should be returned as `Ok`, such as
     /// `Ok(Err(no_such_customer))`. Each attempt is made with a clone of the record, so records
     /// must be [`Clone`].

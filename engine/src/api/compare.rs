@@ -89,7 +89,7 @@ impl Job {
     /// the pipeline a topic of its own for that. Sources that cannot be read again (a channel, a
     /// socket) are an error.
     ///
-    /// Results are compared by the [`Fingerprint`](crate::Fingerprint)s of the sinks: the same
+    /// Results are compared by the [`Fingerprint`](crate::connector::Fingerprint)s of the sinks: the same
     /// records in any order.
     ///
     /// ```

@@ -326,7 +326,7 @@ impl<'a, T: 'static> Stream<'a, T> {
     /// must directly follow the source. Records beyond the limit stay where they are, so their lag
     /// grows. The limit does not hold back a cut, a commit or a stop, and a member of a consumer
     /// group keeps its partitions. It can be changed while the job runs
-    /// ([`Running::source`](crate::Running::source)).
+    /// ([`Running::source`](crate::JobHandle::source)).
     ///
     /// ```
     /// use millstream::{Job, discard, rows};

@@ -14,7 +14,7 @@ use super::report::{Report, SourceReport};
 use super::shared::Run;
 use super::vitals::{OpenCheckpoint, OpenStage};
 
-/// What counts as healthy; see [`Running::health`](crate::Running::health).
+/// What counts as healthy; see [`Running::health`](crate::JobHandle::health).
 #[derive(Clone, Debug)]
 #[must_use = "limits do nothing until a job is asked for its health"]
 pub struct HealthLimits {

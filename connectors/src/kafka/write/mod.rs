@@ -2,6 +2,8 @@
 //! known not to accept, `producer` sends it and hears of its delivery, and `again` sends alone what
 //! was refused in a batch with others.
 
+mod sync;
+mod sending;
 mod ticket;
 mod limits;
 mod again;

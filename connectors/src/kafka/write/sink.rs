@@ -5,8 +5,8 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use millstream::connector::{
@@ -21,6 +21,7 @@ use crate::format::{Cause, Payload, of_record};
 
 use super::again::Next;
 use super::producer::{Context, connect};
+use super::sending::Sending;
 use super::ticket::{Kind, Ticket};
 use crate::kafka::error::{error, is_of_record};
 use crate::kafka::letter::Place;
@@ -73,23 +74,6 @@ pub struct KafkaOutlet<W> {
     write: W,
 }
 
-/// Wakes the delivery thread, which sleeps while nothing is in flight.
-#[derive(Default)]
-struct Sending {
-    asleep: AtomicBool,
-    lock: Mutex<()>,
-    changed: Condvar,
-}
-
-impl Sending {
-    fn wake(&self) {
-        if self.asleep.load(SeqCst) {
-            drop(lock(&self.lock));
-            self.changed.notify_one();
-        }
-    }
-}
-
 impl<W> KafkaOutlet<W> {
     pub(crate) fn connect<T>(topic: &Topic, mut write: W, open: &OpenSink) -> Result<KafkaOutlet<W>>
     where
@@ -131,14 +115,13 @@ fn deliver(producer: &BaseProducer<Context>, context: &Context, sending: &Sendin
             producer.poll(WAIT);
             continue;
         }
-        let guard = lock(&sending.lock);
-        sending.asleep.store(true, SeqCst);
+        let has_nothing = || producer.in_flight_count() == 0 && !context.closing.load(SeqCst);
         let mut is_idle = false;
-        if producer.in_flight_count() == 0 && !context.closing.load(SeqCst) {
-            let waited = sending.changed.wait_timeout(guard, WAIT).unwrap_or_else(PoisonError::into_inner);
-            is_idle = waited.1.timed_out();
-        }
-        sending.asleep.store(false, SeqCst);
+        sending.sleep_if(has_nothing, |guard, changed| {
+            let (guard, waited) = changed.wait_timeout(guard, WAIT).unwrap_or_else(PoisonError::into_inner);
+            is_idle = waited.timed_out();
+            guard
+        });
         if is_idle {
             // An idle client also has events to serve and tokens to request. A poll that does not
             // wait serves one event without spinning; a poll that waits for a millisecond spins for
@@ -182,8 +165,7 @@ impl<W> KafkaOutlet<W> {
         // so that no other thread is delayed by that.
         self.context.closing.store(true, SeqCst);
         self.producer.purge(rdkafka::producer::PurgeConfig::default().queue().inflight());
-        drop(lock(&self.sending.lock));
-        self.sending.changed.notify_one();
+        self.sending.wake_always();
     }
 }
 

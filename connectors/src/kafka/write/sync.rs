@@ -1,0 +1,7 @@
+//! The primitives by which the delivery thread synchronises, so that a model can put a model
+//! checker's in their place (`tests/models`).
+
+pub(crate) use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
+
+pub(crate) use crate::lock;
