@@ -89,7 +89,8 @@ impl Job {
     /// the pipeline a topic of its own for that. Sources that cannot be read again (a channel, a
     /// socket) are an error.
     ///
-    /// Results are compared by the [`Fingerprint`](crate::connector::Fingerprint)s of the sinks: the same
+    /// Results are compared by the [`Fingerprint`](crate::connector::Fingerprint)s of the sinks:
+    /// the same
     /// records in any order.
     ///
     /// ```
@@ -97,7 +98,8 @@ impl Job {
     /// use std::time::Duration;
     ///
     /// let sink = collect().by_hash();
-    /// let job = Job::new("squares", move |flow| flow.source(generate(|n| n))?.map(|n| n * n).sink(&sink));
+    /// let job = Job::new("squares", move |flow| flow.source(generate(|n| n))?.map(|n| n *
+    /// n).sink(&sink));
     /// let triggers = [Trigger::Continuous, Trigger::micro_batch(Duration::from_millis(50))];
     /// let comparison = job.compare(triggers, For::records(200).warm_up(Duration::ZERO))?;
     /// println!("{comparison}");
