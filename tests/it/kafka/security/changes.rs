@@ -99,7 +99,7 @@ fn a_run_ends_when_its_token_has_expired_and_the_callback_fails() {
     let Some(cluster) = shared() else { return };
     let calls = AtomicUsize::new(0);
     let callback = move || match calls.fetch_add(1, SeqCst) {
-        0 => Ok(token(SystemTime::now() + Duration::from_secs(5), "carol")),
+        0 => Ok(token(SystemTime::now() + Duration::from_secs(15), "carol")),
         _ => Err("the identity provider has left"),
     };
     let broker = cluster.broker();
