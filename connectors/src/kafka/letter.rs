@@ -124,7 +124,8 @@ impl Letter {
     }
 }
 
-/// What the headers of a dead letter say; see [`Message::dead_letter`](super::Message::dead_letter).
+/// What the headers of a dead letter say; see
+/// [`Message::dead_letter`](super::Message::dead_letter).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeadLetter {
