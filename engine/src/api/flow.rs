@@ -418,7 +418,7 @@ impl<F: Fn(&Flow<'_>) -> Result<()> + Send + Sync> Function<F> {
         flow.failed()?;
         let Mode::Connect(connect) = &flow.inner.mode else { unreachable!("it was made to connect") };
         let plan = connect.plan.take();
-        plan.graph.expect_no_more(flow.inner.nodes.get())?;
+        plan.graph.expect_all(flow.inner.nodes.get())?;
         Ok(plan)
     }
 
@@ -427,7 +427,7 @@ impl<F: Fn(&Flow<'_>) -> Result<()> + Send + Sync> Function<F> {
         let flow = Flow::new(Mode::Build(build));
         (self.function)(&flow)?;
         flow.failed()?;
-        run.plan.graph.expect_no_more(flow.inner.nodes.get())?;
+        run.plan.graph.expect_all(flow.inner.nodes.get())?;
         let Mode::Build(build) = &flow.inner.mode else { unreachable!("it was made for building") };
         Ok(build.ends.take())
     }

@@ -132,7 +132,7 @@ impl Graph {
     ///
     /// # Errors
     /// The first node that is missing.
-    pub(crate) fn expect_no_more(&self, nodes: usize) -> Result<()> {
+    pub(crate) fn expect_all(&self, nodes: usize) -> Result<()> {
         self.nodes.get(nodes).map_or(Ok(()), |missing| {
             Err(differs(&format!("nothing where the first call built {}", described(missing.kind, &missing.what))))
         })
