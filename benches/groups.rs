@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use hdrhistogram::Histogram;
 use millstream_benches::driver::{Order, consumer};
-use millstream_benches::machine::{monotonic_nanos, program};
+use millstream_benches::machine::{monotonic_nanos, newest_report, program};
 use millstream_benches::topics::{client, create};
 use rdkafka::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -182,9 +182,7 @@ impl Member {
 
     /// The partitions in its newest report.
     fn owned(&self) -> BTreeSet<i32> {
-        let report = fs::read_to_string(&self.report).unwrap_or_default();
-        let Some(line) = report.lines().rfind(|line| line.ends_with('}')) else { return BTreeSet::new() };
-        let report: serde_json::Value = serde_json::from_str(line).expect("a line is JSON");
+        let Some(report) = newest_report(&self.report) else { return BTreeSet::new() };
         let lags = report["sources"][0]["lag"].as_array().cloned().unwrap_or_default();
         let number = |lag: &serde_json::Value| lag["partition"].as_str()?.rsplit('/').next()?.parse().ok();
         lags.iter().filter_map(number).collect()

@@ -26,6 +26,13 @@ pub fn program(name: &str, command: &str) -> PathBuf {
     path
 }
 
+/// The newest whole line of a file of reports. A line that is still being written has no end yet.
+pub fn newest_report(path: &Path) -> Option<serde_json::Value> {
+    let reports = fs::read_to_string(path).ok()?;
+    let whole = &reports[..reports.rfind('\n')?];
+    Some(serde_json::from_str(whole.lines().last()?).expect("a line of reports is JSON"))
+}
+
 /// CPU time, user and system, that the live threads of a process have used. It has a resolution of
 /// nanoseconds, while `/proc/<pid>/stat` counts ticks of ten milliseconds.
 pub fn cpu(pid: u32) -> Duration {
@@ -75,5 +82,24 @@ impl Hiccups {
     pub fn stop(mut self) -> Histogram<u64> {
         self.done.store(true, SeqCst);
         self.thread.take().and_then(|thread| thread.join().ok()).expect("the thread only sleeps")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_is_still_being_written_is_not_read() {
+        let path = env::temp_dir().join(format!("reports-{}.jsonl", fastrand::u64(..)));
+        let newest = |text: &str| {
+            fs::write(&path, text).unwrap();
+            newest_report(&path).map(|report| report["epochs"].as_u64())
+        };
+        assert_eq!(newest(""), None);
+        assert_eq!(newest("{\"epochs\":1}"), None);
+        assert_eq!(newest("{\"epochs\":1}\n{\"epochs\":"), Some(Some(1)));
+        assert_eq!(newest("{\"epochs\":1}\n{\"epochs\":2}\n"), Some(Some(2)));
+        fs::remove_file(&path).unwrap();
     }
 }

@@ -1,12 +1,14 @@
 //! What a job shows to monitoring: an exporter of the `metrics` facade shows what the report says,
 //! and events are in the spans of their job.
 
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use millstream::{Clock, Job, METRICS, MetricKind, Restart, Trigger, channel, collect, discard, histograms, rows};
+use millstream_connectors::report::write_line;
 
 use super::kafka::kafka;
 use crate::support::broker::shared;
@@ -219,4 +221,29 @@ fn events_stand_in_the_spans_of_their_job_and_worker() {
     let failing = Job::new(&name, |flow| flow.source(rows([1]))?.inspect(|_| panic!("on purpose")).sink(discard()));
     failing.run().unwrap_err();
     assert!(events::was_logged(&[&job, "ERROR", "failed", "on purpose"]), "the reason is not logged");
+}
+
+/// Takes one call at a time, as whoever follows a file sees it.
+struct Pieces(Vec<Vec<u8>>);
+
+impl Write for Pieces {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        self.0.push(piece.to_vec());
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_report_is_written_as_one_whole_line() {
+    let job = Job::new("line", |flow| flow.source(&rows(1..=3))?.sink(discard()));
+    let report = job.start().unwrap().wait().unwrap();
+    let mut pieces = Pieces(Vec::new());
+    write_line(&report, &mut pieces).unwrap();
+    let [line] = &pieces.0[..] else { panic!("{} pieces", pieces.0.len()) };
+    assert_eq!(line.iter().position(|byte| *byte == b'\n'), Some(line.len() - 1));
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(line).unwrap()["job"], "line");
 }

@@ -11,13 +11,14 @@ use millstream::{Comparison, Report};
 pub use page::{page, plot};
 
 /// Writes the report as one line of JSON: durations in nanoseconds, everything else as documented
-/// on its field.
+/// on its field. The line goes to `writer` in one piece, so whoever follows a file sees whole lines.
 ///
 /// # Errors
 /// When writing to `writer` fails.
 pub fn write_line(report: &Report, writer: &mut impl Write) -> io::Result<()> {
-    serde_json::to_writer(&mut *writer, report)?;
-    writer.write_all(b"\n")
+    let mut line = serde_json::to_vec(report)?;
+    line.push(b'\n');
+    writer.write_all(&line)
 }
 
 /// A comparison as JSON: durations in nanoseconds, everything else as documented on its field.
