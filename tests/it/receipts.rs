@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use millstream::{ErrorKind, Flow, Job, Restart, Result, Stream, Trigger, Undelivered, channel, collect, discard};
+use millstream::{
+    Calls, Error, ErrorKind, Flow, Job, Restart, Result, Stream, Trigger, Undelivered, channel, collect, discard,
+};
 
 use crate::support::eventually;
 
@@ -66,19 +68,59 @@ fn what_a_stage_disposes_of_is_done() {
     }
 }
 
+fn fails_at_three<'a>(numbers: Stream<'a, u64>) -> Result<()> {
+    let three = |n| if n == 3 { Err(Error::new(ErrorKind::Malformed, "three")) } else { Ok(n) };
+    numbers.map(three).or_stop().sink(discard())
+}
+
+fn panics_at_three<'a>(numbers: Stream<'a, u64>) -> Result<()> {
+    numbers.inspect(|n| assert_ne!(*n, 3)).sink(discard())
+}
+
+fn calls(numbers: Stream<'_, u64>, how: Calls) -> Stream<'_, u64> {
+    numbers.map_async(how, |n| async move { n }).map(|answer| answer.expect("it answers at once"))
+}
+
+/// In each pipeline something fails at 3.
+const FAILING: &[(&str, Pipeline)] = &[
+    ("a stage that fails", fails_at_three),
+    ("a stage that panics", panics_at_three),
+    ("a stage behind others", |numbers| panics_at_three(numbers.map(|n| n).filter(|_| true).flat_map(Some))),
+    ("behind an exchange", |numbers| panics_at_three(numbers.rebalance())),
+    ("in one branch of a fork", |numbers| {
+        panics_at_three(numbers.clone())?;
+        numbers.filter(|_| false).sink(discard())
+    }),
+    ("in one way of a branch", |numbers| {
+        let (yes, no) = numbers.branch(|n| *n != 3);
+        fails_at_three(no)?;
+        yes.sink(discard())
+    }),
+    ("behind a call", |numbers| panics_at_three(calls(numbers, Calls::ordered(2)))),
+    ("with an error behind a call", |numbers| fails_at_three(calls(numbers, Calls::ordered(2)))),
+    ("behind a call without an order", |numbers| panics_at_three(calls(numbers, Calls::unordered(2)))),
+    ("behind two calls", |numbers| fails_at_three(calls(calls(numbers, Calls::unordered(2)), Calls::ordered(2)))),
+    ("in a call", |numbers| {
+        let call = |n| async move {
+            assert_ne!(n, 3);
+            n
+        };
+        numbers.map_async(Calls::ordered(2), call).filter(|_| false).sink(discard())
+    }),
+];
+
 #[test]
 fn what_a_fault_leaves_undone_is_not_done() {
-    let (numbers, source) = channel::<u64>(10);
-    let job = Job::new("stops", move |flow| {
-        flow.source(&source)?
-            .map(|n| if n == 3 { Err(millstream::Error::new(ErrorKind::Malformed, "three")) } else { Ok(n) })
-            .or_stop()
-            .sink(discard())
-    });
-    let running = job.start().unwrap();
-    assert_eq!(numbers.try_send(2).unwrap().wait(), Ok(()));
-    assert_eq!(numbers.try_send(3).unwrap().wait(), Err(Undelivered::Ended));
-    drop(running.wait());
+    for (name, pipeline) in FAILING {
+        for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::from_millis(1))] {
+            let (numbers, source) = channel::<u64>(10);
+            let job = Job::new(*name, move |flow: &Flow<'_>| pipeline(flow.source(&source)?));
+            let running = job.trigger(trigger).workers(2).start().unwrap();
+            assert_eq!(numbers.try_send(2).unwrap().wait(), Ok(()), "{name}, {trigger:?}");
+            assert_eq!(numbers.try_send(3).unwrap().wait(), Err(Undelivered::Ended), "{name}, {trigger:?}");
+            running.wait().expect_err("it fails");
+        }
+    }
 }
 
 const AGAIN: Restart = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1) };

@@ -31,7 +31,7 @@ use super::drain::{Drain, Drains, Released as ReleasedRecords};
 use super::fault::{self, Fault, Node};
 use super::intake::{Counts, Grant, Granted, Intake};
 use super::pulse::Pulse;
-use super::stage::{Capabilities, Consume, Tail, give_up, wake_of};
+use super::stage::{Capabilities, Consume, Tail, give_up, run, wake_of};
 
 /// The index of a source in the plan, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -430,7 +430,7 @@ impl<T> Ingest<T> {
         if let Some(admission) = batch.admission() {
             admission.release(now);
         }
-        if batch.is_empty() { Ok(()) } else { self.chain.consume(batch, &self.capabilities) }
+        if batch.is_empty() { Ok(()) } else { run(&mut *self.chain, batch, &self.capabilities) }
     }
 
     /// Carries out posted drains: nothing more of their partitions is released. What was released

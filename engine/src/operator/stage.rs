@@ -95,10 +95,7 @@ impl<T, W: Consume<T>> Consume<T> for Within<W> {
             Counts::Stage(meter) => meter.records_in.add(batch.len() as u64),
             Counts::Sink(meter) => meter.records.add(batch.len() as u64),
         }
-        let unfinished = Unfinished(batch.admission().cloned());
-        self.work.consume(batch, at).map_err(|error| error.within(&self.name))?;
-        unfinished.finish();
-        Ok(())
+        self.work.consume(batch, at).map_err(|error| error.within(&self.name))
     }
 
     fn step(&mut self) -> Result<()> {
@@ -107,7 +104,16 @@ impl<T, W: Consume<T>> Consume<T> for Within<W> {
     }
 }
 
-/// A batch in a stage that has not returned yet. If the stage panics or fails, the outcome of the
+/// Runs a batch through a chain, whose first node it is given to. What stages keep beyond that
+/// call, and give on in a [`step`](Consume::step), they guard for themselves.
+pub(crate) fn run<T>(chain: &mut dyn Consume<T>, batch: Batch<T>, at: &Capabilities) -> Result<()> {
+    let unfinished = Unfinished(batch.admission().cloned());
+    chain.consume(batch, at)?;
+    unfinished.finish();
+    Ok(())
+}
+
+/// A batch in a chain that has not returned yet. If a stage panics or fails, the outcome of the
 /// batch is unknown.
 struct Unfinished(Option<Admission>);
 
@@ -347,11 +353,11 @@ impl Pace {
             }
             let records = batch.len().min(self.records_max);
             if records == batch.len() {
-                chain.consume(std::mem::take(batch), at)?;
+                run(chain, std::mem::take(batch), at)?;
                 arrived.pop_front();
             } else {
                 let rest = batch.split_off(records);
-                chain.consume(std::mem::replace(batch, rest), at)?;
+                run(chain, std::mem::replace(batch, rest), at)?;
             }
             let now = setting.clock.now();
             let took = now - before;
