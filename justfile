@@ -18,6 +18,14 @@ broker:
 bench name *flags:
     cargo bench --bench {{name}} -- {{flags}}
 
+# Licenses, origins and advisories of dependencies
+deny:
+    cargo deny --workspace --all-features --config .deny.toml check
+
+# Whether the public API is compatible with that of a released version, such as `just semver v0.1.0`
+semver tag:
+    cargo semver-checks --workspace --baseline-rev {{tag}}
+
 # Everything that CI checks
 ci:
     .ci/run

@@ -18,12 +18,8 @@ use crate::words::{Batch, EventTime, Stall};
 /// The bytes of an exchanged batch: a length, then postcard, padded as timely requires.
 impl<T: Serialize + DeserializeOwned> ContainerBytes for Batch<T> {
     fn from_bytes(bytes: timely::bytes::arc::Bytes) -> Self {
-        let (len, rest) = bytes.split_at(8);
-        let len = u64::from_le_bytes(len.try_into().expect("eight bytes were split off")) as usize;
         // The trait cannot return an error; a peer of this job sends what `into_bytes` wrote.
-        let (values, times): (VecDeque<T>, VecDeque<i64>) =
-            postcard::from_bytes(&rest[..len]).expect("the peer runs the same pipeline");
-        Batch::from_parts(values, times.into_iter().map(EventTime).collect())
+        decode(&bytes).expect("the peer runs the same pipeline")
     }
 
     fn length_in_bytes(&self) -> usize {
@@ -37,6 +33,18 @@ impl<T: Serialize + DeserializeOwned> ContainerBytes for Batch<T> {
             writer.write_all(part).expect("the buffer was made for `length_in_bytes`");
         }
     }
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<Batch<T>, &'static str> {
+    let (len, rest) = bytes.split_first_chunk().ok_or("the length is cut off")?;
+    let len = usize::try_from(u64::from_le_bytes(*len)).map_err(|_| "the length is out of range")?;
+    let encoded = rest.get(..len).ok_or("the records are cut off")?;
+    let (values, times): (VecDeque<T>, VecDeque<i64>) =
+        postcard::from_bytes(encoded).map_err(|_| "the bytes are not records of this type")?;
+    if !times.is_empty() && times.len() != values.len() {
+        return Err("some records have no event time");
+    }
+    Ok(Batch::from_parts(values, times.into_iter().map(EventTime).collect()))
 }
 
 fn encode<T: Serialize>(batch: &Batch<T>) -> Vec<u8> {
@@ -82,17 +90,61 @@ impl<T> Distributor<Batch<T>> for InTurn {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
+    use timely::bytes::arc::BytesMut;
+
     use super::*;
 
-    #[test]
-    fn a_batch_survives_the_wire() {
-        let mut batch = Batch::default();
-        batch.append("one".to_owned(), Some(EventTime(1)));
-        batch.append("two".to_owned(), Some(EventTime(-2)));
+    type Record = (String, Option<i32>, Vec<u8>);
+
+    fn wire(batch: &Batch<Record>) -> Vec<u8> {
         let mut bytes = Vec::new();
         batch.into_bytes(&mut bytes);
-        assert_eq!(bytes.len(), batch.length_in_bytes());
-        let read: Batch<String> = ContainerBytes::from_bytes(timely::bytes::arc::BytesMut::from(bytes).freeze());
-        assert_eq!(read.parts(), batch.parts());
+        bytes
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1_000) })]
+
+        #[test]
+        fn a_batch_survives_the_wire(records in vec(any::<(Record, i64)>(), 0..20), has_times in any::<bool>()) {
+            let mut batch = Batch::default();
+            for (record, time) in records {
+                batch.append(record, has_times.then_some(EventTime(time)));
+            }
+            let bytes = wire(&batch);
+            prop_assert_eq!(bytes.len(), batch.length_in_bytes());
+            prop_assert_eq!(bytes.len() % 8, 0);
+            let read: Batch<Record> = ContainerBytes::from_bytes(BytesMut::from(bytes).freeze());
+            prop_assert_eq!(read.parts(), batch.parts());
+        }
+
+        #[test]
+        fn foreign_bytes_are_a_batch_or_an_error(
+            records in vec(any::<(Record, i64)>(), 0..5),
+            changes in vec((any::<usize>(), any::<u8>()), 0..4),
+            cut in any::<usize>(),
+        ) {
+            let mut batch = Batch::default();
+            records.into_iter().for_each(|(record, time)| batch.append(record, Some(EventTime(time))));
+            let mut bytes = wire(&batch);
+            for (at, byte) in changes {
+                let at = at % bytes.len();
+                bytes[at] = byte;
+            }
+            bytes.truncate(cut % (bytes.len() + 1));
+            if let Ok(batch) = decode::<Record>(&bytes) {
+                let (values, times) = batch.parts();
+                prop_assert!(times.is_empty() || times.len() == values.len());
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_a_batch_or_an_error(bytes in vec(any::<u8>(), 0..200)) {
+            drop(decode::<Record>(&bytes));
+            // Behind a length that fits.
+            drop(decode::<Record>(&[&(bytes.len() as u64).to_le_bytes()[..], &bytes].concat()));
+        }
     }
 }

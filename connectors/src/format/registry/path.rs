@@ -65,6 +65,9 @@ fn put_varint(number: i64, bytes: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
+
     use super::*;
 
     /// Computed by hand from the specification of the wire format.
@@ -87,9 +90,29 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_path_is_refused() {
+    fn bytes_that_are_not_a_path_are_refused() {
         for bytes in [&[][..], &[2], &[4, 0], &[1], &[2, 1], &[0x80; 20], &[0xfe, 0xff, 0xff, 0xff, 0x0f], &[2, 0xff]] {
             assert!(path_of(bytes).is_err(), "{bytes:?}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(4_000) })]
+
+        #[test]
+        fn a_path_is_read_as_it_was_written(path in vec(0..=i32::MAX, 1..65), body in vec(any::<u8>(), 0..20)) {
+            let mut payload = Vec::new();
+            put_path(&path, &mut payload);
+            payload.extend_from_slice(&body);
+            prop_assert_eq!(path_of(&payload).expect("it is a path"), (path, &body[..]));
+        }
+
+        #[test]
+        fn arbitrary_bytes_have_a_path_or_a_cause(payload in vec(any::<u8>(), 0..80)) {
+            if let Ok((path, body)) = path_of(&payload) {
+                prop_assert!(payload.ends_with(body));
+                prop_assert!((1..=64).contains(&path.len()) && path.iter().all(|index| *index >= 0));
+            }
         }
     }
 }

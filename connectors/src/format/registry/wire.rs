@@ -33,6 +33,9 @@ pub(crate) fn put_header(id: SchemaId, payload: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::{ProptestConfig, any, prop_assert_eq, proptest};
+
     use super::*;
 
     #[test]
@@ -45,6 +48,29 @@ mod tests {
             [&[][..], &[0], &[0, 1, 2, 3], &[1, 0, 0, 0, 1, 9], &[0, 0xff, 0xff, 0xff, 0xff, 9], b"{}", b"plain text"]
         {
             assert!(split(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(4_000) })]
+
+        #[test]
+        fn a_header_is_read_as_it_was_written(id in 0..0x8000_0000_u32, body in vec(any::<u8>(), 0..20)) {
+            let mut payload = Vec::new();
+            put_header(SchemaId(id), &mut payload);
+            payload.extend_from_slice(&body);
+            prop_assert_eq!(split(&payload).expect("it has an id"), (SchemaId(id), &body[..]));
+        }
+
+        /// Whatever is taken for a header is written as the same bytes.
+        #[test]
+        fn arbitrary_bytes_have_a_header_or_a_cause(first in 0..3_u8, rest in vec(any::<u8>(), 0..12)) {
+            let payload = [&[first], &rest[..]].concat();
+            if let Ok((id, body)) = split(&payload) {
+                let mut written = Vec::new();
+                put_header(id, &mut written);
+                prop_assert_eq!([&written[..], body].concat(), payload);
+            }
         }
     }
 }
