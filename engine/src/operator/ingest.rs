@@ -306,7 +306,6 @@ impl<T> Ingest<T> {
             }
         }
         self.setting.meter.fed.add(fed);
-        self.setting.meter.polled.add(records as u64);
         self.adapt(records, polled);
         Ok(())
     }

@@ -1,14 +1,15 @@
 //! What is counted and measured while records pass: always on, and read by the report.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
 use super::{Moment, lock};
 
-/// A count that some threads add to and others read.
+/// A count that some threads add to and others read. Relaxed, because each count stands alone.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
 
@@ -24,13 +25,29 @@ impl Counter {
     }
 }
 
+/// A count of what is done: a thread that reads it also sees what was done before it was counted.
+#[derive(Debug, Default)]
+pub(crate) struct DoneCounter(AtomicU64);
+
+impl DoneCounter {
+    /// Adds to the count, after what it counts is done.
+    pub(crate) fn add(&self, count: u64) {
+        self.0.fetch_add(count, Release);
+    }
+
+    /// The count so far.
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Acquire)
+    }
+}
+
 /// What a source counts, over all workers.
 #[derive(Debug, Default)]
 pub(crate) struct SourceMeter {
-    /// Records polled from a channel; counted at the same time as `polled`.
-    pub fed: Counter,
-    /// Records polled; counted after they were queued or released.
-    pub polled: Counter,
+    /// Records polled from a channel; counted after they were queued or released, and noted as a
+    /// reason for the next epoch. So a job that has polled all of them and has no reason left is
+    /// settled.
+    pub fed: DoneCounter,
     /// Records released into the job.
     pub records: Counter,
     /// Bytes of these records.
@@ -40,7 +57,7 @@ pub(crate) struct SourceMeter {
     /// Records that were received a second time within one assignment and dropped.
     pub repeated: Counter,
     /// Workers whose reader has ended.
-    ended: Counter,
+    ended: DoneCounter,
     /// Workers among them whose reader ended only with the run.
     ended_with_run: Counter,
 }
@@ -48,6 +65,7 @@ pub(crate) struct SourceMeter {
 impl SourceMeter {
     /// Counts a worker whose reader has ended: with its data (`of_time`), or only with this run.
     pub(crate) fn end(&self, of_time: bool) {
+        // Before `ended`, which shows it to the thread that reads both.
         if !of_time {
             self.ended_with_run.add(1);
         }
