@@ -35,7 +35,9 @@ impl Wake {
     /// The sleeper calls this *before* it looks for work, so that work that arrives during the look
     /// wakes it again.
     pub fn listen(&self) {
-        self.0.pending.store(false, SeqCst);
+        // A swap, because a store acquires nothing: it could overwrite the flag of a caller whose
+        // work, published by a weaker ordering, the sleeper would then not see.
+        self.0.pending.swap(false, SeqCst);
     }
 }
 
