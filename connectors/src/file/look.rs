@@ -113,6 +113,7 @@ impl Seen {
     /// Without birth times a file gets another identity each time: a restart reads it again instead
     /// of beginning in the middle of another file.
     pub(super) fn identity(&self) -> String {
+        // Relaxed: the numbers only have to differ.
         static LIVES: AtomicU64 = AtomicU64::new(0);
         match self.born.and_then(|born| born.duration_since(UNIX_EPOCH).ok()) {
             Some(born) => format!("{:x}.{:x}", self.inode, born.as_nanos()),

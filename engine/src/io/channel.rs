@@ -4,7 +4,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll};
 
@@ -45,12 +45,13 @@ use super::{AtStop, Closing, End, OpenSource, Polled, Reader, SharedSource, Sour
 /// # Ok::<(), millstream::Error>(())
 /// ```
 pub fn channel<T: Send + 'static>(room: usize) -> (Sender<T>, ChannelSource<T>) {
+    // Relaxed: the numbers only have to differ.
     static CHANNELS: AtomicU64 = AtomicU64::new(1);
     let (sender, receiver) = mpsc::channel(room);
     let bell = Arc::new(Bell::default());
     let queue = Queue { receiver, next: None, reader: 0, is_read: false };
     let source = ChannelSource {
-        id: CHANNELS.fetch_add(1, SeqCst),
+        id: CHANNELS.fetch_add(1, Relaxed),
         queue: Arc::new(Mutex::new(queue)),
         bell: Arc::clone(&bell),
         points_to: |_| ByteSize(0),

@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::words::{Admission, ByteSize, CheckpointId, Clock, Flight, Moment, SinkMeter};
 
@@ -20,8 +20,8 @@ pub struct Delivery(Arc<Inner>);
 struct Inner {
     admission: Option<Admission>,
     flight: Arc<Flight>,
-    /// Records that are neither settled nor disposed of. It is read when the last clone is dropped,
-    /// which sees all updates.
+    /// Records that are neither settled nor disposed of. Relaxed, because it is read when the last
+    /// clone is dropped, and that drop sees all updates.
     open: AtomicU64,
     arrival: Moment,
     released: Moment,
@@ -60,6 +60,7 @@ impl Delivery {
 
     /// The other side has this many of the records, `bytes` in total.
     pub fn acknowledge(&self, records: u64, bytes: ByteSize) {
+        // Counted before they land: the report of a committed checkpoint has all of its records.
         self.settle(records, bytes);
         self.0.flight.land(records);
     }
@@ -76,7 +77,7 @@ impl Delivery {
         let inner = &self.0;
         inner.meter.acknowledge(inner.arrival, inner.released, inner.written, inner.clock.now(), records);
         inner.meter.bytes.add(bytes.0);
-        inner.open.fetch_sub(records, SeqCst);
+        inner.open.fetch_sub(records, Relaxed);
     }
 
     /// The sink's policy disposed of this many records: they were skipped and counted, or sent to a
@@ -84,7 +85,7 @@ impl Delivery {
     pub fn dispose(&self, records: u64) {
         let inner = &self.0;
         inner.meter.skipped.add(records);
-        inner.open.fetch_sub(records, SeqCst);
+        inner.open.fetch_sub(records, Relaxed);
         if let Some(admission) = &inner.admission {
             admission.refuse();
         }
@@ -104,6 +105,6 @@ impl Drop for Inner {
 
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} records of checkpoint {} open", self.open.load(SeqCst), self.flight.checkpoint())
+        write!(f, "{} records of checkpoint {} open", self.open.load(Relaxed), self.flight.checkpoint())
     }
 }
