@@ -25,7 +25,8 @@ pub(crate) enum Pace {
 /// No operator waits for an epoch to close, so epochs may be long: at 10 ms, epochs alone took a
 /// twentieth of the CPU of a job that copies a thousand records a second.
 const EPOCH_EVERY: Duration = Duration::from_millis(100);
-/// The next epoch waits while this many are on their way through the operators.
+/// The next epoch waits while this many are on their way through the operators: where these are
+/// slower than epochs open, more of them would only be more progress messages.
 const EPOCHS_UNDER_WAY: u64 = 4;
 
 /// Decides when an epoch opens. Its thread looks when a time has come or the bell rings; a worker
@@ -39,10 +40,12 @@ pub(crate) struct Ticker {
     frees_at_commit: bool,
     /// An epoch is due and waits for those under way.
     held_back: AtomicBool,
-    /// Everything before this epoch has reached the writers.
+    /// Everything before this epoch has reached the writers. Workers note it whenever their
+    /// frontier moves, so it needs no lock.
     through: AtomicU64,
     epochs: AtomicU64,
     durations: Mutex<Durations>,
+    /// Held for a whole look, so that the ticker's thread and a worker do not both open an epoch.
     state: Mutex<State>,
 }
 

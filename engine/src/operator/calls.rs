@@ -155,6 +155,8 @@ impl<F, T, U> Calls<F, T, U> {
         f: F,
         next: Next<Answer<U>>,
     ) -> Calls<F, T, U> {
+        // Unbounded, because a future's thread must not wait; there is one answer for each open
+        // call, and those have a limit.
         let (sender, receiver) = mpsc::channel();
         let Place { node, name, meter, desk, wake, stall, backlog } = place;
         Calls {
@@ -354,6 +356,7 @@ where
     /// Hands on results, for about a millisecond and as long as writers have room: with an order,
     /// those before the first gap; otherwise all that are ready.
     fn hand_on(&mut self) -> Result<()> {
+        // As for a poll (`ingest`).
         const STEP: Duration = Duration::from_millis(1);
         let began = Instant::now();
         // A writer wakes this operator when it has room again.

@@ -26,6 +26,7 @@ impl Fault {
         // The flag is set before the failed operator drops anything, and it is read after the
         // frontier: a frontier that moved because of a fault is never trusted.
         self.set.store(true, SeqCst);
+        // After the flag: a thread that adds its alarm and then looks at the flag misses no fault.
         lock(&self.alarms).iter().for_each(|alarm| alarm());
     }
 

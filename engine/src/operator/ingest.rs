@@ -142,7 +142,10 @@ enum Released {
 const STEP: Duration = Duration::from_millis(1);
 /// The longest time between two checks of a rate limit.
 const ASK_AGAIN_WITHIN: Duration = Duration::from_secs(1);
+/// The size of the first poll, small because it is not known yet how long a record takes.
 const RECORDS_FIRST: usize = 64;
+/// The largest poll, however fast records are: the memory of a batch is free only when its last
+/// record is done.
 const RECORDS_MAX: usize = 4096;
 
 struct Ingest<T> {

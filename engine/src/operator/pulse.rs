@@ -8,6 +8,10 @@
 //!                 read    open, until, committed
 //! control thread  writes  committed, stopping
 //! ```
+//!
+//! Every write comes before the wake or the ring that it causes, and every sleeper looks after it
+//! has listened. So it either sees the write or is woken again ([`Wake`], [`Bell`]). These are
+//! stores followed by loads of other fields, hence SeqCst throughout.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
@@ -24,11 +28,11 @@ pub(crate) struct Pulse {
     /// For micro-batches: what arrived until this moment is released before a source moves to
     /// `open`.
     until: AtomicU64,
-    /// The latest moment at which a source left an epoch.
+    /// The latest moment at which a source left an epoch; only measured.
     moved: AtomicU64,
     /// Everything up to this checkpoint is committed.
     committed: AtomicU64,
-    /// The number of commits that sources have answered.
+    /// The number of commits that sources have answered; only reported.
     commits: AtomicU64,
     /// Wakes the ticker. Its reason: something was admitted or queued since the ticker last looked.
     bell: Bell,
@@ -134,7 +138,8 @@ impl Pulse {
 
     pub(crate) fn source_ended(&self) {
         if self.sources.fetch_sub(1, SeqCst) == 1 {
-            // After the count: see `Flight::land`.
+            // After the count: an egress that is woken sees that all sources have ended, and one
+            // whose last record lands later sees it by itself (`Flight::land`).
             self.wake_egresses();
             self.bell.ring();
         }

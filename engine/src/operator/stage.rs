@@ -331,6 +331,7 @@ impl Default for Pace {
 }
 
 impl Pace {
+    /// As for a poll (`ingest`): no operator of this worker waits longer than that for its turn.
     const STEP: Duration = Duration::from_millis(1);
     const RECORDS_MAX: usize = 4096;
 

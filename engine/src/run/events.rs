@@ -31,6 +31,9 @@ pub(crate) struct Events(mpsc::Sender<Event>);
 
 impl Events {
     pub(crate) fn new() -> (Events, Receiver<Event>) {
+        // Unbounded, because workers and callbacks of clients must not wait. Little can wait in it:
+        // two facts per worker and checkpoint, requests of the program, and looks, which `Wake`
+        // merges.
         let (sender, receiver) = mpsc::channel();
         (Events(sender), receiver)
     }

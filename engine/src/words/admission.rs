@@ -26,6 +26,8 @@ pub(crate) struct Admission(Arc<Admitted>);
 
 struct Admitted {
     arrival: Moment,
+    // Relaxed: it is set before the batch leaves its worker, and the queue that takes the batch to
+    // another thread takes this along.
     released: AtomicU64,
     bytes: u64,
     budget: Arc<Budget>,

@@ -15,7 +15,7 @@ pub(crate) struct Budget {
     starved: AtomicBool,
     /// Called when there is room again.
     freed: Mutex<Vec<Box<dyn Fn() + Send>>>,
-    /// The number of sources that share it.
+    /// The number of sources that share it. It only divides the room, so it may change at any time.
     sources: AtomicU64,
     /// Sources that found no room, in the order in which they asked: the first is served first.
     turns: Mutex<VecDeque<u64>>,

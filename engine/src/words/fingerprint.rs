@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// process.
 #[derive(Debug, Default)]
 pub struct Fingerprint {
+    // Relaxed: both are read after the threads that add to them have ended their run.
     records: AtomicU64,
     sum: AtomicU64,
 }

@@ -9,6 +9,9 @@ use super::sync::{Arc, AtomicU64, Mutex, SeqCst, lock};
 
 /// What waits within one worker, or, in a job in which records change workers, within all workers.
 /// Clones share it.
+///
+/// Each change that lets something go on comes before the wake of what waits for it. So what looks
+/// here after it has [listened](super::Wake::listen) either sees the change or is woken again.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stall(Arc<Waiting>);
 
@@ -25,6 +28,7 @@ struct Waiting {
     exchanged: AtomicU64,
 }
 
+/// No checkpoint, in `oldest`: newer than all.
 const NONE: u64 = u64::MAX;
 
 impl Default for Waiting {
@@ -38,7 +42,8 @@ impl Default for Waiting {
     }
 }
 
-/// The number of records that may be on their way to other workers before sources wait.
+/// The number of records that may be on their way to other workers before sources wait: four of the
+/// largest slices, after which a stage is behind too ([`Backlog::look`]).
 const EXCHANGED_MAX: u64 = 16_384;
 
 impl Stall {

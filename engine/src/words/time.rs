@@ -84,6 +84,7 @@ struct Simulated {
 /// Called after the clock has moved; returns whether to call it again.
 type Alarm = Box<dyn Fn() -> bool + Send>;
 
+/// Where the moments of the system's clocks count from: one for the process, so that they compare.
 static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 impl Clock {
