@@ -44,7 +44,7 @@ pub(super) struct Flaw {
     pub(super) cause: String,
 }
 
-/// The memory that a block takes in addition to its contents.
+/// The memory that a block takes in addition to its contents, so that many small ones count too.
 const BLOCK_OVERHEAD: usize = 256;
 
 impl Block {

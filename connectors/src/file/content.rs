@@ -34,6 +34,7 @@ impl Packing {
     }
 }
 
+/// What is read at once of a compressed file; decompressors ask for a few bytes at a time.
 const BUFFER: usize = 32 << 10;
 
 /// What a file is, as its first bytes show.
@@ -47,7 +48,7 @@ pub(super) enum Kind {
     Open,
 }
 
-/// The number of bytes at the beginning that are looked at.
+/// The number of bytes at the beginning that are looked at: enough for the magic in a tar header.
 pub(super) const HEAD: usize = 1024;
 
 const PACKED: [(&[u8], Packing); 2] = [(b"\x1f\x8b\x08", Packing::Gzip), (b"\x28\xb5\x2f\xfd", Packing::Zstd)];

@@ -29,7 +29,7 @@ pub(super) enum Skipped {
     Everything,
 }
 
-/// The most chunks that are skipped in one step.
+/// The most chunks that are skipped in one step, so that other files get their turn.
 const SKIPPED_MAX: usize = 16;
 
 impl Input {

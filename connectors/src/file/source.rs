@@ -170,6 +170,7 @@ impl<S: Shape> SharedSource for FilesShared<S> {
         let Thread::Ready(feed) = std::mem::replace(&mut *thread, Thread::Ended) else {
             unreachable!("a run begins once")
         };
+        // Carries nothing: it is disconnected when the thread ends.
         let (lives, ended) = channel();
         spawn("files", move || {
             feed.run();

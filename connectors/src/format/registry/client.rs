@@ -43,7 +43,8 @@ pub(super) struct Client {
     tls: Option<Tls>,
     /// Created for the first request, when the files that `tls` names are read.
     agent: Arc<OnceLock<Agent>>,
-    /// The address for the next request, modulo the number of addresses.
+    /// The address for the next request, modulo the number of addresses. Relaxed, because any
+    /// address will do.
     turn: Arc<AtomicUsize>,
 }
 

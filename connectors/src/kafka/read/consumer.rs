@@ -28,11 +28,14 @@ pub(crate) struct Context {
     pub(crate) heard: Heard,
     statistics: Mutex<Option<Statistics>>,
     pub(crate) membership: Membership,
+    /// A callback has run; set by the thread that polls, which also reads it.
     has_heard: AtomicBool,
     /// Errors that arrived while another answer was awaited.
     passed_over: Mutex<Vec<KafkaError>>,
     /// Topics that were deleted and recreated while they were read.
     recreated: Mutex<BTreeSet<String>>,
+    /// Whether `recreated` has a topic, so that readers take no lock for each poll. It is set after
+    /// a topic is added, and cleared under the lock.
     is_recreated: AtomicBool,
 }
 
@@ -241,6 +244,8 @@ pub(crate) fn session_timeout(settings: &Settings) -> Duration {
     settings.number("session.timeout.ms").map_or(SESSION_TIMEOUT.min(most), Duration::from_millis)
 }
 
+/// How often a member tells the group that it is alive. In the classic protocol the answer also
+/// tells it of a rebalance, for which all members wait.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 /// A source with more partitions connects a second time, once their number is known.
 pub(crate) const PARTITIONS_EXPECTED: usize = 8;

@@ -143,6 +143,7 @@ impl Membership {
     /// Ends the membership. Answers every request that the client still waits for, because the
     /// client cannot close until then.
     pub(crate) fn close<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>) {
+        // First: requests that come from now on are answered by the callback itself.
         self.closing.store(true, SeqCst);
         let waiting = mem::take(&mut *lock(&self.asked));
         let open = lock(&self.open).take();

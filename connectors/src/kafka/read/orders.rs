@@ -75,6 +75,8 @@ pub(crate) struct Orders {
 impl Orders {
     /// Starts the thread, which wakes `wake` for each answer.
     pub(crate) fn start(coordinator: Coordinator, wake: Wake) -> Result<Orders> {
+        // Unbounded, because the control thread must not wait for a broker. It gives few orders: a
+        // commit for each checkpoint, of which only the newest is kept, and one for each rebalance.
         let (orders, receiver) = mpsc::channel();
         let (answers, is_left) = (Answers::default(), Arc::<AtomicBool>::default());
         let work = Work::new(coordinator, (Arc::clone(&answers), wake.clone()), Arc::clone(&is_left));

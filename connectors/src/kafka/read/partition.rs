@@ -40,7 +40,8 @@ pub(crate) struct Shared {
     /// The partition was revoked or lost: the reader drops it. If it is assigned again, it gets a
     /// new `Shared`.
     pub(crate) is_revoked: AtomicBool,
-    /// The offset after the last message that the reader has taken from its queue.
+    /// The offset after the last message that the reader has taken from its queue. Stored before
+    /// `draining` is cleared; see [`beyond_control_records`](Shared::beyond_control_records).
     pub(crate) polled: AtomicI64,
     /// The reader is taking messages, so the client's position is ahead of `polled`. Stays set when
     /// the reader stopped early, or took a message that it did not keep.
@@ -105,6 +106,7 @@ impl Shared {
     /// Moves back to an offset of a log that was recreated or truncated. The known end offset
     /// belonged to the old log, so it is replaced as well.
     pub(crate) fn go_back(&self, offset: i64) {
+        // First, so that reports from now on replace what is known instead of only raising it.
         self.was_truncated.store(true, SeqCst);
         self.polled.store(offset, SeqCst);
         self.position.store(offset, SeqCst);
@@ -130,7 +132,9 @@ impl Shared {
     /// The offset to commit for a partition whose records before `done` are done. The client's
     /// position may be beyond `done`, past control records and records of aborted transactions,
     /// which are never polled. It counts only if nothing is being polled and nothing was polled
-    /// beyond `done`. That is checked *after* the client's positions were read.
+    /// beyond `done`. That is checked *after* the client's positions were read, in this order: a
+    /// reader sets `draining` before it moves the position, and clears it after it has stored
+    /// `polled`.
     pub(crate) fn beyond_control_records(&self, done: i64, positions: &Positions) -> i64 {
         let position = positions.get(&self.span).filter(|position| *position > done);
         let at_rest = || !self.draining.load(SeqCst) && self.polled.load(SeqCst) <= done;
@@ -163,6 +167,7 @@ impl Positions {
 /// first one's offsets.
 pub(crate) struct Claim(Vec<(String, String, String)>);
 
+/// The claims of all sources of this process: brokers, group and partition.
 static CLAIMED: Mutex<BTreeSet<(String, String, String)>> = Mutex::new(BTreeSet::new());
 
 impl Claim {

@@ -135,7 +135,8 @@ impl Queue {
     fn listen(&mut self, wake: &Wake, clock: &Clock) {
         let (flag, at) = (Arc::clone(&self.filled), Arc::clone(&self.filled_at));
         let (wake, clock) = (wake.clone(), clock.clone());
-        // Called with the queue's lock held, so it only sets a timestamp and a flag, and wakes.
+        // Called with the queue's lock held, so it only sets a timestamp and a flag, and wakes. The
+        // timestamp first: a reader that sees the flag has it.
         self.queue.set_nonempty_callback(move || {
             at.store(clock.now().as_nanos(), SeqCst);
             flag.store(true, SeqCst);
@@ -163,6 +164,8 @@ impl Queue {
 pub(crate) struct Inbox {
     /// Partitions to take in, each with its queue when that is new.
     waiting: Mutex<Vec<(Arc<Shared>, Option<Queue>)>>,
+    /// Whether `waiting` has partitions, so that the reader takes no lock for each poll. It is set
+    /// after one is added, and cleared before they are taken.
     is_waited: AtomicBool,
     /// No more partitions will be handed in.
     is_closed: AtomicBool,
@@ -349,6 +352,7 @@ impl Held {
         // queue. Compaction may leave a gap at the end of the log. No message arrives after it, and
         // only this flag tells how far the client has read.
         let has_seen_end = self.shared.span.end.is_some_and(|end| self.shared.has_seen_end(end));
+        // Before the client's position moves; see `Shared::beyond_control_records`.
         self.shared.draining.store(true, SeqCst);
         // Cleared before the queue is polled, so that a message that arrives meanwhile sets it
         // again.
@@ -413,6 +417,7 @@ impl Held {
             self.shared.polled.store(self.next, SeqCst);
             batch.read_to(self.shared.span.name.clone(), next(self.next));
         }
+        // After `polled`.
         self.shared.draining.store(overshot, SeqCst);
         Ok(())
     }

@@ -55,6 +55,7 @@ pub struct KafkaShared<R> {
     pub(crate) out_of_range: AtomicBool,
     pub(crate) wake: Wake,
     looked: Mutex<Option<Instant>>,
+    // These two are atomics only because `serve` has no `&mut self`: one thread uses them.
     /// The sum of all `polled` offsets when they were last checked.
     polled: AtomicI64,
     /// Whether it has been logged that the group does not assign partitions.
@@ -234,6 +235,7 @@ impl<R: Read> KafkaShared<R> {
                     let is_asked = |shared: &Shared| partitions.iter().any(|(topic, number)| shared.is(topic, *number));
                     let recalled = self.held.all().into_iter().filter(|shared| is_asked(shared));
                     let names = recalled.map(|shared| {
+                        // Before the readers are told: one that has not taken it in never will.
                         shared.is_revoked.store(true, SeqCst);
                         shared.span.name.clone()
                     });

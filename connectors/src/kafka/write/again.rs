@@ -17,6 +17,11 @@ use super::ticket::Ticket;
 use crate::lock;
 
 /// Counts the records in flight at one producer, and holds the records to send again.
+///
+/// A writer counts a record and then reads `is_needed`. A record is sent alone only after
+/// `is_needed` was set and the count was then zero. So nothing is handed to the client beside it.
+/// It is taken out and counted, or put back, under the lock: otherwise `report` could find neither
+/// a record nor a count, and clear `is_needed`.
 #[derive(Default)]
 pub(crate) struct Again {
     records: Mutex<VecDeque<(OwnedMessage, Ticket)>>,

@@ -174,6 +174,7 @@ pub(crate) struct PendingLimits {
 /// Requests the settings of these topics, on a separate thread: destroying an admin client takes up
 /// to 100 ms, and the start should not wait for that.
 pub(crate) fn ask(settings: &Arc<Settings>, topics: &[&str], compression: Compression) -> Result<PendingLimits> {
+    // Carries one answer.
     let (sender, answer) = mpsc::channel();
     // A client gets a token only while its queue is polled, and nothing here polls that of the
     // admin client.

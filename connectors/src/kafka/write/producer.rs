@@ -37,8 +37,10 @@ pub(crate) struct Context {
     pub(crate) again: Again,
     /// How many records were reported at the last call of `look_at_progress`.
     reported: Mutex<u64>,
+    /// Set before the client's queue is purged: reports of purged records are not faults.
     pub(crate) closing: AtomicBool,
-    /// A writer found the client's queue full.
+    /// A writer found the client's queue full. It sets this after its attempt, so the last report
+    /// may come before: then the writer looks once more, or `serve` wakes it.
     pub(crate) full: AtomicBool,
     pub(crate) failed: Mutex<Option<Error>>,
     pub(crate) writers: Mutex<Vec<Wake>>,
@@ -106,6 +108,7 @@ impl ProducerContext for Context {
             Ok(message) => ticket.delivery.acknowledge(1, ByteSize(message.payload_len() as u64)),
             Err((cause, message)) => self.not_delivered(cause, message, &ticket),
         }
+        // Loaded first, because it is almost never set, and a swap takes the cache line each time.
         let is_full = self.full.load(SeqCst) && self.full.swap(false, SeqCst);
         if self.again.report() || is_full {
             self.wake_writers();

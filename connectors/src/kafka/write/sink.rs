@@ -109,6 +109,7 @@ impl<W> KafkaOutlet<W> {
 fn deliver(producer: &BaseProducer<Context>, context: &Context, sending: &Sending) {
     // Waits are long and few, because each ends with up to a millisecond of spinning.
     const WAIT: Duration = Duration::from_secs(1);
+    // Enough for what an idle client reports in a second.
     const TOLD_AT_ONCE: usize = 16;
     while !context.closing.load(SeqCst) {
         if producer.in_flight_count() > 0 {
