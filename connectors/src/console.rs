@@ -25,6 +25,7 @@ pub fn console() -> Console {
 
 /// A console that prints lines; see [`console`].
 #[derive(Clone, Debug)]
+#[must_use = "a sink prints nothing until a pipeline ends in it"]
 pub struct Console {
     first: Option<u64>,
     out: Out,
@@ -32,21 +33,18 @@ pub struct Console {
 
 impl Console {
     /// Prints only the first `records` records of a run. The others are dropped, but acknowledged.
-    #[must_use]
     pub fn first(self, records: u64) -> Console {
         Console { first: Some(records), ..self }
     }
 
     /// Prints tables instead: one for the records that reach the sink together, with a column for
     /// each field. With micro-batches these are a batch or a part of it.
-    #[must_use]
     pub fn table(self) -> ConsoleTable {
         ConsoleTable(self)
     }
 
     /// Prints each micro-batch as one table with its number and its first `rows` records, as
     /// Spark's console does; see [`ConsoleBatches`].
-    #[must_use]
     pub fn each_batch(self, rows: usize) -> ConsoleBatches {
         ConsoleBatches::new(self, rows)
     }
@@ -70,6 +68,7 @@ impl Out {
 
 /// A console that prints tables; see [`Console::table`].
 #[derive(Clone, Debug)]
+#[must_use = "a sink prints nothing until a pipeline ends in it"]
 pub struct ConsoleTable(Console);
 
 /// What the writers of a console share.

@@ -48,6 +48,7 @@ use super::{Console, ConsoleShared};
 /// A batch is acknowledged when it is printed, so its memory is freed only then. A batch that is
 /// not finished when the job fails is printed by the run that reads it again.
 #[derive(Clone, Debug)]
+#[must_use = "a sink prints nothing until a pipeline ends in it"]
 pub struct ConsoleBatches {
     console: Console,
     rows: usize,
@@ -69,7 +70,6 @@ impl ConsoleBatches {
     }
 
     /// Prints cells in full, however long they are.
-    #[must_use]
     pub fn untruncated(self) -> ConsoleBatches {
         ConsoleBatches { cells: Cells::Whole, ..self }
     }

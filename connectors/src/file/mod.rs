@@ -172,6 +172,7 @@ pub fn files(directory: impl Into<PathBuf>) -> Files {
 
 /// The files of a directory and how they are read; see [`files`].
 #[derive(Clone, Debug)]
+#[must_use = "files are not read until they have a format and a pipeline reads them"]
 pub struct Files {
     directory: PathBuf,
     matching: Option<String>,
@@ -191,13 +192,11 @@ impl Files {
     /// A glob with a `/` or a `**` matches paths below the directory, and subdirectories are
     /// entered: `**/*.json` reads JSON at any depth, `2025/*/*.json` one level below `2025`. Links
     /// to directories are not followed.
-    #[must_use]
     pub fn matching(self, glob: impl Into<String>) -> Files {
         Files { matching: Some(glob.into()), ..self }
     }
 
     /// In which order files found at the same time are read; [`FileOrder::Modified`] by default.
-    #[must_use]
     pub fn order(self, order: FileOrder) -> Files {
         Files { order, ..self }
     }
@@ -206,7 +205,6 @@ impl Files {
     /// `.tmp`, `._COPYING_`, `~` or `.crdownload`, and enters directories with such names. They are
     /// skipped by default, because their writers rename them when they are complete. A file that is
     /// renamed by dropping the temporary prefix or ending is read on and not read again.
-    #[must_use]
     pub fn include_temporary(self) -> Files {
         Files { reach: Reach { temporary: Temporary::Read, ..self.reach }, ..self }
     }
@@ -214,14 +212,12 @@ impl Files {
     /// Follows links to files wherever they point. By default a link out of the directory is a
     /// [`Malformed`](millstream::Malformed) without bytes: otherwise a user who may write to the
     /// directory could have the job read any file that the job may read.
-    #[must_use]
     pub fn follow_links(self) -> Files {
         Files { reach: Reach { links: Links::Anywhere, ..self.reach }, ..self }
     }
 
     /// Reads every file as the bytes it contains: nothing is decompressed, zeros are part of
     /// records, and no file is refused for its contents. For formats that are not text.
-    #[must_use]
     pub fn raw(self) -> Files {
         Files { contents: Contents::Raw, ..self }
     }
@@ -233,7 +229,6 @@ impl Files {
     /// The beginning of a longer record is kept as malformed, and the rest is skipped as it is
     /// read: an event reports how many bytes, and the file is not [done](Files::when_cut). A CSV
     /// quote that is never closed makes everything after it one record.
-    #[must_use]
     pub fn record_max(self, most: ByteSize) -> Files {
         Files { record_max: most, ..self }
     }
@@ -241,14 +236,12 @@ impl Files {
     /// How often the source looks at the directory, every 200 ms by default. If a look takes long
     /// because the directory is large, looks become less frequent: they take no more than a tenth
     /// of the time.
-    #[must_use]
     pub fn look_every(self, interval: Duration) -> Files {
         Files { look_every: interval, ..self }
     }
 
     /// How long a file must not have changed before its last line is taken without an end, and
     /// before the file is [done](Files::when_done); 1 s by default.
-    #[must_use]
     pub fn settled_after(self, pause: Duration) -> Files {
         Files { settled_after: pause, ..self }
     }
@@ -261,7 +254,6 @@ impl Files {
     /// A bounded run waits at its end until files that changed a moment ago have settled. A file
     /// that changes during that wait stays, and a later run reads it again. Writers must not append
     /// to a file that is done: what they write at that very moment may be lost.
-    #[must_use]
     pub fn when_done(self, when_done: WhenDone) -> Files {
         Files { when_done, ..self }
     }
@@ -270,7 +262,6 @@ impl Files {
     /// [`record_max`](Files::record_max), when it is otherwise done; [`WhenDone::Keep`] by default,
     /// whatever [`when_done`](Files::when_done) says, because the skipped bytes exist only in the
     /// file.
-    #[must_use]
     pub fn when_cut(self, when_cut: WhenDone) -> Files {
         Files { when_cut, ..self }
     }

@@ -26,6 +26,7 @@ use super::{Files, WhenDone};
 
 /// The records of the files of a directory; see [`files`](crate::files).
 #[derive(Clone, Debug)]
+#[must_use = "a source does nothing until a pipeline reads it"]
 pub struct FileRecords<S> {
     files: Files,
     shape: S,

@@ -30,6 +30,7 @@ use super::{Cause, Decode, Encode, Payload};
 /// # Ok::<(), millstream_connectors::format::Cause>(())
 /// ```
 #[derive(Clone, Debug)]
+#[must_use = "a format does nothing until a source or a sink uses it"]
 pub struct Compressed<F> {
     format: F,
     codec: Codec,
@@ -61,14 +62,12 @@ impl<F> Compressed<F> {
     }
 
     /// The codec for writing; gzip by default. Payloads that are read may use either codec.
-    #[must_use]
     pub fn codec(self, codec: Codec) -> Compressed<F> {
         Compressed { codec, ..self }
     }
 
     /// The maximum size of a decompressed payload, 16 MiB by default. A larger value is malformed
     /// when read, and is not written.
-    #[must_use]
     pub fn value_max(self, most: ByteSize) -> Compressed<F> {
         Compressed { value_max: most, ..self }
     }

@@ -36,6 +36,7 @@ use super::{BYTE_ORDER_MARK, Cause, Columns, Decode, Encode, Framing, Header, Pa
 /// assert_eq!(format.decode(Some(&row))?, ("a;b".to_owned(), 7));
 /// # Ok::<(), millstream_connectors::format::Cause>(())
 /// ```
+#[must_use = "a format does nothing until a source or a sink uses it"]
 pub struct Csv<T> {
     delimiter: u8,
     columns: Columns,
@@ -57,7 +58,6 @@ impl<T> Csv<T> {
     }
 
     /// Writes `Some` of an empty string as an empty field, which is read back as `None`.
-    #[must_use]
     pub fn empty_as_none(self) -> Csv<T> {
         Csv { empty: Empty::None, ..self }
     }
@@ -66,7 +66,6 @@ impl<T> Csv<T> {
     ///
     /// # Panics
     /// If it is a quote, a line ending, or not ASCII.
-    #[must_use]
     pub fn delimiter(self, delimiter: u8) -> Csv<T> {
         let can_delimit = delimiter.is_ascii() && !b"\"\r\n".contains(&delimiter);
         assert!(can_delimit, "CSV fields cannot be delimited by {:?}", char::from(delimiter));
@@ -75,7 +74,6 @@ impl<T> Csv<T> {
 
     /// Treats the first row of a file like any other row; columns are in the order of `T`'s fields.
     /// Rows in topics never have a header.
-    #[must_use]
     pub fn without_header(self) -> Csv<T> {
         Csv { columns: Columns::ByOrder, ..self }
     }

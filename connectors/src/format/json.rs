@@ -43,6 +43,7 @@ use super::{Cause, Decode, Encode, Framing, Payload, memory, tombstone, without_
 ///   `arbitrary_precision` for the whole program. Each number then takes memory of its own, and
 ///   inside `#[serde(flatten)]` and in untagged or internally tagged enums serde passes a number to
 ///   `f64` and similar types as a map, which they reject. So the feature is off by default.
+#[must_use = "a format does nothing until a source or a sink uses it"]
 pub struct Json<T> {
     non_finite: NonFinite,
     keys: Keys,
@@ -70,14 +71,12 @@ impl<T> Json<T> {
     }
 
     /// Writes NaN and the infinities as `null`, which is read back as `None` or is malformed.
-    #[must_use]
     pub fn non_finite_as_null(self) -> Json<T> {
         Json { non_finite: NonFinite::Null, ..self }
     }
 
     /// Accepts and writes objects that have a key more than once. A map or a `serde_json::Value`
     /// gets the last value of such a key; a struct still refuses it.
-    #[must_use]
     pub fn with_repeated_keys(self) -> Json<T> {
         Json { keys: Keys::Repeated, ..self }
     }

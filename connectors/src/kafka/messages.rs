@@ -10,6 +10,7 @@ use super::topic::Topic;
 
 /// A sink for messages that each name their topic. Choose a format.
 #[derive(Clone, Debug)]
+#[must_use = "a topic does nothing until it has a format and a pipeline uses it"]
 pub struct Messages {
     topic: Topic,
 }
@@ -20,31 +21,26 @@ impl Messages {
     }
 
     /// As [`Topic::profile`].
-    #[must_use]
     pub fn profile(self, profile: Profile) -> Messages {
         Messages { topic: self.topic.profile(profile) }
     }
 
     /// As [`Topic::compression`].
-    #[must_use]
     pub fn compression(self, compression: Compression) -> Messages {
         Messages { topic: self.topic.compression(compression) }
     }
 
     /// As [`Topic::partitioner`].
-    #[must_use]
     pub fn partitioner(self, partitioner: Partitioner) -> Messages {
         Messages { topic: self.topic.partitioner(partitioner) }
     }
 
     /// As [`Topic::on_refused`].
-    #[must_use]
     pub fn on_refused(self, policy: OnRefused) -> Messages {
         Messages { topic: self.topic.on_refused(policy) }
     }
 
     /// As [`Topic::deliver_within`].
-    #[must_use]
     pub fn deliver_within(self, limit: Duration) -> Messages {
         Messages { topic: self.topic.deliver_within(limit) }
     }

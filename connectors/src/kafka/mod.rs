@@ -65,6 +65,7 @@ use security::Security;
 /// running job ends with the same kind of error. A broker that is unreachable, or that closes a
 /// connection, does not end the job.
 #[derive(Clone)]
+#[must_use = "a cluster is not connected until a pipeline uses one of its topics"]
 pub struct Kafka {
     settings: Arc<Settings>,
 }
@@ -82,28 +83,24 @@ impl Kafka {
     }
 
     /// Encrypts connections, and sets which servers to trust. Needs the feature `tls`.
-    #[must_use]
     pub fn tls(mut self, tls: Tls) -> Kafka {
         Arc::make_mut(&mut self.settings).security.tls = Some(tls);
         self
     }
 
     /// Sets how clients authenticate to the brokers.
-    #[must_use]
     pub fn sasl(mut self, sasl: Sasl) -> Kafka {
         Arc::make_mut(&mut self.settings).security.sasl = Some(sasl);
         self
     }
 
     /// Sets a property of librdkafka for all clients of this cluster, such as `client.rack`.
-    #[must_use]
     pub fn set(mut self, property: impl Into<String>, value: impl Into<String>) -> Kafka {
         Arc::make_mut(&mut self.settings).properties.insert(property.into(), value.into());
         self
     }
 
     /// How long a job waits at start for a broker to answer; 10 s by default, 24 days at most.
-    #[must_use]
     pub fn connect_within(mut self, limit: Duration) -> Kafka {
         // The client counts milliseconds in 31 bits.
         const MOST: Duration = Duration::from_secs(24 * 86_400);

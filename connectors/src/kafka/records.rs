@@ -20,6 +20,7 @@ use super::write::{KafkaOutlet, KafkaWriter, Write};
 /// A topic and the shape in which it is read and written: bare [`Values`], messages
 /// [`WithMetadata`], or [`Raw`] ones.
 #[derive(Clone, Debug)]
+#[must_use = "a topic does nothing until a pipeline uses it"]
 pub struct Records<S> {
     topic: Topic,
     shape: S,

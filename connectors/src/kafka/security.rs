@@ -30,7 +30,7 @@ use crate::security::{HostNames, NEEDS_TLS, Pem, Secret, Tls};
 /// let kafka = Kafka::new("kafka.example:9093").tls(Tls::new()).sasl(Sasl::oauth_bearer(ask_our_identity_provider));
 /// ```
 #[derive(Clone, Debug)]
-#[must_use]
+#[must_use = "credentials have no effect until `Kafka::sasl` gets them"]
 pub struct Sasl(Mechanism);
 
 #[derive(Clone, Debug)]

@@ -29,6 +29,7 @@ use crate::security::Secret;
 /// assert!(!format!("{token:?}").contains("eyJ"));
 /// ```
 #[derive(Clone, Debug)]
+#[must_use = "a token has no effect until the callback returns it"]
 pub struct Token {
     value: Secret,
     expires_at: SystemTime,
@@ -43,7 +44,6 @@ impl Token {
 
     /// The principal that the token names. It appears only in what the client reports about a
     /// refusal.
-    #[must_use]
     pub fn principal(mut self, name: impl Into<String>) -> Token {
         self.principal = name.into();
         self

@@ -15,6 +15,7 @@ use super::options::{
 /// One or several topics, and how to read or write them. Choose a format to make it a source or a
 /// sink.
 #[derive(Clone, Debug)]
+#[must_use = "a topic does nothing until it has a format and a pipeline uses it"]
 pub struct Topic {
     pub(crate) settings: Arc<Settings>,
     pub(crate) names: Vec<String>,
@@ -41,7 +42,6 @@ impl Topic {
     // As a source.
 
     /// The consumer group that the job commits its offsets to; the job's name by default.
-    #[must_use]
     pub fn group(mut self, group: impl Into<String>) -> Topic {
         self.source.group = Some(group.into());
         self
@@ -50,7 +50,6 @@ impl Topic {
     /// How the members of the group agree on the assignment of partitions;
     /// [`GroupProtocol::Classic`] by default. Has no effect in a job that assigns its own
     /// partitions.
-    #[must_use]
     pub fn group_protocol(mut self, protocol: GroupProtocol) -> Topic {
         self.source.protocol = Some(protocol);
         self
@@ -60,7 +59,6 @@ impl Topic {
     /// that stays the same after a restart. Its partitions wait for it for the length of a session
     /// instead of moving twice. A second process with the same name fences the first. Has no effect
     /// in a job that assigns its own partitions.
-    #[must_use]
     pub fn group_instance(mut self, name: impl Into<String>) -> Topic {
         self.source.instance = Some(name.into());
         self
@@ -69,7 +67,6 @@ impl Topic {
     /// Where reading begins when the group has no committed offset; [`StartAt::Earliest`] by
     /// default. Committed offsets take precedence. A partition without one begins at its earliest
     /// record if the group has committed offsets for others of its topic.
-    #[must_use]
     pub fn start_at(mut self, start: StartAt) -> Topic {
         self.source.start_at = Some(start);
         self
@@ -77,7 +74,6 @@ impl Topic {
 
     /// Where reading ends; [`EndAt::Never`] by default, and [`EndAt::Latest`] under
     /// [`Trigger::AvailableNow`](millstream::Trigger::AvailableNow).
-    #[must_use]
     pub fn end_at(mut self, end: EndAt) -> Topic {
         self.source.end_at = Some(end);
         self
@@ -86,7 +82,6 @@ impl Topic {
     /// Reads only these partitions of each topic. The job assigns them to itself instead of joining
     /// the group, as a job that ends always does. Two such runs must not share a group: see
     /// [`fence_other_run`](Topic::fence_other_run).
-    #[must_use]
     pub fn partitions(mut self, partitions: impl IntoIterator<Item = i32>) -> Topic {
         self.source.partitions = Some(partitions.into_iter().collect());
         self
@@ -96,14 +91,12 @@ impl Topic {
     /// run. Use it when that run is known to be dead. Without it, start waits until a run that did
     /// not shut down cleanly has shown no sign of life for 10 s, and fails if that run is still
     /// alive. A job that joins its group does not need it and ignores it.
-    #[must_use]
     pub fn fence_other_run(mut self) -> Topic {
         self.source.fences = true;
         self
     }
 
     /// What happens when records are gone before they could be read; [`DataLoss::Fail`] by default.
-    #[must_use]
     pub fn on_data_loss(mut self, policy: DataLoss) -> Topic {
         self.source.on_data_loss = Some(policy);
         self
@@ -111,7 +104,6 @@ impl Topic {
 
     /// Whether records of open and aborted transactions are read; [`Isolation::ReadCommitted`] by
     /// default.
-    #[must_use]
     pub fn isolation(mut self, isolation: Isolation) -> Topic {
         self.source.isolation = Some(isolation);
         self
@@ -120,28 +112,24 @@ impl Topic {
     // As a sink.
 
     /// What the producer is tuned for; [`Profile::Latency`] by default.
-    #[must_use]
     pub fn profile(mut self, profile: Profile) -> Topic {
         self.sink.profile = Some(profile);
         self
     }
 
     /// How batches are compressed; not at all by default.
-    #[must_use]
     pub fn compression(mut self, compression: Compression) -> Topic {
         self.sink.compression = Some(compression);
         self
     }
 
     /// Which partition a key belongs to; [`Partitioner::Murmur2`] by default.
-    #[must_use]
     pub fn partitioner(mut self, partitioner: Partitioner) -> Topic {
         self.sink.partitioner = Some(partitioner);
         self
     }
 
     /// What the sink does with a record that it cannot write; [`OnRefused::Stop`] by default.
-    #[must_use]
     pub fn on_refused(mut self, policy: OnRefused) -> Topic {
         self.sink.on_refused = Some(policy);
         self
@@ -150,7 +138,6 @@ impl Topic {
     /// How long the delivery of a record may take before the run ends with an error. By default
     /// there is no limit: a job waits for its broker for as long as that is away, and nothing is
     /// lost.
-    #[must_use]
     pub fn deliver_within(mut self, limit: Duration) -> Topic {
         self.sink.deliver_within = Some(limit);
         self

@@ -20,7 +20,7 @@ use super::Secret;
 /// let kafka = Kafka::new("kafka.example:9093").tls(tls);
 /// ```
 #[derive(Clone, Debug, Default)]
-#[must_use]
+#[must_use = "it has no effect until `Kafka::tls` or `Registry::tls` gets it"]
 pub struct Tls {
     pub(crate) authorities: Option<Pem>,
     /// A certificate and its private key.

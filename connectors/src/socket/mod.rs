@@ -63,6 +63,7 @@ pub fn lines(address: impl Into<String>) -> Lines {
 /// Lines from a TCP address, at most once, because what a socket has delivered cannot be read
 /// again; see [`lines`].
 #[derive(Clone, Debug)]
+#[must_use = "a source does nothing until a pipeline reads it"]
 pub struct Lines {
     address: String,
     line_max: ByteSize,
@@ -75,7 +76,6 @@ impl Lines {
     /// the line ending (`\n` or `\r\n`), as in [files](crate::file::Files::record_max). The
     /// beginning of a longer line is kept as malformed, and the rest is skipped as it arrives: an
     /// event reports how many bytes.
-    #[must_use]
     pub fn line_max(self, most: ByteSize) -> Lines {
         Lines { line_max: most, ..self }
     }
@@ -83,7 +83,6 @@ impl Lines {
     /// How long one attempt to connect may take, at start and later; 10 s by default. At start
     /// there is one attempt for each address of the host. If nothing listens there, the job does
     /// not start, so start the other side first.
-    #[must_use]
     pub fn connect_within(self, limit: Duration) -> Lines {
         Lines { connect_within: limit, ..self }
     }
@@ -91,7 +90,6 @@ impl Lines {
     /// How long the connection may be silent before it counts as broken. There is no limit by
     /// default, because a feed may be silent for long. Keep-alive probes, which are always sent,
     /// detect a machine that is gone; this limit detects a program that hangs.
-    #[must_use]
     pub fn idle_max(self, limit: Duration) -> Lines {
         Lines { idle_max: Some(limit), ..self }
     }

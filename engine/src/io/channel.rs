@@ -281,6 +281,7 @@ impl std::error::Error for Undelivered {}
 
 /// The job's end of a channel. One job reads it at a time; a restarted run of that job continues to
 /// read it.
+#[must_use = "a source does nothing until a pipeline reads it"]
 pub struct ChannelSource<T> {
     id: u64,
     queue: Arc<Mutex<Queue<T>>>,
@@ -292,7 +293,6 @@ impl<T> ChannelSource<T> {
     /// Sets how much memory a record points to, such as the length of its strings, so that
     /// [`Job::memory`](crate::Job::memory) bounds that too; nothing by default. It matters where
     /// outputs may stop while the program does not wait for receipts.
-    #[must_use]
     pub fn sized(self, points_to: fn(&T) -> ByteSize) -> ChannelSource<T> {
         ChannelSource { points_to, ..self }
     }

@@ -36,6 +36,7 @@ pub fn generate<T: 'static>(make: impl Fn(u64) -> T + Send + Sync + 'static) -> 
 }
 
 /// See [`generate`].
+#[must_use = "a source does nothing until a pipeline reads it"]
 pub struct Generate<T> {
     make: Arc<dyn Fn(u64) -> T + Send + Sync>,
     rate: Option<f64>,
@@ -50,13 +51,11 @@ impl<T> Generate<T> {
     /// seconds after the start, whatever happened to those before it. Records that are due within
     /// 0.1 ms, or within an eighth of the time by which the job is behind, are read together and
     /// arrive when the first of them is due.
-    #[must_use]
     pub fn rate(self, records_per_second: f64) -> Generate<T> {
         Generate { rate: Some(records_per_second), ..self }
     }
 
     /// Ends after this many records.
-    #[must_use]
     pub fn count(self, records: u64) -> Generate<T> {
         Generate { count: Some(records), ..self }
     }
@@ -68,7 +67,6 @@ impl<T> Generate<T> {
     ///
     /// # Panics
     /// When `partitions` is 0.
-    #[must_use]
     pub fn partitions(self, partitions: usize) -> Generate<T> {
         assert!(partitions > 0, "a source needs at least one partition");
         Generate { partitions: partitions as u64, ..self }

@@ -40,6 +40,7 @@ pub fn rows<T: Clone + Send + Sync + 'static>(rows: impl IntoIterator<Item = T>)
 }
 
 /// See [`rows`].
+#[must_use = "a source does nothing until a pipeline reads it"]
 pub struct Rows<T> {
     rows: Arc<Vec<T>>,
     times: Option<Arc<Vec<EventTime>>>,
@@ -48,7 +49,6 @@ pub struct Rows<T> {
 
 impl<T> Rows<T> {
     /// Gives each row an event time.
-    #[must_use]
     pub fn timed(self, time: impl Fn(&T) -> EventTime) -> Rows<T> {
         let times = Some(Arc::new(self.rows.iter().map(time).collect()));
         Rows { times, ..self }
@@ -59,7 +59,6 @@ impl<T> Rows<T> {
     ///
     /// # Panics
     /// When `partitions` is 0.
-    #[must_use]
     pub fn partitions(self, partitions: usize) -> Rows<T> {
         assert!(partitions > 0, "rows need at least one partition");
         Rows { partitions, ..self }
@@ -184,6 +183,7 @@ pub fn collect<T: Send + 'static>() -> Collected<T> {
 }
 
 /// See [`collect`].
+#[must_use = "a sink collects nothing until a pipeline ends in it"]
 pub struct Collected<T> {
     inner: Arc<(Mutex<Vec<T>>, Condvar)>,
     /// Adds a value to a fingerprint.
@@ -194,7 +194,6 @@ impl<T: Hash> Collected<T> {
     /// Lets [`Job::compare`](crate::Job::compare) compare what its runs collect. Otherwise it
     /// compares only the numbers of records: when they are equal, the outcome is
     /// [`Results::EqualCounts`](crate::Results::EqualCounts) with the name of this sink.
-    #[must_use]
     pub fn by_hash(self) -> Collected<T> {
         Collected { hash: Some(Fingerprint::add), ..self }
     }

@@ -64,6 +64,7 @@ use schema::{Parsed, Reading, parse};
 /// .run()?;
 /// # Ok::<(), millstream::Error>(())
 /// ```
+#[must_use = "a format does nothing until a source or a sink uses it"]
 pub struct Avro<T> {
     registry: Registry,
     schema: Option<&'static Parsed>,
@@ -106,14 +107,12 @@ impl<T> Avro<T> {
     }
 
     /// The subject of a sink's schema; `<topic>-value` by default.
-    #[must_use]
     pub fn subject(self, name: impl Into<String>) -> Avro<T> {
         Avro { subject: self.subject.named(name.into()), ..self }
     }
 
     /// Looks up a sink's schema instead of registering it. If the registry does not have the schema
     /// in its subject, the start fails.
-    #[must_use]
     pub fn without_registering(self) -> Avro<T> {
         Avro { subject: self.subject.looked_up(), ..self }
     }
@@ -203,6 +202,7 @@ impl<T> fmt::Debug for Avro<T> {
 /// assert_eq!(numbers.decode(Some(&payload)).expect("it is one"), -3);
 /// # Ok::<(), millstream::Error>(())
 /// ```
+#[must_use = "a format does nothing until a source or a sink uses it"]
 pub struct BareAvro<T> {
     schema: &'static Parsed,
     reading: Reading,

@@ -56,6 +56,7 @@ use schema::File;
 /// .run()?;
 /// # Ok::<(), millstream::Error>(())
 /// ```
+#[must_use = "a format does nothing until a source or a sink uses it"]
 pub struct Protobuf<M> {
     registry: Registry,
     schema: Option<Arc<File>>,
@@ -100,20 +101,17 @@ impl<M> Protobuf<M> {
 
     /// The name of the message that `M` stands for, such as `Order` or `Order.Item`; by default the
     /// first message of the file.
-    #[must_use]
     pub fn message(self, name: impl Into<String>) -> Protobuf<M> {
         Protobuf { message: Some(name.into()), known: Known::default(), ..self }
     }
 
     /// The subject of a sink's schema; `<topic>-value` by default.
-    #[must_use]
     pub fn subject(self, name: impl Into<String>) -> Protobuf<M> {
         Protobuf { subject: self.subject.named(name.into()), ..self }
     }
 
     /// Looks up a sink's schema instead of registering it. If the registry does not have the schema
     /// in its subject, the start fails.
-    #[must_use]
     pub fn without_registering(self) -> Protobuf<M> {
         Protobuf { subject: self.subject.looked_up(), ..self }
     }
@@ -185,6 +183,7 @@ impl<M> fmt::Debug for Protobuf<M> {
 }
 
 /// Messages without a schema id before them; see [`Protobuf::bare`].
+#[must_use = "a format does nothing until a source or a sink uses it"]
 pub struct BareProtobuf<M>(PhantomData<fn(M) -> M>);
 
 impl<M: Message + Default + 'static> Decode for BareProtobuf<M> {

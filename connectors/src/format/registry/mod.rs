@@ -58,6 +58,7 @@ use super::Cause;
 /// assert!(!format!("{registry:?}").contains("a secret"));
 /// ```
 #[derive(Clone)]
+#[must_use = "a registry is not asked until a format uses it"]
 pub struct Registry {
     client: Client,
     schemas: Arc<Mutex<Schemas>>,
@@ -140,13 +141,11 @@ impl Registry {
     }
 
     /// Authenticates with a user name and password, which are never printed.
-    #[must_use]
     pub fn basic_auth(self, user: impl AsRef<str>, password: impl AsRef<str>) -> Registry {
         self.with(|client| client.secret = Some(Secret::basic(user.as_ref(), password.as_ref())))
     }
 
     /// Authenticates with a bearer token, which is never printed.
-    #[must_use]
     pub fn bearer(self, token: impl AsRef<str>) -> Registry {
         self.with(|client| client.secret = Some(Secret::bearer(token.as_ref())))
     }
@@ -155,7 +154,6 @@ impl Registry {
     /// system's certificate authorities are trusted. A key with a password and
     /// [`Tls::any_host_name`] are for brokers only. Files are read when the job starts. Needs the
     /// feature `tls`.
-    #[must_use]
     pub fn tls(self, tls: Tls) -> Registry {
         self.with(|client| client.tls_is(tls))
     }
@@ -163,7 +161,6 @@ impl Registry {
     /// How long a request is retried before the run ends; 10 s by default. A worker does nothing
     /// else while it waits for the registry, so this must stay below
     /// [`Job::stuck_after`](millstream::Job::stuck_after).
-    #[must_use]
     pub fn within(self, limit: Duration) -> Registry {
         self.with(|client| client.within = limit)
     }
