@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use metrics_exporter_prometheus::PrometheusBuilder;
-use millstream::{Calls, For, Headers, Job, Malformed, Report, Trigger, channel, discard, generate, rows};
+use millstream::{Calls, For, Job, Malformed, Report, Trigger, channel, discard, generate, rows};
 use millstream_benches::statistics::{estimate, median};
 use millstream_benches::topics::{client, create};
 use millstream_connectors::Kafka;
@@ -89,8 +89,7 @@ fn run(job: Job) -> Report {
 }
 
 fn partition_results(pairs: usize, records: u64) {
-    let malformed =
-        Malformed { origin: None, key: None, bytes: None, headers: Headers::new(), cause: "seventh".to_owned() };
+    let malformed = Malformed::new("seventh");
     for (share, every) in [("none malformed", u64::MAX), ("one in 100 malformed", 100)] {
         let values = (1..=records).map(|n| if n % every == 0 { Err(malformed.clone()) } else { Ok(n) });
         let source = rows(values).partitions(1);

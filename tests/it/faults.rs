@@ -169,11 +169,8 @@ fn a_record_that_panics_every_time_is_no_endless_loop() {
 
 #[test]
 fn a_malformed_record_stops_without_a_restart() {
-    let malformed = |n: u64| -> Result<u64, Malformed> {
-        let cause = "five is right out".to_owned();
-        let record = Malformed { origin: None, key: None, bytes: None, headers: Default::default(), cause };
-        if n == 5 { Err(record) } else { Ok(n) }
-    };
+    let malformed =
+        |n: u64| -> Result<u64, Malformed> { if n == 5 { Err(Malformed::new("five is right out")) } else { Ok(n) } };
     let job = Job::new("malformed", move |flow| {
         flow.source(rows(0..10))?.map(malformed).or_stop().sink(millstream::discard())
     });

@@ -12,7 +12,7 @@ use millstream::{Error, ErrorKind, Result};
 use crate::lock;
 
 /// What happens to a file when every output of its records is acknowledged.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WhenDone {
     /// The file stays. A new process reads it again.

@@ -13,7 +13,7 @@ use millstream::{Error, ErrorKind, Result};
 use super::Files;
 
 /// The order in which the files found by one look at the directory are read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FileOrder {
     /// By modification time, oldest first; files with the same time by name.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use millstream::connector::{Offset, Partition, Polled, RECORD_OVERHEAD, ReadBatch, Reader, Room, Worker};
-use millstream::{ByteSize, End, Headers, Malformed, Origin, Result};
+use millstream::{ByteSize, End, Malformed, Origin, Result};
 
 use crate::format::{Cause, Decode, Framing, of_record, without_mark};
 
@@ -121,7 +121,7 @@ impl<S: Shape> FileReader<S> {
             batch.push(Err(malformed(path, offset, Some(&record[..most]), too_long(most))), taken::<S>(most as u64));
             return Ok(());
         }
-        let origin = || Origin { partition: path.clone(), offset: Offset(offset) };
+        let origin = || Origin::new(path.clone(), Offset(offset));
         let decoded: Result<_, Cause> = match &records.header {
             Some(header) => shape.format().decode_under(header, record).map(|value| {
                 let held = shape.format().held(Some(record), &value);
@@ -169,8 +169,10 @@ pub(super) fn content(framing: Framing, bytes: &[u8]) -> (usize, &[u8]) {
 }
 
 fn malformed(path: &Partition, offset: u64, bytes: Option<&[u8]>, cause: String) -> Malformed {
-    let origin = Some(Origin { partition: path.clone(), offset: Offset(offset) });
-    Malformed { origin, key: None, bytes: bytes.map(<[u8]>::to_vec), headers: Headers::new(), cause }
+    let mut malformed = Malformed::new(cause);
+    malformed.origin = Some(Origin::new(path.clone(), Offset(offset)));
+    malformed.bytes = bytes.map(<[u8]>::to_vec);
+    malformed
 }
 
 impl<S: Shape> Reader for FileReader<S> {

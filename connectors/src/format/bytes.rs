@@ -3,7 +3,7 @@
 use super::{Cause, Decode, Encode, Payload, tombstone};
 
 /// Raw bytes, unchanged.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bytes;
 
 impl Decode for Bytes {

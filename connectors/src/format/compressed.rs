@@ -38,7 +38,7 @@ pub struct Compressed<F> {
 }
 
 /// How payloads are compressed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Codec {
     /// The format of `gzip`; supported everywhere.

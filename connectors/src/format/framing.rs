@@ -3,7 +3,7 @@
 use csv::ByteRecord;
 
 /// How records of a format are separated in a file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Framing {
     /// Each record is a line. The line ending, `\n` or `\r\n`, is not part of the record.
@@ -21,7 +21,7 @@ pub enum Framing {
 }
 
 /// How the fields of a row are matched to columns.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Columns {
     /// By the names in the first row of each file.
     #[default]

@@ -121,7 +121,7 @@ pub trait Encode<V>: 'static {
 }
 
 /// Whether a value has a payload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Payload {
     /// The payload was appended.
     Present,

@@ -4,7 +4,7 @@ use super::{BYTE_ORDER_MARK, Cause, Decode, Encode, Payload, tombstone, without_
 
 /// A value as UTF-8 text. A byte order mark at the beginning is not part of the value, so text that
 /// begins with one cannot be written. An empty string is an empty payload, not a tombstone.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Text;
 
 impl Decode for Text {

@@ -126,7 +126,7 @@ impl Letter {
 
 /// What the headers of a dead letter say; see
 /// [`Message::dead_letter`](super::Message::dead_letter).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct DeadLetter {
     /// Topic, partition and offset where it was read, if it was read from a topic.

@@ -19,7 +19,7 @@ use super::letter::{DeadLetter, OURS, Place};
 /// let doubled = message.map(|n| n * 2);
 /// assert_eq!((*doubled.value(), doubled.key_bytes()), (6, Some(&b"three"[..])));
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Message<T> {
     pub(crate) value: T,
     pub(crate) key: Option<Vec<u8>>,
@@ -31,7 +31,7 @@ pub struct Message<T> {
 }
 
 /// Where a source has read a message, and when the message was written.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct KafkaOrigin {
     /// The topic.

@@ -26,7 +26,7 @@ impl SourceOptions {
 }
 
 /// Where reading begins in a partition without a committed offset.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StartAt {
     /// At the earliest record that still exists.
@@ -48,7 +48,7 @@ pub enum StartAt {
 }
 
 /// Where reading ends.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EndAt {
     /// Never.
@@ -62,7 +62,8 @@ pub enum EndAt {
 }
 
 /// What happens when records are gone before they could be read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum DataLoss {
     /// The job ends with an error that names the gap.
     #[default]
@@ -72,7 +73,8 @@ pub enum DataLoss {
 }
 
 /// Which records of transactions are read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Isolation {
     /// Only committed records, and none after the start of an open transaction.
     #[default]
@@ -91,7 +93,7 @@ impl Isolation {
 }
 
 /// How the members of a consumer group agree on the assignment of partitions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum GroupProtocol {
     /// One of the members decides, and partitions move one by one (cooperative-sticky). Every
@@ -122,7 +124,8 @@ pub(crate) struct SinkOptions {
 }
 
 /// What a sink's producer is tuned for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Profile {
     /// Sends every record at once; batches form by themselves under load.
     #[default]
@@ -132,7 +135,7 @@ pub enum Profile {
 }
 
 /// How a sink's batches are compressed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Compression {
     /// No compression.
@@ -161,7 +164,7 @@ impl Compression {
 }
 
 /// Which partition a key belongs to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Partitioner {
     /// As the Java clients by default: murmur2 of the key, or any partition for a record without a
@@ -186,7 +189,7 @@ impl Partitioner {
 
 /// What a sink does with a record that it cannot write: one that is too large or cannot be encoded,
 /// or whose topic or partition does not exist.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OnRefused {
     /// The run ends with an error that names the record, and is not restarted.

@@ -339,20 +339,14 @@ impl Write<Malformed> for Letters {
 mod tests {
     use millstream::connector::{Offset, Partition};
 
-    use millstream::{Headers, Origin};
+    use millstream::Origin;
 
     use super::*;
 
     #[test]
     fn a_letter_from_a_file_says_where() {
-        let origin = Origin { partition: Partition::new("/in/orders.csv"), offset: Offset(42) };
-        let malformed = Malformed {
-            origin: Some(origin),
-            key: None,
-            bytes: None,
-            headers: Headers::new(),
-            cause: "bad".to_owned(),
-        };
+        let mut malformed = Malformed::new("bad");
+        malformed.origin = Some(Origin::new(Partition::new("/in/orders.csv"), Offset(42)));
         let headers = Letters.metadata(&malformed).headers.expect("they say why").into_owned();
         let told = Message { headers, ..Message::new(()) }.dead_letter().expect("it is one");
         assert_eq!((told.path, told.origin), (Some(("/in/orders.csv".to_owned(), 42)), None));

@@ -22,7 +22,7 @@ use millstream::connector::{
     AtStop, Closing, Moment, Offset, OpenSource, Partition, Polled, RECORD_OVERHEAD, ReadBatch, Reader, Room,
     SharedSource, SourceEvent, Wake, Worker, spawn,
 };
-use millstream::{ByteSize, Clock, End, Error, ErrorKind, Headers, Malformed, Result, Source};
+use millstream::{ByteSize, Clock, End, Error, ErrorKind, Malformed, Result, Source};
 use socket2::{SockRef, TcpKeepalive};
 
 use crate::format::without_mark;
@@ -296,8 +296,11 @@ impl Feed {
 
     /// Hands a line on. Returns `false` if the run is over.
     fn push(&self, cut: Cut) -> bool {
-        let malformed =
-            |bytes, cause| Malformed { origin: None, key: None, bytes: Some(bytes), headers: Headers::new(), cause };
+        let malformed = |bytes, cause: String| {
+            let mut malformed = Malformed::new(cause);
+            malformed.bytes = Some(bytes);
+            malformed
+        };
         let line = match cut {
             Cut::Line(mut line) => {
                 line.drain(..line.len() - without_mark(&line).len());

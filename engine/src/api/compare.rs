@@ -198,7 +198,7 @@ struct Written {
 
 /// What [`Job::compare`] found: as a table ([`Display`](fmt::Display)), as a value, and through
 /// serde as JSON.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Comparison {
     /// The job's name.
@@ -220,7 +220,7 @@ pub struct Comparison {
 }
 
 /// A run of a [`Comparison`].
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ComparedRun {
     /// Its trigger, such as `micro-batch 100ms`.
@@ -248,7 +248,7 @@ pub struct ComparedRun {
 }
 
 /// Whether the runs of a comparison wrote the same.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[non_exhaustive]
 pub enum Results {
     /// The same records, in any order.

@@ -13,7 +13,7 @@ use crate::run::graph::{Graph, NodeInfo, NodeKind};
 ///
 /// An *operator* is a unit of the dataflow. Fused nodes share one: records go from one to the next
 /// as function calls on whole batches.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[non_exhaustive]
 pub struct Explanation {
     /// The job's name.
@@ -27,7 +27,7 @@ pub struct Explanation {
 }
 
 /// An operator of an [`Explanation`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[non_exhaustive]
 pub struct ExplainedOperator {
     /// Its number, counted from 1.
@@ -41,7 +41,7 @@ pub struct ExplainedOperator {
 }
 
 /// A source, stage or sink of an [`ExplainedOperator`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[non_exhaustive]
 pub struct ExplainedNode {
     /// Whether it is a source, a stage or a sink.

@@ -10,7 +10,7 @@ use std::time::Duration;
 /// | `Continuous` | continuous processing, real-time mode |
 /// | `MicroBatch { interval }` | `Trigger.ProcessingTime(interval)`; zero is Spark's default |
 /// | `AvailableNow` | `Trigger.AvailableNow()` |
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Trigger {
     /// Records are processed as they arrive; epochs close behind them.
@@ -45,7 +45,7 @@ impl fmt::Display for Trigger {
 }
 
 /// What a job does when a run of it has failed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Restart {
     /// It ends with the error.

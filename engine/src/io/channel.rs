@@ -188,6 +188,8 @@ impl<T> fmt::Debug for Sender<T> {
 }
 
 /// A record that could not be sent.
+#[derive(Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum SendError<T> {
     /// The channel has no room at the moment.
     Full(T),
@@ -259,7 +261,7 @@ impl Receipt {
 }
 
 /// Why a record was not delivered, or not known to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Undelivered {
     /// The run ended before every output was acknowledged; some may have been.

@@ -131,7 +131,8 @@ pub enum SinkEvent {
 }
 
 /// When a sink acknowledges what it has taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Acknowledges {
     /// As soon as the other side has the record.
     WhenDelivered,
@@ -144,7 +145,8 @@ pub enum Acknowledges {
 impl SharedSink for () {}
 
 /// What became of a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Accepted {
     /// The batch is empty now.
     All,

@@ -93,7 +93,7 @@ pub struct OpenSource {
 }
 
 /// What a run reads of its sources.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Extent {
     /// All records, including those to come, until the job is stopped.
@@ -107,7 +107,7 @@ pub enum Extent {
 }
 
 /// Where a source resumes, and which positions count.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Resume {
     /// The source's own memory counts, such as the committed offsets of a consumer group, and the
@@ -274,7 +274,8 @@ pub trait SharedSource: Send + Sync + 'static {
 }
 
 /// What ends with a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Closing {
     /// The job too.
     Job,
@@ -283,7 +284,8 @@ pub enum Closing {
 }
 
 /// Whether a commit is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Committed {
     /// It is done.
     Now,
@@ -332,7 +334,7 @@ impl fmt::Display for Revoked {
 }
 
 /// How far a partition is behind the end of its log.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 #[non_exhaustive]
 pub struct Lag {
     /// The partition's name.
@@ -394,7 +396,8 @@ pub trait Reader {
 }
 
 /// What happens to unreleased input when a job stops.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum AtStop {
     /// A later run reads it again.
     ReadAgain,
@@ -404,7 +407,8 @@ pub enum AtStop {
 }
 
 /// What a poll found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Polled {
     /// There is more to read now.
     More,
@@ -415,7 +419,7 @@ pub enum Polled {
 }
 
 /// What has ended when a reader has no more records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 pub enum End {
     /// Time itself: no later run will read more of this source either, as with rows, a complete set
     /// of files, or a channel without senders. What waits for event time is final.

@@ -15,7 +15,7 @@ use super::shared::Run;
 use super::vitals::{OpenCheckpoint, OpenStage};
 
 /// What counts as healthy; see [`Running::health`](crate::JobHandle::health).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "limits do nothing until a job is asked for its health"]
 pub struct HealthLimits {
     lag: Option<u64>,
@@ -69,7 +69,7 @@ impl Default for HealthLimits {
 ///
 /// Its text is a line such as ``alive, not ready: `kafka orders` is 1200 records behind its end,
 /// 1000 are allowed``.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[non_exhaustive]
 pub struct Health {
     /// Why the job is not alive; empty when it is.

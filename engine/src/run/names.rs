@@ -3,7 +3,7 @@
 //! [`histogram`](super::histogram) publish, and the documentation of [`METRICS`].
 
 /// A metric of a job: its name in Prometheus, and by OpenTelemetry's conventions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Metric {
     /// Its name in Prometheus, with its unit and the suffix of its kind. Exporters of the `metrics`
@@ -24,7 +24,7 @@ pub struct Metric {
 }
 
 /// The kind of a metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MetricKind {
     /// A count that never goes back while the process lives.

@@ -14,7 +14,7 @@ use super::shared::Run;
 
 /// What a job's newest run has done. After a restart all counts except `restarts` and `committed`
 /// start from zero; the counters of the `metrics` facade continue.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Report {
     /// The job's name.
@@ -43,7 +43,7 @@ pub struct Report {
 }
 
 /// What came in through a source.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct SourceReport {
     /// The source's name.
@@ -71,7 +71,7 @@ pub struct SourceReport {
 }
 
 /// What went through a stage.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct StageReport {
     /// The stage's name.
@@ -94,7 +94,7 @@ pub struct StageReport {
 }
 
 /// What left through a sink.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct SinkReport {
     /// The sink's name.

@@ -270,7 +270,8 @@ impl Latency {
 }
 
 /// Percentiles of a latency.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize)]
+#[non_exhaustive]
 pub struct LatencySnapshot {
     /// The number of records that were measured.
     pub count: u64,
@@ -293,6 +294,7 @@ pub struct LatencySnapshot {
 
 /// A point of a latency's distribution.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[non_exhaustive]
 pub struct Percentile {
     /// From 0 to 100.
     pub percentile: f64,

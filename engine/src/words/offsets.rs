@@ -1,7 +1,8 @@
 //! The positions of a source: a next offset for each of its partitions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 use std::fmt;
+use std::iter::Map;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -42,7 +43,7 @@ impl fmt::Display for Offset {
 ///
 /// The type is opaque: what a source has to remember can grow without a change to the code that
 /// passes it on.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Offsets {
     next: BTreeMap<Partition, Offset>,
 }
@@ -80,7 +81,7 @@ impl Offsets {
 
     /// All partitions with their next offsets, ordered by name.
     pub fn iter(&self) -> impl Iterator<Item = (&Partition, Offset)> {
-        self.next.iter().map(|(partition, next)| (partition, *next))
+        self.into_iter()
     }
 }
 
@@ -93,5 +94,23 @@ impl Extend<(Partition, Offset)> for Offsets {
 impl FromIterator<(Partition, Offset)> for Offsets {
     fn from_iter<I: IntoIterator<Item = (Partition, Offset)>>(entries: I) -> Offsets {
         Offsets { next: entries.into_iter().collect() }
+    }
+}
+
+impl IntoIterator for Offsets {
+    type Item = (Partition, Offset);
+    type IntoIter = btree_map::IntoIter<Partition, Offset>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.next.into_iter()
+    }
+}
+
+impl<'o> IntoIterator for &'o Offsets {
+    type Item = (&'o Partition, Offset);
+    type IntoIter = Map<btree_map::Iter<'o, Partition, Offset>, fn((&'o Partition, &'o Offset)) -> Self::Item>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.next.iter().map(|(partition, next)| (partition, *next))
     }
 }

@@ -31,6 +31,7 @@ pub const RECORD_OVERHEAD: ByteSize = ByteSize(128);
 /// One of a job's workers, counted from 0. It decides which partitions a reader gets and never
 /// reaches user code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub struct Worker {
     /// Its index, below `peers`.
     pub index: usize,
@@ -38,11 +39,26 @@ pub struct Worker {
     pub peers: usize,
 }
 
+impl Worker {
+    /// The worker of this index, one of `peers`.
+    pub fn new(index: usize, peers: usize) -> Worker {
+        Worker { index, peers }
+    }
+}
+
 /// How much the caller of a reader can take in one poll.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Room {
     /// The largest number of records.
     pub records: usize,
     /// Stop after the record that reaches this; one record is always allowed, however large.
     pub bytes: ByteSize,
+}
+
+impl Room {
+    /// Room for this many records, and for this much memory.
+    pub fn new(records: usize, bytes: ByteSize) -> Room {
+        Room { records, bytes }
+    }
 }

@@ -3,19 +3,29 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::iter::Map;
 use std::time::Duration;
+use std::{slice, vec};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Error, ErrorKind, Offset, Partition};
 
 /// Where a record was read.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Origin {
     /// The partition, with its topic or path.
     pub partition: Partition,
     /// The record's own offset in that partition.
     pub offset: Offset,
+}
+
+impl Origin {
+    /// The origin of the record at this offset of a partition.
+    pub fn new(partition: Partition, offset: Offset) -> Origin {
+        Origin { partition, offset }
+    }
 }
 
 impl fmt::Display for Origin {
@@ -24,9 +34,13 @@ impl fmt::Display for Origin {
     }
 }
 
+/// A header as it is kept, and as it is read.
+type Header = (String, Option<Vec<u8>>);
+type HeaderRef<'h> = (&'h str, Option<&'h [u8]>);
+
 /// The headers of a record, in order. Names may repeat, and a value may be absent, as in Kafka.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Headers(Vec<(String, Option<Vec<u8>>)>);
+pub struct Headers(Vec<Header>);
 
 impl Headers {
     /// No headers.
@@ -47,7 +61,7 @@ impl Headers {
 
     /// All headers in their order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value.as_deref()))
+        self.into_iter()
     }
 
     /// The number of headers.
@@ -61,29 +75,38 @@ impl Headers {
     }
 }
 
-impl Extend<(String, Option<Vec<u8>>)> for Headers {
-    fn extend<I: IntoIterator<Item = (String, Option<Vec<u8>>)>>(&mut self, headers: I) {
+impl Extend<Header> for Headers {
+    fn extend<I: IntoIterator<Item = Header>>(&mut self, headers: I) {
         self.0.extend(headers);
     }
 }
 
-impl FromIterator<(String, Option<Vec<u8>>)> for Headers {
-    fn from_iter<I: IntoIterator<Item = (String, Option<Vec<u8>>)>>(headers: I) -> Headers {
+impl FromIterator<Header> for Headers {
+    fn from_iter<I: IntoIterator<Item = Header>>(headers: I) -> Headers {
         Headers(headers.into_iter().collect())
     }
 }
 
 impl IntoIterator for Headers {
-    type Item = (String, Option<Vec<u8>>);
-    type IntoIter = std::vec::IntoIter<Self::Item>;
+    type Item = Header;
+    type IntoIter = vec::IntoIter<Header>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.0.into_iter()
     }
 }
 
+impl<'h> IntoIterator for &'h Headers {
+    type Item = HeaderRef<'h>;
+    type IntoIter = Map<slice::Iter<'h, Header>, fn(&'h Header) -> HeaderRef<'h>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter().map(|(name, value)| (name, value.as_deref()))
+    }
+}
+
 /// A value with its key; what [`Stream::sink_by`](crate::Stream::sink_by) hands to a sink.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Keyed<T> {
     /// The key's bytes.
     pub key: Vec<u8>,
@@ -97,7 +120,14 @@ pub struct Keyed<T> {
 /// Malformed records are data: a source yields `Result<T, Malformed>` and the pipeline decides what
 /// happens to them ([`or_stop`](crate::Stream::or_stop), [`or_skip`](crate::Stream::or_skip),
 /// [`partition_results`](crate::Stream::partition_results)).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// ```
+/// let mut record = millstream::Malformed::new("the temperature is missing");
+/// record.key = Some(b"sensor-7".to_vec());
+/// assert_eq!(record.to_string(), "malformed record: the temperature is missing");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Malformed {
     /// Where it was read; `None` for a record that the pipeline made.
     pub origin: Option<Origin>,
@@ -109,6 +139,14 @@ pub struct Malformed {
     pub headers: Headers,
     /// Why it could not be processed.
     pub cause: String,
+}
+
+impl Malformed {
+    /// A record that could not be processed for this reason. Nothing else is known of it; set the
+    /// fields that are.
+    pub fn new(cause: impl Into<String>) -> Malformed {
+        Malformed { origin: None, key: None, bytes: None, headers: Headers::new(), cause: cause.into() }
+    }
 }
 
 impl fmt::Display for Malformed {
@@ -124,7 +162,7 @@ impl StdError for Malformed {}
 
 /// A call was not answered in time. [`or_stop`](crate::Stream::or_stop) turns it into a transient
 /// error, with which a restart can help.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct TimedOut {
     /// The time limit of the call.

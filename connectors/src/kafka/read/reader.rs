@@ -85,13 +85,12 @@ impl Incoming<'_> {
             0 => cause.to_string(),
             count => format!("{cause} ({count} of its headers are left out: their names are not valid UTF-8)"),
         };
-        Malformed {
-            origin: Some(Origin { partition: self.partition.shared.span.name.clone(), offset }),
-            key: self.message.key().map(<[u8]>::to_vec),
-            bytes: self.message.payload().map(<[u8]>::to_vec),
-            headers,
-            cause,
-        }
+        let mut malformed = Malformed::new(cause);
+        malformed.origin = Some(Origin::new(self.partition.shared.span.name.clone(), offset));
+        malformed.key = self.message.key().map(<[u8]>::to_vec);
+        malformed.bytes = self.message.payload().map(<[u8]>::to_vec);
+        malformed.headers = headers;
+        malformed
     }
 }
 
