@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::lock;
 use row::{Row, table};
 
-pub use batches::{BatchesShared, BatchesWriter, ConsoleBatches};
+pub use batches::ConsoleBatches;
 
 /// A sink that prints each record on a line of standard output.
 pub fn console() -> Console {

@@ -43,7 +43,7 @@
 //! | `tls` | TLS and SASL (SCRAM, OAUTHBEARER) to brokers, https to a registry (`Registry::tls`); builds OpenSSL from source, which needs perl and takes minutes |
 
 #[cfg(feature = "console")]
-pub mod console;
+mod console;
 #[cfg(feature = "files")]
 pub mod file;
 pub mod format;
@@ -54,10 +54,10 @@ pub mod report;
 #[cfg_attr(not(feature = "kafka"), allow(dead_code, unused_imports, reason = "a registry uses a part of it"))]
 pub mod security;
 #[cfg(feature = "socket")]
-pub mod socket;
+mod socket;
 
 #[cfg(feature = "console")]
-pub use console::console;
+pub use console::{Console, ConsoleBatches, ConsoleTable, console};
 #[cfg(feature = "files")]
 pub use file::{FileOrder, Files, WhenDone, files};
 #[cfg(feature = "avro")]
@@ -75,7 +75,7 @@ pub use kafka::{
 #[cfg(any(feature = "kafka", feature = "avro", feature = "protobuf"))]
 pub use security::{Secret, Tls};
 #[cfg(feature = "socket")]
-pub use socket::lines;
+pub use socket::{Lines, lines};
 
 /// Locks a mutex, even after a thread panicked while it held it: what is guarded here is valid at
 /// every step.

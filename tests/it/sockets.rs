@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use millstream::{ByteSize, Clock, Collected, ErrorKind, Job, Malformed, Trigger, collect, discard};
-use millstream_connectors::{files, lines, socket::Lines};
+use millstream_connectors::{Lines, files, lines};
 use socket2::SockRef;
 
 use crate::support::{PATIENCE, events, eventually};

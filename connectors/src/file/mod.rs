@@ -35,8 +35,8 @@ mod watch;
 
 pub use done::WhenDone;
 pub use look::FileOrder;
-pub use reader::{FileReader, Values, WithOrigin};
-pub use source::{FileRecords, FilesShared};
+pub use reader::{Values, WithOrigin};
+pub use source::FileRecords;
 
 use std::path::PathBuf;
 use std::time::Duration;
