@@ -96,6 +96,6 @@ pub use run::listener::JobEvent;
 pub use run::names::{METRICS, Metric, MetricKind};
 pub use run::report::{Report, SinkReport, SourceReport, StageReport};
 pub use words::{
-    BatchValues, ByteSize, Clock, Error, ErrorKind, EventTime, Headers, Keyed, LatencySnapshot, Malformed, Origin,
-    Percentile, Result, TimedOut, WallTime,
+    BatchValues, ByteSize, Clock, Error, ErrorKind, EventTime, Headers, Keyed, LatencySnapshot, Malformed, Moment,
+    Offset, Origin, Partition, Percentile, Result, TimedOut, WallTime,
 };
