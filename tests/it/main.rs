@@ -25,4 +25,5 @@ mod observe;
 mod receipts;
 mod results;
 mod sockets;
+mod surface;
 mod testing;
