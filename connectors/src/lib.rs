@@ -69,7 +69,7 @@ pub use format::registry::Registry;
 pub use format::{Codec, Compressed, Csv, Decode, Encode, Json};
 #[cfg(feature = "kafka")]
 pub use kafka::{
-    Compression, DataLoss, DeadLetter, EndAt, GroupProtocol, Isolation, Kafka, Message, OnRefused, Partitioner,
+    Compression, DeadLetter, EndAt, GroupProtocol, Isolation, Kafka, Message, OnDataLoss, OnRefused, Partitioner,
     Profile, Records, Sasl, StartAt, Token, Topic,
 };
 #[cfg(any(feature = "kafka", feature = "avro", feature = "protobuf"))]

@@ -37,7 +37,7 @@ mod records;
 pub use letter::DeadLetter;
 pub use message::{KafkaOrigin, Message};
 pub use messages::Messages;
-pub use options::{Compression, DataLoss, EndAt, GroupProtocol, Isolation, OnRefused, Partitioner, Profile, StartAt};
+pub use options::{Compression, EndAt, GroupProtocol, Isolation, OnDataLoss, OnRefused, Partitioner, Profile, StartAt};
 pub use records::{DeadLetters, Letters, MeasuredShape, OfFormat, Raw, Records, Value, Values, WithKey, WithMetadata};
 pub use security::Sasl;
 pub use token::Token;

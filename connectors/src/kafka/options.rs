@@ -10,7 +10,7 @@ pub(crate) struct SourceOptions {
     pub(crate) start_at: Option<StartAt>,
     pub(crate) end_at: Option<EndAt>,
     pub(crate) partitions: Option<Vec<i32>>,
-    pub(crate) on_data_loss: Option<DataLoss>,
+    pub(crate) on_data_loss: Option<OnDataLoss>,
     pub(crate) isolation: Option<Isolation>,
     pub(crate) protocol: Option<GroupProtocol>,
     pub(crate) instance: Option<String>,
@@ -64,10 +64,10 @@ pub enum EndAt {
 /// What happens when records are gone before they could be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum DataLoss {
+pub enum OnDataLoss {
     /// The job ends with an error that names the gap.
     #[default]
-    Fail,
+    Stop,
     /// Reading continues at the earliest record that exists, and the gap is logged.
     Skip,
 }

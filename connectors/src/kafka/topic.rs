@@ -8,7 +8,7 @@ use millstream::{Error, ErrorKind, Result};
 
 use super::client::Settings;
 use super::options::{
-    Compression, DataLoss, EndAt, GroupProtocol, Isolation, OnRefused, Partitioner, Profile, SinkOptions,
+    Compression, EndAt, GroupProtocol, Isolation, OnDataLoss, OnRefused, Partitioner, Profile, SinkOptions,
     SourceOptions, StartAt,
 };
 
@@ -96,8 +96,9 @@ impl Topic {
         self
     }
 
-    /// What happens when records are gone before they could be read; [`DataLoss::Fail`] by default.
-    pub fn on_data_loss(mut self, policy: DataLoss) -> Topic {
+    /// What happens when records are gone before they could be read; [`OnDataLoss::Stop`] by
+    /// default.
+    pub fn on_data_loss(mut self, policy: OnDataLoss) -> Topic {
         self.source.on_data_loss = Some(policy);
         self
     }

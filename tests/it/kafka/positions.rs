@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use millstream::{ErrorKind, Job, Report, Restart, Result, Trigger, collect};
-use millstream_connectors::{DataLoss, EndAt, StartAt, Topic};
+use millstream_connectors::{EndAt, OnDataLoss, StartAt, Topic};
 use rdkafka::producer::BaseRecord;
 
 use super::kafka;
@@ -132,7 +132,7 @@ fn records_that_are_gone_are_an_error_with_the_gap() {
     for part in [format!("{topic}/0"), "offset 10".to_owned(), "60 to 100".to_owned()] {
         assert!(error.to_string().contains(&part), "`{error}` does not name `{part}`");
     }
-    let (values, _) = read(&topic, |topic| topic.on_data_loss(DataLoss::Skip)).unwrap();
+    let (values, _) = read(&topic, |topic| topic.on_data_loss(OnDataLoss::Skip)).unwrap();
     assert_eq!(values, (60..100).collect::<Vec<_>>());
 }
 

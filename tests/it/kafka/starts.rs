@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use millstream::{ErrorKind, Job, Restart, Result, Running, Trigger, collect, discard};
-use millstream_connectors::{DataLoss, GroupProtocol, Kafka, StartAt};
+use millstream_connectors::{GroupProtocol, Kafka, OnDataLoss, StartAt};
 use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::BaseRecord;
@@ -420,7 +420,7 @@ fn a_position_that_moves_without_records_is_committed() {
 #[test]
 fn a_topic_made_anew_is_not_taken_for_the_old_one() {
     let Some(broker) = real("the embedded broker has no ids of topics") else { return };
-    for policy in [DataLoss::Fail, DataLoss::Skip] {
+    for policy in [OnDataLoss::Stop, OnDataLoss::Skip] {
         for protocol in [None, Some(GroupProtocol::Classic)] {
             let topic = broker.topic("remade", 1);
             write(broker, &topic, 0..100);
@@ -435,7 +435,7 @@ fn a_topic_made_anew_is_not_taken_for_the_old_one() {
             eventually("the old one is read", || results.len() == 100);
             broker.remake(&topic, 1);
             write(broker, &topic, 1_000..1_250);
-            if policy == DataLoss::Fail {
+            if policy == OnDataLoss::Stop {
                 let error = running.wait_for(PATIENCE).expect("it ends").expect_err("the old one is gone");
                 assert_eq!(error.kind(), ErrorKind::DataLoss, "{error:?}");
                 // Before anything was written to the new topic, the old offset was out of range,

@@ -145,7 +145,7 @@ impl<R: Read> KafkaShared<R> {
         }
         let doing = format!(
             "topic `{topic}` was deleted and recreated while it was read: unread records of the old topic are gone, and \
-             its offsets do not apply to the new one (`on_data_loss(DataLoss::Skip)` reads the new one from its beginning)"
+             its offsets do not apply to the new one (`on_data_loss(OnDataLoss::Skip)` reads the new one from its beginning)"
         );
         Err(Error::new(ErrorKind::DataLoss, doing))
     }

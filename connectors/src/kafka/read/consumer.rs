@@ -18,7 +18,7 @@ use rdkafka::{ClientContext, Statistics, TopicPartitionList};
 use super::group::Membership;
 use crate::kafka::client::Settings;
 use crate::kafka::heard::Heard;
-use crate::kafka::options::{DataLoss, EndAt, GroupProtocol};
+use crate::kafka::options::{EndAt, GroupProtocol, OnDataLoss};
 use crate::kafka::topic::Topic;
 use crate::lock;
 
@@ -162,7 +162,7 @@ pub(crate) fn create(
         .set("group.id", group)
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
-        .set("auto.offset.reset", if on_data_loss == DataLoss::Skip { "earliest" } else { "error" })
+        .set("auto.offset.reset", if on_data_loss == OnDataLoss::Skip { "earliest" } else { "error" })
         .set("isolation.level", topic.source.isolation.unwrap_or_default().name())
         .set("enable.partition.eof", if *end == EndAt::Never { "false" } else { "true" })
         .set("allow.auto.create.topics", "false")

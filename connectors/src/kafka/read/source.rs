@@ -30,7 +30,7 @@ use super::reader::{Inbox, Read, owner};
 use super::start::{Starting, not_a_list};
 use crate::kafka::client::Settings;
 use crate::kafka::error::error;
-use crate::kafka::options::{DataLoss, EndAt};
+use crate::kafka::options::{EndAt, OnDataLoss};
 use crate::kafka::topic::Topic;
 use crate::lock;
 
@@ -48,7 +48,7 @@ pub struct KafkaShared<R> {
     pub(crate) group: String,
     /// This run commits nothing.
     leaves_no_trace: bool,
-    on_data_loss: DataLoss,
+    on_data_loss: OnDataLoss,
     pub(crate) mode: Mode,
     pub(crate) orders: Orders,
     /// A reader's offset is outside of the log.
@@ -276,7 +276,7 @@ impl<R: Read> KafkaShared<R> {
 
     /// Whether lost records are skipped instead of ending the run.
     pub(crate) fn skips_losses(&self) -> bool {
-        self.on_data_loss == DataLoss::Skip
+        self.on_data_loss == OnDataLoss::Skip
     }
 
     /// Subscribes to these topics instead of the previous ones.

@@ -25,7 +25,7 @@ use super::partition::Span;
 use crate::kafka::client::{Settings, partitions_of};
 use crate::kafka::error::{error, is_changing, is_refusal, is_transient};
 use crate::kafka::heard::Heard;
-use crate::kafka::options::{DataLoss, EndAt, GroupProtocol, SourceOptions, StartAt};
+use crate::kafka::options::{EndAt, GroupProtocol, OnDataLoss, SourceOptions, StartAt};
 
 /// A committed offset, with the lease of the run that committed it, if there is one.
 type Committed = (i64, Option<Lease>);
@@ -171,14 +171,14 @@ impl Starting<'_> {
             return Ok(wanted);
         }
         match self.options.on_data_loss.unwrap_or_default() {
-            DataLoss::Fail => {
+            OnDataLoss::Stop => {
                 let doing = format!(
                     "records of {name} are gone: offset {wanted} was to be read next, the log has {low} to {high} \
-                     (`on_data_loss(DataLoss::Skip)` continues at {low})"
+                     (`on_data_loss(OnDataLoss::Skip)` continues at {low})"
                 );
                 Err(Error::new(ErrorKind::DataLoss, doing))
             }
-            DataLoss::Skip => {
+            OnDataLoss::Skip => {
                 tracing::warn!(partition = %name, wanted, low, high, "records are gone, continuing at the earliest");
                 Ok(low)
             }
