@@ -11,7 +11,8 @@ use millstream::{Comparison, Report};
 pub use page::{page, plot};
 
 /// Writes the report as one line of JSON: durations in nanoseconds, everything else as documented
-/// on its field. The line goes to `writer` in one piece, so whoever follows a file sees whole lines.
+/// on its field. The line goes to `writer` in one piece, so a program that follows a file sees
+/// whole lines.
 ///
 /// # Errors
 /// When writing to `writer` fails.
