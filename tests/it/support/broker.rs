@@ -148,7 +148,8 @@ impl Broker {
             .unwrap()
     }
 
-    /// Writes 2 000 records a second while `during` runs; a record that is late is still written.
+    /// Writes 2 000 records a second while `during` runs, each with a header of its own; a record
+    /// that is late is still written.
     /// `during` is passed the number of records so far. Returns the number of records, all of which
     /// the broker has, and the result of `during`.
     pub fn under_load<T>(
@@ -164,8 +165,9 @@ impl Broker {
                 for n in (0..).take_while(|_| !done.load(SeqCst)) {
                     let due = begin + Duration::from_micros(n * 500);
                     std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                    let (key, value) = ((n % 100).to_string(), value(n));
-                    send(&producer, BaseRecord::to(topic).key(key.as_str()).payload(value.as_str()));
+                    let (key, number, value) = ((n % 100).to_string(), n.to_string(), value(n));
+                    let headers = headers(&[("number", Some(&number))]);
+                    send(&producer, BaseRecord::to(topic).key(key.as_str()).payload(value.as_str()).headers(headers));
                     sent.store(n + 1, SeqCst);
                 }
                 flush(&producer);
@@ -230,6 +232,7 @@ impl Broker {
         let record = |read: &Read| Record {
             id: read.value.as_ref().expect("no tombstone is written").parse().expect("a number"),
             key: read.key.clone().unwrap_or_default().into_bytes(),
+            headers: read.headers.clone(),
         };
         self.read(topic).iter().map(|partition| partition.iter().map(record).collect()).collect()
     }
