@@ -47,11 +47,12 @@ fn compare_triggers_writes_what_it_found() {
     let read = |path: &str| std::fs::read_to_string(path).unwrap();
     let found: Value = serde_json::from_str(&read(&json)).unwrap();
     assert_eq!(found["results"], "Equal", "{found}");
-    // Nine orders in ten are kept, and one second is measured, except for orders that arrived
-    // together with one of the warm-up.
-    assert_eq!(found["runs"][1]["records_out"], 1800, "{found}");
+    // Nine orders in ten are kept; it depends on time how many are taken of each partition. One
+    // second is measured, except for orders that arrived together with one of the warm-up.
+    let kept = found["runs"][1]["records_out"].as_u64().unwrap();
+    assert!((1_790..=1_810).contains(&kept), "{found}");
     let measured = found["runs"][0]["latency"]["count"].as_u64().unwrap();
-    assert!((1..=900).contains(&measured), "{found}");
+    assert!((1..=910).contains(&measured), "{found}");
     let (page, plot) = (read(&page), read(&plot));
     assert!(plot.starts_with("<svg") && plot.matches("<polyline").count() >= 2, "{plot}");
     assert!(page.contains(&plot) && page.contains("all runs wrote the same"), "{page}");
@@ -114,7 +115,7 @@ fn order(id: u64, cents: i64) -> String {
 }
 
 #[test]
-fn etl_cleans_what_is_there_sets_aside_what_is_no_order_and_replay_sends_that_back() {
+fn etl_cleans_orders_sets_aside_what_is_not_an_order_and_sends_that_back() {
     let kafka = Kafka::with(&["orders", "clean-orders", "orders.dead"]);
     let (small, free, large) = (order(1, 999), order(2, 0), order(3, 50_000));
     let incomplete = r#"{"id": 4}"#;
@@ -131,18 +132,41 @@ fn etl_cleans_what_is_there_sets_aside_what_is_no_order_and_replay_sends_that_ba
     assert_eq!(clean, expected, "orders that cost nothing are left out");
     let record = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     assert_eq!(kafka.read("orders.dead"), [record("c", incomplete), record("d", "no JSON")]);
+    let flags = ["--brokers", &kafka.address, "--replay", "--origin", "orders", "--cause", "expected"];
+    let report = printed("etl", &flags);
+    assert!(report.contains("2 records"), "both letters are read: {report}");
+    assert_eq!(kafka.read("orders")[5..], [record("d", "no JSON")], "the letter goes back to its topic under its key");
+}
 
+#[test]
+fn replay_sends_letters_back_to_their_topics_once() {
+    let kafka = Kafka::with(&["orders", "clean-orders", "orders.dead"]);
+    let record = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    let incomplete = r#"{"id": 4}"#;
+    kafka.write("orders", &[("c", incomplete), ("d", "no JSON")]);
+    printed("etl", &["--brokers", &kafka.address, "--trigger", "available-now"]);
     let flags = ["--brokers", &kafka.address, "--letters", "orders.dead", "--cause", "missing field"];
     let report = printed("replay", &flags);
     assert!(report.contains("2 records"), "both letters are read: {report}");
     let orders = kafka.read("orders");
-    assert_eq!(orders[5..], [record("c", incomplete)], "the letter goes back to its topic under its key");
+    assert_eq!(orders[2..], [record("c", incomplete)], "the letter goes back to its topic under its key");
     printed("replay", &flags);
-    assert_eq!(kafka.read("orders").len(), 6, "each letter goes back once");
+    assert_eq!(kafka.read("orders").len(), 3, "each letter goes back once");
+    let flags = ["--brokers", &kafka.address, "--letters", "orders.dead", "--group", "again", "--origin", "elsewhere"];
+    printed("replay", &flags);
+    assert_eq!(kafka.read("orders").len(), 3, "no letter is from that topic");
+    printed("replay", &flags[..6]);
+    assert_eq!(kafka.read("orders").len(), 3, "letters that did not match count as read");
+    printed("replay", &["--brokers", &kafka.address, "--letters", "orders.dead", "--group", "all"]);
+    assert_eq!(
+        kafka.read("orders").len(),
+        5,
+        "another group starts with the first letter, without a filter all go back"
+    );
 }
 
 #[test]
-fn lookup_asks_for_every_price_and_shows_late_answers_as_such() {
+fn lookup_requests_every_price_and_shows_late_answers_as_such() {
     let flags = ["--orders", "150", "--rate", "1000", "--show", "150", "--within", "900ms"];
     let shown = printed("lookup", &flags);
     let lines: Vec<&str> = shown.lines().filter(|line| !line.starts_with(' ')).take(150).collect();
@@ -169,7 +193,7 @@ fn words_of(trigger: &str) -> String {
 }
 
 #[test]
-fn lines_shows_words_as_they_come() {
+fn lines_shows_words_as_they_arrive() {
     assert_eq!(words_of("available-now"), "to (2)\nbe (2)\nor (2)\nnot (3)\nto (2)\nbe (2)\n");
 }
 
@@ -185,7 +209,7 @@ fn lines_shows_words_batch_by_batch() {
 }
 
 #[test]
-fn a_wrong_flag_is_status_2_and_a_service_that_is_not_there_status_1() {
+fn a_wrong_flag_is_status_2_and_an_absent_broker_status_1() {
     for name in ["compare_triggers", "embed", "etl", "lines", "lookup", "replay", "transform"] {
         let output = example(name, &["--no-such-flag"]).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{name}");
