@@ -17,7 +17,7 @@ struct Point {
 }
 
 #[test]
-fn json_text_and_bytes_come_back_as_they_went() {
+fn json_text_and_bytes_are_read_as_they_were_written() {
     let broker = shared();
     let (json, text, bytes) = (broker.topic("json", 3), broker.topic("text", 2), broker.topic("bytes", 1));
     let points: Vec<Point> = (0..200).map(|x| Point { x, y: (x % 3 == 0).then(|| format!("ü{x}")) }).collect();
@@ -57,7 +57,7 @@ fn json_text_and_bytes_come_back_as_they_went() {
 }
 
 #[test]
-fn csv_is_a_row_a_message_and_what_is_none_is_malformed() {
+fn a_csv_message_is_one_row_and_anything_else_is_malformed() {
     let broker = shared();
     let (comma, tabs) = (broker.topic("csv", 1), broker.topic("csv-tabs", 2));
     let points: Vec<Point> =
@@ -99,7 +99,7 @@ fn csv_is_a_row_a_message_and_what_is_none_is_malformed() {
 /// A byte order mark used to make JSON and text in a topic malformed, while in a file it was
 /// stripped.
 #[test]
-fn a_byte_order_mark_is_no_part_of_a_text() {
+fn a_byte_order_mark_is_not_part_of_a_text() {
     let broker = shared();
     let topic = broker.topic("mark", 1);
     broker.write(&topic, [(None, "", Some("\u{feff}1"))]);
@@ -118,7 +118,7 @@ fn a_byte_order_mark_is_no_part_of_a_text() {
 }
 
 #[test]
-fn values_may_be_compressed_each_for_itself() {
+fn each_value_may_be_compressed_on_its_own() {
     let broker = shared();
     let (input, output) = (broker.topic("packed", 1), broker.topic("packed-out", 1));
     let producer = broker.producer();
@@ -160,7 +160,7 @@ fn values_may_be_compressed_each_for_itself() {
 /// The length of the payload used to count against the memory of a job, whatever the decoded value
 /// held.
 #[test]
-fn values_count_as_what_they_hold_or_as_it_is_said() {
+fn values_count_with_the_memory_they_hold_or_with_a_size_that_is_set() {
     let broker = shared();
     let topic = broker.topic("held", 1);
     let payload = format!("{{\"fields\":[{}{{}}]}}", "{\"a\":1},".repeat(100));
@@ -187,7 +187,7 @@ fn values_count_as_what_they_hold_or_as_it_is_said() {
 }
 
 #[test]
-fn metadata_and_tombstones_pass_through_and_decide_nothing() {
+fn metadata_and_tombstones_pass_through_but_not_the_timestamp() {
     let broker = shared();
     let (input, output) = (broker.topic("metadata-in", 2), broker.topic("metadata-out", 1));
     let producer = broker.producer();
@@ -223,7 +223,7 @@ fn metadata_and_tombstones_pass_through_and_decide_nothing() {
 }
 
 #[test]
-fn raw_messages_keep_what_no_format_takes() {
+fn raw_messages_pass_through_unchanged() {
     let broker = shared();
     let (input, output) = (broker.topic("raw-in", 1), broker.topic("raw-out", 1));
     broker.write(&input, [(None, "a", Some("not json")), (None, "b", None)]);
@@ -260,7 +260,7 @@ fn malformed_records_are_data_with_all_that_a_replay_needs() {
 }
 
 #[test]
-fn topic_partition_and_timestamp_by_record() {
+fn each_record_may_set_its_topic_partition_and_timestamp() {
     let broker = shared();
     let (left, right) = (broker.topic("left", 3), broker.topic("right", 3));
     let (kafka, to) = (kafka(broker), [left.clone(), right.clone()]);
@@ -341,7 +341,7 @@ fn several_topics_are_one_source() {
 }
 
 #[test]
-fn an_empty_value_is_no_tombstone() {
+fn an_empty_value_is_not_a_tombstone() {
     let broker = shared();
     let topic = broker.topic("empty", 1);
     let (kafka, to) = (kafka(broker), topic.clone());

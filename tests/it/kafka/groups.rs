@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use millstream::{Collected, Error, ErrorKind, Job, Running, Trigger, collect, discard};
 use millstream_connectors::{GroupProtocol, Kafka, Message, StartAt};
 use millstream_tests::{Findings, compare};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::kafka;
-use crate::support::PATIENCE;
 use crate::support::broker::{Broker, OwnBroker, real, shared};
+use crate::support::{PATIENCE, events};
 
 const PARTITIONS: i32 = 6;
 
@@ -77,7 +78,8 @@ fn come_and_go(protocol: GroupProtocol, trigger: Trigger) {
             settled("each has half", || share(&first) == 3 && share(&second) == 3);
             let third = copy.start("third", trigger);
             settled("each has a third", || [&first, &second, &third].map(share) == [2, 2, 2]);
-            std::thread::sleep(Duration::from_millis(300));
+            let before = third.report().records_out();
+            settled("the third has written", || third.report().records_out() > before);
             second.stop();
             second.wait().unwrap();
             settled("two have half", || share(&first) == 3 && share(&third) == 3);
@@ -97,22 +99,22 @@ fn come_and_go(protocol: GroupProtocol, trigger: Trigger) {
 }
 
 #[test]
-fn share_out_partitions_and_lose_nothing() {
+fn share_partitions_and_lose_nothing() {
     come_and_go(GroupProtocol::Classic, Trigger::Continuous);
 }
 
 #[test]
-fn share_out_partitions_between_ticks() {
+fn share_partitions_between_ticks() {
     come_and_go(GroupProtocol::Classic, Trigger::micro_batch(Duration::from_millis(50)));
 }
 
 #[test]
-fn share_out_partitions_as_the_broker_says() {
+fn share_partitions_as_the_broker_assigns_them() {
     come_and_go(GroupProtocol::Consumer, Trigger::Continuous);
 }
 
 #[test]
-fn see_partitions_that_are_added() {
+fn read_partitions_that_are_added() {
     let broker = shared();
     let topic = broker.topic("grows", 1);
     let kafka = kafka(broker).set("topic.metadata.refresh.interval.ms", "200");
@@ -132,12 +134,13 @@ fn see_partitions_that_are_added() {
 }
 
 #[test]
-fn keep_their_partitions_over_a_restart_when_they_have_a_name() {
+fn keep_the_partitions_of_a_static_member_over_its_restart() {
     let Some(broker) = real("the embedded broker does not know static members") else { return };
+    events::begin();
     let topic = broker.topic("static", 2);
     let start = |instance: &'static str| {
         let (kafka, topic) = (kafka(broker), topic.clone());
-        let job = Job::new(instance, move |flow| {
+        let job = Job::new(format!("{instance}-{topic}"), move |flow| {
             let source = kafka.topic(&topic).group(&topic).group_instance(instance).bytes();
             flow.source(source)?.or_stop().sink(discard())
         });
@@ -149,20 +152,28 @@ fn keep_their_partitions_over_a_restart_when_they_have_a_name() {
     let (one, two) = (start("one"), start("two"));
     settled("each has one", || share(&one) == 1 && share(&two) == 1);
     let (of_one, of_two) = (held(&one), held(&two));
+    let changes = || {
+        ["assigned", "revoked"]
+            .map(|change| events::times_logged(&[&format!("\"two-{topic}\""), &format!("partitions {change}")]))
+    };
+    let before = changes();
     one.stop();
     one.wait().unwrap();
+    let asks: BaseConsumer = broker.client().create().unwrap();
+    let members = || asks.fetch_group_list(Some(&topic), PATIENCE).unwrap().groups()[0].members().len();
+    assert_eq!(members(), 2, "a static member that has stopped stays in its group");
     let one = start("one");
-    settled("it has its own again", || {
-        assert_eq!(held(&two), of_two, "the other member keeps its partition");
-        held(&one) == of_one
-    });
-    std::thread::sleep(Duration::from_millis(500));
-    assert_eq!((held(&one), held(&two)), (of_one, of_two), "and it stays so");
+    settled("it has its own again", || held(&one) == of_one);
+    broker.write(&topic, [(Some(0), "", Some("1")), (Some(1), "", Some("1"))]);
+    settled("both read on", || [&one, &two].iter().all(|member| member.report().records_out() == 1));
+    assert_eq!((held(&one), held(&two)), (of_one, of_two));
+    assert!(before[0] > 0, "the first assignment was logged");
+    assert_eq!(changes(), before, "the partition of the other member has not gone and come back");
     drop((one, two));
 }
 
 #[test]
-fn that_were_put_out_stop_nobody() {
+fn fence_a_static_member_when_another_one_joins_with_its_name() {
     let Some(broker) = real("the embedded broker does not know static members") else { return };
     let topic = broker.topic("fenced", 1);
     let start = || -> millstream::Result<Running, Error> {
@@ -182,7 +193,7 @@ fn that_were_put_out_stop_nobody() {
 }
 
 #[test]
-fn read_what_matches_a_pattern_also_when_it_is_made_later() {
+fn read_topics_of_a_pattern_that_are_created_later() {
     let broker = shared();
     let family = format!("family{}", fastrand::u32(..));
     let (here, of_job) = (kafka(broker).set("topic.metadata.refresh.interval.ms", "200"), family.clone());
@@ -215,7 +226,7 @@ fn read_what_matches_a_pattern_also_when_it_is_made_later() {
 /// The topics of a pattern change for two members, and one of them gets nothing new. It waited for
 /// an answer that never came.
 #[test]
-fn that_get_nothing_of_a_new_topic_wait_for_nothing() {
+fn do_not_wait_for_partitions_of_a_new_topic_that_others_are_assigned() {
     let Some(broker) = real("the embedded broker does not share partitions out") else { return };
     for protocol in [GroupProtocol::Classic, GroupProtocol::Consumer] {
         let family = format!("few{}", fastrand::u32(..));
@@ -245,7 +256,7 @@ fn that_get_nothing_of_a_new_topic_wait_for_nothing() {
 
 /// A topic of a pattern may be deleted, even while some of its records are not committed.
 #[test]
-fn outlive_a_topic_of_their_pattern() {
+fn keep_running_when_a_topic_of_their_pattern_is_deleted() {
     let Some(broker) = real("the embedded broker forgets no topics") else { return };
     let family = format!("goes{}", fastrand::u32(..));
     let [goes, stays] = ["a", "b"].map(|name| broker.topic(&format!("{family}-{name}"), 1));
@@ -265,7 +276,7 @@ fn outlive_a_topic_of_their_pattern() {
         broker.delete_topic(&goes);
         settled("the other topic is committed", || broker.committed(&family, &stays, 1) == [Some(round as i64)]);
         settled("the deleted topic is gone", || share(&running) == 1);
-        assert!(running.wait_for(Duration::from_millis(100)).is_none(), "the job keeps running");
+        assert!(running.wait_for(Duration::ZERO).is_none(), "the job keeps running");
     }
     running.stop();
     running.wait().unwrap();
@@ -331,7 +342,7 @@ fn member(kafka: &Kafka, topic: &str, is_shut: &Arc<AtomicBool>) -> (Running, Co
 /// A worker that is busy in a stage is assigned partitions, and they are revoked before it has
 /// looked. Records that the client has fetched from them by then belong to the next owner.
 #[test]
-fn what_was_wanted_back_before_a_worker_has_seen_it_is_not_read() {
+fn do_not_read_partitions_that_were_revoked_before_a_worker_saw_them() {
     let Some(broker) = real("the embedded broker does not share partitions out") else { return };
     let (kafka, topic) = (kafka(broker), broker.topic("unseen", PARTITIONS));
     let (shut, open) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
@@ -339,7 +350,9 @@ fn what_was_wanted_back_before_a_worker_has_seen_it_is_not_read() {
         let values: Vec<_> = (0..PARTITIONS).map(|partition| (partition, (round * 100).to_string())).collect();
         broker.write(&topic, values.iter().map(|(partition, value)| (Some(*partition), "", Some(value.as_str()))));
     };
-    let (busy, read_by_busy) = member(&kafka, &topic, &shut);
+    // Its client's debug log shows what has been fetched.
+    events::begin();
+    let (busy, read_by_busy) = member(&kafka.clone().set("debug", "msg"), &topic, &shut);
     let (second, _) = member(&kafka, &topic, &open);
     settled("each has half", || share(&busy) == 3 && share(&second) == 3);
     let seen: Vec<String> = busy.report().sources[0].lag.iter().map(|lag| lag.partition.to_string()).collect();
@@ -349,12 +362,13 @@ fn what_was_wanted_back_before_a_worker_has_seen_it_is_not_read() {
     second.wait().unwrap();
     settled("it has all, and has not seen half of them", || share(&busy) == PARTITIONS as usize);
     write(2);
-    // The busy member's client fetches them, but its worker does not read them.
-    std::thread::sleep(Duration::from_millis(500));
+    let unseen = || (0..PARTITIONS).filter(|partition| !seen.contains(&format!("{topic}/{partition}")));
+    let fetched =
+        |partition| events::was_logged(&["Enqueue 1 message", &format!("on {topic} [{partition}] fetch queue")]);
+    settled("the busy member's client has fetched them", || unseen().all(fetched));
     let (third, read_by_third) = member(&kafka, &topic, &open);
     settled("they are shared", || share(&busy) == 3 && share(&third) == 3);
-    let moved: Vec<i32> = (0..PARTITIONS)
-        .filter(|partition| !seen.contains(&format!("{topic}/{partition}")))
+    let moved: Vec<i32> = unseen()
         .filter(|partition| {
             third.report().sources[0].lag.iter().any(|lag| lag.partition == format!("{topic}/{partition}"))
         })
@@ -364,12 +378,11 @@ fn what_was_wanted_back_before_a_worker_has_seen_it_is_not_read() {
         moved.iter().all(|partition| read_by_third.values().contains(&(*partition, 200)))
     });
     shut.store(false, SeqCst);
-    settled("the busy one has read what it has", || {
-        let read = read_by_busy.values();
-        (0..PARTITIONS)
-            .all(|partition| read.contains(&(partition, 200)) || read_by_third.values().contains(&(partition, 200)))
+    write(3);
+    settled("both have read what was written last", || {
+        let (read, others) = (read_by_busy.values(), read_by_third.values());
+        (0..PARTITIONS).all(|partition| read.contains(&(partition, 300)) || others.contains(&(partition, 300)))
     });
-    std::thread::sleep(Duration::from_millis(200));
     let doubled: Vec<_> =
         read_by_busy.values().into_iter().filter(|(partition, _)| moved.contains(partition)).collect();
     assert!(doubled.is_empty(), "the busy member read {doubled:?} of {moved:?}, which the third owns");

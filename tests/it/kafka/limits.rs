@@ -92,14 +92,14 @@ fn check(settings: &[(&str, &str)], names: [&str; 2], spoil: fn(Message<String>)
 const SMALL: &[(&str, &str)] = &[("max.message.bytes", "20000")];
 
 #[test]
-fn a_record_larger_than_the_topic_takes_fails_alone() {
+fn a_record_larger_than_the_topic_accepts_fails_alone() {
     check(SMALL, ["`max.message.bytes` is 20000, set for the topic", "size too large"], |message| {
         message.map(|_| "x".repeat(30_000))
     });
 }
 
 #[test]
-fn headers_count() {
+fn headers_count_as_part_of_a_record() {
     check(SMALL, ["`max.message.bytes` is 20000", "size too large"], |message| {
         message.header("bulk", vec![b'x'; 25_000])
     });
@@ -146,7 +146,7 @@ fn a_record_of_the_past_fails_alone() {
 
 /// The client treats 0 as no timestamp, and wrote the current time instead.
 #[test]
-fn a_timestamp_that_cannot_be_written_is_not_replaced_by_another() {
+fn a_timestamp_that_cannot_be_written_is_refused_and_not_replaced() {
     check(&[], ["timestamp is 0", "timestamp is 0"], |message| message.timestamp(0));
     check(&[], ["before 1970", "before 1970"], |message| message.timestamp(-1));
 }
@@ -173,7 +173,7 @@ fn batches_are_made_to_fit_the_topic() {
 
 /// Where only the broker knows the limits, every record of a refused batch is sent again, alone.
 #[test]
-fn a_batch_that_does_not_fit_is_no_refusal_of_its_records() {
+fn a_batch_that_is_too_large_does_not_refuse_its_records() {
     let Some(broker) = real("the embedded broker takes everything") else { return };
     let (topic, kafka) = (broker.topic_with("unfit", 1, SMALL), kafka(broker));
     let name = topic.clone();
@@ -204,7 +204,7 @@ fn a_record_that_shrinks_is_measured_when_it_is_compressed() {
 
 /// The client's own limit was below that of brokers and of the Java clients.
 #[test]
-fn what_a_broker_takes_by_default_is_copied() {
+fn the_largest_records_that_a_broker_accepts_by_default_are_copied() {
     let Some(broker) = real("the embedded broker takes everything") else { return };
     let (input, output) = (broker.topic("large-in", 1), broker.topic("large-out", 1));
     // The last one reaches the broker's default of 1 048 588 bytes exactly.
@@ -234,7 +234,7 @@ fn what_a_broker_takes_by_default_is_copied() {
 /// A property that the user sets may conflict with another one that the engine has set and the user
 /// has not.
 #[test]
-fn a_property_that_is_set_does_not_stand_against_those_that_are_not() {
+fn a_property_that_is_set_does_not_conflict_with_defaults() {
     let Some(broker) = real("the embedded broker knows fewer properties") else { return };
     let properties = [
         ("message.max.bytes", "2000000"),

@@ -38,7 +38,7 @@ fn an_absent_broker_is_an_error_in_time() {
 }
 
 #[test]
-fn a_group_that_others_share_out_is_named_with_them() {
+fn a_group_with_other_members_is_named_with_them() {
     let Some(broker) = real("the embedded broker does not list the members of a group") else { return };
     let (topic, group) = (broker.topic("shared-out", 2), format!("group-{}", fastrand::u64(..)));
     let member: rdkafka::consumer::BaseConsumer =
@@ -96,7 +96,7 @@ fn an_unknown_topic_or_partition_is_named() {
 }
 
 #[test]
-fn a_property_that_the_engine_owns_or_nobody_knows_is_named() {
+fn a_property_that_the_engine_owns_or_that_does_not_exist_is_named() {
     for (property, names) in [
         ("enable.auto.commit", "`enable.auto.commit`"),
         ("group.id", "`group`"),
@@ -198,7 +198,7 @@ fn two_sources_that_would_commit_past_each_other_are_named() {
 }
 
 #[test]
-fn offsets_of_what_is_not_read_are_named() {
+fn offsets_of_partitions_that_are_not_read_are_named() {
     let (here, topic) = (kafka(shared()), shared().topic("offsets", 1));
     for name in [topic.clone(), "another".to_owned()] {
         let (here, topic) = (here.clone(), topic.clone());

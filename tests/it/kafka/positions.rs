@@ -107,7 +107,7 @@ fn a_group_without_offsets_can_be_an_error() {
 }
 
 #[test]
-fn a_continuous_run_has_an_end_when_it_is_given_one() {
+fn a_continuous_run_ends_at_the_end_that_is_set() {
     let broker = shared();
     let topic = broker.topic("end", 2);
     write(broker, &topic, 0, 0, 100);
@@ -121,7 +121,7 @@ fn a_continuous_run_has_an_end_when_it_is_given_one() {
 }
 
 #[test]
-fn records_that_are_gone_are_an_error_with_the_gap() {
+fn deleted_records_are_an_error_that_names_the_gap() {
     let Some(broker) = real("the embedded broker cannot delete records") else { return };
     let topic = broker.topic("gone", 1);
     write(broker, &topic, 0, 0, 100);
@@ -137,7 +137,7 @@ fn records_that_are_gone_are_an_error_with_the_gap() {
 }
 
 #[test]
-fn records_that_go_while_running_are_an_error_too() {
+fn records_that_are_deleted_during_a_run_are_an_error_too() {
     let Some(broker) = real("the embedded broker cannot delete records") else { return };
     let topic = broker.topic("going", 1);
     let numbers: Vec<String> = (0..200_000).map(|n| format!("{n:0100}")).collect();

@@ -1,13 +1,13 @@
-//! A receipt resolves when the broker has the record, and not before. The latency of a record
-//! counts from when it could have been read.
+//! A receipt resolves when the broker has the record, and not before, or when the sink disposes of
+//! it. The latency of a record counts from when it could have been read.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use millstream::{ErrorKind, Job, Trigger, channel, discard};
+use millstream::{ErrorKind, Job, Trigger, Undelivered, channel, discard};
+use millstream_connectors::{Message, OnRefused};
 
 use super::kafka;
 use crate::support::broker::{OwnBroker, real, shared};
@@ -28,21 +28,17 @@ fn wait_for_the_broker_and_not_for_a_commit() {
     orders.try_send("first".to_owned()).unwrap().wait().unwrap();
     assert_eq!(own.broker.read(&topic).concat().len(), 1);
     proxy.stall(true);
-    let resolved = Arc::new(AtomicUsize::new(0));
-    let waiting: Vec<_> = (0..20)
-        .map(|n| {
-            let (receipt, resolved) = (orders.try_send(format!("{n}")).unwrap(), Arc::clone(&resolved));
-            std::thread::spawn(move || {
-                receipt.wait().unwrap();
-                resolved.fetch_add(1, SeqCst);
-            })
-        })
-        .collect();
+    let mut waiting: Vec<_> = (0..20).map(|n| orders.try_send(format!("{n}")).unwrap()).collect();
     eventually("all of it is sent", || running.report().sinks[0].records == 21);
-    std::thread::sleep(Duration::from_millis(500));
-    assert_eq!(resolved.load(SeqCst), 0, "the broker has none of them");
+    eventually("the sink waits for the broker", || running.report().sinks[0].waiting.is_some());
+    let mut context = Context::from_waker(Waker::noop());
+    let resolved = waiting.iter_mut().filter_map(|receipt| match Pin::new(receipt).poll(&mut context) {
+        Poll::Ready(outcome) => Some(outcome),
+        Poll::Pending => None,
+    });
+    assert_eq!(resolved.collect::<Vec<_>>(), [], "the broker has none of them");
     proxy.stall(false);
-    waiting.into_iter().for_each(|waiting| waiting.join().unwrap());
+    waiting.into_iter().for_each(|receipt| receipt.wait().unwrap());
     assert_eq!(own.broker.read(&topic).concat().len(), 21);
     drop(orders);
     running.wait().unwrap();
@@ -60,7 +56,7 @@ impl Wake for Panics {
 /// The waker runs on the delivery thread. Its panic used to end that thread silently, and nothing
 /// was acknowledged any more.
 #[test]
-fn a_waker_that_panics_ends_the_run_and_not_its_hearing() {
+fn a_waker_that_panics_ends_the_run() {
     if real("the embedded broker has no proxy before it").is_none() {
         return;
     }
@@ -73,18 +69,39 @@ fn a_waker_that_panics_ends_the_run_and_not_its_hearing() {
     let mut receipt = pin!(numbers.try_send(1).unwrap());
     let waker = Waker::from(Arc::new(Panics));
     assert!(receipt.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
-    eventually("the worker is done with the record", || running.report().sinks[0].records == 1);
-    std::thread::sleep(Duration::from_millis(100));
+    // When the sink has the next record, the worker is done with the one before.
+    drop(numbers.try_send(2).unwrap());
+    eventually("the worker is done with the record", || running.report().sinks[0].records == 2);
     proxy.stall(false);
     let error = running.wait_for(PATIENCE).expect("it ends").expect_err("one of its threads panicked");
     assert_eq!(error.kind(), ErrorKind::Panic, "{error:#}");
     assert!(error.to_string().contains("`millstream-kafka`"), "{error:#}");
 }
 
+#[test]
+fn of_a_record_that_the_sink_disposes_of_says_so() {
+    let broker = shared();
+    for policy in [OnRefused::Skip, OnRefused::DeadLetters(broker.topic("unreceived", 1))] {
+        let (kafka, topic) = (kafka(broker), broker.topic("receipts", 1));
+        let (numbers, source) = channel::<i32>(10);
+        let of_job = policy.clone();
+        let job = Job::new("receipts", move |flow| {
+            let messages = flow.source(&source)?.map(|partition| Message::new(partition).partition(partition));
+            messages.sink(kafka.topic(&topic).on_refused(of_job.clone()).json().with_metadata())
+        });
+        let running = job.start().unwrap();
+        // The topic has one partition.
+        let outcomes = [0, 99, 0].map(|partition| numbers.try_send(partition).unwrap().wait());
+        assert_eq!(outcomes, [Ok(()), Err(Undelivered::Refused), Ok(())], "{policy:?}");
+        drop(numbers);
+        running.wait().unwrap();
+    }
+}
+
 /// Time in the client's queue counts. It used to be missing from the latency, so that a job that
 /// could not keep up looked fast.
 #[test]
-fn what_waits_in_the_clients_queue_waits() {
+fn time_in_the_clients_queue_counts_as_latency() {
     let broker = shared();
     for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::from_millis(10))] {
         let topic = broker.topic("waits", 1);

@@ -9,7 +9,7 @@ use millstream_connectors::Topic;
 
 use super::kafka;
 use crate::support::broker::{Broker, real, shared};
-use crate::support::eventually;
+use crate::support::{events, eventually};
 
 fn group_of(topic: &str) -> String {
     format!("group-{topic}")
@@ -110,7 +110,7 @@ fn in_a_row_do_not_wait_for_each_other() {
 }
 
 #[test]
-fn one_that_ended_in_good_order_is_not_waited_for() {
+fn one_that_shut_down_cleanly_is_not_waited_for() {
     let Some(broker) = real("the embedded broker keeps no metadata of commits") else { return };
     let topic = broker.topic("ended", 1);
     write(broker, &topic, 10);
@@ -123,23 +123,22 @@ fn one_that_ended_in_good_order_is_not_waited_for() {
 }
 
 #[test]
-fn what_another_did_while_it_was_waited_for_is_not_done_again() {
+fn records_that_another_commits_before_it_shuts_down_are_not_read_again() {
     let Some(broker) = real("the embedded broker keeps no metadata of commits") else { return };
+    events::begin();
     let topic = broker.topic("waited-for", 1);
     write(broker, &topic, 10);
     let other = Other::start(broker, &topic, Does::Ends(20));
     eventually("the other has committed", || committed(broker, &topic) == 10);
     let waits = job(broker, &topic, |topic| topic).trigger(Trigger::AvailableNow);
     let waiting = std::thread::spawn(move || waits.run());
-    // By now it has found the other run's signature and watches it, or will find the next one.
-    std::thread::sleep(Duration::from_millis(700));
+    eventually("it watches the lease of the other", || {
+        events::was_logged(&["checking whether it is alive", &group_of(&topic)])
+    });
     write(broker, &topic, 10);
     other.ended();
-    match waiting.join().unwrap() {
-        Ok(report) => assert_eq!(report.records_in(), 0, "it begins where the other ended"),
-        // The other run has signed twice, so it is alive.
-        Err(error) => assert_eq!(error.kind(), ErrorKind::Refused, "{error:#}"),
-    }
+    let report = waiting.join().unwrap().expect("the other has ended before it was found to be alive");
+    assert_eq!(report.records_in(), 0, "it begins where the other ended");
     assert_eq!(committed(broker, &topic), 20);
 }
 
@@ -158,7 +157,7 @@ fn a_second_one_is_refused_with_the_first_ones_name() {
 }
 
 #[test]
-fn one_that_died_is_followed_when_it_has_shown_no_life_for_ten_seconds() {
+fn one_that_died_is_replaced_when_it_has_not_renewed_its_lease_for_ten_seconds() {
     let Some(broker) = real("the embedded broker keeps no metadata of commits") else { return };
     let topic = broker.topic("died", 1);
     write(broker, &topic, 10);
@@ -173,7 +172,7 @@ fn one_that_died_is_followed_when_it_has_shown_no_life_for_ten_seconds() {
 }
 
 #[test]
-fn one_that_is_taken_over_from_ends_and_says_by_whom() {
+fn one_that_is_fenced_ends_and_names_the_other() {
     let Some(broker) = real("the embedded broker keeps no metadata of commits") else { return };
     let topic = broker.topic("taken-over", 1);
     write(broker, &topic, 10);

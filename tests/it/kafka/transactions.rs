@@ -33,7 +33,7 @@ pub fn transaction(broker: &Broker, topic: &str, values: std::ops::Range<u64>, c
 }
 
 #[test]
-fn aborted_records_are_not_read_and_control_records_are_passed() {
+fn aborted_records_and_control_records_are_skipped() {
     let Some(broker) = real("the embedded broker serves no transactions of librdkafka") else { return };
     let topic = broker.topic("transactions", 1);
     transaction(broker, &topic, 0..10, true);
@@ -59,7 +59,7 @@ fn aborted_records_are_not_read_and_control_records_are_passed() {
 }
 
 #[test]
-fn control_records_behind_the_last_are_no_lag_of_a_continuous_run() {
+fn control_records_at_the_end_do_not_count_as_lag_of_a_continuous_run() {
     let Some(broker) = real("the embedded broker serves no transactions of librdkafka") else { return };
     let topic = broker.topic("markers", 1);
     let (kafka, results, name) = (kafka(broker), collect(), topic.clone());

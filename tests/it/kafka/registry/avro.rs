@@ -12,7 +12,7 @@ use crate::support::registry::TestRegistry;
 use crate::support::seed;
 
 #[test]
-fn stands_in_bytes_as_others_write_it() {
+fn is_encoded_as_other_clients_encode_it() {
     let served = TestRegistry::start();
     let format = Avro::<Order>::new(&registry(&served)).schema(ORDER).unwrap();
     // Computed by hand: 0, the id, 7 as a zigzag, the union's first branch. Then -65, the second
@@ -27,7 +27,7 @@ fn stands_in_bytes_as_others_write_it() {
 
 /// For a schema that is only `"bytes"`, Confluent's serializer writes no length.
 #[test]
-fn of_bytes_alone_has_no_length() {
+fn of_the_schema_bytes_has_no_length_prefix() {
     mod blob {
         use serde::de::{Deserializer, Visitor};
         pub(super) fn serialize<S: serde::Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
@@ -93,7 +93,7 @@ fn of_an_older_or_newer_writer_is_resolved_into_the_readers_schema() {
 }
 
 #[test]
-fn whose_schema_builds_on_others_is_read() {
+fn whose_schema_has_references_is_read() {
     #[derive(Debug, Deserialize, PartialEq)]
     struct Basket {
         orders: Vec<Order>,
@@ -124,7 +124,7 @@ fn whose_schema_builds_on_others_is_read() {
 }
 
 #[test]
-fn that_is_none_is_malformed_and_says_where() {
+fn that_is_invalid_is_malformed_and_the_cause_says_where() {
     let served = TestRegistry::start();
     let id = served.add_avro(ORDER);
     let other = served.add("other", &json!({ "schema": "message A {}", "schemaType": "PROTOBUF" }));
@@ -184,7 +184,7 @@ fn nested_without_end_is_malformed() {
 }
 
 #[test]
-fn that_claims_more_than_it_has_takes_no_memory() {
+fn with_a_length_beyond_its_end_takes_no_memory() {
     let served = TestRegistry::start();
     let longs = served.add_avro(r#"{"type": "array", "items": "long"}"#);
     let nulls = served.add_avro(r#"{"type": "array", "items": "null"}"#);
@@ -233,7 +233,7 @@ const WIDE: &str = r#"{"type": "record", "name": "Wide", "fields": [
 /// Random payloads, and good payloads that were damaged: each is either decoded or malformed, and a
 /// decoded value can be encoded and decoded to the same value.
 #[test]
-fn whatever_comes_is_decoded_or_malformed() {
+fn of_arbitrary_bytes_is_decoded_or_malformed() {
     let mut random = fastrand::Rng::with_seed(seed());
     let served = TestRegistry::start();
     let registry = registry(&served);

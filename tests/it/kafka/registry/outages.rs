@@ -31,7 +31,7 @@ fn check(fault: Fault, kind: ErrorKind, says: &str) {
 }
 
 #[test]
-fn that_may_pass_are_asked_through_and_then_end_the_run() {
+fn that_may_pass_are_retried_and_then_end_the_run() {
     check(Fault::Says(500, "{\"error_code\": 50001, \"message\": \"no store\"}"), ErrorKind::Unreachable, "no store");
     check(Fault::Says(503, "<html>down</html>"), ErrorKind::Unreachable, "503");
     check(Fault::Says(429, ""), ErrorKind::Unreachable, "429");
@@ -71,7 +71,7 @@ fn that_pass_in_time_are_not_noticed() {
 }
 
 #[test]
-fn of_one_address_are_bridged_by_the_next() {
+fn of_one_address_do_not_matter_if_the_next_answers() {
     let (broken, served) = (TestRegistry::start(), TestRegistry::start());
     let id = served.add_avro(ORDER);
     broken.fault(Fault::Hangs);
@@ -100,7 +100,7 @@ fn concern_new_schemas_only() {
 }
 
 #[test]
-fn make_no_flood_of_questions_for_ids_that_nobody_knows() {
+fn cause_few_requests_for_unknown_ids() {
     let served = TestRegistry::start();
     let format = Avro::<Order>::new(&registry(&served));
     let asked = Instant::now();

@@ -29,7 +29,7 @@ fn order(customer: i64) -> Order {
 }
 
 #[test]
-fn stands_in_bytes_as_others_write_it() {
+fn is_encoded_as_other_clients_encode_it() {
     let served = TestRegistry::start();
     let format = Protobuf::<Order>::new(&registry(&served)).schema(FILE).unwrap();
     // Computed by hand: 0, the id, which message; field 1 as a varint is 08, field 2 of 2 bytes is
@@ -50,7 +50,7 @@ fn stands_in_bytes_as_others_write_it() {
 /// Clients that use a file's descriptor count the entries of a map as a message before the nested
 /// one.
 #[test]
-fn of_either_way_to_count_messages_is_read() {
+fn with_either_way_to_count_messages_is_read() {
     let served = TestRegistry::start();
     let id = served.add("orders", &json!({ "schema": FILE, "schemaType": "PROTOBUF" }));
     let format = Protobuf::<Order>::new(&registry(&served)).message("Head.Order");
@@ -74,7 +74,7 @@ fn of_a_file_that_was_rearranged_is_found_by_its_name() {
 }
 
 #[test]
-fn that_is_none_is_malformed() {
+fn that_is_invalid_is_malformed() {
     let served = TestRegistry::start();
     let id = served.add("orders", &json!({ "schema": FILE, "schemaType": "PROTOBUF" }));
     let without = served.add("orders", &json!({ "schema": "message Other {}", "schemaType": "PROTOBUF" }));
@@ -109,7 +109,7 @@ fn that_is_none_is_malformed() {
 }
 
 #[test]
-fn without_a_registry_has_nothing_before_it() {
+fn without_a_registry_has_no_prefix() {
     let format = Protobuf::<Order>::bare();
     let mut payload = Vec::new();
     format.encode(&order(7), &mut payload).unwrap();
@@ -119,7 +119,7 @@ fn without_a_registry_has_nothing_before_it() {
 }
 
 #[test]
-fn whatever_comes_is_decoded_or_malformed() {
+fn of_arbitrary_bytes_is_decoded_or_malformed() {
     let mut random = fastrand::Rng::with_seed(seed());
     let served = TestRegistry::start();
     let mut format = Protobuf::<Order>::new(&registry(&served)).schema(FILE).unwrap().message("Order");

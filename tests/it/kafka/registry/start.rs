@@ -42,7 +42,7 @@ fn check<T>(result: Result<T>, kind: ErrorKind, names: &[&str]) {
 }
 
 #[test]
-fn a_registry_that_cannot_be_asked() {
+fn a_registry_that_cannot_be_reached_is_an_error() {
     let served = TestRegistry::start();
     let short = |registry: Registry| registry.within(Duration::from_millis(300));
     check(reading(&short(Registry::new("http://127.0.0.1:9"))), ErrorKind::Unreachable, &["127.0.0.1:9"]);
@@ -63,7 +63,7 @@ fn a_registry_that_cannot_be_asked() {
 }
 
 #[test]
-fn an_address_that_is_none() {
+fn an_invalid_address_is_an_error() {
     for (address, names) in [
         ("", "needs an address"),
         (" , ", "needs an address"),
@@ -97,7 +97,7 @@ fn secrets_are_never_printed() {
 }
 
 #[test]
-fn a_schema_that_is_none() {
+fn an_invalid_schema_is_an_error() {
     let registry = Registry::new("http://localhost");
     let names = "the schema of an Avro format";
     check(Avro::<Order>::new(&registry).schema("{\"type\": \"rekord\"}"), ErrorKind::Config, &[names, "rekord"]);
@@ -106,7 +106,7 @@ fn a_schema_that_is_none() {
 }
 
 #[test]
-fn a_schema_that_a_sink_cannot_have() {
+fn a_schema_that_a_sink_cannot_use_is_an_error() {
     let served = TestRegistry::start();
     let (topic, registry) = (shared().topic("refused", 1), registry(&served));
     let subject = format!("{topic}-value");
@@ -128,7 +128,7 @@ fn a_schema_that_a_sink_cannot_have() {
 }
 
 #[test]
-fn a_file_that_a_registry_does_not_take() {
+fn a_file_that_a_registry_does_not_accept_is_an_error() {
     let served = TestRegistry::start();
     let (kafka, topic) = (kafka(shared()), shared().topic("refused", 1));
     let run = |format: Protobuf<()>| {
@@ -144,7 +144,7 @@ fn a_file_that_a_registry_does_not_take() {
 }
 
 #[test]
-fn a_sink_of_many_topics_says_its_subject() {
+fn a_sink_of_many_topics_needs_a_subject() {
     let served = TestRegistry::start();
     let (kafka, topic) = (kafka(shared()), shared().topic("many", 1));
     let run = |format: Avro<Order>| {

@@ -27,7 +27,7 @@ fn write(topic: &str, payloads: &[Vec<u8>]) {
 }
 
 #[test]
-fn what_one_job_writes_another_reads() {
+fn records_that_one_job_writes_are_read_by_another() {
     let served = TestRegistry::start();
     let (orders, invoices) = (shared().topic("orders", 3), shared().topic("invoices", 2));
     let registry = registry(&served);
@@ -80,7 +80,7 @@ fn what_one_job_writes_another_reads() {
 
 /// The most important promise: while the registry is unavailable, `or_skip` skips nothing.
 #[test]
-fn a_registry_that_goes_away_ends_the_run_and_passes_over_nothing() {
+fn a_registry_that_becomes_unavailable_ends_the_run_and_nothing_is_skipped() {
     let served = TestRegistry::start();
     let topic = shared().topic("away", 1);
     let (old, new) = (served.add_avro(ORDER), served.add_avro(&ORDER.replace("shop", "store")));

@@ -102,7 +102,7 @@ fn a_registry_of_a_foreign_authority_is_refused() {
 }
 
 #[test]
-fn a_certificate_of_ours_lets_us_in() {
+fn a_client_certificate_is_accepted() {
     let served = served(Clients::Known);
     works(&served, &trust().identity_files(file("client.pem"), file("client.key")));
     let text = |name| fs::read_to_string(file(name)).unwrap();
@@ -113,7 +113,7 @@ fn a_certificate_of_ours_lets_us_in() {
 }
 
 #[test]
-fn what_cannot_be_used_is_named() {
+fn a_file_or_option_that_cannot_be_used_is_named() {
     let served = served(Clients::All);
     let absent = Tls::new().ca_file(file("nowhere.pem"));
     fails(&served, absent, ErrorKind::NotFound, &["nowhere.pem"]);

@@ -80,7 +80,7 @@ fn clusters(cluster: &Cluster) -> Vec<Kafka> {
 }
 
 #[test]
-fn no_secret_is_printed_wherever_it_stands() -> Result<()> {
+fn no_secret_is_printed() -> Result<()> {
     let Some(cluster) = shared() else { return Ok(()) };
     for kafka in clusters(cluster) {
         look_at_failures(&kafka);

@@ -133,7 +133,7 @@ fn a_run_ends_when_its_password_is_changed() {
 
 /// A connection that breaks while it is set up looks like a failed authentication.
 #[test]
-fn an_outage_is_no_refusal() {
+fn an_outage_is_not_a_refusal() {
     if shared().is_none() {
         return;
     }

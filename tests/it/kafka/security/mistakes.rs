@@ -85,7 +85,7 @@ fn a_broker_of_another_host_name_is_refused() {
 }
 
 #[test]
-fn to_show_no_certificate_or_a_foreign_one_where_one_is_wanted_is_refused() {
+fn a_client_without_a_trusted_certificate_is_refused() {
     let Some(cluster) = shared() else { return };
     let kafka = Kafka::new(cluster.mutual()).tls(cluster.trust());
     check(cluster, kafka, ErrorKind::Refused, &[&cluster.mutual(), "identity_files"]);
@@ -99,13 +99,13 @@ fn to_show_no_certificate_or_a_foreign_one_where_one_is_wanted_is_refused() {
 }
 
 #[test]
-fn a_plain_client_where_tls_is_spoken_is_told_so() {
+fn a_client_without_tls_is_told_that_the_listener_may_require_it() {
     let Some(cluster) = shared() else { return };
     check(cluster, Kafka::new(cluster.tls()), ErrorKind::Unreachable, &[&cluster.tls(), "`Kafka::tls`"]);
 }
 
 #[test]
-fn a_client_of_tls_where_it_is_not_spoken_is_told_so() {
+fn a_client_with_tls_is_told_that_the_listener_may_not_use_it() {
     let Some(cluster) = shared() else { return };
     let address = &cluster.broker().address;
     let kafka = Kafka::new(address).tls(cluster.trust());
@@ -113,7 +113,7 @@ fn a_client_of_tls_where_it_is_not_spoken_is_told_so() {
 }
 
 #[test]
-fn a_client_that_does_not_say_who_it_is_is_told_so() {
+fn a_client_without_sasl_is_told_that_the_listener_may_require_it() {
     let Some(cluster) = shared() else { return };
     check(cluster, Kafka::new(cluster.open()), ErrorKind::Unreachable, &[&cluster.open(), "`Kafka::sasl`"]);
     let kafka = Kafka::new(cluster.sasl()).tls(cluster.trust());
@@ -121,7 +121,7 @@ fn a_client_that_does_not_say_who_it_is_is_told_so() {
 }
 
 #[test]
-fn a_client_that_says_who_it_is_where_nobody_asks_is_told_so() {
+fn a_client_with_sasl_is_told_that_the_listener_does_not_use_it() {
     let Some(cluster) = shared() else { return };
     let address = &cluster.broker().address;
     let kafka = Kafka::new(address).sasl(Sasl::plain(USER, password()));
@@ -129,7 +129,7 @@ fn a_client_that_says_who_it_is_where_nobody_asks_is_told_so() {
 }
 
 #[test]
-fn a_token_that_the_broker_takes_for_expired_is_refused() {
+fn a_token_that_has_expired_for_the_broker_is_refused() {
     let Some(cluster) = shared() else { return };
     let callback = || {
         // As if our own clock were an hour behind.
@@ -141,7 +141,7 @@ fn a_token_that_the_broker_takes_for_expired_is_refused() {
 }
 
 #[test]
-fn a_callback_that_returns_an_expired_token_is_told_so() {
+fn a_callback_that_returns_an_expired_token_is_named() {
     let Some(cluster) = shared() else { return };
     let callback = || Ok::<_, String>(token(SystemTime::now() - Duration::from_secs(60), "carol"));
     check(
@@ -153,7 +153,7 @@ fn a_callback_that_returns_an_expired_token_is_told_so() {
 }
 
 #[test]
-fn a_callback_that_returns_what_is_no_token_is_told_so() {
+fn a_callback_that_returns_an_invalid_token_is_named() {
     let Some(cluster) = shared() else { return };
     for value in [String::new(), format!("{}\n\u{1}", secret("token")), format!("{}\0", secret("token"))] {
         let soon = SystemTime::now() + Duration::from_secs(60);
@@ -218,7 +218,7 @@ fn a_file_that_is_absent_or_is_not_what_it_should_be_is_named() {
 }
 
 #[test]
-fn what_is_said_twice_is_named() {
+fn a_setting_that_is_made_twice_is_named() {
     let Some(cluster) = shared() else { return };
     let both = || cluster.with(Sasl::plain(USER, password()));
     for property in [
@@ -244,7 +244,7 @@ fn a_callback_is_the_only_way_to_tokens() {
 }
 
 #[test]
-fn a_password_for_all_to_read_is_warned_of() {
+fn a_password_without_encryption_is_warned_about() {
     events::begin();
     let kafka = Kafka::new("kafka.invalid:9092").connect_within(Duration::from_millis(200));
     let kafka = kafka.sasl(Sasl::plain(USER, password()));

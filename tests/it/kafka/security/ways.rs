@@ -39,41 +39,41 @@ fn check(cluster: &Cluster, kafka: &Kafka) {
 }
 
 #[test]
-fn tls_by_a_file_of_authorities() {
+fn tls_with_a_file_of_authorities() {
     let Some(cluster) = shared() else { return };
     check(cluster, &Kafka::new(cluster.tls()).tls(cluster.trust()));
 }
 
 #[test]
-fn tls_by_a_text_of_authorities() {
+fn tls_with_a_text_of_authorities() {
     let Some(cluster) = shared() else { return };
     let authorities = std::fs::read_to_string(cluster.file("ca.pem")).unwrap();
     check(cluster, &Kafka::new(cluster.tls()).tls(Tls::new().ca_pem(authorities)));
 }
 
 #[test]
-fn tls_by_another_host_name_when_any_will_do() {
+fn tls_with_another_host_name_when_any_is_accepted() {
     let Some(cluster) = shared() else { return };
     let address = cluster.tls().replace("127.0.0.1", "localhost");
     check(cluster, &Kafka::new(address).tls(cluster.trust().any_host_name()));
 }
 
 #[test]
-fn a_certificate_of_ours() {
+fn a_client_certificate() {
     let Some(cluster) = shared() else { return };
     let tls = cluster.trust().identity_files(cluster.file("client.pem"), cluster.file("client.key"));
     check(cluster, &Kafka::new(cluster.mutual()).tls(tls));
 }
 
 #[test]
-fn a_certificate_of_ours_with_an_encrypted_key() {
+fn a_client_certificate_with_an_encrypted_key() {
     let Some(cluster) = shared() else { return };
     let tls = cluster.trust().identity_files(cluster.file("client.pem"), cluster.file("client.encrypted"));
     check(cluster, &Kafka::new(cluster.mutual()).tls(tls.key_password(secret("key"))));
 }
 
 #[test]
-fn a_certificate_of_ours_from_texts() {
+fn a_client_certificate_from_texts() {
     let Some(cluster) = shared() else { return };
     let [certificate, key] =
         ["client.pem", "client.key"].map(|name| std::fs::read_to_string(cluster.file(name)).unwrap());
