@@ -108,7 +108,7 @@ fn several_sources_share_what_one_has_alone() {
 /// Records that wait before a slow stage, behind a port or with calls, used to take up to all of
 /// the memory.
 #[test]
-fn what_waits_before_a_slow_stage_is_bounded_too() {
+fn records_that_wait_before_a_slow_stage_are_bounded_too() {
     type Pipeline = fn(Stream<'_, u64>) -> Result<()>;
     let pipelines: [(&str, Pipeline); 3] = [
         ("a fork", |numbers| {

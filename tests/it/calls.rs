@@ -43,7 +43,7 @@ fn are_answered_in_order_or_as_they_come_under_any_trigger() {
 }
 
 #[test]
-fn no_more_than_so_many_run_at_once_and_a_slow_one_holds_up_nobody_when_there_is_no_order() {
+fn are_limited_in_number_and_a_slow_one_delays_no_other_without_an_order() {
     let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (results, seen) = (collect(), Arc::clone(&most));
     let sink = results.clone();
@@ -85,7 +85,7 @@ fn late_ones_are_values() {
 }
 
 #[test]
-fn that_panic_end_the_run_with_the_operators_name_and_hang_nobody() {
+fn that_panic_end_the_run_with_the_operators_name() {
     let job = Job::new("panics", |flow| {
         let call = |n: u64| async move {
             assert!(n != 777, "no sevens");
@@ -174,7 +174,7 @@ impl Gate {
 /// All futures and their time limits used to share one thread, so a future that blocked it held up
 /// all others for as long.
 #[test]
-fn one_that_blocks_its_thread_holds_up_neither_others_nor_its_own_time_limit() {
+fn one_that_blocks_its_thread_delays_neither_others_nor_its_own_time_limit() {
     let (gate, results) = (Gate::default(), collect());
     let (blocks, sink) = (gate.clone(), results.clone());
     let job = Job::new("one blocks", move |flow| {

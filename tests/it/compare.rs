@@ -75,7 +75,7 @@ fn results_that_differ_are_found() {
 }
 
 #[test]
-fn a_record_more_or_less_is_found_where_sinks_say_nothing() {
+fn a_record_more_or_less_is_found_by_counts_alone() {
     let asked = Arc::new(AtomicU64::new(0));
     let job = |asked: Option<Arc<AtomicU64>>| {
         Job::new("counts", move |flow| {

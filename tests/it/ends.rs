@@ -57,7 +57,7 @@ fn stop_under_micro_batch_releases_nothing_more() {
 }
 
 #[test]
-fn stop_releases_what_nobody_can_read_again() {
+fn stop_releases_records_that_cannot_be_read_again() {
     let (orders, source) = channel::<u64>(100);
     let (results, clock) = (collect(), Clock::simulated());
     let sink = results.clone();
@@ -139,7 +139,7 @@ fn a_running_job_is_a_future() {
 }
 
 #[test]
-fn a_channel_wakes_whoever_awaits() {
+fn a_channel_wakes_the_tasks_that_await_it() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
     let (orders, source) = channel::<u64>(2);
     let running = Job::new("await", move |flow| flow.source(&source)?.sink(millstream::discard())).start().unwrap();

@@ -149,7 +149,7 @@ fn a_sink_that_failed_is_opened_again() {
 }
 
 #[test]
-fn a_record_that_panics_every_time_is_no_endless_loop() {
+fn a_record_that_panics_every_time_ends_the_job() {
     let runs = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&runs);
     let job = Job::new("poison", move |flow| {
@@ -190,7 +190,7 @@ fn skipped_errors_show_in_the_report() {
 }
 
 #[test]
-fn a_worker_that_does_not_come_back_is_a_fault() {
+fn a_worker_that_does_not_return_is_a_fault() {
     let job = Job::new("stuck", |flow| {
         let sleep = |_: &u64| std::thread::sleep(Duration::from_secs(3));
         flow.source(rows(0..1u64))?.inspect(sleep).sink(millstream::discard())

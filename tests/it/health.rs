@@ -69,7 +69,7 @@ fn a_job_that_waits_for_its_next_run_is_alive_and_not_ready() {
 }
 
 #[test]
-fn a_worker_that_does_not_come_back_is_named() {
+fn a_worker_that_does_not_return_is_named() {
     let (hangs, (numbers, source)) = (Arc::new(AtomicBool::new(true)), channel::<u64>(10));
     let still = Arc::clone(&hangs);
     let job = Job::new("hangs", move |flow| {
@@ -221,7 +221,7 @@ fn a_source_that_waits_makes_its_job_not_ready_and_after_a_while_not_alive() {
 }
 
 #[test]
-fn a_member_of_a_group_is_ready_when_it_has_been_given_its_share() {
+fn a_member_of_a_group_is_ready_when_its_partitions_are_assigned() {
     let broker = shared();
     let topic = broker.topic("share", 1);
     broker.write(&topic, [(None, "", Some("1"))]);

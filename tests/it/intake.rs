@@ -119,7 +119,7 @@ fn a_pause_keeps_records_out_and_neither_commits_nor_a_stop_wait_for_its_end() {
 }
 
 #[test]
-fn what_the_program_has_said_lasts_over_a_restart() {
+fn limits_set_by_the_program_last_over_a_restart() {
     let (script, results) = (Script::numbers(1_000, 1, 7).batches_of(8).failing_at(20), collect());
     let (log, sink) = (script.log.clone(), results.clone());
     let job = Job::new("again", move |flow| flow.source(&script)?.sink(&sink));
@@ -136,7 +136,7 @@ fn what_the_program_has_said_lasts_over_a_restart() {
 }
 
 #[test]
-fn a_limit_that_means_nothing_is_named_at_start() {
+fn an_invalid_limit_is_named_at_start() {
     #[track_caller]
     fn check(job: Job, names: &str) {
         let error = job.start().expect_err("the limit is invalid");

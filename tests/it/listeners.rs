@@ -108,7 +108,7 @@ fn that_panic_are_logged_and_the_job_goes_on() {
 }
 
 #[test]
-fn that_hang_hold_up_neither_records_nor_restarts_nor_the_stop() {
+fn that_hang_delay_neither_records_nor_restarts_nor_the_stop() {
     let (hangs, heard) = (Arc::new(AtomicBool::new(true)), Heard::default());
     let (still_hangs, other) = (Arc::clone(&hangs), heard.listener());
     let (numbers, source) = channel::<u64>(10);

@@ -54,7 +54,7 @@ fn metrics_say_what_the_report_says() {
 }
 
 #[test]
-fn every_metric_of_the_table_is_told_and_no_other() {
+fn every_metric_of_the_table_is_published_and_no_other() {
     let name = "observed table";
     shown(name);
     let broker = shared();
@@ -175,7 +175,7 @@ fn counts_go_on_over_a_restart() {
 }
 
 #[test]
-fn metrics_are_told_while_the_job_runs_and_lag_is_nobodys_when_it_has_ended() {
+fn metrics_are_published_while_the_job_runs_and_lag_is_zero_after_its_end() {
     let name = "observed lag";
     shown(name);
     let broker = shared();

@@ -51,7 +51,7 @@ const PIPELINES: &[(&str, Pipeline)] = &[
 /// After `or_skip` a receipt used to say that the run had ended: a service that answers HTTP
 /// requests by receipts told its client to retry, forever.
 #[test]
-fn what_a_stage_disposes_of_is_done() {
+fn records_that_a_stage_drops_are_done() {
     for (name, pipeline) in PIPELINES {
         for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::from_millis(1))] {
             let (numbers, source) = channel::<u64>(10);
@@ -110,7 +110,7 @@ const FAILING: &[(&str, Pipeline)] = &[
 ];
 
 #[test]
-fn what_a_fault_leaves_undone_is_not_done() {
+fn records_that_a_fault_leaves_unfinished_are_not_done() {
     for (name, pipeline) in FAILING {
         for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::from_millis(1))] {
             let (numbers, source) = channel::<u64>(10);
@@ -183,7 +183,7 @@ fn a_channel_that_a_job_reads_twice_is_refused() {
 /// The time of sending used to be dropped: under one of the triggers, the latency did not include
 /// the time in the queue before the job.
 #[test]
-fn what_waits_to_be_read_waits() {
+fn latency_includes_the_time_before_a_record_is_read() {
     for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::ZERO)] {
         let (numbers, source) = channel::<u64>(1_000);
         (0..500).for_each(|n| drop(numbers.try_send(n).unwrap()));

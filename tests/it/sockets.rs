@@ -44,7 +44,7 @@ fn come_as_they_are_written_and_the_connection_is_made_again() {
 }
 
 #[test]
-fn that_are_too_long_or_no_text_are_malformed_and_hold_up_nothing() {
+fn that_are_too_long_or_not_text_are_malformed_and_the_others_arrive() {
     let ((listener, address), results) = (listen(), collect());
     let sink = results.clone();
     thread::spawn(move || {
@@ -99,7 +99,7 @@ fn of_a_fast_sender_wait_for_a_slow_job() {
 }
 
 #[test]
-fn from_nobody_are_an_error_at_start() {
+fn of_an_address_without_a_listener_are_an_error_at_start() {
     let job = Job::new("nobody", |flow| flow.source(lines("127.0.0.1:9"))?.or_stop().sink(millstream::discard()));
     let error = job.start().expect_err("nothing listens there");
     assert_eq!(error.kind(), ErrorKind::Unreachable);
@@ -134,7 +134,7 @@ fn reset(stream: TcpStream) {
 
 /// In a bounded run a reset used to count as an ordinary end, and the half line before it was lost.
 #[test]
-fn of_a_connection_that_breaks_are_accounted_for_and_a_run_that_ends_fails() {
+fn of_a_broken_connection_are_accounted_for_and_a_bounded_run_fails() {
     for half in ["", "and a ha"] {
         let (listener, address) = listen();
         let (job, results) = telling(lines(&address));
@@ -157,7 +157,7 @@ fn of_a_connection_that_breaks_are_accounted_for_and_a_run_that_ends_fails() {
 }
 
 #[test]
-fn of_a_connection_that_breaks_are_followed_by_those_of_the_next_and_it_is_said() {
+fn of_a_broken_connection_are_followed_by_those_of_the_next_and_it_is_logged() {
     events::begin();
     let (listener, address) = listen();
     let (job, results) = telling(lines(&address));
@@ -283,7 +283,7 @@ fn may_be_as_long_in_a_socket_as_in_a_file_with_either_end() {
 /// All lines arrive at once, and their stage is slow: the last line waits for all others, but the
 /// report used to say that it had waited only for its own batch.
 #[test]
-fn that_wait_to_be_read_wait_under_every_trigger_alike() {
+fn that_wait_to_be_read_have_the_same_latency_under_every_trigger() {
     for trigger in [Trigger::Continuous, Trigger::micro_batch(Duration::ZERO)] {
         let (listener, address) = listen();
         let job = Job::new("behind", move |flow| {

@@ -170,7 +170,7 @@ fn the_results_of_a_job_whose_input_has_ended_are_handed_out() {
 
 /// A source that had reached its limit used to let a step return before another source was read.
 #[test]
-fn a_limit_of_one_source_is_none_of_another() {
+fn a_limit_of_one_source_does_not_limit_another() {
     for _ in 0..20 {
         let (((few, limited), (many, free)), results) = ((channel::<u64>(10), channel::<u64>(10)), collect());
         let sink = results.clone();

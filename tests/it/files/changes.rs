@@ -50,7 +50,7 @@ fn a_run_that_ends_takes_the_last_line_as_it_stands() {
 }
 
 #[test]
-fn what_is_deleted_while_it_is_read_is_read_to_its_end() {
+fn a_file_that_is_deleted_while_it_is_read_is_read_to_its_end() {
     let directory = Directory::new();
     directory.write("a", "one\ntwo");
     let paced = paced(&directory);
@@ -68,7 +68,7 @@ fn what_is_deleted_while_it_is_read_is_read_to_its_end() {
 }
 
 #[test]
-fn what_replaces_a_file_that_is_not_done_is_read_whole_and_it_is_said() {
+fn a_file_that_replaces_an_unfinished_one_is_read_whole_and_reported() {
     let directory = Directory::new();
     directory.write("a", "one\ntwo");
     let paced = paced(&directory);
@@ -85,7 +85,7 @@ fn what_replaces_a_file_that_is_not_done_is_read_whole_and_it_is_said() {
 }
 
 #[test]
-fn what_replaces_a_file_that_is_done_is_a_new_file() {
+fn a_file_that_replaces_a_finished_one_is_a_new_file() {
     let directory = Directory::new();
     directory.write("a", "one\ntwo\n");
     let paced = paced(&directory);
@@ -105,7 +105,7 @@ fn what_replaces_a_file_that_is_done_is_a_new_file() {
 }
 
 #[test]
-fn what_is_cut_shorter_is_said_once_and_read_again() {
+fn a_truncated_file_is_reported_once_and_read_again() {
     let directory = Directory::new();
     directory.write("a", "one\ntwo\nthree\n");
     let paced = paced(&directory);
@@ -125,7 +125,7 @@ fn what_is_cut_shorter_is_said_once_and_read_again() {
 }
 
 #[test]
-fn a_record_that_is_too_long_and_still_grows_is_said_once_and_left_out() {
+fn a_record_that_is_too_long_and_still_grows_is_reported_once_and_skipped() {
     let directory = Directory::new();
     let source = directory.source().settled_after(SETTLED_AFTER).record_max(ByteSize(10));
     directory.write("a", "one\nmuch too long");
@@ -154,7 +154,7 @@ fn a_record_that_is_too_long_and_still_grows_is_said_once_and_left_out() {
 }
 
 #[test]
-fn what_is_moved_away_and_back_is_read_on_where_it_was() {
+fn a_file_that_is_moved_away_and_back_is_read_on_where_it_was() {
     let directory = Directory::new();
     directory.write("a", "one\n");
     let paced = paced(&directory);
@@ -220,7 +220,7 @@ fn a_log_that_is_rotated_is_read_for_as_long_as_it_is_written() {
 
 /// Its inode is the same, and it is not shorter.
 #[test]
-fn a_file_that_is_written_anew_in_place_is_read_again() {
+fn a_file_that_is_overwritten_in_place_is_read_again() {
     for text in ["uno\ndos\n", "uno\ndos\ntres\n"] {
         let directory = Directory::new();
         let overwrite = |text: &str| {

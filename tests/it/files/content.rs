@@ -41,7 +41,7 @@ fn lines(count: usize) -> String {
 /// behind the hole had 9,900 zeros before it, and behind a hole of 3 MiB, which is longer than a
 /// record may be, it was lost.
 #[test]
-fn the_lines_around_a_hole_come_whole_whatever_its_length() {
+fn the_lines_around_a_hole_of_any_length_are_whole() {
     for hole in [1, 2, 63, 64, 100, 9_900, 64 << 10, 3 << 20] {
         for most in [100, 1 << 20] {
             let zeros = "\0".repeat(hole);
@@ -69,7 +69,7 @@ fn the_lines_around_a_hole_come_whole_whatever_its_length() {
 /// as long.
 #[test]
 #[cfg(target_os = "linux")]
-fn a_hole_that_no_disk_could_hold_is_passed_over() {
+fn a_hole_that_is_larger_than_a_disk_is_skipped() {
     const HOLE: u64 = 1 << 38;
     let directory = Directory::new();
     let mut log = fs::File::create(directory.at("log")).unwrap();
@@ -112,7 +112,7 @@ fn a_hole_within_a_line_ends_it() {
 }
 
 #[test]
-fn a_log_that_is_cut_under_its_writer_goes_on_behind_the_hole_and_it_is_said() {
+fn a_log_that_is_truncated_under_its_writer_is_read_on_after_the_hole_and_it_is_logged() {
     events::begin();
     for first in [4, 9_900, 3 << 20] {
         let directory = Directory::new();
@@ -137,7 +137,7 @@ fn a_log_that_is_cut_under_its_writer_goes_on_behind_the_hole_and_it_is_said() {
 /// `app-1.log.gz` was read as text: 51 malformed rows, none of which mentioned gzip, and the file
 /// was deleted unread.
 #[test]
-fn what_is_compressed_is_unpacked_by_its_magic_and_not_its_name() {
+fn compressed_files_are_recognized_by_content_and_not_by_name() {
     let directory = Directory::new();
     directory.write("a.gz", gzip("one\ntwo\n"));
     directory.write("b.txt", gzip("one\ntwo"));
@@ -158,7 +158,7 @@ fn what_is_compressed_is_unpacked_by_its_magic_and_not_its_name() {
 }
 
 #[test]
-fn what_is_large_and_compressed_is_unpacked_by_every_trigger() {
+fn large_compressed_files_are_decompressed_under_every_trigger() {
     let text = lines(20_000);
     let directory = Directory::new();
     directory.write("a.gz", gzip(&text));
@@ -231,7 +231,7 @@ fn a_restart_goes_on_within_a_compressed_file() {
 /// A file that was read to its end is not read again by the next run, and what is appended to it
 /// then is read.
 #[test]
-fn a_restart_behind_a_compressed_file_reads_what_is_added_to_it() {
+fn a_restart_after_a_compressed_file_reads_what_is_appended_to_it() {
     let directory = Directory::new();
     // One is longer decompressed than compressed, the other shorter.
     directory.write("long", gzip(&"the same line\n".repeat(1_000)));
@@ -266,7 +266,7 @@ fn a_restart_behind_a_compressed_file_reads_what_is_added_to_it() {
 }
 
 #[test]
-fn a_compressed_file_that_still_comes_is_waited_for() {
+fn a_compressed_file_that_is_not_complete_is_waited_for() {
     let directory = Directory::new();
     let text = lines(20_000);
     let packed = gzip(&text);
@@ -295,7 +295,7 @@ fn a_compressed_file_that_still_comes_is_waited_for() {
 }
 
 #[test]
-fn a_compressed_file_that_is_cut_short_or_damaged_is_said_once_and_stays() {
+fn a_truncated_or_damaged_compressed_file_is_reported_once_and_stays() {
     let text = lines(20_000);
     let damaged = |mut packed: Vec<u8>| {
         let at = packed.len() - 6;
@@ -350,7 +350,7 @@ fn a_compressed_file_that_is_cut_short_or_damaged_is_said_once_and_stays() {
 /// The file breaks in the middle of a line, whose beginning is in the malformed record: nothing
 /// that was read is lost.
 #[test]
-fn the_record_in_which_a_compressed_file_breaks_is_in_what_is_said() {
+fn the_record_in_which_a_compressed_file_breaks_is_reported() {
     let directory = Directory::new();
     // Stored without compression, so that each byte that is there can be read.
     let mut encoder = GzEncoder::new(Vec::new(), Compression::none());
@@ -372,7 +372,7 @@ fn the_record_in_which_a_compressed_file_breaks_is_in_what_is_said() {
 }
 
 #[test]
-fn what_is_not_text_is_said_once_and_never_deleted_unread() {
+fn a_file_that_is_not_text_is_reported_once_and_never_deleted() {
     let utf_16 = |text: &str, bytes: fn(u16) -> [u8; 2]| text.encode_utf16().flat_map(bytes).collect::<Vec<u8>>();
     let mut tar = [b"name.txt".as_slice(), &[0; 249], b"ustar\x0000", &[0; 247], b"some text\n"].concat();
     tar.resize(2_048, 0);
@@ -424,7 +424,7 @@ fn what_is_not_text_is_said_once_and_never_deleted_unread() {
 }
 
 #[test]
-fn raw_files_are_the_bytes_they_have() {
+fn raw_files_are_read_as_they_are() {
     let directory = Directory::new();
     let packed = gzip("one\n");
     directory.write("a.gz", &packed);

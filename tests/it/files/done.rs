@@ -65,7 +65,7 @@ fn nothing_is_deleted_before_it_is_acknowledged() {
 
 /// A run that fails before a file is acknowledged leaves it, and the files before it are gone.
 #[test]
-fn what_a_failed_run_has_not_finished_stays() {
+fn a_failed_run_leaves_the_files_that_it_has_not_finished() {
     let directory = Directory::new();
     directory.write("a", "1\n");
     directory.write("b", "2\nx\n");
@@ -99,7 +99,7 @@ fn a_file_that_may_still_grow_stays_until_it_has_settled() {
 }
 
 #[test]
-fn what_cannot_be_moved_stays_and_the_job_goes_on() {
+fn a_file_that_cannot_be_moved_stays_and_the_job_goes_on() {
     let (directory, elsewhere) = (Directory::new(), Directory::new());
     let target = elsewhere.at("target");
     directory.write("a", "one\n");
@@ -123,7 +123,7 @@ fn what_cannot_be_moved_stays_and_the_job_goes_on() {
 /// Two processes looked for a free name at the same moment, found the same one, and one file was
 /// moved over the other. Two threads are as close as a test in one process gets to that.
 #[test]
-fn two_that_archive_into_one_directory_lose_nothing() {
+fn two_jobs_that_archive_into_one_directory_lose_nothing() {
     let target = Directory::new();
     let sources = [Directory::new(), Directory::new()];
     for (index, directory) in sources.iter().enumerate() {
@@ -145,7 +145,7 @@ fn two_that_archive_into_one_directory_lose_nothing() {
 /// A stray quote made the rest of a CSV file one record: 1 MiB of it was kept, 2 MiB were lost, and
 /// the file was deleted.
 #[test]
-fn a_file_of_which_something_was_cut_stays_unless_it_is_asked_for() {
+fn a_file_with_a_record_that_was_cut_stays_by_default() {
     events::begin();
     let rows: String = (0..300_000).map(|row| format!("{row},text\n")).collect();
     for (when_cut, remains) in [(None, true), (Some(WhenDone::Keep), true), (Some(WhenDone::Delete), false)] {

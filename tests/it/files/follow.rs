@@ -141,7 +141,7 @@ fn reads_in_the_order_of_time_or_name_with_one_worker() {
 }
 
 #[test]
-fn reads_what_matches() {
+fn reads_files_that_match() {
     let directory = Directory::new();
     for name in ["a.json", "b.csv", "c.json.tmp", "d.txt", ".e.json"] {
         directory.write(name, "x\n");
@@ -155,7 +155,7 @@ fn reads_what_matches() {
 
 /// A file that keeps growing does not keep the others waiting.
 #[test]
-fn a_file_that_grows_all_the_time_holds_up_no_other() {
+fn a_file_that_grows_all_the_time_does_not_delay_others() {
     let directory = Directory::new();
     let (job, results) = telling(directory.source());
     directory.write("a", "begin\n");
@@ -278,7 +278,7 @@ fn thousands_of_files_come_and_go() {
 /// All lines arrive at once, and their stage is slow: the last line waits for all others, but the
 /// report said that it had waited only for its own batch.
 #[test]
-fn what_waits_to_be_read_waits_under_every_trigger_alike() {
+fn lines_that_wait_to_be_read_have_the_same_latency_under_every_trigger() {
     for trigger in EVERY {
         let directory = Directory::new();
         directory.write("a", "x\n".repeat(500));

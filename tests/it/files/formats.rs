@@ -82,7 +82,7 @@ fn csv_may_have_no_header_and_another_delimiter() {
 }
 
 #[test]
-fn a_format_of_ones_own_gets_lines() {
+fn a_custom_format_gets_lines() {
     let directory = Directory::new();
     directory.write("a", b"\xff\xfd\n\nb");
     let (good, bad) = results!(directory.source().format(format::Bytes));
@@ -96,7 +96,7 @@ fn a_format_of_ones_own_gets_lines() {
 /// The mark was removed before the format saw it, even where bytes were asked for, and only at the
 /// beginning of a file: concatenated files have one in the middle.
 #[test]
-fn a_byte_order_mark_is_no_part_of_a_text_and_a_part_of_bytes() {
+fn a_byte_order_mark_is_part_of_bytes_and_not_of_text() {
     let directory = Directory::new();
     directory.write("a", "\u{feff}1\n\u{feff}2\n\u{feff}\n");
     let (text, bad) = results!(directory.source().lines());
@@ -108,7 +108,7 @@ fn a_byte_order_mark_is_no_part_of_a_text_and_a_part_of_bytes() {
 }
 
 #[test]
-fn values_count_as_what_they_hold_or_as_it_is_said() {
+fn values_are_charged_by_their_content_or_by_the_given_size() {
     let directory = Directory::new();
     directory.write("a", "{\"a\":{}}\n{\"b\":1}\n");
     let held = |said: Option<fn(&serde_json::Value) -> ByteSize>| {
@@ -126,7 +126,7 @@ fn values_count_as_what_they_hold_or_as_it_is_said() {
 }
 
 #[test]
-fn of_a_record_that_is_too_long_the_beginning_is_kept_once() {
+fn the_beginning_of_a_record_that_is_too_long_is_kept_once() {
     let directory = Directory::new();
     let (short, long) = ("s".repeat(1_000), "l".repeat(1_001));
     let longest = "m".repeat(5_000_000);

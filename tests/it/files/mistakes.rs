@@ -23,7 +23,7 @@ fn refused(source: Files, kind: ErrorKind, says: &str) {
 }
 
 #[test]
-fn what_is_wrong_at_start_is_an_error() {
+fn mistakes_at_start_are_errors() {
     let directory = Directory::new();
     directory.write("file", "");
     refused(files(directory.at("nowhere")), ErrorKind::NotFound, "nowhere");
@@ -39,7 +39,7 @@ fn what_is_wrong_at_start_is_an_error() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_said_once_and_tried_again() {
+fn a_file_that_cannot_be_read_is_reported_once_and_tried_again() {
     let directory = Directory::new();
     symlink(directory.at(".later"), directory.at("link")).unwrap();
     drop(UnixListener::bind(directory.at("socket")).unwrap());
@@ -61,7 +61,7 @@ fn a_file_that_cannot_be_read_is_said_once_and_tried_again() {
 /// Root may read everything, so the job runs as another user: a thread belongs to the user of the
 /// thread that started it.
 #[test]
-fn a_file_without_permission_is_read_when_it_is_given() {
+fn a_file_without_permission_is_read_once_permission_is_given() {
     let directory = Directory::new();
     let allow = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     allow(&directory.path, 0o755);
@@ -89,7 +89,7 @@ fn a_file_without_permission_is_read_when_it_is_given() {
 }
 
 #[test]
-fn a_run_that_ends_says_what_it_could_not_read() {
+fn a_bounded_run_reports_what_it_could_not_read() {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
 
@@ -135,7 +135,7 @@ fn a_link_that_leads_out_of_the_directory_is_not_followed() {
 /// A pipe took the place of a file between the look and its turn: opening it waited for a writer
 /// for ever.
 #[test]
-fn a_pipe_in_the_place_of_a_file_holds_up_nothing() {
+fn a_pipe_in_the_place_of_a_file_does_not_block_the_job() {
     let directory = Directory::new();
     directory.write("a", "x\n".repeat(200_000));
     directory.write("b", "replaced\n");

@@ -25,7 +25,7 @@ const TEMPORARY: [&str; 10] = [
 /// A file under its uploader's temporary name was read while it was uploaded, and read again under
 /// its final name.
 #[test]
-fn what_is_still_uploaded_is_read_once_and_under_its_own_name() {
+fn a_file_is_read_once_and_under_its_final_name_after_its_upload() {
     for temporary in TEMPORARY {
         let directory = Directory::new();
         directory.write(temporary, "one\ntw");
@@ -45,7 +45,7 @@ fn what_is_still_uploaded_is_read_once_and_under_its_own_name() {
 /// With `include_temporary` a file is read while it is uploaded, and not again when it gets its
 /// final name, also across a restart.
 #[test]
-fn what_is_read_under_a_temporary_name_is_not_read_again_under_its_own() {
+fn a_file_that_is_read_under_a_temporary_name_is_not_read_again_under_its_final_name() {
     for temporary in TEMPORARY {
         let directory = Directory::new();
         directory.write(temporary, "one\ntw");
@@ -84,7 +84,7 @@ fn what_is_read_under_a_temporary_name_is_not_read_again_under_its_own() {
 }
 
 #[test]
-fn names_with_numbers_may_be_read_in_the_order_of_these() {
+fn names_may_be_ordered_by_their_numbers() {
     let directory = Directory::new();
     // The second number is longer than any integer, and its leading zeros do not count.
     let names = ["log-2", "log-00000000000000000000000000003", "log-10", "log-10a", "log-100", "logs-1", "log-9"];
@@ -99,7 +99,7 @@ fn names_with_numbers_may_be_read_in_the_order_of_these() {
 }
 
 #[test]
-fn directories_within_are_entered_when_the_glob_says_so() {
+fn subdirectories_are_entered_when_the_glob_says_so() {
     let directory = Directory::new();
     for (within, name) in
         [("", "a.csv"), ("x", "b.csv"), ("x", "b.txt"), ("x/y", "c.csv"), (".h", "d.csv"), ("_temporary/0", "e.csv")]
@@ -125,7 +125,7 @@ fn directories_within_are_entered_when_the_glob_says_so() {
 }
 
 #[test]
-fn files_within_directories_are_followed_ordered_and_done() {
+fn files_in_subdirectories_are_followed_ordered_and_finished() {
     let (directory, elsewhere) = (Directory::new(), Directory::new());
     for day in ["2", "10"] {
         fs::create_dir(directory.at(day)).unwrap();
@@ -154,7 +154,7 @@ fn files_within_directories_are_followed_ordered_and_done() {
 /// The target for done files may be inside a directory that is read at any depth: the files in it
 /// are not read again.
 #[test]
-fn what_was_moved_within_is_not_read_again() {
+fn files_that_are_moved_into_a_subdirectory_are_not_read_again() {
     let directory = Directory::new();
     directory.write("a", "one\n");
     let when_done = millstream_connectors::WhenDone::MoveTo(directory.at("done"));

@@ -11,7 +11,7 @@ use crate::support::script::Script;
 use crate::support::valve::Valve;
 
 #[test]
-fn a_taken_partition_is_committed_before_it_is_given_back() {
+fn a_revoked_partition_is_committed_before_it_is_unassigned() {
     let (script, valve, clock) =
         (Script::numbers(4_000, 4, 2).batches_of(16).endless(), Valve::shut(), Clock::simulated());
     let (log, sink) = (script.log.clone(), valve.clone());
@@ -33,7 +33,7 @@ fn a_taken_partition_is_committed_before_it_is_given_back() {
 }
 
 #[test]
-fn a_partition_that_cannot_be_drained_is_given_back_in_time() {
+fn a_partition_that_cannot_be_drained_is_unassigned_at_the_deadline() {
     let (script, valve) = (Script::numbers(4_000, 4, 2).endless(), Valve::shut());
     let (log, sink) = (script.log.clone(), valve.clone());
     let job = Job::new("not drained", move |flow| flow.source(&script)?.sink(&sink));
@@ -69,7 +69,7 @@ fn a_lost_partition_is_not_committed() {
 /// A checkpoint that includes a partition is gathered and waits for the commit before it. When the
 /// partition is lost meanwhile, its offset is left out of the commit.
 #[test]
-fn what_was_gathered_of_a_lost_partition_is_not_committed() {
+fn offsets_gathered_of_a_lost_partition_are_not_committed() {
     let (script, valve, clock) =
         (Script::numbers(40_000, 4, 2).batches_of(4).endless(), Valve::shut(), Clock::simulated());
     let (log, sink) = (script.log.clone(), valve.clone());
@@ -104,7 +104,7 @@ fn what_was_gathered_of_a_lost_partition_is_not_committed() {
 }
 
 #[test]
-fn a_taken_partition_waits_for_no_tick() {
+fn a_revoked_partition_does_not_wait_for_a_tick() {
     let (script, valve, clock) = (Script::numbers(400, 4, 2).endless(), Valve::shut(), Clock::simulated());
     valve.open();
     let (log, sink) = (script.log.clone(), valve.clone());
@@ -118,7 +118,7 @@ fn a_taken_partition_waits_for_no_tick() {
 }
 
 #[test]
-fn a_partition_of_a_reader_that_has_ended_is_given_back_at_once() {
+fn a_partition_of_a_reader_that_has_ended_is_unassigned_at_once() {
     let ((orders, endless), script, valve) = (channel::<u64>(1), Script::numbers(400, 2, 2), Valve::shut());
     valve.open();
     let (log, sink) = (script.log.clone(), valve.clone());
