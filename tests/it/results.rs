@@ -85,6 +85,41 @@ fn keep_the_order_of_their_partition() {
     }
 }
 
+/// The values of each partition of each stream are in order: a copy of a fork, a side of a branch,
+/// and each of the streams that a union joins.
+#[test]
+fn keep_the_order_of_their_partition_over_forks_branches_and_unions() {
+    const OTHER: u64 = 1 << 32;
+    let mut random = fastrand::Rng::with_seed(seed());
+    for trigger in TRIGGERS {
+        for workers in 1..=3 {
+            let left = Script::numbers(4_000, 4, random.u64(..)).batches_of(50);
+            let right = Script::numbers(2_000, 4, random.u64(..)).batches_of(20);
+            let (clock, [copies, joined]) = (Clock::simulated(), [(); 2].map(|()| collect()));
+            let sinks = [copies.clone(), joined.clone()];
+            let job = Job::new("order", move |flow| {
+                let both = flow.source(&left)?.union(flow.source(&right)?.map(|n| n + OTHER));
+                both.clone().sink(&sinks[0])?;
+                let (even, odd) = both.branch(|n| n / 4 % 2 == 0);
+                even.map(|n| n).union(odd.filter(|_| true)).sink(&sinks[1])
+            });
+            let running = job.workers(workers).trigger(trigger).clock(clock.clone()).start().unwrap();
+            run_to_end(running, &clock, Duration::from_millis(1)).unwrap();
+            let in_order = |values: &[u64], is_own: &dyn Fn(u64) -> bool| {
+                for (source, partition) in (0..2).flat_map(|source| (0..4).map(move |partition| (source, partition))) {
+                    let own = values.iter().filter(|n| **n / OTHER == source && **n % 4 == partition && is_own(**n));
+                    assert!(own.is_sorted(), "{source}, {partition}, {trigger:?}, {workers} workers");
+                }
+            };
+            let (copies, joined) = (copies.values(), joined.values());
+            assert_eq!((copies.len(), joined.len()), (6_000, 6_000));
+            in_order(&copies, &|_| true);
+            in_order(&joined, &|n| n / 4 % 2 == 0);
+            in_order(&joined, &|n| n / 4 % 2 == 1);
+        }
+    }
+}
+
 #[test]
 fn carry_event_times_through_stages() {
     let results = collect();
@@ -94,16 +129,20 @@ fn carry_event_times_through_stages() {
         flow.source(timed)?
             .filter(|n| n % 2 == 0)
             .map_batches(|batch| {
-                let time = batch.front_time();
-                batch.map(move |n| (n, time))
+                let mut batch = batch;
+                std::iter::from_fn(move || {
+                    let time = batch.front_time();
+                    batch.next().map(|n| (n, time))
+                })
             })
             .sink(&sink)
     })
     .run()
     .unwrap();
-    let values = results.values();
-    assert_eq!(values.len(), 50);
-    assert_eq!(values[0], (0, Some(EventTime(0))));
+    let mut values = results.values();
+    values.sort_unstable();
+    let expected: Vec<_> = (0..100).step_by(2).map(|n| (n, Some(EventTime(n as i64 * 10)))).collect();
+    assert_eq!(values, expected);
 }
 
 #[test]

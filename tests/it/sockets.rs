@@ -3,9 +3,9 @@
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use millstream::{ByteSize, Clock, Collected, ErrorKind, Job, Malformed, Trigger, collect, discard};
+use millstream::{ByteSize, Clock, Collected, ErrorKind, Job, Malformed, Restart, Trigger, collect, discard};
 use millstream_connectors::{Lines, files, lines};
 use socket2::SockRef;
 
@@ -32,14 +32,12 @@ fn come_as_they_are_written_and_the_connection_is_made_again() {
         last
     });
     let job = Job::new("lines", move |flow| flow.source(lines(&address))?.or_stop().sink(&sink));
-    let running = job.workers(2).start().unwrap();
+    let mut running = job.workers(2).start().unwrap();
     let values: Vec<String> = results.wait_for(5, PATIENCE).expect("all lines arrive");
     // A byte order mark is not part of the text here either.
     assert_eq!(values, ["one", "two", "thr", "ee", "vier ä"], "a close ends an unfinished line");
-    running.stop();
-    let asked = Instant::now();
-    running.wait().unwrap();
-    assert!(asked.elapsed() < Duration::from_secs(2), "a silent connection does not delay the stop");
+    running.stop_within(PATIENCE * 10);
+    running.wait_for(PATIENCE).expect("the stop does not wait for a silent connection").unwrap();
     drop(other_side.join());
 }
 
@@ -100,7 +98,7 @@ fn of_a_fast_sender_wait_for_a_slow_job() {
 
 #[test]
 fn of_an_address_without_a_listener_are_an_error_at_start() {
-    let job = Job::new("nobody", |flow| flow.source(lines("127.0.0.1:9"))?.or_stop().sink(millstream::discard()));
+    let job = Job::new("no listener", |flow| flow.source(lines("127.0.0.1:9"))?.or_stop().sink(millstream::discard()));
     let error = job.start().expect_err("nothing listens there");
     assert_eq!(error.kind(), ErrorKind::Unreachable);
     assert!(error.to_string().contains("127.0.0.1:9"), "{error}");
@@ -299,4 +297,46 @@ fn that_wait_to_be_read_have_the_same_latency_under_every_trigger() {
         // 500 records of 2 ms each: the median record waits for half a second.
         assert!(report.sinks[0].latency.p50 > Duration::from_millis(300), "{trigger:?}: {report}");
     }
+}
+
+/// A socket cannot be read again, so lines that were read and wait for a tick are the last batch.
+#[test]
+fn that_were_read_before_a_stop_are_not_lost() {
+    let (listener, address) = listen();
+    let (job, results) = telling(lines(&address));
+    let job = job.trigger(Trigger::micro_batch(Duration::from_secs(3_600))).clock(Clock::simulated());
+    let running = job.start().unwrap();
+    let mut stream = listener.accept().unwrap().0;
+    let text: String = (0..100).map(|line| format!("{line}\n")).collect();
+    stream.write_all(text.as_bytes()).unwrap();
+    // A job that ends its connection has read everything that the other side sent before its end.
+    drop(stream);
+    let next = listener.accept().unwrap().0;
+    running.stop();
+    running.wait().unwrap();
+    assert_eq!(results.values(), (0..100).map(|line| line.to_string()).collect::<Vec<_>>());
+    drop(next);
+}
+
+#[test]
+fn come_by_a_new_connection_after_a_restart() {
+    let ((listener, address), results) = (listen(), collect::<String>());
+    let sink = results.clone();
+    let job = Job::new("restarts", move |flow| {
+        let fall = |line: &String| assert_ne!(line, "fall");
+        flow.source(lines(&address))?.or_stop().inspect(fall).sink(&sink)
+    });
+    let restart = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
+    let running = job.restart(restart).start().unwrap();
+    let mut first = listener.accept().unwrap().0;
+    first.write_all(b"one\n").unwrap();
+    results.wait_for(1, PATIENCE).expect("the first line arrives");
+    first.write_all(b"fall\n").unwrap();
+    let mut second = listener.accept().unwrap().0;
+    second.write_all(b"two\n").unwrap();
+    results.wait_for(2, PATIENCE).expect("the line of the second run arrives");
+    assert_eq!(results.values(), ["one", "two"]);
+    assert_eq!(running.report().restarts, 1);
+    running.stop();
+    running.wait().unwrap();
 }

@@ -68,14 +68,16 @@ fn nothing_is_deleted_before_it_is_acknowledged() {
 fn a_failed_run_leaves_the_files_that_it_has_not_finished() {
     let directory = Directory::new();
     directory.write("a", "1\n");
-    directory.write("b", "2\nx\n");
     let source = directory.source().when_done(WhenDone::Delete).settled_after(Duration::from_millis(1));
     let job = Job::new("failed", move |flow| {
         let numbers = flow.source(source.clone().json::<u64>())?.or_stop();
         numbers.sink(millstream::discard())
     });
-    job.run().expect_err("a record is malformed");
-    assert!(directory.names().contains(&"b".to_owned()));
+    let running = job.checkpoint_every(Duration::from_millis(1)).start().unwrap();
+    eventually("the first file is deleted", || directory.names().is_empty());
+    directory.move_in("b", "2\nx\n");
+    running.wait().expect_err("a record is malformed");
+    assert_eq!(directory.names(), ["b"]);
 }
 
 #[test]

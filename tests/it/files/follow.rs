@@ -11,8 +11,8 @@ use fastrand::Rng;
 use millstream::{ByteSize, Job, Restart, Trigger, collect};
 use millstream_connectors::{FileOrder, WhenDone, files};
 
-use super::{Directory, append, telling, told_by, wait_for};
-use crate::support::{eventually, seed};
+use super::{Directory, Paced, append, paced, telling, told_by, wait_for};
+use crate::support::{events, eventually, seed};
 
 const EVERY: [Trigger; 2] = [Trigger::Continuous, Trigger::MicroBatch { interval: Duration::from_millis(5) }];
 
@@ -272,6 +272,69 @@ fn thousands_of_files_come_and_go() {
         expected.extend((0..50).map(|file| format!("{file}@0 again")));
         expected.sort_unstable();
         assert_eq!(told, expected);
+    }
+}
+
+/// Files that are gone may come back within ten minutes. When many are gone for longer, the engine
+/// forgets their positions, as if they were partitions that are revoked.
+#[test]
+fn files_that_are_gone_for_ten_minutes_are_forgotten() {
+    events::begin();
+    let directory = Directory::new();
+    let source = directory.source().when_done(WhenDone::Delete).settled_after(Duration::from_millis(50));
+    let paced = Paced::start(source);
+    for file in 0..1_100 {
+        directory.move_in(&format!("{file}"), format!("{file}\n"));
+    }
+    let all_are_done = || {
+        paced.look();
+        directory.names().is_empty()
+    };
+    eventually("all are done", all_are_done);
+    let path = directory.path.display().to_string();
+    let are_forgotten = || events::was_logged(&["partitions revoked", &path, "lost=false"]);
+    paced.clock.advance(Duration::from_secs(500));
+    paced.look_around(&directory);
+    assert!(!are_forgotten(), "they may come back");
+    paced.clock.advance(Duration::from_secs(101));
+    eventually("they are forgotten", || {
+        paced.look();
+        are_forgotten()
+    });
+    directory.move_in("7", "again\n");
+    paced.look_until_told(1_101);
+    eventually("it is done again", all_are_done);
+    assert_eq!(paced.told().split_off(1_100), ["7@0 again"]);
+}
+
+#[test]
+fn files_that_are_gone_are_read_to_their_end_while_they_are_held_open() {
+    const FILES: usize = 200;
+    for is_settled in [false, true] {
+        let directory = Directory::new();
+        let text = if is_settled { "one\n" } else { "one\ntw" };
+        (0..FILES).for_each(|file| directory.write(&format!("{file:03}"), text));
+        let paced = paced(&directory);
+        paced.look_until(FILES);
+        if is_settled {
+            paced.settle();
+        }
+        paced.look_around(&directory);
+        for file in 0..FILES {
+            directory.append(&format!("{file:03}"), if is_settled { "two\n" } else { "o\n" });
+            fs::remove_file(directory.at(&format!("{file:03}"))).unwrap();
+        }
+        paced.look_around(&directory);
+        paced.settle();
+        paced.look_around(&directory);
+        let told = paced.told().split_off(FILES);
+        let (cut, whole): (Vec<&String>, Vec<&String>) = told.iter().partition(|told| told.contains("@4!"));
+        assert!(whole.iter().all(|told| told.ends_with("@4 two")), "{whole:?}");
+        // At most half of them may be settled files; those of `look_around` are held open too. What
+        // was appended to a file that was read to its end, and is not held, is not seen.
+        let (held, reported) = if is_settled { (58..=64, 0) } else { (128..=128, FILES - 128) };
+        assert!(held.contains(&whole.len()), "{} files were held open", whole.len());
+        assert_eq!(cut.len(), reported, "{cut:?}");
     }
 }
 
