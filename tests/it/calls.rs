@@ -3,13 +3,14 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Barrier, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use millstream::{Calls, Error, ErrorKind, Job, Restart, Trigger, collect, discard, rows};
+use millstream::{Calls, Clock, Error, ErrorKind, Job, Restart, Trigger, collect, discard, rows};
 
+use crate::support::probe::Probe;
 use crate::support::script::Script;
 use crate::support::valve::Valve;
-use crate::support::{events, eventually, seed};
+use crate::support::{PATIENCE, events, eventually, seed};
 
 const MILLI: Duration = Duration::from_millis(1);
 
@@ -94,9 +95,8 @@ fn that_panic_end_the_run_with_the_operators_name() {
         let calls = flow.source(Script::numbers(1_000, 4, 1).endless())?.map_async(Calls::ordered(4), call);
         calls.named("prices").or_stop().sink(discard())
     });
-    let begun = Instant::now();
-    let error = job.workers(4).run().expect_err("the call panics");
-    assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
+    let mut running = job.workers(4).start().unwrap();
+    let error = running.wait_for(PATIENCE).expect("the job does not hang").expect_err("the call panics");
     assert_eq!(error.kind(), ErrorKind::Panic);
     assert!(error.to_string().contains("prices") && error.to_string().contains("no sevens"), "{error}");
 }
@@ -105,7 +105,8 @@ fn that_panic_end_the_run_with_the_operators_name() {
 fn under_way_hold_back_offsets_and_a_stop_waits_for_them() {
     let (script, valve) = (Script::numbers(10, 1, 1).endless(), Valve::shut());
     valve.open();
-    let (log, sink) = (script.log.clone(), valve.clone());
+    let (log, sink, probe, clock) = (script.log.clone(), valve.clone(), Probe::default(), Clock::simulated());
+    let beside = probe.clone();
     let (gate, at_gate) = (Arc::new(tokio::sync::Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
     let (open, waiting) = (Arc::clone(&gate), Arc::clone(&at_gate));
     let job = Job::new("gate", move |flow| {
@@ -118,16 +119,21 @@ fn under_way_hold_back_offsets_and_a_stop_waits_for_them() {
             }
         };
         let answers = flow.source(&script)?.map_async(Calls::ordered(100), call).or_stop();
-        answers.map(|answer| answer.unwrap_or(u64::MAX)).sink(&sink)
+        answers.map(|answer| answer.unwrap_or(u64::MAX)).sink(&sink)?;
+        beside.beside(flow)
     });
-    let running = job.checkpoint_every(MILLI).start().unwrap();
+    let running = job.checkpoint_every(MILLI).clock(clock.clone()).start().unwrap();
     eventually("all calls are made", || waiting.load(SeqCst) == 10);
     open.add_permits(4);
     eventually("four are answered", || valve.taken().len() == 4);
-    std::thread::sleep(50 * MILLI);
+    eventually("a checkpoint is cut", || {
+        clock.advance(MILLI);
+        running.report().epochs > 0
+    });
+    probe.rounds(20);
     assert!(log.committed() <= 4, "{} committed", log.committed());
     running.stop();
-    std::thread::sleep(50 * MILLI);
+    eventually("the sources have ended", || running.report().sources.iter().all(|source| source.ended.is_some()));
     open.add_permits(6);
     running.wait().unwrap();
     assert_eq!((valve.taken(), log.committed()), ((0..10).collect(), 10));

@@ -12,6 +12,7 @@ use millstream::{Health, HealthLimits, Job, Restart, Result, Source, Trigger, ch
 use super::kafka::kafka;
 use crate::support::broker::shared;
 use crate::support::eventually;
+use crate::support::probe::Probe;
 use crate::support::valve::Valve;
 
 /// Waits until `is` holds for the health.
@@ -95,16 +96,18 @@ fn a_worker_that_does_not_return_is_named() {
 
 #[test]
 fn a_worker_that_sleeps_is_not_stuck() {
-    let (numbers, source) = channel::<u64>(10);
-    let running = Job::new("sleeps", move |flow| flow.source(&source)?.sink(discard())).start().unwrap();
-    let limits = HealthLimits::new().step_within(Duration::ZERO);
+    let (probe, limits) = (Probe::default(), HealthLimits::new().step_within(Duration::ZERO));
+    let beside = probe.clone();
+    let running = Job::new("sleeps", move |flow| beside.beside(flow)).start().unwrap();
     becomes("ready", || running.health(&limits), Health::is_ready);
-    for _ in 0..15 {
-        thread::sleep(Duration::from_millis(100));
+    // The control thread looks every 200 ms, and a limit below two seconds counts as two.
+    let looks = probe.looks();
+    eventually("the control thread has looked a dozen times", || {
         let health = running.health(&limits);
         assert!(health.is_alive(), "{health}");
-    }
-    drop(numbers);
+        probe.looks() >= looks + 12
+    });
+    running.stop();
     running.wait().unwrap();
 }
 

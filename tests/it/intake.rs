@@ -1,10 +1,12 @@
 //! Limits of what is read: a pause, a rate, a batch size, and several sources under one budget. No
 //! limit holds back a cut, a commit or a stop.
 
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use millstream::{ByteSize, ChannelSource, Clock, ErrorKind, Job, TestRun, Trigger, channel, collect, discard, rows};
 
+use crate::support::probe::Probe;
 use crate::support::script::Script;
 use crate::support::valve::Valve;
 use crate::support::{PATIENCE, eventually};
@@ -56,18 +58,21 @@ fn a_rate_holds_on_the_machines_clock() {
 #[test]
 fn a_batch_has_so_many_records_at_most() {
     let (script, results) = (Script::numbers(1_000, 4, 3).batches_of(64), collect());
-    let (log, sink) = (script.log.clone(), results.clone());
-    let clock = Clock::simulated();
-    let job = Job::new("batch", move |flow| flow.source(&script)?.batch_at_most(50).sink(&sink));
+    let (log, sink, probe) = (script.log.clone(), results.clone(), Probe::default());
+    let (beside, clock) = (probe.clone(), Clock::simulated());
+    let job = Job::new("batch", move |flow| {
+        flow.source(&script)?.batch_at_most(50).sink(&sink)?;
+        beside.beside(flow)
+    });
     let running =
         job.trigger(Trigger::micro_batch(Duration::from_secs(1))).workers(2).clock(clock.clone()).start().unwrap();
     for batch in 1..=4usize {
-        eventually("the next batch waits", || running.report().sources[0].records <= 50 * batch as u64);
-        // Readers fill the batch a moment after the one before has left.
-        std::thread::sleep(Duration::from_millis(20));
+        eventually("the batch is full", || log.read.load(SeqCst) == 50 * batch);
+        probe.rounds(20);
+        assert_eq!(log.read.load(SeqCst), 50 * batch, "more is read before the batch has left");
         clock.advance(Duration::from_secs(1));
-        eventually("the batch arrives", || results.len() > 50 * (batch - 1));
-        std::thread::sleep(Duration::from_millis(20));
+        eventually("the batch arrives", || results.len() == 50 * batch);
+        probe.rounds(20);
         assert!(results.len() <= 50 * batch, "{} records in {batch} batches", results.len());
         eventually("the batch is committed", || log.committed() as usize == results.len());
     }
@@ -77,13 +82,16 @@ fn a_batch_has_so_many_records_at_most() {
 #[test]
 fn a_batch_of_a_continuous_job_lies_between_two_checkpoints() {
     let (script, results) = (Script::numbers(1_000, 2, 3).batches_of(64), collect());
-    let (log, sink) = (script.log.clone(), results.clone());
-    let clock = Clock::simulated();
-    let job = Job::new("batch", move |flow| flow.source(&script)?.batch_at_most(50).sink(&sink));
+    let (log, sink, probe) = (script.log.clone(), results.clone(), Probe::default());
+    let (beside, clock) = (probe.clone(), Clock::simulated());
+    let job = Job::new("batch", move |flow| {
+        flow.source(&script)?.batch_at_most(50).sink(&sink)?;
+        beside.beside(flow)
+    });
     let running = job.clock(clock.clone()).start().unwrap();
     for batch in 1..=4u64 {
         eventually("the batch is full", || results.len() as u64 == 50 * batch);
-        std::thread::sleep(Duration::from_millis(10));
+        probe.rounds(20);
         assert_eq!(results.len() as u64, 50 * batch);
         clock.advance(Duration::from_secs(1));
         eventually("a checkpoint is cut and committed all the same", || log.committed() >= 50 * batch);
@@ -95,8 +103,12 @@ fn a_batch_of_a_continuous_job_lies_between_two_checkpoints() {
 fn a_pause_keeps_records_out_and_neither_commits_nor_a_stop_wait_for_its_end() {
     for trigger in TRIGGERS {
         let (script, results) = (Script::numbers(100_000, 2, 5).batches_of(8), collect());
-        let (log, sink) = (script.log.clone(), results.clone());
-        let job = Job::new("pause", move |flow| flow.source(&script)?.named("numbers").sink(&sink));
+        let (log, sink, probe) = (script.log.clone(), results.clone(), Probe::default());
+        let beside = probe.clone();
+        let job = Job::new("pause", move |flow| {
+            flow.source(&script)?.named("numbers").sink(&sink)?;
+            beside.beside(flow)
+        });
         let job = job.trigger(trigger).checkpoint_every(Duration::from_millis(10));
         let running = job.start().unwrap();
         eventually("the job runs", || !results.is_empty());
@@ -104,10 +116,14 @@ fn a_pause_keeps_records_out_and_neither_commits_nor_a_stop_wait_for_its_end() {
         assert!(running.source("others").is_none());
         assert!(running.report().to_string().contains("paused"), "{}", running.report());
         eventually("what was read is committed", || {
-            let read = results.len();
-            std::thread::sleep(Duration::from_millis(30));
+            let read = log.read.load(SeqCst);
             results.len() == read && log.committed() as usize == read
         });
+        // A worker that was polling its reader when the pause began has come back.
+        probe.rounds(2);
+        let read = log.read.load(SeqCst);
+        probe.rounds(20);
+        assert_eq!(log.read.load(SeqCst), read, "a source that is paused is read");
         running.resume();
         let read = results.len();
         eventually("the job reads on", || results.len() > read);
@@ -129,7 +145,7 @@ fn limits_set_by_the_program_last_over_a_restart() {
     running.source("script").expect("a source is named after its kind").rate_at_most(None);
     running.source("script").expect("a source is named after its kind").batch_at_most(Some(1_000_000));
     eventually("all records are read", || results.len() >= 1_000);
-    eventually("the second run begins", || log.connects.load(std::sync::atomic::Ordering::SeqCst) == 2);
+    eventually("the second run begins", || log.connects.load(SeqCst) == 2);
     running.pause();
     assert!(running.report().sources[0].paused);
     drop(running);
@@ -182,8 +198,12 @@ fn a_source_with_a_backlog_leaves_the_others_their_turn() {
 #[test]
 fn a_batch_is_not_released_for_memory_that_is_free_again() {
     let ((numbers, source), valve, clock) = (channel::<u64>(100), Valve::shut(), Clock::simulated());
-    let sink = valve.clone();
-    let job = Job::new("stale", move |flow| flow.source(&source)?.sink(&sink));
+    let (sink, probe) = (valve.clone(), Probe::default());
+    let beside = probe.clone();
+    let job = Job::new("stale", move |flow| {
+        flow.source(&source)?.sink(&sink)?;
+        beside.beside(flow)
+    });
     let size = 10 * (128 + 32) * 2;
     let running = job
         .trigger(Trigger::micro_batch(Duration::from_secs(1)))
@@ -193,14 +213,13 @@ fn a_batch_is_not_released_for_memory_that_is_free_again() {
         .unwrap();
     (0..20).for_each(|n| drop(numbers.try_send(n).unwrap()));
     // Memory is used up, so the batch does not wait for its tick, and nothing more can be read.
-    eventually("the batch is released", || !valve.taken().is_empty());
-    std::thread::sleep(Duration::from_millis(300));
-    let released = valve.taken().len();
-    assert!(released < 20, "all records were released at once");
+    eventually("the batch is released", || valve.taken().len() == 11);
     valve.open();
-    eventually("memory is free", || running.report().records_out() as usize == released);
-    std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(valve.taken().len(), released, "released without a tick");
+    eventually("memory is free", || running.report().records_out() == 11);
+    probe.rounds(20);
+    assert_eq!(valve.taken().len(), 11, "released without a tick");
+    clock.advance(Duration::from_secs(1));
+    eventually("the tick releases the others", || valve.taken().len() == 20);
     drop(running);
 }
 

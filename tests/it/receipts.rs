@@ -1,6 +1,8 @@
 //! What a receipt says about its record: a record that a stage drops on purpose counts as done,
 //! whichever stage it is.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use millstream::{
@@ -151,21 +153,24 @@ fn a_run_after_a_stuck_one_reads_its_channel() {
 
 #[test]
 fn a_job_whose_every_run_gets_stuck_says_so_and_lets_its_senders_go() {
-    let (numbers, source) = channel::<u64>(1);
+    let ((numbers, source), hangs) = (channel::<u64>(1), Arc::new(AtomicU64::new(0)));
+    let counted = Arc::clone(&hangs);
     let job = Job::new("stuck channel", move |flow| {
-        flow.source(&source)?
-            .inspect(|_| {
-                loop {
-                    std::thread::park()
-                }
-            })
-            .sink(discard())
+        let hangs = Arc::clone(&counted);
+        let hang = move |_: &u64| {
+            hangs.fetch_add(1, SeqCst);
+            loop {
+                std::thread::park()
+            }
+        };
+        flow.source(&source)?.inspect(hang).sink(discard())
     });
     let running = job.stuck_after(Duration::from_millis(100)).restart(AGAIN).start().unwrap();
     // Each run hangs at its first record. Until the last run has ended, there is always another
     // record.
     while numbers.blocking_send(0).is_ok() {}
     assert_eq!(running.wait().unwrap_err().kind(), ErrorKind::Stuck);
+    assert_eq!(hangs.load(SeqCst), 3, "three runs that get stuck end the job");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use millstream::{Clock, Job, Trigger, channel};
 
 use crate::support::eventually;
+use crate::support::probe::Probe;
 use crate::support::script::Script;
 use crate::support::valve::Valve;
 
@@ -14,15 +15,19 @@ use crate::support::valve::Valve;
 fn a_revoked_partition_is_committed_before_it_is_unassigned() {
     let (script, valve, clock) =
         (Script::numbers(4_000, 4, 2).batches_of(16).endless(), Valve::shut(), Clock::simulated());
-    let (log, sink) = (script.log.clone(), valve.clone());
-    let job = Job::new("taken", move |flow| flow.source(&script)?.sink(&sink)).workers(2).clock(clock);
-    let running = job.drain_within(Duration::from_secs(30)).start().unwrap();
+    let (log, sink, probe) = (script.log.clone(), valve.clone(), Probe::default());
+    let beside = probe.clone();
+    let job = Job::new("revoked", move |flow| {
+        flow.source(&script)?.sink(&sink)?;
+        beside.beside(flow)
+    });
+    let running = job.workers(2).clock(clock).drain_within(Duration::from_secs(30)).start().unwrap();
     eventually("the sink has taken some records", || valve.taken().len() > 500);
-    log.take(&["p1", "p2"]);
-    std::thread::sleep(Duration::from_millis(50));
-    assert!(log.given_back.lock().unwrap().is_empty(), "the records are not acknowledged");
+    log.revoke(&["p1", "p2"]);
+    probe.rounds(20);
+    assert!(log.unassigned.lock().unwrap().is_empty(), "the records are not acknowledged");
     valve.open();
-    eventually("the partitions are unassigned", || log.given_back.lock().unwrap().len() == 2);
+    eventually("the partitions are unassigned", || log.unassigned.lock().unwrap().len() == 2);
     let of = |partition: u64| valve.taken().iter().filter(|n| *n % 4 == partition).count() as u64;
     let committed = log.committed.lock().unwrap().clone();
     assert_eq!((committed["p1"], committed["p2"]), (of(1), of(2)), "commits cover exactly the released records");
@@ -39,8 +44,8 @@ fn a_partition_that_cannot_be_drained_is_unassigned_at_the_deadline() {
     let job = Job::new("not drained", move |flow| flow.source(&script)?.sink(&sink));
     let running = job.drain_within(Duration::from_millis(100)).start().unwrap();
     eventually("the sink has taken some records", || valve.taken().len() > 500);
-    log.take(&["p0"]);
-    eventually("the partition is unassigned", || !log.given_back.lock().unwrap().is_empty());
+    log.revoke(&["p0"]);
+    eventually("the partition is unassigned", || !log.unassigned.lock().unwrap().is_empty());
     // Later acknowledgements of its records are not committed. The partition that was kept is read
     // on.
     valve.open();
@@ -58,7 +63,7 @@ fn a_lost_partition_is_not_committed() {
     let running = job.start().unwrap();
     eventually("the sink has taken all records", || valve.taken().len() == 4_000);
     log.lose(&["p3"]);
-    eventually("the partition is unassigned", || !log.given_back.lock().unwrap().is_empty());
+    eventually("the partition is unassigned", || !log.unassigned.lock().unwrap().is_empty());
     valve.open();
     running.stop();
     running.wait().unwrap();
@@ -66,41 +71,30 @@ fn a_lost_partition_is_not_committed() {
     assert!(!committed.contains_key("p3") && committed["p0"] == 1_000, "{committed:?}");
 }
 
-/// A checkpoint that includes a partition is gathered and waits for the commit before it. When the
+/// A checkpoint that includes a partition is cut, and waits for acknowledgements. When the
 /// partition is lost meanwhile, its offset is left out of the commit.
 #[test]
 fn offsets_gathered_of_a_lost_partition_are_not_committed() {
-    let (script, valve, clock) =
-        (Script::numbers(40_000, 4, 2).batches_of(4).endless(), Valve::shut(), Clock::simulated());
-    let (log, sink) = (script.log.clone(), valve.clone());
-    log.hold_commits.store(true, SeqCst);
-    let job = Job::new("lost", move |flow| flow.source(&script)?.sink(&sink)).clock(clock.clone());
-    let running = job.checkpoint_every(Duration::from_millis(10)).start().unwrap();
-    eventually("the first checkpoint is cut while records are read", || {
-        clock.advance(Duration::from_millis(10));
-        valve.taken().len() > 100
+    let (script, valve, clock) = (Script::numbers(4_000, 4, 2).endless(), Valve::shut(), Clock::simulated());
+    let (log, sink, probe) = (script.log.clone(), valve.clone(), Probe::default());
+    let beside = probe.clone();
+    let job = Job::new("lost", move |flow| {
+        flow.source(&script)?.sink(&sink)?;
+        beside.beside(flow)
     });
-    eventually("the sink has taken all records", || valve.taken().len() == 40_000);
-    valve.acknowledge(30_000);
-    eventually("the first commit is made, and not answered", || {
-        clock.advance(Duration::from_millis(10));
-        !log.commits.lock().unwrap().is_empty()
-    });
-    let before = log.committed.lock().unwrap().clone();
-    assert!(before.get("p3") < Some(&10_000), "the first commit covers all records: {before:?}");
-    valve.open();
-    for _ in 0..20 {
-        clock.advance(Duration::from_millis(10));
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let running = job.clock(clock.clone()).checkpoint_every(Duration::from_millis(10)).start().unwrap();
+    eventually("the sink has taken all records", || valve.taken().len() == 4_000);
+    clock.advance(Duration::from_millis(10));
+    eventually("a checkpoint is cut", || running.report().epochs == 1);
+    // It is gathered on the control thread.
+    probe.rounds(20);
     log.lose(&["p3"]);
-    eventually("the partition is unassigned", || !log.given_back.lock().unwrap().is_empty());
-    log.hold_commits.store(false, SeqCst);
+    eventually("the partition is unassigned", || !log.unassigned.lock().unwrap().is_empty());
+    valve.open();
     running.stop();
     running.wait().unwrap();
     let committed = log.committed.lock().unwrap();
-    assert_eq!(committed.get("p3"), before.get("p3"), "{committed:?}");
-    assert_eq!(committed["p0"], 10_000, "{committed:?}");
+    assert!(!committed.contains_key("p3") && committed["p0"] == 1_000, "{committed:?}");
 }
 
 #[test]
@@ -111,9 +105,9 @@ fn a_revoked_partition_does_not_wait_for_a_tick() {
     let job = Job::new("between ticks", move |flow| flow.source(&script)?.sink(&sink));
     let job = job.trigger(Trigger::micro_batch(Duration::from_secs(3_600))).clock(clock);
     let running = job.drain_within(Duration::from_secs(30)).start().unwrap();
-    eventually("the job reads", || log.polls.load(std::sync::atomic::Ordering::SeqCst) > 10);
-    log.take(&["p0"]);
-    eventually("the partition is unassigned", || !log.given_back.lock().unwrap().is_empty());
+    eventually("all records wait for the tick", || log.read.load(SeqCst) == 400);
+    log.revoke(&["p0"]);
+    eventually("the partition is unassigned", || !log.unassigned.lock().unwrap().is_empty());
     drop(running);
 }
 
@@ -129,8 +123,8 @@ fn a_partition_of_a_reader_that_has_ended_is_unassigned_at_once() {
     let job = job.drain_within(Duration::from_secs(300)).checkpoint_every(Duration::from_millis(10));
     let running = job.workers(2).start().unwrap();
     eventually("all records are committed", || log.committed() == 400);
-    log.take(&["p0"]);
-    eventually("the partition is unassigned", || !log.given_back.lock().unwrap().is_empty());
+    log.revoke(&["p0"]);
+    eventually("the partition is unassigned", || !log.unassigned.lock().unwrap().is_empty());
     drop(orders);
     running.wait().unwrap();
 }

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-use millstream::{Clock, ErrorKind, Job, Keyed, Restart, TestRun, Trigger, channel, collect, discard, generate, rows};
+use millstream::{
+    Clock, ErrorKind, Job, Keyed, Restart, TestRun, Trigger, channel, collect, discard, generate, jobs, rows,
+};
 
-use crate::support::{eventually, run_to_end};
+use crate::support::eventually;
+use crate::support::probe::Probe;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -68,16 +71,24 @@ fn a_fault_is_the_error_of_the_step_that_met_it() {
 #[test]
 fn generated_records_come_on_their_schedule_and_on_no_other() {
     for workers in [1, 2, 3] {
-        let (results, clock) = (collect(), Clock::simulated());
-        let sink = results.clone();
-        let job = Job::new("schedule", move |flow| flow.source(generate(|n| n).rate(10.0).count(25))?.sink(&sink));
+        let (results, clock, probe) = (collect(), Clock::simulated(), Probe::default());
+        let (sink, beside) = (results.clone(), probe.clone());
+        let job = Job::new("schedule", move |flow| {
+            flow.source(generate(|n| n).rate(10.0).count(25))?.sink(&sink)?;
+            beside.beside(flow)
+        });
         let running = job.workers(workers).clock(clock.clone()).start().unwrap();
         eventually("the first record arrives, which is due at once", || results.len() == 1);
         clock.advance(SECOND);
         eventually("the eleven records arrive that are due within a second", || results.len() == 11);
-        std::thread::sleep(Duration::from_millis(20));
+        probe.rounds(20);
         assert_eq!(results.len(), 11);
-        let report = run_to_end(running, &clock, SECOND).unwrap();
+        eventually("all records arrive", || {
+            clock.advance(SECOND);
+            results.len() == 25
+        });
+        running.stop();
+        let report = running.wait().unwrap();
         let mut values = results.values();
         values.sort_unstable();
         assert_eq!((values, report.records_in()), ((0..25).collect::<Vec<_>>(), 25));
@@ -154,15 +165,11 @@ fn a_job_that_restarts_in_production_fails_in_a_test() {
 fn the_results_of_a_job_whose_input_has_ended_are_handed_out() {
     let ((numbers, source), results) = (channel::<u64>(10), collect());
     let sink = results.clone();
-    let job = Job::new("ends", move |flow| flow.source(&source)?.sink(&sink));
+    let job = Job::new("ends with its input", move |flow| flow.source(&source)?.sink(&sink));
     let mut test = TestRun::start(job).unwrap();
     test.feed(&numbers, [1, 2, 3]).unwrap();
     drop(numbers);
-    while test.report().commits == 0 && test.report().records_out() < 3 {
-        std::thread::yield_now();
-    }
-    // Long enough for the job to end, even on a slow machine.
-    std::thread::sleep(Duration::from_millis(50));
+    eventually("the job has ended", || jobs().iter().all(|job| job.name() != "ends with its input"));
     assert_eq!(test.drain(&results).unwrap(), [1, 2, 3]);
     test.advance(Duration::from_secs(1)).unwrap();
     assert_eq!(test.end().unwrap().records_in(), 3);

@@ -69,10 +69,10 @@ fn a_file_without_permission_is_read_once_permission_is_given() {
     allow(&directory.at(".closed"), 0o000);
     fs::rename(directory.at(".closed"), directory.at("closed")).unwrap();
     directory.write("good", "good\n");
-    let somebody = Uid::from_raw(65_534);
+    let another_user = Uid::from_raw(65_534);
     let start = || {
         if geteuid().is_root() {
-            set_thread_uid(somebody).unwrap();
+            set_thread_uid(another_user).unwrap();
         }
         paced(&directory)
     };

@@ -1,10 +1,11 @@
 //! What the tests of the engine share: a source that follows a script, sinks that acknowledge when
-//! a test says so, and a clock that is advanced until a job has ended.
+//! a test says so, a probe that counts rounds, and a clock that is advanced until a job has ended.
 
 pub mod broker;
 #[cfg(feature = "tls")]
 pub mod certificates;
 pub mod events;
+pub mod probe;
 #[cfg(feature = "registry")]
 pub mod registry;
 pub mod script;

@@ -2,15 +2,16 @@
 //! where one is wanted, partitions that are assigned and revoked, and a log of what was committed.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use millstream::connector::{
     CheckpointId, Committed, Offset, Offsets, OpenSource, Partition, Polled, ReadBatch, Reader, Revoked, Room,
     SharedSource, SourceEvent, Wake, Worker,
 };
 use millstream::{ByteSize, End, Error, ErrorKind, Result, Source};
+
+use super::eventually;
 
 /// What each record counts in the engine's budget.
 pub const RECORD: ByteSize = ByteSize(64);
@@ -23,7 +24,7 @@ pub struct Script {
     batch_max: usize,
     fails_at: Option<usize>,
     endless: bool,
-    connects_again_after: Duration,
+    connects_again_when: Option<Arc<AtomicBool>>,
     pub log: Arc<Log>,
 }
 
@@ -35,16 +36,17 @@ pub struct Log {
     /// Every commit, in order.
     pub commits: Mutex<Vec<Vec<(String, u64)>>>,
     pub connects: AtomicUsize,
-    pub given_back: Mutex<Vec<String>>,
+    pub unassigned: Mutex<Vec<String>>,
     /// Changes that the next `serve` reports.
     changes: Mutex<Vec<SourceEvent>>,
     wake: Mutex<Option<Wake>>,
     /// While set, commits are not answered.
-    pub hold_commits: std::sync::atomic::AtomicBool,
+    pub hold_commits: AtomicBool,
     unanswered: Mutex<Vec<CheckpointId>>,
-    pub polls: AtomicUsize,
-    /// When a reader failed.
-    pub failed: Mutex<Option<Instant>>,
+    /// While set, a reader that is polled fails.
+    pub fails: AtomicBool,
+    /// The number of records that readers have returned.
+    pub read: AtomicUsize,
     /// The memory for prefetching that the source was given.
     pub prefetch: AtomicU64,
 }
@@ -54,14 +56,14 @@ impl Log {
         self.committed.lock().unwrap().values().sum()
     }
 
-    pub fn take(&self, partitions: &[&str]) {
-        let taken = Revoked::new(partitions.iter().map(|name| Partition::new(*name)).collect());
-        self.change(SourceEvent::Revoked(taken));
+    pub fn revoke(&self, partitions: &[&str]) {
+        let revoked = Revoked::new(partitions.iter().map(|name| Partition::new(*name)).collect());
+        self.change(SourceEvent::Revoked(revoked));
     }
 
     pub fn lose(&self, partitions: &[&str]) {
-        let taken = Revoked::new(partitions.iter().map(|name| Partition::new(*name)).collect());
-        self.change(SourceEvent::Lost(taken));
+        let revoked = Revoked::new(partitions.iter().map(|name| Partition::new(*name)).collect());
+        self.change(SourceEvent::Lost(revoked));
     }
 
     fn change(&self, change: SourceEvent) {
@@ -79,7 +81,7 @@ impl Script {
             batch_max: 64,
             fails_at: None,
             endless: false,
-            connects_again_after: Duration::ZERO,
+            connects_again_when: None,
             log: Arc::default(),
         }
     }
@@ -99,9 +101,9 @@ impl Script {
         Script { fails_at: Some(poll), ..self }
     }
 
-    /// Every connection except the first takes this long.
-    pub fn connecting_again_after(self, pause: Duration) -> Script {
-        Script { connects_again_after: pause, ..self }
+    /// Every connection except the first waits until this is set.
+    pub fn connecting_again_when(self, may_connect: Arc<AtomicBool>) -> Script {
+        Script { connects_again_when: Some(may_connect), ..self }
     }
 
     /// Readers wait for more after their last record.
@@ -127,9 +129,8 @@ impl Source for Script {
 
     fn connect(self, open: OpenSource) -> Result<Shared> {
         let is_first = self.log.connects.fetch_add(1, SeqCst) == 0;
-        if !is_first {
-            std::thread::sleep(self.connects_again_after);
-        }
+        let may_connect = self.connects_again_when.iter().filter(|_| !is_first);
+        may_connect.for_each(|may_connect| eventually("it may connect", || may_connect.load(SeqCst)));
         *self.log.wake.lock().unwrap() = Some(open.wake.clone());
         self.log.prefetch.store(open.prefetch.0, SeqCst);
         let start = (0..self.partitions.len()).map(|index| {
@@ -183,9 +184,9 @@ impl SharedSource for Shared {
         Ok(Committed::Now)
     }
 
-    fn unassign(&self, taken: Revoked) -> Result<()> {
-        let names = taken.partitions().iter().map(|partition| partition.name().to_owned());
-        self.script.log.given_back.lock().unwrap().extend(names);
+    fn unassign(&self, revoked: Revoked) -> Result<()> {
+        let names = revoked.partitions().iter().map(|partition| partition.name().to_owned());
+        self.script.log.unassigned.lock().unwrap().extend(names);
         Ok(())
     }
 }
@@ -205,10 +206,9 @@ impl Reader for ScriptReader {
 
     fn poll(&mut self, batch: &mut ReadBatch<u64>, room: Room) -> Result<Polled> {
         let script = &self.shared.script;
-        script.log.polls.fetch_add(1, SeqCst);
         self.polls += 1;
-        if self.shared.is_first && script.fails_at == Some(self.polls) {
-            script.log.failed.lock().unwrap().get_or_insert_with(Instant::now);
+        let fails = script.log.fails.load(SeqCst) || (self.shared.is_first && script.fails_at == Some(self.polls));
+        if fails {
             return Err(Error::new(ErrorKind::Source, "the script says to fail"));
         }
         let open = |(index, next): &(usize, usize)| {
@@ -229,6 +229,7 @@ impl Reader for ScriptReader {
         let count = count.min((room.bytes.0 / RECORD.0).max(1) as usize);
         batch.extend(values[*next..*next + count].iter().copied(), RECORD);
         *next += count;
+        script.log.read.fetch_add(count, SeqCst);
         batch.read_to(partition(*index), Offset(*next as u64));
         Ok(Polled::More)
     }

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use millstream::connector::{
     Accepted, Acknowledges, Batch, CheckpointId, Committed, Delivery, OpenSink, SharedSink, Wake, Worker, Writer,
@@ -24,11 +23,16 @@ pub struct Inner {
     held: Mutex<Vec<(Delivery, u64)>>,
     pub open: AtomicBool,
     pub full: AtomicBool,
+    /// How often a batch found no room.
+    pub refused: AtomicU64,
+    /// Records that were taken and not acknowledged: now, and the most there ever were.
+    in_flight: AtomicU64,
+    pub most_in_flight: AtomicU64,
     pub commits: AtomicU64,
     wakes: Mutex<Vec<Wake>>,
     had_failed: AtomicBool,
-    /// When a writer failed.
-    pub failed: Mutex<Option<Instant>>,
+    /// While set, a writer that is given a batch fails.
+    pub fails: AtomicBool,
 }
 
 impl Valve {
@@ -52,7 +56,7 @@ impl Valve {
     pub fn open(&self) {
         self.inner.open.store(true, SeqCst);
         let held = std::mem::take(&mut *self.inner.held.lock().unwrap());
-        held.iter().for_each(|(delivery, records)| delivery.acknowledge(*records, ByteSize(0)));
+        held.iter().for_each(|(delivery, records)| self.acknowledge_of(delivery, *records));
     }
 
     /// Acknowledges up to `records` of the oldest records that were taken, and returns how many it
@@ -63,7 +67,7 @@ impl Valve {
         for (delivery, open) in held.iter_mut() {
             let now = left.min(*open);
             if now > 0 {
-                delivery.acknowledge(now, ByteSize(0));
+                self.acknowledge_of(delivery, now);
             }
             *open -= now;
             left -= now;
@@ -72,8 +76,19 @@ impl Valve {
         records - left
     }
 
+    fn acknowledge_of(&self, delivery: &Delivery, records: u64) {
+        // Counted first: the acknowledgement lets more records in.
+        self.inner.in_flight.fetch_sub(records, SeqCst);
+        delivery.acknowledge(records, ByteSize(0));
+    }
+
     pub fn have_room(&self) {
         self.inner.full.store(false, SeqCst);
+        self.wake();
+    }
+
+    /// Wakes the writers, whether or not there is room.
+    pub fn wake(&self) {
         self.inner.wakes.lock().unwrap().iter().for_each(Wake::wake);
     }
 
@@ -94,6 +109,7 @@ impl Sink<u64> for Valve {
 
     fn connect(self, _: OpenSink) -> Result<Shared> {
         self.inner.held.lock().unwrap().clear();
+        self.inner.in_flight.store(0, SeqCst);
         Ok(Shared(self))
     }
 
@@ -129,22 +145,27 @@ impl Writer<u64> for ValveWriter {
     fn write(&mut self, batch: &mut Batch<u64>, delivery: &Delivery) -> Result<Accepted> {
         let inner = &self.0.inner;
         if inner.full.load(SeqCst) {
+            inner.refused.fetch_add(1, SeqCst);
             return Ok(Accepted::Full);
         }
         let records = batch.len() as u64;
         let mut taken = inner.taken.lock().unwrap();
         taken.extend(batch);
-        if self.0.fails_after.is_some_and(|most| taken.len() >= most) && !inner.had_failed.swap(true, SeqCst) {
-            inner.failed.lock().unwrap().get_or_insert_with(Instant::now);
+        let has_reached = self.0.fails_after.is_some_and(|most| taken.len() >= most);
+        if inner.fails.load(SeqCst) || has_reached && !inner.had_failed.swap(true, SeqCst) {
             return Err(Error::new(ErrorKind::Sink, "the valve broke"));
         }
+        // Locked before `open` is read: what is pushed after that is seen when the valve is opened.
+        let mut held = inner.held.lock().unwrap();
         if self.0.at_commit {
             delivery.stage(records);
-            inner.held.lock().unwrap().push((delivery.clone(), records));
+            held.push((delivery.clone(), records));
         } else if inner.open.load(SeqCst) {
             delivery.acknowledge(records, ByteSize(0));
         } else {
-            inner.held.lock().unwrap().push((delivery.clone(), records));
+            let in_flight = inner.in_flight.fetch_add(records, SeqCst) + records;
+            inner.most_in_flight.fetch_max(in_flight, SeqCst);
+            held.push((delivery.clone(), records));
         }
         Ok(Accepted::All)
     }
