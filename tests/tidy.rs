@@ -176,7 +176,7 @@ fn the_files_of_a_folder_have_an_order() {
     check_circles("engine/src/run", &[]);
     check_circles("engine/src/epoch", &[]);
     check_circles("engine/src/api", &[("flow", "stream")]);
-    check_circles("connectors/src/kafka", &[("client", "heard"), ("read/reader", "read/source")]);
+    check_circles("connectors/src/kafka", &[("client", "client_events"), ("read/reader", "read/source")]);
 }
 
 /// rustfmt leaves comments alone.

@@ -12,8 +12,8 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::Metadata;
 
+use super::client_events::ClientEvents;
 use super::error;
-use super::heard::Heard;
 use super::security::{Security, blamed};
 use crate::security::{NEEDS_TLS, NOT_SHOWN, Secret};
 
@@ -156,7 +156,7 @@ impl Settings {
     pub(crate) fn ask<T>(
         &self,
         doing: &str,
-        heard: &Heard,
+        events: &ClientEvents,
         listen: impl Fn(),
         mut ask: impl FnMut(Duration) -> Result<T, KafkaError>,
     ) -> Result<T> {
@@ -170,23 +170,23 @@ impl Settings {
             listen();
             match asked {
                 Ok(answer) => {
-                    heard.progressed();
+                    events.progressed();
                     return Ok(answer);
                 }
-                Err(cause) if wait < left && heard.refusal().is_none() && error::is_silence(&cause) => wait *= 2,
-                Err(cause) => return Err(self.unreachable(doing, cause, heard)),
+                Err(cause) if wait < left && events.refusal().is_none() && error::is_silence(&cause) => wait *= 2,
+                Err(cause) => return Err(self.unreachable(doing, cause, events)),
             }
         }
     }
 
     /// The error for a broker that refused or did not answer in time, with the client's last
     /// complaint as the cause.
-    pub(crate) fn unreachable(&self, doing: &str, cause: KafkaError, heard: &Heard) -> Error {
-        if let Some(error) = heard.refused(&format!("cannot {doing} at {}", self.brokers)) {
+    pub(crate) fn unreachable(&self, doing: &str, cause: KafkaError, events: &ClientEvents) -> Error {
+        if let Some(error) = events.refused(&format!("cannot {doing} at {}", self.brokers)) {
             return error;
         }
         let doing = format!("cannot {doing} at {} within {:?}", self.brokers, self.connect_within);
-        match heard.take() {
+        match events.take() {
             Some(reason) => Error::new(ErrorKind::Unreachable, doing).caused_by(self.suspect(reason)),
             None => error::error(ErrorKind::Unreachable, doing, cause),
         }

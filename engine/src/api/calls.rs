@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::Span;
 
-use crate::operator::calls::{Again, CallOptions};
+use crate::operator::calls::{CallOptions, RetryPolicy};
 
 /// How many calls run at once on each worker, in which order their answers are handed on, how long
 /// a call may take, and whether failed calls are retried; see
@@ -155,14 +155,14 @@ impl<T, U> CallPolicy<T, U> for Calls {}
 impl<T: Clone, V, E> CallPolicy<T, Result<V, E>> for RetriedCalls {}
 
 pub(super) mod sealed {
-    use super::{Again, CallOptions};
+    use super::{CallOptions, RetryPolicy};
 
     pub trait Sealed<T, U> {
         fn parts(self) -> Parts<T, U>;
     }
 
     #[derive(Debug)]
-    pub struct Parts<T, U>(pub(crate) CallOptions, pub(crate) Option<Again<T, U>>);
+    pub struct Parts<T, U>(pub(crate) CallOptions, pub(crate) Option<RetryPolicy<T, U>>);
 }
 
 impl<T, U> sealed::Sealed<T, U> for Calls {
@@ -175,7 +175,7 @@ impl<T: Clone, V, E> sealed::Sealed<T, Result<V, E>> for RetriedCalls {
     fn parts(self) -> sealed::Parts<T, Result<V, E>> {
         let RetriedCalls { calls: Calls(options), times, pause } = self;
         let has_failed = |answer: &_| !matches!(answer, Ok(Ok(_)));
-        sealed::Parts(options, Some(Again { times, pause, copy: T::clone, has_failed }))
+        sealed::Parts(options, Some(RetryPolicy { times, pause, copy: T::clone, has_failed }))
     }
 }
 

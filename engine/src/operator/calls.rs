@@ -32,7 +32,7 @@ pub(crate) struct CallOptions {
 }
 
 /// When a failed call is retried.
-pub(crate) struct Again<T, U> {
+pub(crate) struct RetryPolicy<T, U> {
     /// How often, not counting the first attempt.
     pub(crate) times: u32,
     /// The pause before the first retry; it doubles for each one after that.
@@ -41,9 +41,9 @@ pub(crate) struct Again<T, U> {
     pub(crate) has_failed: fn(&Answer<U>) -> bool,
 }
 
-impl<T, U> fmt::Debug for Again<T, U> {
+impl<T, U> fmt::Debug for RetryPolicy<T, U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Again({} times, {:?})", self.times, self.pause)
+        write!(f, "RetryPolicy({} times, {:?})", self.times, self.pause)
     }
 }
 
@@ -102,7 +102,7 @@ pub(crate) struct Calls<F, T, U> {
     name: String,
     meter: Arc<StageMeter>,
     options: CallOptions,
-    again: Option<Again<T, U>>,
+    retry: Option<RetryPolicy<T, U>>,
     f: F,
     desk: CallDesk,
     next: Next<Answer<U>>,
@@ -151,7 +151,7 @@ pub(crate) struct Place {
 impl<F, T, U> Calls<F, T, U> {
     pub(crate) fn new(
         place: Place,
-        (options, again): (CallOptions, Option<Again<T, U>>),
+        (options, retry): (CallOptions, Option<RetryPolicy<T, U>>),
         f: F,
         next: Next<Answer<U>>,
     ) -> Calls<F, T, U> {
@@ -164,7 +164,7 @@ impl<F, T, U> Calls<F, T, U> {
             name,
             meter,
             options,
-            again,
+            retry,
             f,
             desk,
             next,
@@ -251,8 +251,8 @@ where
             let call = self.next_call;
             self.next_call += 1;
             let Waiting { group, index, value, failed } = record;
-            if let Some(again) = self.again.as_ref().filter(|again| failed < again.times) {
-                self.copies.insert(call, Waiting { group, index, value: (again.copy)(&value), failed });
+            if let Some(retry) = self.retry.as_ref().filter(|retry| failed < retry.times) {
+                self.copies.insert(call, Waiting { group, index, value: (retry.copy)(&value), failed });
             }
             let (sender, wake) = (self.sender.clone(), self.wake.clone());
             let deadline = deadline_after(self.options.within);
@@ -308,12 +308,12 @@ where
     }
 
     fn hear(&mut self, call: u64, &Attempt { group, index, .. }: &Attempt, answer: Answer<U>) {
-        if let Some(again) = &self.again
+        if let Some(retry) = &self.retry
             && let Some(record) = self.copies.remove(&call)
-            && (again.has_failed)(&answer)
+            && (retry.has_failed)(&answer)
         {
-            let pause_max = PAUSE_MAX.max(again.pause);
-            let pause = again.pause.saturating_mul(1 << record.failed.min(16)).min(pause_max);
+            let pause_max = PAUSE_MAX.max(retry.pause);
+            let pause = retry.pause.saturating_mul(1 << record.failed.min(16)).min(pause_max);
             let failed = record.failed + 1;
             self.meter.retried.add(1);
             self.paused.insert((deadline_after(pause), call), Waiting { failed, ..record });

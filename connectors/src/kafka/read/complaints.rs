@@ -1,6 +1,6 @@
 //! Errors that the consumer reports while a job reads. An error ends the run if the client cannot
 //! recover by itself; it then says what can be done. All other errors are kept for the report, in
-//! `heard`.
+//! `client_events`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -18,8 +18,8 @@ use super::partition::Shared;
 use super::reader::Read;
 use super::source::{KafkaShared, Mode};
 use super::start::other_assignor;
+use crate::kafka::client_events::Concern;
 use crate::kafka::error::error;
-use crate::kafka::heard::With;
 use crate::lock;
 
 impl<R: Read> KafkaShared<R> {
@@ -49,7 +49,7 @@ impl<R: Read> KafkaShared<R> {
     /// Decides whether an error of the client ends the run.
     pub(crate) fn consider(&self, cause: KafkaError) -> Result<()> {
         let doing = || format!("cannot read from Kafka at {}", self.settings.brokers);
-        if let Some(refused) = self.consumer.context().heard.refused(&doing()) {
+        if let Some(refused) = self.consumer.context().events.refused(&doing()) {
             return Err(refused);
         }
         match cause.rdkafka_error_code() {
@@ -89,7 +89,7 @@ impl<R: Read> KafkaShared<R> {
             // The client retries by itself: an absent broker may come back, a full group may have
             // room again.
             _ => {
-                self.consumer.context().heard.complain(With::Client, cause.to_string());
+                self.consumer.context().events.complain(Concern::Client, cause.to_string());
                 Ok(())
             }
         }

@@ -17,7 +17,7 @@ use rdkafka::{ClientContext, Statistics, TopicPartitionList};
 
 use super::group::Membership;
 use crate::kafka::client::Settings;
-use crate::kafka::heard::Heard;
+use crate::kafka::client_events::ClientEvents;
 use crate::kafka::options::{EndAt, GroupProtocol, OnDataLoss};
 use crate::kafka::topic::Topic;
 use crate::lock;
@@ -25,7 +25,7 @@ use crate::lock;
 /// What the consumer reports through callbacks. They run on the thread that polls the main queue:
 /// the control thread, once the job runs.
 pub(crate) struct Context {
-    pub(crate) heard: Heard,
+    pub(crate) events: ClientEvents,
     statistics: Mutex<Option<Statistics>>,
     pub(crate) membership: Membership,
     /// A callback has run; set by the thread that polls, which also reads it.
@@ -79,7 +79,7 @@ impl ClientContext for Context {
 
     fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn StdError>> {
         self.has_heard.store(true, SeqCst);
-        self.heard.token()
+        self.events.token()
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
@@ -89,15 +89,15 @@ impl ClientContext for Context {
                 lock(&self.recreated).insert(topic.to_owned());
                 self.is_recreated.store(true, SeqCst);
             }
-            if !self.heard.is_debugged() {
+            if !self.events.is_debugged() {
                 return;
             }
         }
-        self.heard.log(level, facility, line);
+        self.events.log(level, facility, line);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.heard.note(&error, reason);
+        self.events.note(&error, reason);
         self.has_heard.store(true, SeqCst);
     }
 
@@ -188,7 +188,7 @@ pub(crate) fn create(
         }
     }
     let context = Context {
-        heard: Heard::of_group(&topic.settings, group),
+        events: ClientEvents::of_group(&topic.settings, group),
         statistics: Mutex::default(),
         membership: Membership::new(protocol),
         has_heard: AtomicBool::new(false),

@@ -20,8 +20,8 @@ use super::partition::{Assignment, Positions, Span};
 use super::pattern::Pattern;
 use super::start::{Starting, not_a_list};
 use crate::kafka::client::Settings;
+use crate::kafka::client_events::Concern;
 use crate::kafka::error::{error, is_lost};
-use crate::kafka::heard::With;
 use crate::kafka::options::{EndAt, SourceOptions};
 
 /// How long the client may take to seek to the beginning of a topic.
@@ -58,7 +58,7 @@ impl Coordinator {
         let starting = Starting {
             consumer: &self.consumer,
             settings: &self.settings,
-            heard: &self.consumer.context().heard,
+            events: &self.consumer.context().events,
             named: &topics,
             topics: &topics,
             options: &self.options,
@@ -88,12 +88,12 @@ impl Coordinator {
         Ok(spans)
     }
 
-    pub(crate) fn complain(&self, with: With, reason: String) {
-        self.consumer.context().heard.complain(with, reason);
+    pub(crate) fn complain(&self, concern: Concern, reason: String) {
+        self.consumer.context().events.complain(concern, reason);
     }
 
-    pub(crate) fn passes(&self, with: With) {
-        self.consumer.context().heard.passes(with);
+    pub(crate) fn passes(&self, concern: Concern) {
+        self.consumer.context().events.passes(concern);
     }
 
     /// Whether a commit failed because a topic that matched the pattern may be deleted. Such

@@ -18,8 +18,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use super::coordinator::Coordinator;
 use super::lease::{Life, RENEW_EVERY};
 use super::partition::{Positions, Span, next, topic_of};
+use crate::kafka::client_events::Concern;
 use crate::kafka::error::{is_changing, is_lost, is_transient};
-use crate::kafka::heard::With;
 use crate::lock;
 
 /// The pause before a failed request is retried. A commit is retried with the newest offsets.
@@ -240,11 +240,11 @@ impl Work {
                 if error.kind() == ErrorKind::Unreachable
                     || error.kind() == ErrorKind::NotFound && asked.given.elapsed() < HEARD_WITHIN =>
             {
-                self.coordinator.complain(With::Starts, format!("cannot find the start offsets: {error:#}"));
+                self.coordinator.complain(Concern::Starts, format!("cannot find the start offsets: {error:#}"));
                 self.start = Some(Rebalance { at: Instant::now() + AGAIN_AFTER, ..asked });
             }
             answer => {
-                self.coordinator.passes(With::Starts);
+                self.coordinator.passes(Concern::Starts);
                 self.answer(answer.map(Answer::Started));
             }
         }
@@ -259,7 +259,7 @@ impl Work {
         let mut pause = pattern.refresh;
         match pattern.topics(&self.coordinator.consumer) {
             Ok(topics) => {
-                self.coordinator.consumer.context().heard.passes(With::Topics);
+                self.coordinator.consumer.context().events.passes(Concern::Topics);
                 if topics.is_empty() {
                     pause = pause.min(LOOK_FOR_FIRST_EVERY);
                 }
@@ -269,7 +269,7 @@ impl Work {
             }
             Err(cause) => {
                 pause = pause.min(LOOK_FOR_FIRST_EVERY);
-                self.coordinator.complain(With::Topics, format!("cannot list the topics: {cause}"));
+                self.coordinator.complain(Concern::Topics, format!("cannot list the topics: {cause}"));
             }
         }
         self.look_at = Some(Instant::now() + pause);
@@ -299,7 +299,7 @@ impl Work {
         let Some(own) = self.coordinator.lease.as_ref().filter(|_| is_due) else { return Look::Alone };
         match self.coordinator.leases() {
             Ok(others) => {
-                self.coordinator.passes(With::Others);
+                self.coordinator.passes(Concern::Others);
                 match others.iter().find(|other| own.gives_way_to(other)) {
                     Some(other) => Look::Other(other.refusal(&self.coordinator.group)),
                     None => Look::Alone,
@@ -308,7 +308,7 @@ impl Work {
             Err(cause) => {
                 let group = &self.coordinator.group;
                 let reason = format!("cannot check group `{group}` for commits of other runs, commits wait: {cause}");
-                self.coordinator.complain(With::Others, reason);
+                self.coordinator.complain(Concern::Others, reason);
                 Look::Unknown
             }
         }
@@ -324,11 +324,11 @@ impl Work {
     fn renew(&mut self) {
         let Some((offsets, _)) = self.signed.take_if(|(_, renewed)| *renewed <= Instant::now()) else { return };
         match self.coordinator.commit(&offsets, Life::GoesOn) {
-            Ok(_) => self.coordinator.passes(With::Commits),
+            Ok(_) => self.coordinator.passes(Concern::Commits),
             Err(cause) => {
                 let group = &self.coordinator.group;
                 let reason = format!("cannot renew the lease of this run in group `{group}`: {cause}");
-                self.coordinator.complain(With::Commits, reason);
+                self.coordinator.complain(Concern::Commits, reason);
             }
         }
         self.signed = Some((offsets, Instant::now() + RENEW_EVERY));
@@ -369,7 +369,7 @@ impl Work {
             Err(KafkaError::ConsumerCommit(code)) if is_transient(code) || self.coordinator.has_lost_topic(code) => {
                 // This happens in every rebalance, so it is reported only if it lasts.
                 let reason = format!("cannot commit offsets of group `{group}`, retrying: {code}");
-                self.coordinator.complain(With::Commits, reason);
+                self.coordinator.complain(Concern::Commits, reason);
                 let pause = if is_changing(code) { AGAIN_SOON } else { AGAIN_AFTER };
                 self.commit = Some((checkpoint, offsets, Instant::now() + pause));
                 return;
@@ -380,7 +380,7 @@ impl Work {
             }
             Err(cause) => Err(self.coordinator.refused(cause)),
         };
-        self.coordinator.passes(With::Commits);
+        self.coordinator.passes(Concern::Commits);
         self.answer(answer);
     }
 

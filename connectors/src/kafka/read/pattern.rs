@@ -53,8 +53,8 @@ impl Pattern {
     /// # Errors
     /// When no broker answers.
     pub(crate) fn at_start(&mut self, settings: &Settings, consumer: &BaseConsumer<Context>) -> Result<Vec<String>> {
-        let (heard, ask) = (&consumer.context().heard, |wait: Duration| consumer.fetch_metadata(None, wait));
-        let topics = self.matching(&settings.ask("reach Kafka", heard, || listen(consumer), ask)?);
+        let (events, ask) = (&consumer.context().events, |wait: Duration| consumer.fetch_metadata(None, wait));
+        let topics = self.matching(&settings.ask("reach Kafka", events, || listen(consumer), ask)?);
         self.note(&topics);
         Ok(topics)
     }

@@ -117,7 +117,7 @@ impl<R: Read> KafkaShared<R> {
         let starting = Starting {
             consumer: &consumer,
             settings: &topic.settings,
-            heard: &consumer.context().heard,
+            events: &consumer.context().events,
             named: &topic.names,
             topics: &topics,
             options: &topic.source,
@@ -149,9 +149,9 @@ impl<R: Read> KafkaShared<R> {
             // changed.
             consumer = create(topic, &group, &end, joins, &open, spans.len())?;
             for name in &topics {
-                let (heard, ask) =
-                    (&consumer.context().heard, |wait: Duration| consumer.fetch_metadata(Some(name), wait));
-                topic.settings.ask("reach Kafka", heard, || listen(&consumer), ask)?;
+                let (events, ask) =
+                    (&consumer.context().events, |wait: Duration| consumer.fetch_metadata(Some(name), wait));
+                topic.settings.ask("reach Kafka", events, || listen(&consumer), ask)?;
             }
         }
         let at_start = spans.iter().map(|span| ((span.topic.clone(), span.partition), span.high)).collect();
@@ -320,7 +320,7 @@ impl<R: Read> KafkaShared<R> {
         let has_read = self.polled.swap(polled, SeqCst) != polled;
         let is_up = |statistics: &Statistics| statistics.brokers.values().any(|broker| broker.state == "UP");
         if has_read || statistics.as_ref().is_some_and(is_up) && membership.waiting().is_none() {
-            self.consumer.context().heard.progressed();
+            self.consumer.context().events.progressed();
         }
         let mut has_passed = false;
         for shared in held {
@@ -339,7 +339,7 @@ impl<R: Read> KafkaShared<R> {
         if has_passed && !self.leaves_no_trace {
             self.orders.order(Order::Settle);
         }
-        self.consumer.context().heard.log_what_lasts();
+        self.consumer.context().events.log_what_lasts();
         match membership.waiting() {
             None => self.has_warned.store(false, SeqCst),
             Some(waited) if waited >= SHARED_OUT_WITHIN && !self.has_warned.swap(true, SeqCst) => {
@@ -447,7 +447,7 @@ impl<R: Read> SharedSource for KafkaShared<R> {
     }
 
     fn waiting(&self) -> Option<String> {
-        self.consumer.context().heard.waiting().or_else(|| self.lacks_partitions())
+        self.consumer.context().events.waiting().or_else(|| self.lacks_partitions())
     }
 
     fn close(&self, closing: Closing) {

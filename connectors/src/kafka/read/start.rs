@@ -23,8 +23,8 @@ use super::consumer::{Context, listen};
 use super::lease::{Lease, await_expiry};
 use super::partition::Span;
 use crate::kafka::client::{Settings, partitions_of};
+use crate::kafka::client_events::ClientEvents;
 use crate::kafka::error::{error, is_changing, is_refusal, is_transient};
-use crate::kafka::heard::Heard;
 use crate::kafka::options::{EndAt, GroupProtocol, OnDataLoss, SourceOptions, StartAt};
 
 /// A committed offset, with the lease of the run that committed it, if there is one.
@@ -34,7 +34,7 @@ type Committed = (i64, Option<Lease>);
 pub(crate) struct Starting<'s> {
     pub(crate) consumer: &'s BaseConsumer<Context>,
     pub(crate) settings: &'s Settings,
-    pub(crate) heard: &'s Heard,
+    pub(crate) events: &'s ClientEvents,
     /// The topics as the pipeline names them, perhaps by a pattern.
     pub(crate) named: &'s [String],
     pub(crate) topics: &'s [String],
@@ -375,7 +375,7 @@ impl Starting<'_> {
                         }
                     }
                     if wait >= left {
-                        return Err(self.settings.unreachable(&doing, cause, self.heard));
+                        return Err(self.settings.unreachable(&doing, cause, self.events));
                     }
                     wait *= 2;
                 }
@@ -393,7 +393,7 @@ impl Starting<'_> {
     }
 
     fn ask<T>(&self, doing: &str, ask: impl FnMut(Duration) -> Result<T, KafkaError>) -> Result<T> {
-        self.settings.ask(doing, self.heard, || listen(self.consumer), ask)
+        self.settings.ask(doing, self.events, || listen(self.consumer), ask)
     }
 
     fn list(&self, partitions: &[(String, i32)], offset: Offset) -> Result<TopicPartitionList> {

@@ -6,7 +6,7 @@ mod sync;
 mod sending;
 mod ticket;
 mod limits;
-mod again;
+mod resend;
 mod producer;
 mod sink;
 

@@ -17,12 +17,12 @@ use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext}
 
 use crate::format::Cause;
 
-use super::again::Again;
 use super::limits::{self, Limits};
+use super::resend::Resend;
 use super::ticket::{Kind, Ticket};
 use crate::kafka::client::partitions_of;
+use crate::kafka::client_events::ClientEvents;
 use crate::kafka::error::{error, is_of_batch, is_of_record};
-use crate::kafka::heard::Heard;
 use crate::kafka::letter::Letter;
 use crate::kafka::options::{OnRefused, Profile};
 use crate::kafka::topic::Topic;
@@ -30,11 +30,11 @@ use crate::lock;
 
 /// What the delivery thread and the writers share.
 pub(crate) struct Context {
-    pub(crate) heard: Heard,
+    pub(crate) events: ClientEvents,
     pub(crate) on_refused: OnRefused,
     /// Known once the producer is connected.
     limits: OnceLock<Limits>,
-    pub(crate) again: Again,
+    pub(crate) resend: Resend,
     /// How many records were reported at the last call of `look_at_progress`.
     reported: Mutex<u64>,
     /// Set before the client's queue is purged: reports of purged records are not faults.
@@ -61,14 +61,14 @@ impl Context {
     /// Checks for progress; called several times a second. A producer that has reported records
     /// since the last call, or has none in flight, does not wait for the broker.
     pub(crate) fn look_at_progress(&self) {
-        let (open, now) = self.again.progress();
+        let (open, now) = self.resend.progress();
         let before = std::mem::replace(&mut *lock(&self.reported), now);
         if open == 0 || now != before {
-            self.heard.progressed();
+            self.events.progressed();
         } else {
-            self.heard.stalled();
+            self.events.stalled();
         }
-        self.heard.log_what_lasts();
+        self.events.log_what_lasts();
     }
 
     pub(crate) fn fail(&self, error: Error) {
@@ -81,19 +81,19 @@ impl ClientContext for Context {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn StdError>> {
-        self.heard.token()
+        self.events.token()
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        self.heard.log(level, facility, line);
+        self.events.log(level, facility, line);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.heard.note(&error, reason);
+        self.events.note(&error, reason);
         if let KafkaError::Global(Code::Fatal) = error {
             self.fail(Error::new(ErrorKind::Sink, "the Kafka producer had a fatal error").caused_by(reason.to_owned()));
         }
-        if let Some(refused) = self.heard.refused("cannot write to Kafka") {
+        if let Some(refused) = self.events.refused("cannot write to Kafka") {
             self.fail(refused);
         }
     }
@@ -110,7 +110,7 @@ impl ProducerContext for Context {
         }
         // Loaded first, because it is almost never set, and a swap takes the cache line each time.
         let is_full = self.full.load(SeqCst) && self.full.swap(false, SeqCst);
-        if self.again.report() || is_full {
+        if self.resend.report() || is_full {
             self.wake_writers();
         }
     }
@@ -124,7 +124,7 @@ impl Context {
         let topic = message.topic();
         if !ticket.is_alone && cause.rdkafka_error_code().is_some_and(is_of_batch) {
             tracing::debug!(topic, %cause, "a batch was refused, resending its records one by one");
-            self.again.add(message, ticket);
+            self.resend.add(message, ticket);
             return;
         }
         if !cause.rdkafka_error_code().is_some_and(is_of_record) {
@@ -264,10 +264,10 @@ fn create(topic: &Topic, open: &OpenSink, batch: u64) -> Result<BaseProducer<Con
         }
     }
     let context = Context {
-        heard: Heard::new(&topic.settings),
+        events: ClientEvents::new(&topic.settings),
         on_refused: options.on_refused.clone().unwrap_or_default(),
         limits: OnceLock::new(),
-        again: Again::default(),
+        resend: Resend::default(),
         reported: Mutex::default(),
         closing: AtomicBool::new(false),
         full: AtomicBool::new(false),
@@ -287,7 +287,7 @@ fn check_topic(producer: &BaseProducer<Context>, topic: &Topic, dead: Option<&st
     let settings = &topic.settings;
     let metadata = |topic: Option<&str>| {
         let ask = |wait: Duration| producer.client().fetch_metadata(topic, wait);
-        settings.ask("reach Kafka", &producer.context().heard, || listen(producer), ask)
+        settings.ask("reach Kafka", &producer.context().events, || listen(producer), ask)
     };
     // All topics first: a request for one by name would create it on a broker that creates topics
     // automatically.

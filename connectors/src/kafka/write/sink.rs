@@ -19,8 +19,8 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use crate::format::{Cause, Payload, of_record};
 
-use super::again::Next;
 use super::producer::{Context, connect};
+use super::resend::Next;
 use super::sending::Sending;
 use super::ticket::{Kind, Ticket};
 use crate::kafka::error::{error, is_of_record};
@@ -144,7 +144,7 @@ impl<W: Send + Sync + 'static> SharedSink for KafkaOutlet<W> {
     }
 
     fn waiting(&self) -> Option<String> {
-        self.context.heard.waiting()
+        self.context.events.waiting()
     }
 
     fn close(&self) {
@@ -266,7 +266,7 @@ impl<W> KafkaWriter<W> {
     /// Resends the next record of a refused batch, when nothing else is in flight.
     fn send_again(&self) -> Result<()> {
         let context = &self.shared.context;
-        let (message, ticket) = match context.again.next() {
+        let (message, ticket) = match context.resend.next() {
             Next::Send(message, ticket) => (message, ticket),
             Next::GoOn => {
                 context.wake_writers();
@@ -277,12 +277,12 @@ impl<W> KafkaWriter<W> {
         let sent = self.shared.producer.send(record_of(&message, Ticket { is_alone: true, ..ticket.clone() }));
         if let Err((KafkaError::MessageProduction(Code::QueueFull), _)) = sent {
             // The client frees the room of a reported record a moment after the report.
-            context.again.put_back(message, ticket);
+            context.resend.put_back(message, ticket);
             context.full.store(true, SeqCst);
             return Ok(());
         }
         if let Err((cause, _)) = sent {
-            context.again.not_sent();
+            context.resend.not_sent();
             let doing = format!("cannot resend a record to topic `{}`", message.topic());
             return Err(error(ErrorKind::Sink, doing, cause));
         }
@@ -293,7 +293,7 @@ impl<W> KafkaWriter<W> {
     /// Sends the waiting dead letters in order, as far as there is room.
     fn send_letters(&mut self) -> Result<()> {
         let OnRefused::DeadLetters(dead) = &self.shared.context.on_refused else { return Ok(()) };
-        if self.shared.context.again.is_needed() {
+        if self.shared.context.resend.is_needed() {
             return Ok(());
         }
         while let Some((letter, delivery)) = self.letters.front_mut() {
@@ -322,16 +322,16 @@ impl<W> KafkaWriter<W> {
 impl<W> KafkaOutlet<W> {
     fn try_to_send(&self, record: BaseRecord<'_, [u8], [u8], Arc<Ticket>>) -> Result<Sent> {
         let topic = record.topic;
-        self.context.again.send();
+        self.context.resend.send();
         // The order matters: either the writer that resends a record alone sees this record in
         // flight, or this writer sees that a record is to be resent.
-        if self.context.again.is_needed() {
-            self.context.again.not_sent();
+        if self.context.resend.is_needed() {
+            self.context.resend.not_sent();
             return Ok(Sent::Later);
         }
         let sent = self.producer.send(record);
         if sent.is_err() {
-            self.context.again.not_sent();
+            self.context.resend.not_sent();
         }
         match sent {
             Ok(()) => Ok(Sent::Yes),
@@ -362,7 +362,7 @@ fn owned(headers: &Headers) -> OwnedHeaders {
 impl<T, W: Write<T>> Writer<T> for KafkaWriter<W> {
     fn write(&mut self, batch: &mut Batch<T>, delivery: &Delivery) -> Result<Accepted> {
         self.send_again()?;
-        if self.shared.context.again.is_needed() {
+        if self.shared.context.resend.is_needed() {
             return Ok(Accepted::Full);
         }
         let ticket = Arc::new(Ticket::new(delivery, Kind::Record));

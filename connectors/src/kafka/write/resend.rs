@@ -23,7 +23,7 @@ use crate::lock;
 /// It is taken out and counted, or put back, under the lock: otherwise `report` could find neither
 /// a record nor a count, and clear `is_needed`.
 #[derive(Default)]
-pub(crate) struct Again {
+pub(crate) struct Resend {
     records: Mutex<VecDeque<(OwnedMessage, Ticket)>>,
     /// A record waits to be sent alone, or is in flight alone.
     is_needed: AtomicBool,
@@ -33,7 +33,7 @@ pub(crate) struct Again {
     reported: AtomicU64,
 }
 
-impl Again {
+impl Resend {
     /// Whether writers must wait until the records here are sent and reported.
     pub(crate) fn is_needed(&self) -> bool {
         self.is_needed.load(SeqCst)
@@ -44,7 +44,7 @@ impl Again {
         self.open.fetch_add(1, SeqCst);
     }
 
-    /// Undoes [`send`](Again::send): the client did not accept the record.
+    /// Undoes [`send`](Resend::send): the client did not accept the record.
     pub(crate) fn not_sent(&self) {
         self.open.fetch_sub(1, SeqCst);
     }
@@ -55,7 +55,7 @@ impl Again {
     }
 
     /// Adds a record that was refused in a batch with others. Called before it is
-    /// [`report`](Again::report)ed.
+    /// [`report`](Resend::report)ed.
     pub(crate) fn add(&self, message: &BorrowedMessage<'_>, ticket: &Ticket) {
         lock(&self.records).push_back((message.detach(), ticket.clone()));
         self.is_needed.store(true, SeqCst);

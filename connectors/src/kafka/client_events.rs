@@ -18,7 +18,7 @@ use crate::lock;
 
 /// The complaints of a client that explain why it makes no progress.
 #[derive(Debug)]
-pub(crate) struct Heard {
+pub(crate) struct ClientEvents {
     settings: Arc<Settings>,
     /// The consumer group, if there is one: the client does not say which group was refused.
     group: Option<String>,
@@ -29,7 +29,7 @@ pub(crate) struct Heard {
 /// Something that is retried until it succeeds. Most of it is over before it is worth a log line.
 #[derive(Debug)]
 struct Trouble {
-    with: With,
+    concern: Concern,
     since: Instant,
     /// `None` for the client: its last complaint is the reason.
     reason: Option<String>,
@@ -45,7 +45,7 @@ impl Trouble {
 /// What makes no progress. Each kind ends separately: a group may deliver records and accept no
 /// commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum With {
+pub(crate) enum Concern {
     /// The client, which reaches no broker or gets no answer.
     Client,
     Commits,
@@ -74,13 +74,18 @@ enum Weight {
     Refused,
 }
 
-impl Heard {
-    pub(crate) fn new(settings: &Arc<Settings>) -> Heard {
-        Heard { settings: Arc::clone(settings), group: None, complaint: Mutex::default(), troubles: Mutex::default() }
+impl ClientEvents {
+    pub(crate) fn new(settings: &Arc<Settings>) -> ClientEvents {
+        ClientEvents {
+            settings: Arc::clone(settings),
+            group: None,
+            complaint: Mutex::default(),
+            troubles: Mutex::default(),
+        }
     }
 
-    pub(crate) fn of_group(settings: &Arc<Settings>, group: &str) -> Heard {
-        Heard { group: Some(group.to_owned()), ..Heard::new(settings) }
+    pub(crate) fn of_group(settings: &Arc<Settings>, group: &str) -> ClientEvents {
+        ClientEvents { group: Some(group.to_owned()), ..ClientEvents::new(settings) }
     }
 
     /// Handles an error that the client reports.
@@ -102,20 +107,25 @@ impl Heard {
             tracing::debug!(%code, reason, "kafka client");
         }
         self.keep(weight, explained(&reason));
-        self.trouble(With::Client, None);
+        self.trouble(Concern::Client, None);
     }
 
     /// Called when the client has had work since the last check and has done none of it. It does
     /// not report what it sends again by itself.
     pub(crate) fn stalled(&self) {
-        self.trouble(With::Client, None);
+        self.trouble(Concern::Client, None);
     }
 
     /// Returns whether the trouble or its reason is new.
-    fn trouble(&self, with: With, reason: Option<&str>) -> bool {
+    fn trouble(&self, concern: Concern, reason: Option<&str>) -> bool {
         let mut troubles = lock(&self.troubles);
-        let Some(known) = troubles.iter_mut().find(|trouble| trouble.with == with) else {
-            troubles.push(Trouble { with, since: Instant::now(), reason: reason.map(str::to_owned), is_told: false });
+        let Some(known) = troubles.iter_mut().find(|trouble| trouble.concern == concern) else {
+            troubles.push(Trouble {
+                concern,
+                since: Instant::now(),
+                reason: reason.map(str::to_owned),
+                is_told: false,
+            });
             return true;
         };
         let is_new = known.reason.as_deref() != reason;
@@ -127,16 +137,16 @@ impl Heard {
 
     /// Called when the client has done something that it could not do in trouble.
     pub(crate) fn progressed(&self) {
-        if self.passes(With::Client) {
+        if self.passes(Concern::Client) {
             lock(&self.complaint).take_if(|complaint| complaint.weight != Weight::Refused);
         }
     }
 
     /// Called when something succeeds, perhaps for the first time in a while. Returns whether it
     /// was in trouble before.
-    pub(crate) fn passes(&self, with: With) -> bool {
+    pub(crate) fn passes(&self, concern: Concern) -> bool {
         let mut troubles = lock(&self.troubles);
-        let Some(at) = troubles.iter().position(|trouble| trouble.with == with) else { return false };
+        let Some(at) = troubles.iter().position(|trouble| trouble.concern == concern) else { return false };
         let ended = troubles.remove(at);
         drop(troubles);
         if ended.is_told {
@@ -184,8 +194,8 @@ impl Heard {
     }
 
     /// Records that something makes no progress, but may recover by itself.
-    pub(crate) fn complain(&self, with: With, reason: String) {
-        if self.trouble(with, Some(&reason)) {
+    pub(crate) fn complain(&self, concern: Concern, reason: String) {
+        if self.trouble(concern, Some(&reason)) {
             tracing::debug!(reason, "kafka client");
         }
         self.keep(Weight::Failed, reason);
