@@ -2,7 +2,8 @@
 //!
 //! A [`Topic`] with its options becomes a source or a sink when it gets a format ([`Records`]). A
 //! record's path begins in `read` and ends in `write`; each is a folder with its own tour. `client`
-//! holds the settings of all clients, with the reasons, and `client_events` what the clients report.
+//! holds the settings of all clients, with the reasons, and `client_events` what the clients
+//! report.
 //!
 //! Offsets are committed to the consumer group only when every output of the records before them is
 //! acknowledged. A quarter of [`Job::memory`](millstream::Job::memory) is for prefetched records. A
