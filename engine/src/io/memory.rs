@@ -335,7 +335,7 @@ impl<T: Send + 'static> CollectedWriter<T> {
 
 impl<T: Send + 'static> Writer<T> for CollectedWriter<T> {
     fn write(&mut self, batch: &mut Batch<T>, delivery: &Delivery) -> Result<Accepted> {
-        Ok(self.keep(batch, delivery))
+        Ok(self.keep(std::mem::take(batch), delivery))
     }
 }
 
@@ -363,7 +363,7 @@ struct UnkeyedWriter<T>(CollectedWriter<T>);
 
 impl<T: Send + 'static> Writer<Keyed<T>> for UnkeyedWriter<T> {
     fn write(&mut self, batch: &mut Batch<Keyed<T>>, delivery: &Delivery) -> Result<Accepted> {
-        Ok(self.0.keep(batch.map(|keyed| keyed.value), delivery))
+        Ok(self.0.keep(std::mem::take(batch).map(|keyed| keyed.value), delivery))
     }
 }
 
@@ -397,7 +397,7 @@ impl<T: 'static> Sink<T> for Discard {
 impl<T: 'static> Writer<T> for Discard {
     fn write(&mut self, batch: &mut Batch<T>, delivery: &Delivery) -> Result<Accepted> {
         let records = batch.len() as u64;
-        batch.for_each(drop);
+        std::mem::take(batch).for_each(drop);
         delivery.acknowledge(records, ByteSize(0));
         Ok(Accepted::All)
     }

@@ -191,6 +191,11 @@ impl<T> Iterator for Batch<T> {
     fn size_hint(&self) -> (usize, Option<usize>) {
         (self.values.len(), Some(self.values.len()))
     }
+
+    /// All at once, as `for_each` and `extend` want them: a loop that the compiler can unroll.
+    fn fold<B, F: FnMut(B, T) -> B>(mut self, init: B, f: F) -> B {
+        Vec::from(mem::take(&mut self.values)).into_iter().fold(init, f)
+    }
 }
 
 impl<T> Default for Batch<T> {
