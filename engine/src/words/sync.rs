@@ -1,5 +1,5 @@
 //! The primitives by which threads synchronise. The lost-wake-up protocols ([`Wake`](super::Wake),
-//! `bell`, `budget`, `flight`) take them from here, so that the models in `tests/models` can
+//! `bell`, `budget`, `flight`) take them from here, so that the models in `tests/wakeups` can
 //! replace them with a model checker's.
 
 use std::sync::PoisonError;
