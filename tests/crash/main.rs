@@ -8,9 +8,10 @@ mod broker;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+use members::Watch;
 use millstream_tests::compare;
 use rdkafka::producer::BaseRecord;
 
@@ -33,20 +34,6 @@ fn target(arguments: &[&str], stdout: Stdio) -> Process {
     Process(command.args(arguments).stdout(stdout).spawn().expect("the target starts"))
 }
 
-/// The number of records in all partitions of a topic that a group of the same name has committed.
-fn committed(broker: &broker::Broker, topic: &str, partitions: i32) -> u64 {
-    broker.committed(topic, topic, partitions).into_iter().flatten().sum::<i64>() as u64
-}
-
-#[track_caller]
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "timed out waiting until {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 /// Prints a seed, so that a failure can be repeated with `MILLSTREAM_SEED`.
 fn seed() -> u64 {
     let seed = std::env::var("MILLSTREAM_SEED").ok().and_then(|seed| seed.parse().ok());
@@ -66,24 +53,23 @@ fn fifty_kills_lose_nothing_and_repeat_only_what_was_not_committed() {
     let (input, output) = (broker.topic("kills-in", 4), broker.topic("kills-out", 4));
     let mut random = fastrand::Rng::with_seed(seed());
     let start = |trigger| target(&["copy", &broker.address, &input, &output, &input, trigger], Stdio::null());
-    let committed = || committed(broker, &input, 4);
+    let watch = Watch::new(broker, &input, 4);
     // What a killed process can have written and not committed, over all kills.
     let mut uncommitted = 0;
     let during = |sent: &AtomicU64| {
         for kill in 0..KILLS {
-            let before = committed();
+            let before = watch.committed();
             let mut process = start(if kill % 2 == 0 { "continuous" } else { "20" });
             let life = if kill % 4 < 2 {
                 random.u64(0..1_500)
             } else {
-                wait_until("the process commits", || committed() > before);
+                watch.wait_for(before + 1, "a kill");
                 random.u64(0..300)
             };
             std::thread::sleep(Duration::from_millis(life));
             assert!(process.0.try_wait().expect("it is a child of this process").is_none(), "it ended by itself");
             drop(process);
-            let committed = committed();
-            uncommitted += sent.load(SeqCst).saturating_sub(committed);
+            uncommitted += watch.uncommitted(sent);
         }
     };
     broker.under_load(&input, |n| n.to_string(), during);
@@ -117,10 +103,10 @@ fn a_kill_in_the_middle_of_a_micro_batchs_queue_loses_nothing() {
         let numbers: Vec<String> = range.map(|n| n.to_string()).collect();
         broker.write(&input, numbers.iter().map(|n| (None, n.as_str(), Some(n.as_str()))));
     };
-    let committed = || committed(broker, &input, 2);
+    let watch = Watch::new(broker, &input, 2);
     write(0..500);
     let first = start("20");
-    wait_until("a batch is committed", || committed() == 500);
+    watch.wait_for(500, "the first batch");
     drop(first);
     let mut second = start("600000");
     write(500..1_000);
@@ -128,11 +114,11 @@ fn a_kill_in_the_middle_of_a_micro_batchs_queue_loses_nothing() {
     let told = BufReader::new(second.0.stdout.take().expect("it is piped")).lines();
     let mut has_read = told.take(600).filter(|line| line.as_ref().is_ok_and(|line| line == "1000"));
     assert!(has_read.nth(20).is_some(), "it does not read");
-    assert_eq!(committed(), 500, "records that wait for their tick are not committed");
+    assert_eq!(watch.committed(), 500, "records that wait for their tick are not committed");
     assert_eq!(broker.records(&output).iter().flatten().count(), 500);
     drop(second);
     let third = start("continuous");
-    wait_until("the rest is committed", || committed() == 1_000);
+    watch.wait_for(1_000, "the kill");
     drop(third);
     let findings = compare(&broker.records(&input), &broker.records(&output));
     assert!(findings.at_least_once() && findings.doubled.is_empty(), "{findings}");

@@ -29,21 +29,23 @@ enum Event {
     Pause,
 }
 
-/// How much of its input the group has committed.
-struct Watch {
+/// How much of its input the group of the same name has committed. One client asks all the time: a
+/// client for each look loads the broker more than the job does.
+pub struct Watch {
     consumer: BaseConsumer,
     topic: String,
+    partitions: i32,
 }
 
 impl Watch {
-    fn new(broker: &broker::Broker, topic: &str) -> Watch {
+    pub fn new(broker: &broker::Broker, topic: &str, partitions: i32) -> Watch {
         let consumer = broker.client().set("group.id", topic).create().expect("the settings are constants");
-        Watch { consumer, topic: topic.to_owned() }
+        Watch { consumer, topic: topic.to_owned(), partitions }
     }
 
-    fn committed(&self) -> i64 {
+    pub fn committed(&self) -> i64 {
         let mut list = TopicPartitionList::new();
-        list.add_partition_range(&self.topic, 0, PARTITIONS - 1);
+        list.add_partition_range(&self.topic, 0, self.partitions - 1);
         // A group coordinator needs a while to start; until then, nothing is committed.
         let Ok(committed) = self.consumer.committed_offsets(list, Duration::from_secs(10)) else { return 0 };
         let of = |offset| match offset {
@@ -54,14 +56,14 @@ impl Watch {
     }
 
     /// How many of the records that were sent so far the group has not committed.
-    fn uncommitted(&self, sent: &AtomicU64) -> u64 {
+    pub fn uncommitted(&self, sent: &AtomicU64) -> u64 {
         let committed = self.committed();
         // Read afterwards: what is committed was sent before.
         sent.load(SeqCst).saturating_sub(committed as u64)
     }
 
     /// Waits until the group has committed this many records.
-    fn wait_for(&self, records: i64, what: &str) {
+    pub fn wait_for(&self, records: i64, what: &str) {
         let begin = Instant::now();
         while self.committed() < records {
             assert!(begin.elapsed() < PATIENCE, "after {what} the group is stuck at {} of {records}", self.committed());
@@ -107,7 +109,7 @@ fn of_a_group_come_and_go_and_nothing_is_lost() {
     let (input, output) = (broker.topic("members-in", PARTITIONS), broker.topic("members-out", PARTITIONS));
     let mut random = fastrand::Rng::with_seed(seed());
     let start = || transform(broker, &input, &output);
-    let watch = Watch::new(broker, &input);
+    let watch = Watch::new(broker, &input, PARTITIONS);
     let mut members = vec![start(), start()];
     // What a process that is killed, or removed while it is paused, may have written and not
     // committed. Members that come or drain commit their partitions before these move.
