@@ -108,7 +108,7 @@ fn imports_are_read_whatever_their_form() {
     );
 }
 
-const FLOORS: [&str; 6] = ["words", "io", "operator", "epoch", "run", "api"];
+const FLOORS: [&str; 7] = ["words", "io", "state", "operator", "epoch", "run", "api"];
 
 #[test]
 fn a_module_of_the_engine_imports_from_its_own_floor_and_below() {

@@ -55,21 +55,23 @@
 //!
 //! # What it is not
 //!
-//! It is not a cluster: a job is threads of your process. It keeps no state yet: pipelines are
-//! stateless and at-least-once, and the source's committed offsets are all that is remembered. The
-//! order of records is kept per input partition, up to a [`rebalance`](Stream::rebalance) or
-//! [unordered calls](Calls::unordered).
+//! It is not a cluster: a job is threads of your process. State lives as long as its run
+//! ([`Job::state_in_memory`]); delivery is at-least-once, and the source's committed offsets are
+//! all that is remembered after a run. The order of records is kept per input partition, up to a
+//! [`rebalance`](Stream::rebalance) or [unordered calls](Calls::unordered).
 //!
 //! # The code, in reading order
 //!
 //! Each module imports only from those above it: `words` (the terms of all others), `io` (inputs
-//! and outputs), `operator` (what happens to records), `epoch` (epochs and checkpoints), `run` (how
-//! a process runs a job), `api` (what a user writes).
+//! and outputs), `state` (what is remembered), `operator` (what happens to records), `epoch`
+//! (epochs and checkpoints), `run` (how a process runs a job), `api` (what a user writes).
 
 // Private, from the bottom up; `tests/tidy.rs` enforces it.
 mod words;
 
 mod io;
+
+mod state;
 
 mod operator;
 
@@ -82,13 +84,15 @@ mod api;
 pub mod connector;
 
 pub use api::{
-    Blocking, CallPolicy, Calls, ComparedRun, Comparison, ExplainedNode, ExplainedOperator, Explanation, Flow, For,
-    Job, JobHandle, Restart, Results, RetriedCalls, Running, SourceControl, Stream, TestRun, Trigger, jobs,
+    Aggregated, Batches, Blocking, CallPolicy, Calls, ComparedRun, Comparison, CompleteTable, Exchange, ExplainedNode,
+    ExplainedOperator, Explanation, Flow, For, Job, JobHandle, Key, KeyedBatches, KeyedStream, Restart, Results,
+    RetriedCalls, Running, SourceControl, State, Stream, TestRun, Trigger, jobs,
 };
 pub use io::{
     ChannelSource, Collected, CollectedWithKeys, Discard, End, Generate, KeyedSink, Lag, Receipt, Rows, SendError,
     Sender, Sink, Source, Undelivered, channel, collect, discard, generate, rows,
 };
+pub use operator::aggregates::Number;
 pub use run::graph::NodeKind;
 pub use run::health::{Health, HealthLimits};
 pub use run::histogram::histograms;
@@ -96,6 +100,6 @@ pub use run::listener::JobEvent;
 pub use run::names::{METRICS, Metric, MetricKind};
 pub use run::report::{Report, SinkReport, SourceReport, StageReport};
 pub use words::{
-    BatchValues, ByteSize, Clock, Error, ErrorKind, EventTime, Headers, Keyed, LatencySnapshot, Malformed, Moment,
-    Offset, Origin, Partition, Percentile, Result, TimedOut, WallTime,
+    BatchValues, ByteSize, Change, Clock, Error, ErrorKind, EventTime, Headers, Keyed, LatencySnapshot, Malformed,
+    Moment, Offset, Origin, Partition, Percentile, Result, TimedOut, WallTime,
 };

@@ -14,7 +14,7 @@ use crate::epoch::gather::Ends;
 use crate::io::{Claims, OpenSink, OpenSource, Reader, Resume, SharedSource, Sink, Source};
 use crate::operator::drain::Drains;
 use crate::operator::fault::Node;
-use crate::operator::ingest::{self, SourceIndex};
+use crate::operator::ingest::{self, Piece, SourceIndex};
 use crate::operator::intake::{Intake, Limits};
 use crate::operator::stage::{Chain, Consume, Counts, Setting, Tail, Within};
 use crate::operator::{egress, stage};
@@ -194,6 +194,13 @@ impl<'a> Flow<'a> {
         Some(Place { node, name: run.plan.name(node).to_owned(), meter: Arc::clone(meter), scope, run })
     }
 
+    /// Adds the ledger of a keyed operator for `gather`.
+    pub(crate) fn ledger(&self, ledger: timely::dataflow::Stream<'a, u64, Vec<Piece>>) {
+        if let Mode::Build(build) = &self.inner.mode {
+            build.ends.borrow_mut().ledgers.push(ledger);
+        }
+    }
+
     /// Keeps the first error that cannot be returned where it happens.
     pub(crate) fn fail(&self, error: Error) {
         self.inner.error.borrow_mut().get_or_insert(error);
@@ -262,7 +269,11 @@ impl fmt::Debug for Flow<'_> {
 
 impl Connect<'_> {
     fn source<S: Source>(&self, node: Node, index: usize, source: S) -> Result<()> {
-        let (spec, count) = (&self.planning.spec, self.plan.borrow().graph.count(NodeKind::Source));
+        let spec = &self.planning.spec;
+        let (count, keeps_state) = {
+            let graph = &self.plan.borrow().graph;
+            (graph.count(NodeKind::Source), graph.keeps_state().is_some())
+        };
         let before = self.planning.memory.offsets.get(index).cloned();
         let open = OpenSource {
             job: spec.job.clone(),
@@ -270,6 +281,7 @@ impl Connect<'_> {
             prefetch: ByteSize(spec.memory.0 / 4 / count.max(1) as u64),
             extent: spec.extent,
             resume: Resume::OwnMemory(before.unwrap_or_else(Offsets::new)),
+            keeps_state,
             clock: spec.clock.clone(),
             wake: self.planning.control.clone(),
             claims: self.claims.of_source(index),

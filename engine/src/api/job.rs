@@ -58,6 +58,7 @@ pub struct Job {
     drain_within: Duration,
     live: bool,
     listeners: Vec<Listener>,
+    state_in_memory: bool,
 }
 
 impl Job {
@@ -78,6 +79,7 @@ impl Job {
             drain_within: Duration::from_millis(500),
             live: false,
             listeners: Vec::new(),
+            state_in_memory: false,
         }
     }
 
@@ -134,6 +136,12 @@ impl Job {
     /// How long revoked partitions may drain before they are unassigned anyway; 500 ms by default.
     pub fn drain_within(self, limit: Duration) -> Job {
         Job { drain_within: limit, ..self }
+    }
+
+    /// Lets the job keep state that lives as long as its run. A job that keeps state is refused
+    /// without this.
+    pub fn state_in_memory(self) -> Job {
+        Job { state_in_memory: true, ..self }
     }
 
     /// Calls `listener` with what happens to the job, like Spark's `StreamingQueryListener`:
@@ -258,7 +266,7 @@ impl Job {
     /// When the pipeline is wrong, as far as that is known before anything connects.
     pub fn explain(&self) -> Result<Explanation> {
         let spec = self.spec()?;
-        let graph = planner::sketch(&spec.job, &*self.pipeline)?;
+        let graph = planner::sketch(&spec, &*self.pipeline)?;
         Ok(Explanation::of(spec.job, spec.workers, self.trigger.to_string(), &graph))
     }
 
@@ -324,6 +332,7 @@ impl Job {
             spin: self.spin,
             drain_within: self.drain_within,
             live: self.live,
+            state_in_memory: self.state_in_memory,
         })
     }
 }

@@ -4,6 +4,9 @@
 mod flow;
 mod stream;
 mod calls;
+mod key;
+mod operate;
+mod keyed;
 
 mod trigger;
 mod job;
@@ -19,6 +22,8 @@ pub use compare::{ComparedRun, Comparison, For, Results};
 pub use explain::{ExplainedNode, ExplainedOperator, Explanation};
 pub use flow::Flow;
 pub use job::Job;
+pub use key::{Exchange, Key, State};
+pub use keyed::{Aggregated, Batches, CompleteTable, KeyedBatches, KeyedStream};
 pub use running::{JobHandle, Running, SourceControl, jobs};
 pub use stream::Stream;
 pub use test_run::TestRun;

@@ -31,7 +31,7 @@ use super::flow::Flow;
 /// functions keep in a cell is not part of any checkpoint.
 #[must_use = "a stream does nothing until it reaches a sink"]
 pub struct Stream<'a, T> {
-    flow: Flow<'a>,
+    pub(super) flow: Flow<'a>,
     node: Node,
     /// Whether it is the end of a chain that can be extended; a fork is not.
     is_chain: Cell<bool>,
@@ -39,7 +39,7 @@ pub struct Stream<'a, T> {
     loose: Loose<'a>,
 }
 
-type Ports<'a, T> = Vec<timely::dataflow::Stream<'a, u64, Batch<T>>>;
+pub(super) type Ports<'a, T> = Vec<timely::dataflow::Stream<'a, u64, Batch<T>>>;
 
 enum Shape<'a, T> {
     /// While nothing is built there is only the node.
@@ -102,7 +102,7 @@ impl<'a, T: 'static> Stream<'a, T> {
     }
 
     /// The outputs that end here; none while nothing is built.
-    fn into_ports(self) -> Ports<'a, T> {
+    pub(super) fn into_ports(self) -> Ports<'a, T> {
         let flow = self.flow.share();
         match self.into_shape() {
             Shape::Planned => Vec::new(),
@@ -111,13 +111,21 @@ impl<'a, T: 'static> Stream<'a, T> {
         }
     }
 
-    fn stage<U: 'static>(self, what: &str, f: impl FnMut(Batch<T>) -> Result<Batch<U>> + 'static) -> Stream<'a, U> {
+    pub(super) fn stage<U: 'static>(
+        self,
+        what: &str,
+        f: impl FnMut(Batch<T>) -> Result<Batch<U>> + 'static,
+    ) -> Stream<'a, U> {
         let node = self.flow.stage_node::<T, U>(what, &[self.input()], NodeTraits::default());
         self.through(node, f)
     }
 
     /// Adds the stage of that node to the chain.
-    fn through<U: 'static>(self, node: Node, f: impl FnMut(Batch<T>) -> Result<Batch<U>> + 'static) -> Stream<'a, U> {
+    pub(super) fn through<U: 'static>(
+        self,
+        node: Node,
+        f: impl FnMut(Batch<T>) -> Result<Batch<U>> + 'static,
+    ) -> Stream<'a, U> {
         let flow = self.flow.share();
         let (chain, place) = (self.into_chain(), flow.place(node));
         let Some((chain, place)) = chain.zip(place) else { return Stream::planned(flow, node, true) };

@@ -418,6 +418,7 @@ mod tests {
             prefetch: ByteSize::mebibytes(1),
             extent: Extent::Available,
             resume: Resume::OwnMemory(resume.clone()),
+            keeps_state: false,
             clock: Clock::simulated(),
             wake: Wake::new(|| ()),
             claims: crate::io::Claims::default(),

@@ -84,6 +84,9 @@ pub struct OpenSource {
     pub extent: Extent,
     /// Where reading resumes.
     pub resume: Resume,
+    /// Whether the job keeps state. Then this run must read all partitions: what another run reads
+    /// would be missing in its state.
+    pub keeps_state: bool,
     /// The job's clock.
     pub clock: Clock,
     /// Wakes the control thread, which then calls [`SharedSource::serve`].

@@ -3,6 +3,7 @@
 //! until the epoch is acknowledged.
 
 use std::collections::VecDeque;
+use std::hash::Hash;
 use std::io::Write;
 
 use serde::Serialize;
@@ -13,7 +14,7 @@ use timely::dataflow::channels::pushers::exchange::Distributor;
 use timely::dataflow::channels::{ContainerBytes, Message};
 use timely::progress::Stamp;
 
-use crate::words::{Batch, EventTime, Stall};
+use crate::words::{Batch, EventTime, KeyGroup, Stall};
 
 /// The bytes of an exchanged batch: a length, then postcard, padded as timely requires.
 impl<T: Serialize + DeserializeOwned> ContainerBytes for Batch<T> {
@@ -84,6 +85,54 @@ impl<T> Distributor<Batch<T>> for InTurn {
     }
 
     fn flush<Time: Clone, P: Push<Message<Time, Batch<T>>>>(&mut self, _: &Stamp<Time>, _: &mut [P]) {}
+
+    fn relax(&mut self) {}
+}
+
+/// Sends each record to the worker that owns the group of its key, and records that are notices to
+/// all workers in turn.
+pub(crate) fn by_key<T>(stall: &Stall, is_notice: fn(&T) -> bool) -> DistributorPact<impl FnOnce(usize) -> ByKey<T>> {
+    let stall = stall.clone();
+    DistributorPact(move |peers| ByKey { peers, stall, is_notice, turn: 0 })
+}
+
+/// See [`by_key`].
+pub(crate) struct ByKey<T> {
+    peers: usize,
+    stall: Stall,
+    is_notice: fn(&T) -> bool,
+    /// The worker that gets the next notice.
+    turn: usize,
+}
+
+impl<K: Hash, T> Distributor<Batch<(K, T)>> for ByKey<T> {
+    fn partition<Time: Clone, P: Push<Message<Time, Batch<(K, T)>>>>(
+        &mut self,
+        batch: &mut Batch<(K, T)>,
+        stamp: &Stamp<Time>,
+        pushers: &mut [P],
+    ) {
+        self.stall.depart(batch.len());
+        let mut parts: Vec<_> = (0..self.peers).map(|_| Batch::under(batch.admission().cloned())).collect();
+        let mut times = batch.take_times().into_iter();
+        for record in batch.take_values() {
+            let worker = if (self.is_notice)(&record.1) {
+                let turn = self.turn;
+                self.turn = (turn + 1) % self.peers;
+                turn
+            } else {
+                KeyGroup::of(&record.0).worker(self.peers)
+            };
+            parts[worker].append(record, times.next());
+        }
+        for (mut part, pusher) in parts.into_iter().zip(pushers) {
+            if !part.is_empty() {
+                Message::push_at(&mut part, stamp.clone(), pusher);
+            }
+        }
+    }
+
+    fn flush<Time: Clone, P: Push<Message<Time, Batch<(K, T)>>>>(&mut self, _: &Stamp<Time>, _: &mut [P]) {}
 
     fn relax(&mut self) {}
 }

@@ -17,5 +17,8 @@ pub(crate) mod call_threads;
 mod attempt;
 pub(crate) mod calls;
 pub(crate) mod exchange;
+pub(crate) mod keyed;
+pub(crate) mod aggregate;
+pub(crate) mod aggregates;
 
 pub(crate) mod egress;

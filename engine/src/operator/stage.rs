@@ -86,6 +86,12 @@ impl<W> Within<W> {
     pub(crate) fn new((node, name): (Node, String), counts: Counts, work: W) -> Within<W> {
         Within { node, name, counts, work }
     }
+
+    /// Lets the work do something else than take a batch.
+    pub(crate) fn work<R>(&mut self, f: impl FnOnce(&mut W) -> Result<R>) -> Result<R> {
+        let _entered = fault::enter(self.node);
+        f(&mut self.work).map_err(|error| error.within(&self.name))
+    }
 }
 
 impl<T, W: Consume<T>> Consume<T> for Within<W> {
@@ -301,7 +307,7 @@ pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
             if setting.fault.is_set() {
                 return;
             }
-            let more = pace.run(&mut arrived, &mut *chain, &setting);
+            let more = pace.run(&mut arrived, &mut *chain, &setting, None);
             match more.and_then(|more| chain.step().map(|()| more)) {
                 Ok(true) => activator.activate(),
                 Ok(false) => {}
@@ -314,13 +320,13 @@ pub(crate) fn build<'a, T: 'static, P: ParallelizationContract<u64, Batch<T>>>(
 }
 
 /// One capability of a batch's epoch for each port.
-fn retain(capability: &InputCapability<u64>, ports: usize) -> Capabilities {
+pub(crate) fn retain(capability: &InputCapability<u64>, ports: usize) -> Capabilities {
     let retain = |port| capability.retain_least(port).expect("a batch is sent at one epoch");
     (0..ports).map(retain).collect()
 }
 
 /// How many records run through a chain at once: about a millisecond's work.
-struct Pace {
+pub(crate) struct Pace {
     records_max: usize,
 }
 
@@ -335,18 +341,24 @@ impl Pace {
     const STEP: Duration = Duration::from_millis(1);
     const RECORDS_MAX: usize = 4096;
 
-    /// Runs what has arrived through the chain, for about one step's time and as long as writers
-    /// have room. Returns whether there is more to do now.
-    fn run<T>(
+    /// How many records run through the chain at once.
+    pub(crate) fn records_max(&self) -> usize {
+        self.records_max
+    }
+
+    /// Runs what has arrived through the chain, up to a checkpoint, for about one step's time and
+    /// as long as writers have room. Returns whether there is more to do now.
+    pub(crate) fn run<T>(
         &mut self,
         arrived: &mut ByCheckpoint<(Capabilities, Batch<T>)>,
         chain: &mut dyn Consume<T>,
         setting: &Setting,
+        until: Option<CheckpointId>,
     ) -> Result<bool> {
         let began = setting.clock.now();
         let mut before = began;
         while let Some((checkpoint, (at, batch))) = arrived.front_mut() {
-            if setting.stall.holds(checkpoint) {
+            if setting.stall.holds(checkpoint) || until.is_some_and(|until| checkpoint > until) {
                 return Ok(false);
             }
             if before - began > Self::STEP {

@@ -152,6 +152,11 @@ impl Graph {
         self.nodes.iter().any(|node| node.traits.exchanges)
     }
 
+    /// The name of the first operator that keeps state.
+    pub(crate) fn keeps_state(&self) -> Option<&str> {
+        self.nodes.iter().find(|node| node.traits.keeps_state).map(|node| node.name.as_str())
+    }
+
     pub(crate) fn count(&self, kind: NodeKind) -> usize {
         self.nodes.iter().filter(|node| node.kind == kind).count()
     }

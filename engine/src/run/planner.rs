@@ -13,14 +13,30 @@ use super::graph::Graph;
 use super::handle::Handle;
 use super::plan::{Plan, Planning};
 use super::shared::Pipeline;
+use super::spec::Spec;
 
 /// What the pipeline function of a job builds, after checking that it is well formed.
-pub(crate) fn sketch(job: &str, pipeline: &dyn Pipeline) -> Result<Graph> {
-    catching(job, || {
+pub(crate) fn sketch(spec: &Spec, pipeline: &dyn Pipeline) -> Result<Graph> {
+    catching(&spec.job, || {
         let graph = pipeline.sketch()?;
         graph.check()?;
+        if let Some(name) = graph.keeps_state() {
+            check_state(spec, name)?;
+        }
         Ok(graph)
     })
+}
+
+/// Checks that the state of the operator of that name has a place.
+fn check_state(spec: &Spec, name: &str) -> Result<()> {
+    let wrong = |doing: String| Err(Error::new(ErrorKind::Config, format!("job `{}`: {doing}", spec.job)));
+    if !spec.state_in_memory {
+        return wrong(format!("`{name}` keeps state: the job needs `state_in_memory`"));
+    }
+    if spec.restart.is_some() {
+        return wrong(format!("`{name}` keeps state in memory, which a restart would lose: use `Restart::Never`"));
+    }
+    Ok(())
 }
 
 /// Connects the sources and sinks of a pipeline.
@@ -34,7 +50,8 @@ pub(crate) fn plan(
     let (job, sender, pipeline) = (planning.spec.job.clone(), events.clone(), Arc::clone(pipeline));
     let body = move || {
         let job = &planning.spec.job;
-        let planned = sketch(job, &*pipeline).and_then(|graph| catching(job, || pipeline.connect(graph, &planning)));
+        let planned =
+            sketch(&planning.spec, &*pipeline).and_then(|graph| catching(job, || pipeline.connect(graph, &planning)));
         sender.send(Event::Planned(Box::new(planned)));
     };
     spawn("plan", body)?;

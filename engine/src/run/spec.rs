@@ -22,6 +22,8 @@ pub(crate) struct Spec {
     pub(crate) spin: Duration,
     /// How long revoked partitions are drained.
     pub(crate) drain_within: Duration,
+    /// Whether state may live as long as the run only.
+    pub(crate) state_in_memory: bool,
     /// Whether to draw a line on the terminal.
     pub(crate) live: bool,
 }

@@ -75,6 +75,11 @@ impl<T> Batch<T> {
         self.times.extend(time);
     }
 
+    /// Makes room for this many more values.
+    pub(crate) fn reserve(&mut self, values: usize) {
+        self.values.reserve(values);
+    }
+
     pub(crate) fn take_times(&mut self) -> VecDeque<EventTime> {
         mem::take(&mut self.times)
     }
@@ -162,6 +167,24 @@ impl<T> Batch<T> {
             }
         }
         (yes, no)
+    }
+
+    /// As many records without an input behind the others, under the first key.
+    pub(crate) fn with_notices<K: Clone, I>(self, notices: usize) -> Batch<(K, Option<I>)>
+    where
+        T: Into<(K, I)>,
+    {
+        let mut key = None;
+        let mut out = self.mapped(|record| {
+            let (own, input) = record.into();
+            key.get_or_insert_with(|| own.clone());
+            (own, Some(input))
+        });
+        let time = out.times.back().copied();
+        if let Some(key) = key {
+            (0..notices).for_each(|_| out.append((key.clone(), None), time));
+        }
+        out
     }
 
     /// Drops the values as consumed.

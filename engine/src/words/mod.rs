@@ -10,6 +10,7 @@ mod quantity;
 mod time;
 
 mod epoch;
+mod group;
 mod offsets;
 mod record;
 
@@ -40,12 +41,13 @@ pub use error::{Error, ErrorKind, Result};
 pub use fingerprint::Fingerprint;
 pub(crate) use fingerprint::Print;
 pub(crate) use flight::Flight;
+pub(crate) use group::{KEY_GROUPS, KeyGroup};
 pub(crate) use meter::{Latencies, Latency, SinkMeter, SourceMeter, StageMeter, as_nanos};
 pub use meter::{LatencySnapshot, Percentile};
 pub use offsets::{Offset, Offsets, Partition};
 pub use quantity::{ByteSize, RECORD_OVERHEAD, Room, Worker};
 pub use read_batch::ReadBatch;
-pub use record::{Headers, Keyed, Malformed, Origin, TimedOut};
+pub use record::{Change, Headers, Keyed, Malformed, Origin, TimedOut};
 pub(crate) use stall::{Backlog, Stall};
 pub(crate) use sync::lock;
 pub(crate) use thread::panic_message;

@@ -11,6 +11,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, ErrorKind, Offset, Partition};
 
+/// A change of a table: a row that is not true any more, or one that is true now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Change<T> {
+    /// The row was true until now.
+    Delete(T),
+    /// The row is true now.
+    Insert(T),
+}
+
 /// Where a record was read.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]

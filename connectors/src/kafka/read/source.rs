@@ -3,7 +3,8 @@
 //! assigned. librdkafka's callback wakes the worker. A partition always belongs to the same worker.
 //!
 //! A job without an end joins its consumer group (`group`), and partitions are assigned and
-//! revoked. A job that has an end, or names its partitions, assigns them to itself once.
+//! revoked. A job that has an end, keeps state, or names its partitions assigns
+//! them to itself once.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -103,7 +104,7 @@ impl<R: Read> KafkaShared<R> {
             (_, true) => EndAt::Latest,
             (_, false) => EndAt::Never,
         };
-        let joins = topic.source.partitions.is_none() && end == EndAt::Never;
+        let joins = topic.source.partitions.is_none() && end == EndAt::Never && !open.keeps_state;
         let mut pattern = Pattern::of(topic)?;
         let mut consumer = create(topic, &group, &end, joins, &open, PARTITIONS_EXPECTED)?;
         let topics = match &mut pattern {

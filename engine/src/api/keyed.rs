@@ -1,0 +1,377 @@
+//! Streams by key: what is kept of the records of each key, and what of it is emitted.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::marker::PhantomData;
+
+use crate::operator::aggregate::{Aggregate, Changes, Complete, First, LastChanges, LastUpdates, Sorted, Updates};
+use crate::operator::aggregates::{Count, Fold, Latest, Mean, Number, Reduce, Sum, TopK};
+use crate::words::Change;
+
+use super::key::{Exchange, Key, State};
+use super::stream::Stream;
+
+/// A stream whose records have keys; see [`Stream::key_by`].
+///
+/// All records of a key meet on one worker, in the order of each input partition. What is computed
+/// by key keeps state, and an [`Aggregated`] says what of it is emitted.
+#[must_use = "a keyed stream does nothing until it is aggregated and reaches a sink"]
+pub struct KeyedStream<'a, K, T> {
+    stream: Stream<'a, T>,
+    key: Box<dyn Fn(&T) -> K>,
+}
+
+impl<'a, T: 'static> Stream<'a, T> {
+    /// Gives each record a key, for what is computed by key.
+    ///
+    /// ```
+    /// use millstream::{Job, collect, rows};
+    ///
+    /// let counts = collect();
+    /// let sink = counts.clone();
+    /// Job::new("words", move |flow| {
+    ///     let words = flow.source(rows(["to", "be", "or", "not", "to", "be"].map(str::to_owned)))?;
+    ///     words.key_by(String::clone).count().updates().sink(&sink)
+    /// })
+    /// .state_in_memory()
+    /// .run()?;
+    /// let last: std::collections::BTreeMap<String, u64> = counts.values().into_iter().collect();
+    /// assert_eq!(last["to"], 2);
+    /// assert_eq!(last["not"], 1);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
+    pub fn key_by<K: Key>(self, key: impl Fn(&T) -> K + 'static) -> KeyedStream<'a, K, T> {
+        KeyedStream { stream: self, key: Box::new(key) }
+    }
+
+    /// All records together, as if they had one key: one worker computes what follows.
+    pub fn global(self) -> KeyedStream<'a, (), T> {
+        self.key_by(|_| ())
+    }
+
+    /// Each record once, for ever: the state grows with each different record.
+    pub fn distinct(self) -> Stream<'a, T>
+    where
+        T: Key,
+    {
+        self.key_by(T::clone).first("distinct")
+    }
+
+    /// What is computed of the records of one batch together. A batch is the micro-batch; under the
+    /// other triggers it is the records between two checkpoints.
+    pub fn per_batch(self) -> Batches<'a, T> {
+        Batches(self.global())
+    }
+}
+
+impl<'a, K: Key, T: 'static> KeyedStream<'a, K, T> {
+    /// Counts the records of each key.
+    pub fn count(self) -> Aggregated<'a, K, u64> {
+        self.with("count", Count, |_| ())
+    }
+
+    /// Sums up `number` of each record by key. A sum that is out of the range of its type ends the
+    /// run. A sum of floating-point numbers depends on their order.
+    pub fn sum<N: Number + Exchange>(self, number: impl Fn(&T) -> N + 'static) -> Aggregated<'a, K, N> {
+        self.with("sum", Sum(PhantomData), move |record| number(&record))
+    }
+
+    /// The smallest `value` of each key.
+    pub fn min<V: Exchange + Ord + Clone>(self, value: impl Fn(&T) -> V + 'static) -> Aggregated<'a, K, V> {
+        self.with("min", Reduce(|a: V, b: V| if b < a { b } else { a }, PhantomData), move |record| value(&record))
+    }
+
+    /// The largest `value` of each key.
+    pub fn max<V: Exchange + Ord + Clone>(self, value: impl Fn(&T) -> V + 'static) -> Aggregated<'a, K, V> {
+        self.with("max", Reduce(|a: V, b: V| if b > a { b } else { a }, PhantomData), move |record| value(&record))
+    }
+
+    /// The mean of `number` of each key. It depends on the order of the records, as each sum of
+    /// floating-point numbers does.
+    pub fn mean(self, number: impl Fn(&T) -> f64 + 'static) -> Aggregated<'a, K, f64> {
+        self.with("mean", Mean, move |record| number(&record))
+    }
+
+    /// Combines the records of each key, two at a time, in the order in which they come. The result
+    /// is the same under each trigger and with any number of workers when `f` does not depend on
+    /// the order, or when each key lives in one partition.
+    pub fn reduce(self, f: impl Fn(T, T) -> T + 'static) -> Aggregated<'a, K, T>
+    where
+        T: Exchange + Clone,
+    {
+        self.with("reduce", Reduce(f, PhantomData), |record| record)
+    }
+
+    /// Adds the records of each key to a value of your own, which begins as `zero`. As with
+    /// [`reduce`](KeyedStream::reduce), the order should not matter.
+    pub fn aggregate<A: State + Clone>(
+        self,
+        zero: impl Fn() -> A + 'static,
+        add: impl Fn(&mut A, T) + 'static,
+    ) -> Aggregated<'a, K, A>
+    where
+        T: Exchange,
+    {
+        self.with("aggregate", Fold(zero, add, PhantomData), |record| record)
+    }
+
+    /// The record with the largest event time of each key. Of records with the same time, or
+    /// without one, it is the one that came last.
+    pub fn latest(self) -> Aggregated<'a, K, T>
+    where
+        T: Exchange + Clone,
+    {
+        self.with("latest", Latest(PhantomData), |record| record)
+    }
+
+    /// The `k` records of each key that are largest in the order of `compare`, largest first. Of
+    /// equal records those that came first.
+    ///
+    /// # Panics
+    /// When `k` is 0.
+    pub fn top_k(self, k: usize, compare: impl Fn(&T, &T) -> Ordering + 'static) -> Aggregated<'a, K, Vec<T>>
+    where
+        T: Exchange + Clone,
+    {
+        assert!(k > 0, "`top_k` needs at least one record");
+        self.with("top_k", TopK { k, compare, record: PhantomData }, |record| record)
+    }
+
+    /// The first record of each key, for ever: the state grows with each key.
+    pub fn dedup(self) -> Stream<'a, T>
+    where
+        T: Exchange,
+    {
+        self.first("dedup")
+    }
+
+    /// What is computed by key of the records of one batch; see [`Stream::per_batch`].
+    pub fn per_batch(self) -> KeyedBatches<'a, K, T> {
+        KeyedBatches(self)
+    }
+
+    fn first(self, what: &'static str) -> Stream<'a, T>
+    where
+        T: Exchange,
+    {
+        self.keyed(|record| record).operate(what, true, |_| false, |_| First::new())
+    }
+
+    /// The stream of keys with what an operator needs of each record.
+    fn keyed<I: Exchange>(self, input: impl Fn(T) -> I + 'static) -> Stream<'a, (K, I)> {
+        let KeyedStream { stream, key } = self;
+        stream.stage("key_by", move |batch| {
+            Ok(batch.mapped(|record| {
+                let key = key(&record);
+                (key, input(record))
+            }))
+        })
+    }
+
+    fn with<A>(
+        self,
+        what: &'static str,
+        aggregate: A,
+        input: impl Fn(T) -> A::Input + 'static,
+    ) -> Aggregated<'a, K, A::Value>
+    where
+        A: Aggregate<Input: Exchange>,
+    {
+        let keyed = self.keyed(input);
+        Aggregated { emit: Box::new(Pending { keyed, what, aggregate }) }
+    }
+}
+
+/// A value for each key, which changes with each record of it. Its methods say what is emitted.
+///
+/// | method | `Continuous`, `AvailableNow` | `MicroBatch` | Spark |
+/// |---|---|---|---|
+/// | [`updates`](Aggregated::updates) | the new value with each record | the last value of each key that the batch changed | output mode *update* |
+/// | [`complete`](Aggregated::complete) | all keys at each checkpoint with records | all keys after each batch with records | output mode *complete* |
+/// | [`changes`](Aggregated::changes) | the change of each record | the change of each key over the batch | – |
+#[must_use = "a value does nothing until something of it is emitted"]
+pub struct Aggregated<'a, K, V> {
+    emit: Box<dyn Emit<'a, K, V> + 'a>,
+}
+
+impl<'a, K: Key, V: 'static> Aggregated<'a, K, V> {
+    /// The new values: of each key with each record under `Continuous` and `AvailableNow`, and once
+    /// per key and batch under `MicroBatch`. The last one of a key is the same under each trigger.
+    pub fn updates(self) -> Stream<'a, (K, V)> {
+        self.emit.updates()
+    }
+
+    /// The whole table, whenever a batch has changed it.
+    pub fn complete(self) -> CompleteTable<'a, K, V> {
+        CompleteTable { rows: self.emit.complete(), order: None, limit: usize::MAX }
+    }
+
+    /// What changes: the value of a key before as deleted, the one now as inserted.
+    pub fn changes(self) -> Stream<'a, Change<(K, V)>> {
+        self.emit.changes()
+    }
+}
+
+/// An aggregate that does not know yet what is emitted of it.
+trait Emit<'a, K, V> {
+    fn updates(self: Box<Self>) -> Stream<'a, (K, V)>;
+    fn complete(self: Box<Self>) -> Stream<'a, (K, V)>;
+    fn changes(self: Box<Self>) -> Stream<'a, Change<(K, V)>>;
+    fn of_batches(self: Box<Self>) -> Stream<'a, (K, V)>;
+}
+
+struct Pending<'a, K, A: Aggregate> {
+    keyed: Stream<'a, (K, A::Input)>,
+    what: &'static str,
+    aggregate: A,
+}
+
+impl<'a, K: Key, A: Aggregate<Input: Exchange>> Emit<'a, K, A::Value> for Pending<'a, K, A> {
+    fn updates(self: Box<Self>) -> Stream<'a, (K, A::Value)> {
+        let Pending { keyed, what, aggregate } = *self;
+        keyed.operate_by_trigger(what, aggregate, Updates::new, |aggregate| LastUpdates::new(aggregate, false))
+    }
+
+    fn complete(self: Box<Self>) -> Stream<'a, (K, A::Value)> {
+        let Pending { keyed, what, aggregate } = *self;
+        keyed.with_notices().operate(what, true, Option::is_none, |_| Complete::new(aggregate))
+    }
+
+    fn changes(self: Box<Self>) -> Stream<'a, Change<(K, A::Value)>> {
+        let Pending { keyed, what, aggregate } = *self;
+        keyed.operate_by_trigger(what, aggregate, Changes::new, LastChanges::new)
+    }
+
+    fn of_batches(self: Box<Self>) -> Stream<'a, (K, A::Value)> {
+        let Pending { keyed, what, aggregate } = *self;
+        keyed.operate(what, false, |_| false, |_| LastUpdates::new(aggregate, true))
+    }
+}
+
+/// The order of the rows of a table.
+type Compare<K, V> = dyn Fn(&(K, V), &(K, V)) -> Ordering;
+
+/// The whole table of an [`Aggregated`], batch by batch: all of its rows, in no order unless one is
+/// asked for.
+#[must_use = "a table does nothing until it reaches a sink"]
+pub struct CompleteTable<'a, K, V> {
+    rows: Stream<'a, (K, V)>,
+    order: Option<Box<Compare<K, V>>>,
+    limit: usize,
+}
+
+impl<'a, K: Key, V: Exchange> CompleteTable<'a, K, V> {
+    /// Sorts the rows. One worker does it, and holds all of them.
+    pub fn sorted_by(self, compare: impl Fn(&(K, V), &(K, V)) -> Ordering + 'static) -> CompleteTable<'a, K, V> {
+        CompleteTable { order: Some(Box::new(compare)), ..self }
+    }
+
+    /// Keeps the first rows only, in the order of [`sorted_by`](CompleteTable::sorted_by), or any.
+    pub fn limit(self, rows: usize) -> CompleteTable<'a, K, V> {
+        CompleteTable { limit: rows, ..self }
+    }
+
+    /// The rows, batch by batch.
+    pub fn rows(self) -> Stream<'a, (K, V)> {
+        let CompleteTable { rows, order, limit } = self;
+        if order.is_none() && limit == usize::MAX {
+            return rows;
+        }
+        let compare = order.unwrap_or_else(|| Box::new(|_, _| Ordering::Equal));
+        rows.global().keyed(|row| row).operate("sort", false, |_| false, move |_| Sorted::new(compare, limit))
+    }
+}
+
+/// A stream in batches; see [`Stream::per_batch`].
+#[must_use = "batches do nothing until they reach a sink"]
+pub struct Batches<'a, T>(KeyedStream<'a, (), T>);
+
+impl<'a, T: 'static> Batches<'a, T> {
+    /// The number of records of each batch that has any.
+    pub fn count(self) -> Stream<'a, u64> {
+        self.0.per_batch().count().map(|((), count)| count)
+    }
+
+    /// Combines the records of each batch, two at a time.
+    pub fn reduce(self, f: impl Fn(T, T) -> T + 'static) -> Stream<'a, T>
+    where
+        T: Exchange + Clone,
+    {
+        self.0.per_batch().reduce(f).map(|((), value)| value)
+    }
+
+    /// How often each value is in a batch.
+    pub fn count_by_value(self) -> Stream<'a, (T, u64)>
+    where
+        T: Key,
+    {
+        self.0.stream.key_by(T::clone).per_batch().count()
+    }
+
+    /// Passes all records of a batch to `f`, on one worker.
+    pub fn transform<I: IntoIterator>(self, f: impl Fn(Vec<T>) -> I + 'static) -> Stream<'a, I::Item>
+    where
+        T: Exchange + Clone,
+        I::Item: 'static,
+    {
+        self.0.per_batch().group().flat_map(move |((), records)| f(records))
+    }
+}
+
+/// A keyed stream in batches; see [`KeyedStream::per_batch`].
+#[must_use = "batches do nothing until they reach a sink"]
+pub struct KeyedBatches<'a, K, T>(KeyedStream<'a, K, T>);
+
+impl<'a, K: Key, T: 'static> KeyedBatches<'a, K, T> {
+    /// The number of records of each key in each batch.
+    pub fn count(self) -> Stream<'a, (K, u64)> {
+        self.0.count().emit.of_batches()
+    }
+
+    /// Combines the records of each key in a batch, two at a time.
+    pub fn reduce(self, f: impl Fn(T, T) -> T + 'static) -> Stream<'a, (K, T)>
+    where
+        T: Exchange + Clone,
+    {
+        self.0.reduce(f).emit.of_batches()
+    }
+
+    /// The records of each key in a batch.
+    pub fn group(self) -> Stream<'a, (K, Vec<T>)>
+    where
+        T: Exchange + Clone,
+    {
+        let group = Fold(Vec::new, |records: &mut Vec<T>, record| records.push(record), PhantomData);
+        self.0.with("group", group, |record| record).emit.of_batches()
+    }
+}
+
+impl<T, K> fmt::Debug for KeyedStream<'_, K, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}, by key", self.stream)
+    }
+}
+
+impl<K, V> fmt::Debug for Aggregated<'_, K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Aggregated")
+    }
+}
+
+impl<K, V> fmt::Debug for CompleteTable<'_, K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Table of {:?}", self.rows)
+    }
+}
+
+impl<T> fmt::Debug for Batches<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} in batches", self.0)
+    }
+}
+
+impl<K, T> fmt::Debug for KeyedBatches<'_, K, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} in batches", self.0)
+    }
+}

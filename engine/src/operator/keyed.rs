@@ -1,0 +1,258 @@
+//! The harness of a keyed operator: the beginning of a chain, to which records come by the group of
+//! their key.
+//!
+//! Its state is in one checkpoint at a time. Records of the next one are set aside until the
+//! frontiers of all inputs have passed the boundary: the skew between workers, a wake-up and the
+//! longest batch. Then the checkpoint is closed: what it emits as a whole leaves, at an epoch that
+//! still lies in it, and the records that were set aside run. So an output and the change of state
+//! that caused it are on one side of every cut.
+//!
+//! It learns of frontiers only while it holds a capability. From the first change of a checkpoint
+//! until the checkpoint is closed it holds one of its ledger port, and not of its outputs: that
+//! would hold back everything behind it. The frontier of the ledger shows `gather` what is cut.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use timely::dataflow::channels::pact::ParallelizationContract;
+use timely::dataflow::operators::Capability;
+use timely::dataflow::operators::generic::OutputBuilder;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::dataflow::{Scope, Stream};
+use timely::progress::operate::FrontierInterest;
+
+use crate::words::{Backlog, Batch, ByCheckpoint, CheckpointId, Epoch, EventTime, Result};
+
+use super::ingest::Piece;
+use super::inputs::{Frontiers, Input};
+use super::stage::{Capabilities, Consume, Next, Pace, Setting, Within, give_up, retain, wake_of};
+
+/// How many rows leave at once when a checkpoint is closed.
+const ROWS_MAX: usize = 4096;
+
+/// What a keyed operator does.
+pub(crate) trait Operate: 'static {
+    type Key: 'static;
+    type Input: 'static;
+    type Output: 'static;
+
+    /// Whether [`close`](Operate::close) emits anything under each trigger.
+    const EMITS_AT_CLOSE: bool;
+
+    /// Whether [`close`](Operate::close) emits anything.
+    fn emits_at_close(&self) -> bool {
+        Self::EMITS_AT_CLOSE
+    }
+
+    /// Applies records, in their order. What they lead to at once goes to `out`.
+    ///
+    /// # Errors
+    /// When the run cannot go on.
+    fn apply(
+        &mut self,
+        records: VecDeque<(Self::Key, Self::Input)>,
+        times: VecDeque<EventTime>,
+        out: &mut Batch<Self::Output>,
+    ) -> Result<()>;
+
+    /// Called when all records of a checkpoint are applied, again and again until it returns
+    /// `false`: adds at most about `rows` of what the checkpoint emits as a whole.
+    fn close(&mut self, rows: usize, out: &mut Batch<Self::Output>) -> bool;
+}
+
+/// One of two operators, as the trigger wants it.
+pub(crate) enum ByTrigger<O, B> {
+    /// Emits with each record.
+    Alone(O),
+    /// Emits when a micro-batch is closed.
+    InBatches(B),
+}
+
+impl<O: Operate, B: Operate<Key = O::Key, Input = O::Input, Output = O::Output>> Operate for ByTrigger<O, B> {
+    type Key = O::Key;
+    type Input = O::Input;
+    type Output = O::Output;
+
+    const EMITS_AT_CLOSE: bool = false;
+
+    fn emits_at_close(&self) -> bool {
+        matches!(self, ByTrigger::InBatches(_))
+    }
+
+    fn apply(
+        &mut self,
+        records: VecDeque<(O::Key, O::Input)>,
+        times: VecDeque<EventTime>,
+        out: &mut Batch<O::Output>,
+    ) -> Result<()> {
+        match self {
+            ByTrigger::Alone(operate) => operate.apply(records, times, out),
+            ByTrigger::InBatches(operate) => operate.apply(records, times, out),
+        }
+    }
+
+    fn close(&mut self, rows: usize, out: &mut Batch<O::Output>) -> bool {
+        match self {
+            ByTrigger::Alone(operate) => operate.close(rows, out),
+            ByTrigger::InBatches(operate) => operate.close(rows, out),
+        }
+    }
+}
+
+/// The first stage of the chain.
+pub(crate) struct KeyedStage<O: Operate> {
+    operate: O,
+    next: Next<O::Output>,
+    /// Capabilities of the newest epoch of the open checkpoint, for what it emits as a whole.
+    at: Option<Capabilities>,
+    /// The capability of the ledger, from the first change of the open checkpoint.
+    ledger: Option<Capability<u64>>,
+}
+
+impl<O: Operate> KeyedStage<O> {
+    pub(crate) fn new(operate: O, next: Next<O::Output>) -> KeyedStage<O> {
+        KeyedStage { operate, next, at: None, ledger: None }
+    }
+
+    /// Emits some of what the checkpoint emits as a whole. Returns whether there is more.
+    fn close(&mut self) -> Result<bool> {
+        let mut out = Batch::under(None);
+        let more = self.operate.close(ROWS_MAX, &mut out);
+        if let Some(at) = &self.at {
+            self.next.hand_on(out, at)?;
+        }
+        if !more {
+            (self.at, self.ledger) = (None, None);
+        }
+        Ok(more)
+    }
+}
+
+impl<O: Operate> Consume<(O::Key, O::Input)> for KeyedStage<O> {
+    fn consume(&mut self, mut batch: Batch<(O::Key, O::Input)>, at: &Capabilities) -> Result<()> {
+        let mut out = Batch::under(batch.admission().cloned());
+        let times = batch.take_times();
+        self.operate.apply(batch.take_values(), times, &mut out)?;
+        if self.ledger.is_none() {
+            self.ledger = at.last().cloned();
+        }
+        if self.operate.emits_at_close() {
+            self.at = Some(at.clone());
+        }
+        self.next.hand_on(out, at)
+    }
+
+    fn step(&mut self) -> Result<()> {
+        self.next.step()
+    }
+}
+
+/// A chain that begins with keyed state.
+type Chain<O> = Within<KeyedStage<O>>;
+
+/// Records with their keys.
+type KeyedBatch<O> = Batch<(<O as Operate>::Key, <O as Operate>::Input)>;
+
+/// Records that have arrived, with a capability of each port.
+type Arrived<O> = ByCheckpoint<(Capabilities, KeyedBatch<O>)>;
+
+/// The checkpoint that the state is in.
+struct Open {
+    checkpoint: CheckpointId,
+    /// Whether all its records are applied, and it has more to emit.
+    is_closing: bool,
+}
+
+impl Open {
+    /// Runs what has arrived, as far as checkpoints allow. Returns whether there is more to do now.
+    fn run<O: Operate>(
+        &mut self,
+        arrived: &mut Arrived<O>,
+        (chain, pace): (&mut Chain<O>, &mut Pace),
+        frontier: Option<Epoch>,
+        setting: &Setting,
+    ) -> Result<bool> {
+        loop {
+            if !self.is_closing && pace.run(arrived, chain, setting, Some(self.checkpoint))? {
+                return Ok(true);
+            }
+            let is_applied = arrived.oldest().is_none_or(|oldest| oldest > self.checkpoint);
+            let is_complete = frontier.is_none_or(|frontier| frontier.checkpoint() > self.checkpoint);
+            if !is_applied || !is_complete || setting.stall.holds(self.checkpoint) {
+                return Ok(false);
+            }
+            self.is_closing = chain.work(KeyedStage::close)?;
+            if self.is_closing {
+                return Ok(true);
+            }
+            // More of the frontier's checkpoint may come, and what has arrived may be older.
+            let next = arrived.oldest().into_iter().chain(frontier.map(Epoch::checkpoint)).min();
+            self.checkpoint = next.unwrap_or(CheckpointId::FIRST).max(self.checkpoint.next());
+            if arrived.oldest().is_none() {
+                return Ok(false);
+            }
+        }
+    }
+}
+
+/// Builds the operator. Its ledger is a stream for `gather`.
+pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O>>>(
+    scope: Scope<'a, u64>,
+    name: &str,
+    inputs: Vec<Stream<'a, u64, KeyedBatch<O>>>,
+    pact: impl Fn() -> P,
+    setting: Setting,
+    head: impl FnOnce(&mut OperatorBuilder<'a, u64>) -> Result<Chain<O>>,
+) -> Result<Stream<'a, u64, Vec<Piece>>> {
+    let mut builder = OperatorBuilder::new(name.to_owned(), scope);
+    let connect = |stream| Input::new(&mut builder, stream, pact(), FrontierInterest::IfCapability);
+    let mut inputs: Vec<_> = inputs.into_iter().map(connect).collect();
+    let mut chain = match head(&mut builder) {
+        Ok(chain) => chain,
+        Err(error) => {
+            give_up(builder);
+            return Err(error);
+        }
+    };
+    // Behind the ports of the chain, which are numbered from 0.
+    let ledger_port = builder.shape().outputs();
+    let (ledger, ledger_stream) = builder.new_output::<Vec<Piece>>();
+    let wake = wake_of(scope, &builder);
+    setting.pulse.wakes_for_room(wake.clone());
+    let activator = scope.activator_for(builder.operator_info().address);
+    builder.build(move |capabilities| {
+        drop(capabilities);
+        let _ledger = OutputBuilder::<u64, timely::container::CapacityContainerBuilder<Vec<Piece>>>::from(ledger);
+        let mut arrived: Arrived<O> = ByCheckpoint::default();
+        let mut open = Open { checkpoint: setting.pulse.first(), is_closing: false };
+        let mut pace = Pace::default();
+        let pulse = Arc::clone(&setting.pulse);
+        let mut backlog = Backlog::new(setting.stall.clone(), move || pulse.wake_ingests());
+        move |frontiers| {
+            wake.listen();
+            let frontier = Frontiers::new(frontiers).least(&inputs);
+            for input in &mut inputs {
+                input.for_each(|capability, batch| {
+                    let epoch = Epoch::from_raw(*capability.least().expect("a batch is sent at one epoch"));
+                    if setting.is_exchange && setting.stall.arrive(batch.len()) {
+                        setting.pulse.wake_ingests();
+                    }
+                    let at = retain(&capability, ledger_port + 1);
+                    arrived.push(epoch.checkpoint(), (at, std::mem::take(batch)));
+                });
+            }
+            // After a fault everything stays as it is: the capabilities are kept.
+            if setting.fault.is_set() {
+                return;
+            }
+            let more = open.run::<O>(&mut arrived, (&mut chain, &mut pace), frontier, &setting);
+            match more.and_then(|more| chain.step().map(|()| more)) {
+                Ok(true) => activator.activate(),
+                Ok(false) => {}
+                Err(error) => setting.fault.record(error),
+            }
+            backlog.look(arrived.iter().map(|(_, batch)| batch.len()).sum(), pace.records_max());
+        }
+    });
+    Ok(ledger_stream)
+}

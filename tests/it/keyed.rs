@@ -1,0 +1,224 @@
+//! Keyed streams: what is computed by key and emitted, against a recomputation of the whole input,
+//! under each trigger and with any number of workers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use millstream::{Change, Clock, ErrorKind, Flow, Job, Restart, Stream, TestRun, Trigger, channel, collect, rows};
+
+const TRIGGERS: [Trigger; 3] =
+    [Trigger::Continuous, Trigger::AvailableNow, Trigger::MicroBatch { interval: Duration::ZERO }];
+
+/// Numbers in an order that mixes their keys.
+fn numbers() -> Vec<i64> {
+    (0..3_000).map(|n: i64| n * 7_919 % 5_003 - 1_000).collect()
+}
+
+fn key(n: &i64) -> u8 {
+    n.rem_euclid(10) as u8
+}
+
+/// Runs a pipeline over the numbers under every trigger and with 1 to 4 workers.
+fn each<T: Send + 'static>(
+    pipeline: impl for<'a> Fn(Stream<'a, i64>) -> Stream<'a, T> + Clone + Send + Sync + 'static,
+    check: impl Fn(Trigger, Vec<T>),
+) {
+    for trigger in TRIGGERS {
+        for workers in 1..=4 {
+            let (results, pipeline) = (collect(), pipeline.clone());
+            let sink = results.clone();
+            let job = Job::new("keyed", move |flow: &Flow<'_>| {
+                pipeline(flow.source(rows(numbers()).partitions(3))?).sink(&sink)
+            });
+            job.state_in_memory().trigger(trigger).workers(workers).run().unwrap();
+            let values = results.take();
+            assert!(!values.is_empty(), "{trigger:?}, {workers} workers: nothing came out");
+            check(trigger, values);
+        }
+    }
+}
+
+fn by_key<V>(f: impl Fn(Vec<i64>) -> V) -> BTreeMap<u8, V> {
+    let mut groups = BTreeMap::<u8, Vec<i64>>::new();
+    numbers().into_iter().for_each(|n| groups.entry(key(&n)).or_default().push(n));
+    groups.into_iter().map(|(key, group)| (key, f(group))).collect()
+}
+
+/// Checks that the last update of each key is the value of all its records, and that each record
+/// has an update unless batches coalesce them.
+fn check_updates<V: PartialEq + std::fmt::Debug + 'static>(
+    expected: impl Fn(Vec<i64>) -> V,
+) -> impl Fn(Trigger, Vec<(u8, V)>) {
+    move |trigger, updates| {
+        if matches!(trigger, Trigger::MicroBatch { .. }) {
+            assert!(updates.len() < numbers().len(), "{} updates", updates.len());
+        } else {
+            assert_eq!(updates.len(), numbers().len(), "{trigger:?}");
+        }
+        assert_eq!(updates.into_iter().collect::<BTreeMap<_, _>>(), by_key(&expected), "{trigger:?}");
+    }
+}
+
+#[test]
+fn the_last_update_of_a_key_is_the_value_of_all_its_records() {
+    each(|n| n.key_by(key).count().updates(), check_updates(|group| group.len() as u64));
+    each(|n| n.key_by(key).sum(|n| *n).updates(), check_updates(|group| group.iter().sum::<i64>()));
+    each(|n| n.key_by(key).min(|n| *n).updates(), check_updates(|group| *group.iter().min().unwrap()));
+    each(|n| n.key_by(key).max(|n| *n).updates(), check_updates(|group| *group.iter().max().unwrap()));
+    each(
+        |n| n.key_by(key).mean(|n| *n as f64).updates(),
+        check_updates(|group| group.iter().sum::<i64>() as f64 / group.len() as f64),
+    );
+    each(
+        |n| n.key_by(key).reduce(|a, b| a ^ b).updates(),
+        check_updates(|g| g.into_iter().reduce(|a, b| a ^ b).unwrap()),
+    );
+    each(
+        |n| {
+            n.key_by(key)
+                .aggregate(BTreeSet::new, |all, n| {
+                    all.insert(n);
+                })
+                .updates()
+        },
+        check_updates(|group| group.into_iter().collect::<BTreeSet<_>>()),
+    );
+    each(
+        |n| n.key_by(key).top_k(3, |a, b| a.cmp(b)).updates(),
+        check_updates(|mut group| {
+            group.sort_by(|a, b| b.cmp(a));
+            group.truncate(3);
+            group
+        }),
+    );
+}
+
+#[test]
+fn global_is_one_key() {
+    each(
+        |n| n.global().count().updates(),
+        |_, updates| {
+            assert_eq!(updates.last(), Some(&((), numbers().len() as u64)));
+        },
+    );
+}
+
+#[test]
+fn the_first_record_of_each_key_is_handed_on_once() {
+    each(
+        |n| n.map(|n| n % 100).distinct(),
+        |_, mut values| {
+            values.sort_unstable();
+            let expected: BTreeSet<_> = numbers().into_iter().map(|n| n % 100).collect();
+            assert_eq!(values, expected.into_iter().collect::<Vec<_>>());
+        },
+    );
+    each(
+        |n| n.key_by(key).dedup(),
+        |_, values| {
+            let keys: Vec<_> = values.iter().map(key).collect();
+            assert_eq!((keys.len(), keys.into_iter().collect::<BTreeSet<_>>().len()), (10, 10));
+        },
+    );
+}
+
+/// Applies changes to a table. A row is deleted only when it is there.
+fn applied(changes: Vec<Change<(u8, u64)>>) -> BTreeMap<u8, u64> {
+    let mut table = BTreeMap::new();
+    for change in changes {
+        match change {
+            Change::Delete((key, count)) => assert_eq!(table.remove(&key), Some(count)),
+            Change::Insert((key, count)) => assert_eq!(table.insert(key, count), None),
+        }
+    }
+    table
+}
+
+#[test]
+fn changes_make_the_table() {
+    each(
+        |n| n.key_by(key).count().changes(),
+        |_, changes| {
+            assert_eq!(applied(changes), by_key(|group| group.len() as u64));
+        },
+    );
+}
+
+/// What Spark answers in its output modes; see the scenario `clickstream` of its golden answers.
+#[test]
+fn a_micro_batch_emits_what_the_output_mode_says() {
+    let ((words, source), updates, complete, sorted) = (channel(10), collect(), collect(), collect());
+    let counts = (collect(), collect());
+    let sinks = (updates.clone(), complete.clone(), sorted.clone(), counts.0.clone(), counts.1.clone());
+    let job = Job::new("modes", move |flow| {
+        let words = flow.source(&source)?;
+        let count = || words.clone().key_by(|word: &String| word.clone());
+        count().count().updates().sink(&sinks.0)?;
+        count().count().complete().rows().sink(&sinks.1)?;
+        count().count().complete().sorted_by(|a, b| b.1.cmp(&a.1)).limit(1).rows().sink(&sinks.2)?;
+        words.clone().per_batch().count().sink(&sinks.3)?;
+        words.per_batch().count_by_value().sink(&sinks.4)
+    });
+    let job = job.state_in_memory().workers(2).trigger(Trigger::micro_batch(Duration::from_secs(1)));
+    let mut test = TestRun::start(job.clock(Clock::simulated())).unwrap();
+    let row = |word: &str, count: u64| (word.to_owned(), count);
+    let sorted_rows = |mut rows: Vec<(String, u64)>| {
+        rows.sort_unstable();
+        rows
+    };
+    for (batch, update, all, top) in [
+        (
+            &["viewed", "clicked", "clicked"][..],
+            vec![row("clicked", 2), row("viewed", 1)],
+            vec![row("clicked", 2), row("viewed", 1)],
+            row("clicked", 2),
+        ),
+        (&["viewed", "viewed"], vec![row("viewed", 3)], vec![row("clicked", 2), row("viewed", 3)], row("viewed", 3)),
+    ] {
+        test.feed(&words, batch.iter().map(|word| (*word).to_owned())).unwrap();
+        assert!(test.drain(&updates).unwrap().is_empty(), "the batch waits for its tick");
+        test.advance(Duration::from_secs(1)).unwrap();
+        assert_eq!(sorted_rows(test.drain(&updates).unwrap()), update);
+        assert_eq!(sorted_rows(test.drain(&complete).unwrap()), all);
+        assert_eq!(test.drain(&sorted).unwrap(), [top]);
+        assert_eq!(test.drain(&counts.0).unwrap(), [batch.len() as u64]);
+        let values: BTreeSet<&str> = batch.iter().copied().collect();
+        assert_eq!(test.drain(&counts.1).unwrap().len(), values.len());
+    }
+}
+
+#[test]
+fn batches_know_nothing_of_each_other() {
+    each(
+        |n| n.key_by(key).per_batch().group(),
+        |_, groups| {
+            let mut all = BTreeMap::<u8, Vec<i64>>::new();
+            groups.into_iter().for_each(|(key, mut group)| all.entry(key).or_default().append(&mut group));
+            all.values_mut().for_each(|group| group.sort_unstable());
+            let expected = by_key(|mut group| {
+                group.sort_unstable();
+                group
+            });
+            assert_eq!(all, expected);
+        },
+    );
+}
+
+#[test]
+fn state_needs_a_place() {
+    let job =
+        || Job::new("stateful", |flow| flow.source(rows(0..9_i64))?.key_by(key).count().updates().sink(collect()));
+    let error = job().run().expect_err("there is no place for its state");
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains("`count` keeps state"), "{error}");
+    let restart = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
+    let error = job().state_in_memory().restart(restart).run().expect_err("a restart would lose it");
+    assert!(error.to_string().contains("restart"), "{error}");
+}
+
+#[test]
+fn a_sum_out_of_range_ends_the_run() {
+    let job = Job::new("sum", |flow| flow.source(rows([200_u8, 100]))?.global().sum(|n| *n).updates().sink(collect()));
+    let error = job.state_in_memory().run().expect_err("300 is not a u8");
+    assert!(error.to_string().contains("sum"), "{error}");
+}
