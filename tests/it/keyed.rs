@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use millstream::{Change, Clock, ErrorKind, Flow, Job, Restart, Stream, TestRun, Trigger, channel, collect, rows};
+use millstream::{
+    Change, Clock, ErrorKind, EventTime, Flow, Job, Restart, Stream, TestRun, Trigger, channel, collect, rows,
+};
 
 const TRIGGERS: [Trigger; 3] =
     [Trigger::Continuous, Trigger::AvailableNow, Trigger::MicroBatch { interval: Duration::ZERO }];
@@ -91,6 +93,21 @@ fn the_last_update_of_a_key_is_the_value_of_all_its_records() {
             group
         }),
     );
+}
+
+#[test]
+fn latest_is_the_record_with_the_largest_event_time() {
+    for workers in 1..=3 {
+        let results = collect();
+        let sink = results.clone();
+        let job = Job::new("latest", move |flow| {
+            let numbers = rows(numbers()).partitions(3).timed(|n| EventTime(*n));
+            flow.source(numbers)?.key_by(key).latest().updates().sink(&sink)
+        });
+        job.state_in_memory().workers(workers).run().unwrap();
+        let last: BTreeMap<u8, i64> = results.take().into_iter().collect();
+        assert_eq!(last, by_key(|group| *group.iter().max().unwrap()), "{workers} workers");
+    }
 }
 
 #[test]

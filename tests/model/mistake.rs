@@ -1,10 +1,24 @@
 //! Rules that are broken on purpose.
 
-/// A planted mistake.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mistake {
-    /// The rules as they are.
-    None,
+/// Defines the mistakes, and with them the list of all.
+macro_rules! mistakes {
+    ($($(#[$what:meta])* $name:ident,)*) => {
+        /// A planted mistake.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Mistake {
+            /// The rules as they are.
+            None,
+            $($(#[$what])* $name,)*
+        }
+
+        impl Mistake {
+            /// All but `None`.
+            pub const ALL: &[Mistake] = &[$(Mistake::$name),*];
+        }
+    };
+}
+
+mistakes! {
     /// A record is late by the watermark in force instead of its own mark.
     LateByWatermark,
     /// The delta of a checkpoint is taken before the firings of that checkpoint.
@@ -96,53 +110,6 @@ pub enum Mistake {
 use Mistake::*;
 
 impl Mistake {
-    /// All but `None`.
-    pub const ALL: &[Mistake] = &[
-        LateByWatermark,
-        DeltaBeforeFirings,
-        FireAtFrontier,
-        Broadcast,
-        BroadcastNext,
-        NoSetAside,
-        SetAsideByOneInput,
-        FireByReportsAlone,
-        NoWatermarkInCheckpoint,
-        NoMarksInCheckpoint,
-        NoReportAfterRestart,
-        NothingHeldOnLedger,
-        CountSections,
-        FiringMarkedNew,
-        HandedOnWithoutMark,
-        JoinMarkRaw,
-        JoinRelayRaw,
-        SessionLateByEnd,
-        FinalBeforeAllowedLateness,
-        LatenessRelayRaw,
-        TimersByWatermark,
-        EarlyTimersNotHeld,
-        UnknownIsIdle,
-        ReturnedByMarkOnly,
-        WatermarkGoesBack,
-        NeverIdle,
-        NoEpochForIdle,
-        EndWithoutInfinity,
-        CallsRelayRaw,
-        NoEpochForCalls,
-        DependsOnOrder,
-        EgressInOneQueue,
-        FiringOnBudget,
-        ReserveOfAllCheckpoints,
-        FilesWithoutRun,
-        RenameBeforeSync,
-        DirectoryNotSynced,
-        ManifestBeforeAcknowledged,
-        DurableBeforeCut,
-        ReceiptAtState,
-        GroupBeatsCheckpoint,
-        PositionsByWorker,
-        NewestBeatsProgress,
-    ];
-
     /// Some mistakes show only in plans of one shape: then every seed is one of those.
     pub(crate) fn plan_of(self, seed: u64) -> u64 {
         let (stride, offset) = match self {
