@@ -7,7 +7,7 @@
 //! checkpoint, every update pushed to a vector; interleaved, medians. Growing the tables is
 //! included on both sides. Not shown: skewed keys, several workers, durable checkpoints.
 //!
-//! `cargo bench --bench keyed`
+//! `cargo bench --bench keyed`; `-- --keys 1000` for one size only
 
 use std::hash::Hash;
 use std::hint::black_box;
@@ -20,13 +20,22 @@ use millstream_benches::statistics::median;
 fn main() {
     let smoke = std::env::args().any(|argument| argument == "--smoke");
     let (count, rounds) = if smoke { (200_000, 1) } else { (40_000_000, 3) };
-    let sizes: &[u64] = if smoke { &[1_000] } else { &[1_000, 100_000, 1_000_000, 10_000_000] };
+    let only = std::env::args().skip_while(|argument| argument != "--keys").nth(1);
+    let only: Option<u64> = only.map(|keys| keys.parse().expect("`--keys` takes a number"));
+    let sizes = match only {
+        Some(keys) => vec![keys],
+        None if smoke => vec![1_000],
+        None => vec![1_000, 100_000, 1_000_000, 10_000_000],
+    };
     println!(
         "count by key, every update emitted, one worker, {count} records; million records per second, median of {rounds}"
     );
     println!("{:12} {:>10} {:>10} {:>10} {:>8}", "keys", "", "by hand", "engine", "ratio");
     for size in sizes {
-        compare(&format!("{size}"), "u64", rounds, drawn(count, *size, |key| key));
+        compare(&format!("{size}"), "u64", rounds, drawn(count, size, |key| key));
+    }
+    if only.is_some() {
+        return;
     }
     let (count, size) = if smoke { (count, 1_000) } else { (count / 4, 1_000_000) };
     compare(&format!("{size}"), "16 bytes", rounds, drawn(count, size, |key| format!("{key:016}")));

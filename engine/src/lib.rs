@@ -55,9 +55,9 @@
 //!
 //! # What it is not
 //!
-//! It is not a cluster: a job is threads of your process. State lives as long as its run
-//! ([`Job::state_in_memory`]); delivery is at-least-once, and the source's committed offsets are
-//! all that is remembered after a run. The order of records is kept per input partition, up to a
+//! It is not a cluster: a job is threads of your process. Delivery is at-least-once: after a crash,
+//! outputs since the last checkpoint may repeat, and state goes on from there
+//! ([`Job::checkpoints`]). The order of records is kept per input partition, up to a
 //! [`rebalance`](Stream::rebalance) or [unordered calls](Calls::unordered).
 //!
 //! # The code, in reading order
@@ -98,7 +98,7 @@ pub use run::health::{Health, HealthLimits};
 pub use run::histogram::histograms;
 pub use run::listener::JobEvent;
 pub use run::names::{METRICS, Metric, MetricKind};
-pub use run::report::{Report, SinkReport, SourceReport, StageReport};
+pub use run::report::{CheckpointReport, Report, SinkReport, SourceReport, StageReport};
 pub use words::{
     BatchValues, ByteSize, Change, Clock, Error, ErrorKind, EventTime, Headers, Keyed, LatencySnapshot, Malformed,
     Moment, Offset, Origin, Partition, Percentile, Result, TimedOut, WallTime,

@@ -4,9 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use millstream::{
-    Change, Clock, ErrorKind, EventTime, Flow, Job, Restart, Stream, TestRun, Trigger, channel, collect, rows,
-};
+use millstream::{Change, Clock, ErrorKind, EventTime, Flow, Job, Stream, TestRun, Trigger, channel, collect, rows};
 
 const TRIGGERS: [Trigger; 3] =
     [Trigger::Continuous, Trigger::AvailableNow, Trigger::MicroBatch { interval: Duration::ZERO }];
@@ -228,9 +226,6 @@ fn state_needs_a_place() {
     let error = job().run().expect_err("there is no place for its state");
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.to_string().contains("`count` keeps state"), "{error}");
-    let restart = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
-    let error = job().state_in_memory().restart(restart).run().expect_err("a restart would lose it");
-    assert!(error.to_string().contains("restart"), "{error}");
 }
 
 #[test]

@@ -24,6 +24,7 @@ mod memory;
 mod mistakes;
 mod observe;
 mod receipts;
+mod recovery;
 mod results;
 mod revocation;
 mod sockets;

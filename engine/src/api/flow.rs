@@ -14,13 +14,16 @@ use crate::epoch::gather::Ends;
 use crate::io::{Claims, OpenSink, OpenSource, Reader, Resume, SharedSource, Sink, Source};
 use crate::operator::drain::Drains;
 use crate::operator::fault::Node;
-use crate::operator::ingest::{self, Piece, SourceIndex};
+use crate::operator::ingest::{self, SourceIndex};
 use crate::operator::intake::{Intake, Limits};
+use crate::operator::ledger::Piece;
 use crate::operator::stage::{Chain, Consume, Counts, Setting, Tail, Within};
 use crate::operator::{egress, stage};
 use crate::run::graph::{Graph, Input, NodeKind, NodeTraits};
 use crate::run::plan::{Meter, Plan, PlannedSink, PlannedSource, Planning};
 use crate::run::shared::{Pipeline, Run};
+use crate::run::spec::Remembers;
+use crate::state::describe::Types;
 use crate::words::{ByteSize, Error, Offsets, Result, SinkMeter, StageMeter, Wake, Worker};
 
 use super::stream::Stream;
@@ -172,6 +175,18 @@ impl<'a> Flow<'a> {
         }
     }
 
+    /// Whether nothing is built or connected yet.
+    pub(crate) fn is_sketch(&self) -> bool {
+        matches!(self.inner.mode, Mode::Sketch(_))
+    }
+
+    /// Says which types of state checkpoints keep of a node.
+    pub(crate) fn keep(&self, node: Node, types: fn() -> Types) {
+        if let Mode::Sketch(graph) = &self.inner.mode {
+            graph.borrow_mut().keep(node, types);
+        }
+    }
+
     /// Limits the source of that node; `option` is the name of the limit.
     pub(crate) fn limit(&self, node: Node, option: &'static str, limit: impl FnOnce(&mut Limits)) {
         if let Mode::Sketch(graph) = &self.inner.mode {
@@ -280,8 +295,12 @@ impl Connect<'_> {
             workers: spec.workers,
             prefetch: ByteSize(spec.memory.0 / 4 / count.max(1) as u64),
             extent: spec.extent,
-            resume: Resume::OwnMemory(before.unwrap_or_else(Offsets::new)),
-            keeps_state,
+            resume: match self.planning.is_from_checkpoint {
+                true => Resume::Checkpoint(before.unwrap_or_else(Offsets::new)),
+                false => Resume::OwnMemory(before.unwrap_or_else(Offsets::new)),
+            },
+            keeps_state: keeps_state || matches!(spec.remembers, Remembers::InDirectory(_)),
+            is_checkpointed: self.planning.checkpoints.is_some(),
             clock: spec.clock.clone(),
             wake: self.planning.control.clone(),
             claims: self.claims.of_source(index),

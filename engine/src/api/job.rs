@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::run::listener::{JobEvent, Listener};
 use crate::run::planner;
 use crate::run::report::Report;
 use crate::run::shared::Pipeline;
-use crate::run::spec::{Backoff, Spec};
+use crate::run::spec::{Backoff, Remembers, Spec};
 use crate::run::supervisor::supervise;
 use crate::words::{ByteSize, Clock, Error, ErrorKind, Result, spawn};
 
@@ -58,7 +59,9 @@ pub struct Job {
     drain_within: Duration,
     live: bool,
     listeners: Vec<Listener>,
-    state_in_memory: bool,
+    remembers: Remembers,
+    forgotten: Vec<String>,
+    empty: Vec<String>,
 }
 
 impl Job {
@@ -79,7 +82,9 @@ impl Job {
             drain_within: Duration::from_millis(500),
             live: false,
             listeners: Vec::new(),
-            state_in_memory: false,
+            remembers: Remembers::Nothing,
+            forgotten: Vec::new(),
+            empty: Vec::new(),
         }
     }
 
@@ -138,10 +143,46 @@ impl Job {
         Job { drain_within: limit, ..self }
     }
 
-    /// Lets the job keep state that lives as long as its run. A job that keeps state is refused
-    /// without this.
+    /// Keeps checkpoints in this directory: the state of the pipeline, and the positions of its
+    /// sources that this state reflects. The job goes on from the newest one when it starts again,
+    /// also in another process, with another number of workers, or after a crash. It reads on at
+    /// exactly these positions, whatever a consumer group says.
+    ///
+    /// A checkpoint is taken [at an interval](Job::checkpoint_every), or with each micro-batch. It
+    /// writes what has changed since the one before, beside the records and without stopping them.
+    /// It is durable before sinks and sources commit. Three checkpoints are kept. A damaged file is
+    /// named in the log, and the checkpoint before it is used. While the disk is full or does not
+    /// answer, records go on and the checkpoint is tried again; the report says so.
+    ///
+    /// The directory is created, and locked for as long as the job runs: it belongs to one job.
+    /// What is kept is found again by the names of operators and sources. Where two of a kind keep
+    /// state, both need a [name](crate::Stream::named).
+    pub fn checkpoints(self, directory: impl Into<PathBuf>) -> Job {
+        Job { remembers: Remembers::InDirectory(directory.into()), ..self }
+    }
+
+    /// Keeps state in the memory of the process only. With [`Restart::Backoff`] the job keeps
+    /// checkpoints there, and a run that follows a failed one goes on from the last. When the
+    /// process ends, the state is gone.
+    ///
+    /// A job that keeps state needs this or [`checkpoints`](Job::checkpoints).
     pub fn state_in_memory(self) -> Job {
-        Job { state_in_memory: true, ..self }
+        Job { remembers: Remembers::InMemory, ..self }
+    }
+
+    /// Drops what the checkpoint has of these operators and sources, which the pipeline does not
+    /// have any more. Without this, the job refuses to start. What the pipeline has is not dropped.
+    pub fn forget_state<N: Into<String>>(self, names: impl IntoIterator<Item = N>) -> Job {
+        let forgotten = self.forgotten.into_iter().chain(names.into_iter().map(Into::into)).collect();
+        Job { forgotten, ..self }
+    }
+
+    /// Lets these operators begin without state, because they are new in the pipeline and the
+    /// checkpoint has none of them. Without this, the job refuses to start. It drops nothing: an
+    /// operator of which the checkpoint has state goes on with it.
+    pub fn start_empty<N: Into<String>>(self, names: impl IntoIterator<Item = N>) -> Job {
+        let empty = self.empty.into_iter().chain(names.into_iter().map(Into::into)).collect();
+        Job { empty, ..self }
     }
 
     /// Calls `listener` with what happens to the job, like Spark's `StreamingQueryListener`:
@@ -332,7 +373,9 @@ impl Job {
             spin: self.spin,
             drain_within: self.drain_within,
             live: self.live,
-            state_in_memory: self.state_in_memory,
+            remembers: self.remembers.clone(),
+            forgotten: self.forgotten.clone(),
+            empty: self.empty.clone(),
         })
     }
 }

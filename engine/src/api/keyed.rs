@@ -18,8 +18,12 @@ use super::stream::Stream;
 #[must_use = "a keyed stream does nothing until it is aggregated and reaches a sink"]
 pub struct KeyedStream<'a, K, T> {
     stream: Stream<'a, T>,
-    key: Box<dyn Fn(&T) -> K>,
+    /// The keys of a batch: a call for each record would cost as much as its lookup.
+    keys: Box<Keys<T, K>>,
 }
+
+/// The keys of records.
+type Keys<T, K> = dyn Fn(&[T]) -> Vec<K>;
 
 impl<'a, T: 'static> Stream<'a, T> {
     /// Gives each record a key, for what is computed by key.
@@ -41,7 +45,7 @@ impl<'a, T: 'static> Stream<'a, T> {
     /// # Ok::<(), millstream::Error>(())
     /// ```
     pub fn key_by<K: Key>(self, key: impl Fn(&T) -> K + 'static) -> KeyedStream<'a, K, T> {
-        KeyedStream { stream: self, key: Box::new(key) }
+        KeyedStream { stream: self, keys: Box::new(move |records| records.iter().map(&key).collect()) }
     }
 
     /// All records together, as if they had one key: one worker computes what follows.
@@ -159,13 +163,8 @@ impl<'a, K: Key, T: 'static> KeyedStream<'a, K, T> {
 
     /// The stream of keys with what an operator needs of each record.
     fn keyed<I: Exchange>(self, input: impl Fn(T) -> I + 'static) -> Stream<'a, (K, I)> {
-        let KeyedStream { stream, key } = self;
-        stream.stage("key_by", move |batch| {
-            Ok(batch.mapped(|record| {
-                let key = key(&record);
-                (key, input(record))
-            }))
-        })
+        let KeyedStream { stream, keys } = self;
+        stream.stage("key_by", move |batch| Ok(batch.keyed(&keys, &input)))
     }
 
     fn with<A>(

@@ -6,7 +6,7 @@ use timely::dataflow::channels::pact::Pipeline;
 
 use crate::operator::exchange;
 use crate::operator::ingest::Release;
-use crate::operator::keyed::{self, ByTrigger, KeyedStage, Operate};
+use crate::operator::keyed::{self, ByTrigger, Keeping, KeyedStage, Operate};
 use crate::operator::stage::{self, Chain, Next};
 use crate::run::graph::NodeTraits;
 
@@ -29,6 +29,11 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
         let traits = NodeTraits { exchanges: true, keeps_state, waits_for_epochs, ..NodeTraits::default() };
         let node = flow.stage_node::<(K, I), O::Output>(what, &[self.input()], traits);
         let Some(place) = flow.place(node) else {
+            if flow.is_sketch()
+                && let Some(kept) = operate(false).kept()
+            {
+                flow.keep(node, kept.types());
+            }
             self.consumed();
             return Stream::planned(flow, node, true);
         };
@@ -37,9 +42,18 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
         let chain: Chain<'a, O::Output> = Box::new(move |tail| {
             let (scope, name, setting) = (place.scope, place.name.as_str(), place.setting());
             let operate = operate(place.run.release == Release::AtTicks);
+            let keeping = Keeping {
+                node,
+                worker: scope.worker().index(),
+                is_durable: place.run.is_durable,
+                restored: place.run.restored.clone(),
+                meter: Arc::clone(&place.meter),
+            };
             let head = |builder: &mut _| {
                 let next = Next::new(Arc::clone(&place.meter), tail(builder)?);
-                Ok(place.within(KeyedStage::new(operate, next)))
+                let mut stage = place.within(KeyedStage::new(operate, keeping, next));
+                stage.work(|stage| stage.load(name))?;
+                Ok(stage)
             };
             let ledger = match scope.worker().peers() {
                 1 => keyed::build(scope, name, ports, || Pipeline, setting, head)?,

@@ -1,15 +1,25 @@
 //! The last step of an epoch, on the control thread. When a checkpoint is cut and acknowledged on
-//! every worker, sinks commit it; when all of them have answered, each source publishes the offsets
-//! of its own cut; when all of these have answered, the checkpoint is committed, and the ticker may
-//! cut the next. Nothing here waits for an answer.
+//! every worker, it is made durable, if the job keeps checkpoints; then sinks commit it; when all
+//! of them have answered, each source publishes the offsets of its own cut; when all of these have
+//! answered, the checkpoint is committed, and the ticker may cut the next. Nothing here waits for
+//! an answer.
+//!
+//! Where checkpoints are the memory of the job, sources publish for others to see, at most once a
+//! second, and no checkpoint waits for their answers.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::io::{Committed, SharedSink, SharedSource};
+use crate::operator::fault::Node;
 use crate::operator::ingest::SourceIndex;
-use crate::words::{CheckpointId, Offsets, Partition, Result};
+use crate::operator::ledger::{Part, Piece};
+use crate::state::delta::Delta;
+use crate::state::store::Content;
+use crate::words::{CheckpointId, Clock, HeldReceipts, Offsets, Partition, Result, StageMeter};
 
+use super::durable::Keeper;
 use super::gather::{Fact, Gathered, Reached};
 use super::ticker::Ticker;
 
@@ -22,12 +32,29 @@ pub(crate) struct Memory {
     pub(crate) offsets: Vec<Offsets>,
 }
 
+impl Default for Memory {
+    fn default() -> Memory {
+        Memory::none()
+    }
+}
+
 impl Memory {
     /// The memory of a job that has not run.
     pub(crate) fn none() -> Memory {
         Memory { first: CheckpointId::FIRST, offsets: Vec::new() }
     }
 }
+
+/// The checkpoints of a job whose memory they are.
+pub(crate) struct Memories {
+    pub(crate) keeper: Keeper,
+    /// The operators that keep state, in the order in which the keeper knows them.
+    pub(crate) kept: Vec<(Node, Arc<StageMeter>)>,
+    pub(crate) clock: Clock,
+}
+
+/// How often sources publish when nothing depends on it.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// Commits checkpoints in their order.
 pub(crate) struct Committer {
@@ -37,8 +64,18 @@ pub(crate) struct Committer {
     /// How far each worker's two facts reach.
     cut: Vec<Reached>,
     acknowledged: Vec<Reached>,
+    memories: Option<Memories>,
     /// Offsets of checkpoints that are not handed over yet.
     waiting: Vec<(CheckpointId, SourceIndex, Offsets)>,
+    /// Changes of state of checkpoints that are not handed over yet.
+    changes: Vec<(CheckpointId, Node, Delta)>,
+    /// Receipts of records that are in state, until their checkpoint is committed.
+    receipts: Vec<(CheckpointId, HeldReceipts)>,
+    /// The checkpoint that is being made durable, with its offsets per source.
+    at_keeper: Option<(CheckpointId, Vec<Offsets>)>,
+    /// Offsets that sources were not told to publish yet, and when they were told last.
+    untold: Vec<Offsets>,
+    told: Option<Instant>,
     /// The checkpoint that sinks are committing.
     at_sinks: Option<AtSinks>,
     /// Commits that sources have not answered yet, per source.
@@ -66,17 +103,29 @@ struct AtSinks {
 }
 
 impl Committer {
-    /// The committer of a run that begins with the checkpoint `first`.
+    /// The committer of a run that goes on from `memory`.
     pub(crate) fn new(
         workers: usize,
         sources: Vec<Arc<dyn SharedSource>>,
         sinks: Vec<Arc<dyn SharedSink>>,
-        first: CheckpointId,
+        memory: &Memory,
+        memories: Option<Memories>,
         ticker: Arc<Ticker>,
     ) -> Committer {
-        let before = first.previous();
+        let before = memory.first.previous();
+        // A partition that does not move in this run stays where it was.
+        let mut newest: Vec<Offsets> = sources.iter().map(|source| source.started_at()).collect();
+        for (newest, before) in newest.iter_mut().zip(&memory.offsets) {
+            *newest = before.clone().merged(newest);
+        }
         Committer {
             ticker,
+            memories,
+            changes: Vec::new(),
+            receipts: Vec::new(),
+            at_keeper: None,
+            untold: sources.iter().map(|_| Offsets::new()).collect(),
+            told: None,
             cut: vec![Reached::To(before); workers],
             acknowledged: vec![Reached::To(before); workers],
             waiting: Vec::new(),
@@ -84,7 +133,7 @@ impl Committer {
             unanswered: sources.iter().map(|_| VecDeque::new()).collect(),
             handed_over: before,
             published: before,
-            newest: sources.iter().map(|source| source.started_at()).collect(),
+            newest,
             unassigned: Vec::new(),
             commits: 0,
             sources,
@@ -97,14 +146,7 @@ impl Committer {
         let Gathered { worker, fact, reached } = gathered;
         let known = match fact {
             Fact::Cut(pieces) => {
-                for mut piece in pieces {
-                    for (source, partition, until) in &self.unassigned {
-                        if *source == piece.source && piece.checkpoint <= *until {
-                            piece.offsets.remove(partition);
-                        }
-                    }
-                    self.waiting.push((piece.checkpoint, piece.source, piece.offsets));
-                }
+                pieces.into_iter().for_each(|piece| self.take(piece));
                 &mut self.cut[worker]
             }
             Fact::Acknowledged => &mut self.acknowledged[worker],
@@ -112,6 +154,22 @@ impl Committer {
         assert!(reached.checkpoint() >= known.checkpoint(), "a frontier went back");
         *known = reached;
         self.hand_over()
+    }
+
+    fn take(&mut self, piece: Piece) {
+        let checkpoint = piece.checkpoint;
+        match piece.part {
+            Part::Released(source, mut offsets) => {
+                for (own, partition, until) in &self.unassigned {
+                    if *own == source && checkpoint <= *until {
+                        offsets.remove(partition);
+                    }
+                }
+                self.waiting.push((checkpoint, source, offsets));
+            }
+            Part::Changed(node, delta) => self.changes.push((checkpoint, node, delta)),
+            Part::Received(receipts) => self.receipts.push((checkpoint, receipts)),
+        }
     }
 
     /// The newest checkpoint that is cut and acknowledged on every worker.
@@ -124,22 +182,59 @@ impl Committer {
         least.or(last).expect("a job has a worker")
     }
 
-    /// Tells the sinks to commit what is complete, one checkpoint at a time.
+    /// Hands over what is complete, one checkpoint at a time: to the keeper, if there is one, and
+    /// then to the sinks.
     fn hand_over(&mut self) -> Result<()> {
         let complete = self.complete();
-        if complete <= self.handed_over || self.at_sinks.is_some() {
+        if complete <= self.handed_over || self.at_keeper.is_some() || self.at_sinks.is_some() {
             return Ok(());
         }
         self.handed_over = complete;
         self.unassigned.retain(|(_, _, until)| *until > complete);
         let offsets = self.offsets_until(complete);
+        if self.memories.is_none() {
+            return self.commit_sinks(complete, offsets);
+        }
+        let content = self.content(complete, &offsets);
+        self.at_keeper = Some((complete, offsets));
+        if let Some(memories) = &self.memories {
+            memories.keeper.publish(complete, content);
+        }
+        Ok(())
+    }
+
+    /// What the checkpoint consists of.
+    fn content(&mut self, checkpoint: CheckpointId, moved: &[Offsets]) -> Content {
+        let mut sources = self.newest.clone();
+        sources.iter_mut().zip(moved).for_each(|(newest, moved)| newest.merge(moved));
+        let Some(memories) = &self.memories else { return Content { sources, ..Content::default() } };
+        let place = |node: Node| memories.kept.iter().position(|(kept, _)| *kept == node);
+        // In the order of the checkpoints; of one worker they come in that order.
+        self.changes.sort_by_key(|(own, ..)| *own);
+        let ready = self.changes.partition_point(|(own, ..)| *own <= checkpoint);
+        let deltas = self.changes.drain(..ready).filter_map(|(_, node, delta)| Some((place(node)?, delta))).collect();
+        let entries = memories.kept.iter().map(|(_, meter)| meter.entries.get()).collect();
+        let written = u64::try_from(memories.clock.wall().0).unwrap_or(0);
+        Content { sources, deltas, entries, written }
+    }
+
+    /// The keeper has made this checkpoint durable.
+    pub(crate) fn is_durable(&mut self, checkpoint: CheckpointId) -> Result<()> {
+        match self.at_keeper.take_if(|(own, _)| *own == checkpoint) {
+            Some((checkpoint, offsets)) => self.commit_sinks(checkpoint, offsets),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells the sinks to commit a checkpoint.
+    fn commit_sinks(&mut self, checkpoint: CheckpointId, offsets: Vec<Offsets>) -> Result<()> {
         let mut unanswered = Vec::new();
         for (index, sink) in self.sinks.iter().enumerate() {
-            if sink.commit(complete)? == Committed::Later {
+            if sink.commit(checkpoint)? == Committed::Later {
                 unanswered.push(index);
             }
         }
-        self.at_sinks = Some(AtSinks { checkpoint: complete, unanswered, offsets });
+        self.at_sinks = Some(AtSinks { checkpoint, unanswered, offsets });
         self.publish_if_committed()
     }
 
@@ -174,15 +269,29 @@ impl Committer {
         };
         self.published = checkpoint;
         for (index, offsets) in offsets.iter().enumerate().filter(|(_, offsets)| !offsets.is_empty()) {
-            self.commits += 1;
             self.newest[index].merge(offsets);
-            if self.sources[index].commit(checkpoint, offsets)? == Committed::Later {
-                self.unanswered[index].push_back(checkpoint);
-            }
+            self.untold[index].merge(offsets);
         }
+        self.tell_sources()?;
         self.note_committed();
         // Another checkpoint may have become complete meanwhile.
         self.hand_over()
+    }
+
+    /// Tells the sources to publish their newest offsets, if it is time to.
+    pub(crate) fn tell_sources(&mut self) -> Result<()> {
+        let is_late = self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY);
+        if self.memories.is_some() && !is_late && !self.has_ended() {
+            return Ok(());
+        }
+        for (index, offsets) in self.untold.iter_mut().enumerate().filter(|(_, offsets)| !offsets.is_empty()) {
+            self.commits += 1;
+            self.told = Some(Instant::now());
+            if self.sources[index].commit(self.published, &std::mem::take(offsets))? == Committed::Later {
+                self.unanswered[index].push_back(self.published);
+            }
+        }
+        Ok(())
     }
 
     /// A source has answered the commit of this checkpoint, and of those before it.
@@ -196,7 +305,13 @@ impl Committer {
 
     fn note_committed(&mut self) {
         let oldest = self.unanswered.iter().filter_map(VecDeque::front).min();
-        let committed = oldest.map_or(self.published, |oldest| oldest.previous());
+        let committed = match (&self.memories, oldest) {
+            (None, Some(oldest)) => oldest.previous(),
+            (Some(_), _) | (None, None) => self.published,
+        };
+        for (_, receipts) in self.receipts.extract_if(.., |(own, _)| *own <= committed) {
+            receipts.commit();
+        }
         self.ticker.see_committed(committed, self.commits());
     }
 
@@ -237,9 +352,19 @@ impl Committer {
 
     /// Whether the run has ended and everything of it is committed.
     pub(crate) fn is_through(&self) -> bool {
-        let has_ended = |reached: &Reached| matches!(reached, Reached::End(_));
-        let all_ended = self.cut.iter().chain(&self.acknowledged).all(has_ended);
-        all_ended && self.committed() >= self.complete()
+        // Nothing depends on these answers; they get a moment.
+        let is_late = self.memories.is_some() && self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY);
+        let is_answered = is_late || self.unanswered.iter().all(VecDeque::is_empty);
+        self.has_ended() && self.committed() >= self.complete() && is_answered
+    }
+
+    fn has_ended(&self) -> bool {
+        self.cut.iter().chain(&self.acknowledged).all(|reached| matches!(reached, Reached::End(_)))
+    }
+
+    /// The keeper of its checkpoints, once nothing is handed to it any more.
+    pub(crate) fn take_keeper(&mut self) -> Option<Keeper> {
+        self.memories.take().map(|memories| memories.keeper)
     }
 
     /// The number of commits that sources have answered.
@@ -261,7 +386,6 @@ mod tests {
 
     use super::*;
     use crate::epoch::ticker::Pace;
-    use crate::operator::ingest::Piece;
     use crate::operator::pulse::Pulse;
     use crate::words::{Clock, Offset, lock};
 
@@ -305,7 +429,7 @@ mod tests {
         let ticker = Arc::new(Ticker::new(pace, clock, pulse, false));
         let sources = sources.iter().map(|source| Arc::clone(source) as _).collect();
         let sinks = sinks.iter().map(|sink| Arc::clone(sink) as _).collect();
-        Committer::new(workers, sources, sinks, CheckpointId::FIRST, ticker)
+        Committer::new(workers, sources, sinks, &Memory::none(), None, ticker)
     }
 
     fn to(checkpoint: u64) -> Reached {
@@ -314,7 +438,7 @@ mod tests {
 
     fn cut(worker: usize, checkpoint: u64) -> Gathered {
         let offsets = [(Partition::new("p"), Offset(10 * checkpoint))].into_iter().collect();
-        let piece = Piece { source: SourceIndex(0), checkpoint: CheckpointId::new(checkpoint), offsets };
+        let piece = Piece { checkpoint: CheckpointId::new(checkpoint), part: Part::Released(SourceIndex(0), offsets) };
         Gathered { worker, fact: Fact::Cut(vec![piece]), reached: to(checkpoint) }
     }
 

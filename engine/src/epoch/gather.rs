@@ -2,7 +2,7 @@
 //! it, each from a frontier: the checkpoint is *cut* when the frontier of the ledgers has passed
 //! it, and *acknowledged* when the frontier of the egresses has. A frontier covers all workers, so
 //! neither fact needs counting, and operators that have ended do not matter. `commit` waits for
-//! both; making a checkpoint durable will need only the first.
+//! both.
 
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ use timely::progress::operate::FrontierInterest;
 
 use crate::operator::egress::Shown;
 use crate::operator::fault::Fault;
-use crate::operator::ingest::Piece;
 use crate::operator::inputs::{Frontiers, Input};
+use crate::operator::ledger::Piece;
 use crate::operator::pulse::Pulse;
 use crate::words::{CheckpointId, Epoch};
 
@@ -31,7 +31,8 @@ pub(crate) struct Gathered {
 /// What is true of the checkpoints up to the one that was reached.
 #[derive(Debug)]
 pub(crate) enum Fact {
-    /// Every source has left them; here is how far this worker's sources released their partitions.
+    /// Every source has left them, and every keyed operator has told what they changed; these are
+    /// the pieces of this worker.
     Cut(Vec<Piece>),
     /// Every output of them is acknowledged or disposed of.
     Acknowledged,

@@ -419,6 +419,7 @@ mod tests {
             extent: Extent::Available,
             resume: Resume::OwnMemory(resume.clone()),
             keeps_state: false,
+            is_checkpointed: false,
             clock: Clock::simulated(),
             wake: Wake::new(|| ()),
             claims: crate::io::Claims::default(),

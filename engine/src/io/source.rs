@@ -87,6 +87,9 @@ pub struct OpenSource {
     /// Whether the job keeps state. Then this run must read all partitions: what another run reads
     /// would be missing in its state.
     pub keeps_state: bool,
+    /// Whether checkpoints are the memory of the job. Then the source is told what is committed for
+    /// others to see, at most once a second: see [`Resume::Checkpoint`].
+    pub is_checkpointed: bool,
     /// The job's clock.
     pub clock: Clock,
     /// Wakes the control thread, which then calls [`SharedSource::serve`].
@@ -122,6 +125,11 @@ pub enum Resume {
     /// them begins where it would if it had never been read. The run leaves no trace: nothing is
     /// committed.
     Exactly(Offsets),
+    /// Exactly these positions count, as with [`Exactly`](Resume::Exactly): they are those of a
+    /// checkpoint, which the state of the job reflects. The source is told what is committed, for
+    /// others to see; nothing depends on it, so what keeps it from publishing that is logged and is
+    /// no error.
+    Checkpoint(Offsets),
 }
 
 impl Resume {
@@ -133,13 +141,18 @@ impl Resume {
     /// All positions that are known.
     pub fn offsets(&self) -> &Offsets {
         match self {
-            Resume::OwnMemory(offsets) | Resume::Exactly(offsets) => offsets,
+            Resume::OwnMemory(offsets) | Resume::Exactly(offsets) | Resume::Checkpoint(offsets) => offsets,
         }
     }
 
     /// Whether the source's own memory counts.
     pub fn is_own_memory(&self) -> bool {
         matches!(self, Resume::OwnMemory(_))
+    }
+
+    /// Whether the run must leave no trace in what the source reads.
+    pub fn leaves_no_trace(&self) -> bool {
+        matches!(self, Resume::Exactly(_))
     }
 }
 

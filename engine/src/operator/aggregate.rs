@@ -1,17 +1,16 @@
 //! Aggregates by key, and what they emit: each change at once, or what a checkpoint has changed.
 
 use std::collections::VecDeque;
-use std::hash::Hash;
 
-use crate::state::table::{Entry, Found, Table, Touched};
-use crate::words::{Batch, Change, EventTime, KEY_GROUPS, Result};
+use crate::state::table::{Entry, Found, Keep, Table, TableKey, TableState};
+use crate::words::{Batch, Change, EventTime, Result};
 
 use super::keyed::Operate;
 
 /// How the records of a key become a value.
 pub(crate) trait Aggregate: 'static {
     type Input: 'static;
-    type State: 'static;
+    type State: TableState;
     type Value: 'static;
 
     /// The state of a key before its first record.
@@ -26,16 +25,10 @@ pub(crate) trait Aggregate: 'static {
     fn value(&self, state: &Self::State) -> Self::Value;
 }
 
-/// A key of the engine's tables.
-pub(crate) trait KeyOf: Hash + Eq + Clone + 'static {}
-
-impl<K: Hash + Eq + Clone + 'static> KeyOf for K {}
-
-/// The records of a batch with their times.
-fn timed<T>(records: VecDeque<T>, times: VecDeque<EventTime>) -> impl Iterator<Item = (T, Option<EventTime>)> {
-    let mut times = times.into_iter();
-    // Through `Vec`, whose iterator compiles to a tighter loop.
-    Vec::from(records).into_iter().map(move |record| (record, times.next()))
+/// The time of a record, when the records of its batch have times.
+#[inline]
+fn time_of(times: &VecDeque<EventTime>, index: usize) -> Option<EventTime> {
+    times.get(index).copied()
 }
 
 /// Emits the new value with each record.
@@ -44,13 +37,13 @@ pub(crate) struct Updates<K, A: Aggregate> {
     table: Table<K, A::State>,
 }
 
-impl<K: KeyOf, A: Aggregate> Updates<K, A> {
+impl<K: TableKey, A: Aggregate> Updates<K, A> {
     pub(crate) fn new(aggregate: A) -> Updates<K, A> {
         Updates { aggregate, table: Table::new() }
     }
 }
 
-impl<K: KeyOf, A: Aggregate> Operate for Updates<K, A> {
+impl<K: TableKey, A: Aggregate> Operate for Updates<K, A> {
     type Key = K;
     type Input = A::Input;
     type Output = (K, A::Value);
@@ -59,54 +52,53 @@ impl<K: KeyOf, A: Aggregate> Operate for Updates<K, A> {
 
     fn apply(
         &mut self,
-        records: VecDeque<(K, A::Input)>,
+        records: Vec<(K, A::Input)>,
         times: VecDeque<EventTime>,
         out: &mut Batch<(K, A::Value)>,
     ) -> Result<()> {
-        out.reserve(records.len());
-        for ((key, input), time) in timed(records, times) {
-            let (entry, _) = self.table.touch(key, || self.aggregate.zero());
-            self.aggregate.add(&mut entry.state, input, time)?;
-            out.append((entry.key.clone(), self.aggregate.value(&entry.state)), time);
-        }
+        let aggregate = &self.aggregate;
+        let mut values = Vec::with_capacity(records.len());
+        self.table.update(
+            records,
+            || aggregate.zero(),
+            |index, key, input, state, _| {
+                aggregate.add(state, input, time_of(&times, index))?;
+                values.push((key, aggregate.value(state)));
+                Ok(())
+            },
+        )?;
+        out.fill(values, times);
         Ok(())
     }
 
-    fn close(&mut self, _: usize, _: &mut Batch<(K, A::Value)>) -> bool {
-        drop(self.table.take_touched());
-        false
+    fn kept(&mut self) -> Option<&mut dyn Keep> {
+        Some(&mut self.table)
     }
 }
 
-/// What was touched in the checkpoint that is being closed, and how far it was emitted.
+/// How far what a cut has put aside was emitted.
 #[derive(Default)]
-struct Closing {
-    touched: Option<Vec<Touched>>,
+struct Emitted {
     next: usize,
 }
 
-impl Closing {
+impl Emitted {
     /// Passes the next entries to `emit`, at most `rows` of them, with their places. Returns
     /// whether there are more.
-    fn emit<K: KeyOf, S>(
+    fn emit<K: TableKey, S: TableState>(
         &mut self,
-        table: &mut Table<K, S>,
+        table: &Table<K, S>,
         rows: usize,
         mut emit: impl FnMut(usize, &Entry<K, S>),
     ) -> bool {
-        let touched = self.touched.get_or_insert_with(|| table.take_touched());
-        let end = touched.len().min(self.next + rows);
+        let end = table.cut_len().min(self.next + rows);
         for place in self.next..end {
-            if let Some(entry) = table.find(touched, place) {
+            if let Some(entry) = table.cut_entry(place) {
                 emit(place, entry);
             }
         }
-        self.next = end;
-        if end == touched.len() {
-            *self = Closing::default();
-            return false;
-        }
-        true
+        self.next = if end == table.cut_len() { 0 } else { end };
+        self.next > 0
     }
 }
 
@@ -114,18 +106,18 @@ impl Closing {
 pub(crate) struct LastUpdates<K, A: Aggregate> {
     aggregate: A,
     table: Table<K, A::State>,
-    closing: Closing,
+    emitted: Emitted,
     /// Whether every batch begins with nothing.
     forgets: bool,
 }
 
-impl<K: KeyOf, A: Aggregate> LastUpdates<K, A> {
+impl<K: TableKey, A: Aggregate> LastUpdates<K, A> {
     pub(crate) fn new(aggregate: A, forgets: bool) -> LastUpdates<K, A> {
-        LastUpdates { aggregate, table: Table::new(), closing: Closing::default(), forgets }
+        LastUpdates { aggregate, table: Table::new(), emitted: Emitted::default(), forgets }
     }
 }
 
-impl<K: KeyOf, A: Aggregate> Operate for LastUpdates<K, A> {
+impl<K: TableKey, A: Aggregate> Operate for LastUpdates<K, A> {
     type Key = K;
     type Input = A::Input;
     type Output = (K, A::Value);
@@ -134,16 +126,24 @@ impl<K: KeyOf, A: Aggregate> Operate for LastUpdates<K, A> {
 
     fn apply(
         &mut self,
-        records: VecDeque<(K, A::Input)>,
+        records: Vec<(K, A::Input)>,
         times: VecDeque<EventTime>,
         _: &mut Batch<(K, A::Value)>,
     ) -> Result<()> {
-        add_all(&self.aggregate, &mut self.table, records, times)
+        let aggregate = &self.aggregate;
+        self.table.update(
+            records,
+            || aggregate.zero(),
+            |index, _, input, state, _| aggregate.add(state, input, time_of(&times, index)),
+        )
     }
 
     fn close(&mut self, rows: usize, out: &mut Batch<(K, A::Value)>) -> bool {
+        if self.forgets && self.emitted.next == 0 {
+            self.table.cut();
+        }
         let aggregate = &self.aggregate;
-        let has_more = self.closing.emit(&mut self.table, rows, |_, entry| {
+        let has_more = self.emitted.emit(&self.table, rows, |_, entry| {
             out.append((entry.key.clone(), aggregate.value(&entry.state)), None);
         });
         if !has_more && self.forgets {
@@ -151,19 +151,10 @@ impl<K: KeyOf, A: Aggregate> Operate for LastUpdates<K, A> {
         }
         has_more
     }
-}
 
-fn add_all<K: KeyOf, A: Aggregate>(
-    aggregate: &A,
-    table: &mut Table<K, A::State>,
-    records: VecDeque<(K, A::Input)>,
-    times: VecDeque<EventTime>,
-) -> Result<()> {
-    for ((key, input), time) in timed(records, times) {
-        let (entry, _) = table.touch(key, || aggregate.zero());
-        aggregate.add(&mut entry.state, input, time)?;
+    fn kept(&mut self) -> Option<&mut dyn Keep> {
+        Some(&mut self.table).filter(|_| !self.forgets).map(|table| table as &mut dyn Keep)
     }
-    Ok(())
 }
 
 /// Emits the whole table after each checkpoint in which a record came to any worker: an input of
@@ -173,17 +164,17 @@ pub(crate) struct Complete<K, A: Aggregate> {
     table: Table<K, A::State>,
     /// Whether a batch has come in this checkpoint.
     has_changed: bool,
-    /// The key group to emit next, while a checkpoint is being closed.
-    next_group: Option<usize>,
+    /// The part of the table to emit next, while a checkpoint is being closed.
+    next_part: usize,
 }
 
-impl<K: KeyOf, A: Aggregate> Complete<K, A> {
+impl<K: TableKey, A: Aggregate> Complete<K, A> {
     pub(crate) fn new(aggregate: A) -> Complete<K, A> {
-        Complete { aggregate, table: Table::new(), has_changed: false, next_group: None }
+        Complete { aggregate, table: Table::new(), has_changed: false, next_part: 0 }
     }
 }
 
-impl<K: KeyOf, A: Aggregate> Operate for Complete<K, A> {
+impl<K: TableKey, A: Aggregate> Operate for Complete<K, A> {
     type Key = K;
     type Input = Option<A::Input>;
     type Output = (K, A::Value);
@@ -192,35 +183,40 @@ impl<K: KeyOf, A: Aggregate> Operate for Complete<K, A> {
 
     fn apply(
         &mut self,
-        records: VecDeque<(K, Option<A::Input>)>,
+        records: Vec<(K, Option<A::Input>)>,
         times: VecDeque<EventTime>,
         _: &mut Batch<(K, A::Value)>,
     ) -> Result<()> {
         self.has_changed = true;
-        for ((key, input), time) in timed(records, times) {
-            let Some(input) = input else { continue };
-            let (entry, _) = self.table.touch(key, || self.aggregate.zero());
-            self.aggregate.add(&mut entry.state, input, time)?;
-        }
-        Ok(())
+        let inputs = records.into_iter().filter_map(|(key, input)| Some((key, input?))).collect();
+        let aggregate = &self.aggregate;
+        // Notices come behind the records.
+        self.table.update(
+            inputs,
+            || aggregate.zero(),
+            |index, _, input, state, _| aggregate.add(state, input, time_of(&times, index)),
+        )
     }
 
     fn close(&mut self, rows: usize, out: &mut Batch<(K, A::Value)>) -> bool {
         if !self.has_changed {
             return false;
         }
-        for group in self.next_group.take().unwrap_or(0)..KEY_GROUPS {
+        for part in self.next_part..self.table.parts() {
             if out.len() >= rows {
-                self.next_group = Some(group);
+                self.next_part = part;
                 return true;
             }
-            for entry in self.table.group(group) {
+            for entry in self.table.entries_of(part) {
                 out.append((entry.key.clone(), self.aggregate.value(&entry.state)), None);
             }
         }
-        drop(self.table.take_touched());
-        self.has_changed = false;
+        (self.has_changed, self.next_part) = (false, 0);
         false
+    }
+
+    fn kept(&mut self) -> Option<&mut dyn Keep> {
+        Some(&mut self.table)
     }
 }
 
@@ -231,13 +227,13 @@ pub(crate) struct Changes<K, A: Aggregate> {
     table: Table<K, A::State>,
 }
 
-impl<K: KeyOf, A: Aggregate> Changes<K, A> {
+impl<K: TableKey, A: Aggregate> Changes<K, A> {
     pub(crate) fn new(aggregate: A) -> Changes<K, A> {
         Changes { aggregate, table: Table::new() }
     }
 }
 
-impl<K: KeyOf, A: Aggregate> Operate for Changes<K, A> {
+impl<K: TableKey, A: Aggregate> Operate for Changes<K, A> {
     type Key = K;
     type Input = A::Input;
     type Output = Change<(K, A::Value)>;
@@ -246,24 +242,28 @@ impl<K: KeyOf, A: Aggregate> Operate for Changes<K, A> {
 
     fn apply(
         &mut self,
-        records: VecDeque<(K, A::Input)>,
+        records: Vec<(K, A::Input)>,
         times: VecDeque<EventTime>,
         out: &mut Batch<Change<(K, A::Value)>>,
     ) -> Result<()> {
-        for ((key, input), time) in timed(records, times) {
-            let (entry, found) = self.table.touch(key, || self.aggregate.zero());
-            if found != Found::Nothing {
-                out.append(Change::Delete((entry.key.clone(), self.aggregate.value(&entry.state))), time);
-            }
-            self.aggregate.add(&mut entry.state, input, time)?;
-            out.append(Change::Insert((entry.key.clone(), self.aggregate.value(&entry.state))), time);
-        }
-        Ok(())
+        let aggregate = &self.aggregate;
+        self.table.update(
+            records,
+            || aggregate.zero(),
+            |index, key, input, state, found| {
+                let time = time_of(&times, index);
+                if found != Found::Nothing {
+                    out.append(Change::Delete((key.clone(), aggregate.value(state))), time);
+                }
+                aggregate.add(state, input, time)?;
+                out.append(Change::Insert((key, aggregate.value(state))), time);
+                Ok(())
+            },
+        )
     }
 
-    fn close(&mut self, _: usize, _: &mut Batch<Change<(K, A::Value)>>) -> bool {
-        drop(self.table.take_touched());
-        false
+    fn kept(&mut self) -> Option<&mut dyn Keep> {
+        Some(&mut self.table)
     }
 }
 
@@ -273,16 +273,16 @@ pub(crate) struct LastChanges<K, A: Aggregate> {
     table: Table<K, A::State>,
     /// For what was touched in this checkpoint: the value before.
     before: Vec<Option<A::Value>>,
-    closing: Closing,
+    emitted: Emitted,
 }
 
-impl<K: KeyOf, A: Aggregate> LastChanges<K, A> {
+impl<K: TableKey, A: Aggregate> LastChanges<K, A> {
     pub(crate) fn new(aggregate: A) -> LastChanges<K, A> {
-        LastChanges { aggregate, table: Table::new(), before: Vec::new(), closing: Closing::default() }
+        LastChanges { aggregate, table: Table::new(), before: Vec::new(), emitted: Emitted::default() }
     }
 }
 
-impl<K: KeyOf, A: Aggregate> Operate for LastChanges<K, A> {
+impl<K: TableKey, A: Aggregate> Operate for LastChanges<K, A> {
     type Key = K;
     type Input = A::Input;
     type Output = Change<(K, A::Value)>;
@@ -291,25 +291,28 @@ impl<K: KeyOf, A: Aggregate> Operate for LastChanges<K, A> {
 
     fn apply(
         &mut self,
-        records: VecDeque<(K, A::Input)>,
+        records: Vec<(K, A::Input)>,
         times: VecDeque<EventTime>,
         _: &mut Batch<Change<(K, A::Value)>>,
     ) -> Result<()> {
-        for ((key, input), time) in timed(records, times) {
-            let (entry, found) = self.table.touch(key, || self.aggregate.zero());
-            match found {
-                Found::Nothing => self.before.push(None),
-                Found::Untouched => self.before.push(Some(self.aggregate.value(&entry.state))),
-                Found::Touched => {}
-            }
-            self.aggregate.add(&mut entry.state, input, time)?;
-        }
-        Ok(())
+        let (aggregate, before) = (&self.aggregate, &mut self.before);
+        self.table.update(
+            records,
+            || aggregate.zero(),
+            |index, _, input, state, found| {
+                match found {
+                    Found::Nothing => before.push(None),
+                    Found::Untouched => before.push(Some(aggregate.value(state))),
+                    Found::Touched => {}
+                }
+                aggregate.add(state, input, time_of(&times, index))
+            },
+        )
     }
 
     fn close(&mut self, rows: usize, out: &mut Batch<Change<(K, A::Value)>>) -> bool {
         let (aggregate, before) = (&self.aggregate, &mut self.before);
-        let has_more = self.closing.emit(&mut self.table, rows, |place, entry| {
+        let has_more = self.emitted.emit(&self.table, rows, |place, entry| {
             if let Some(before) = before.get_mut(place).and_then(Option::take) {
                 out.append(Change::Delete((entry.key.clone(), before)), None);
             }
@@ -320,6 +323,10 @@ impl<K: KeyOf, A: Aggregate> Operate for LastChanges<K, A> {
         }
         has_more
     }
+
+    fn kept(&mut self) -> Option<&mut dyn Keep> {
+        Some(&mut self.table)
+    }
 }
 
 /// Hands on the first record of each key.
@@ -328,31 +335,34 @@ pub(crate) struct First<K, T> {
     record: std::marker::PhantomData<fn(T)>,
 }
 
-impl<K: KeyOf, T> First<K, T> {
+impl<K: TableKey, T> First<K, T> {
     pub(crate) fn new() -> First<K, T> {
         First { table: Table::new(), record: std::marker::PhantomData }
     }
 }
 
-impl<K: KeyOf, T: 'static> Operate for First<K, T> {
+impl<K: TableKey, T: 'static> Operate for First<K, T> {
     type Key = K;
     type Input = T;
     type Output = T;
 
     const EMITS_AT_CLOSE: bool = false;
 
-    fn apply(&mut self, records: VecDeque<(K, T)>, times: VecDeque<EventTime>, out: &mut Batch<T>) -> Result<()> {
-        for ((key, record), time) in timed(records, times) {
-            if self.table.touch(key, || ()).1 == Found::Nothing {
-                out.append(record, time);
-            }
-        }
-        Ok(())
+    fn apply(&mut self, records: Vec<(K, T)>, times: VecDeque<EventTime>, out: &mut Batch<T>) -> Result<()> {
+        self.table.update(
+            records,
+            || (),
+            |index, _, record, (), found| {
+                if found == Found::Nothing {
+                    out.append(record, time_of(&times, index));
+                }
+                Ok(())
+            },
+        )
     }
 
-    fn close(&mut self, _: usize, _: &mut Batch<T>) -> bool {
-        drop(self.table.take_touched());
-        false
+    fn kept(&mut self) -> Option<&mut dyn Keep> {
+        Some(&mut self.table)
     }
 }
 
@@ -377,7 +387,7 @@ impl<T: 'static, F: Fn(&T, &T) -> std::cmp::Ordering + 'static> Operate for Sort
 
     const EMITS_AT_CLOSE: bool = true;
 
-    fn apply(&mut self, records: VecDeque<((), T)>, _: VecDeque<EventTime>, _: &mut Batch<T>) -> Result<()> {
+    fn apply(&mut self, records: Vec<((), T)>, _: VecDeque<EventTime>, _: &mut Batch<T>) -> Result<()> {
         self.rows.extend(records.into_iter().map(|(_, row)| row));
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::marker::PhantomData;
 
+use crate::state::table::TableState;
 use crate::words::{Error, ErrorKind, EventTime, Result};
 
 use super::aggregate::Aggregate;
@@ -67,7 +68,7 @@ floats!(f32 f64);
 /// Sums numbers up.
 pub(crate) struct Sum<N>(pub(crate) PhantomData<fn(N)>);
 
-impl<N: Number> Aggregate for Sum<N> {
+impl<N: Number + TableState> Aggregate for Sum<N> {
     type Input = N;
     type State = N;
     type Value = N;
@@ -121,7 +122,7 @@ impl Aggregate for Mean {
 /// Combines records, two at a time, from the first on.
 pub(crate) struct Reduce<T, F>(pub(crate) F, pub(crate) PhantomData<fn(T)>);
 
-impl<T: Clone + 'static, F: Fn(T, T) -> T + 'static> Aggregate for Reduce<T, F> {
+impl<T: TableState + Clone, F: Fn(T, T) -> T + 'static> Aggregate for Reduce<T, F> {
     type Input = T;
     /// Empty only before the first record.
     type State = Option<T>;
@@ -150,7 +151,9 @@ impl<T: Clone + 'static, F: Fn(T, T) -> T + 'static> Aggregate for Reduce<T, F> 
 /// Adds records to a value of the user's.
 pub(crate) struct Fold<Z, F, T>(pub(crate) Z, pub(crate) F, pub(crate) PhantomData<fn(T)>);
 
-impl<A: Clone + 'static, T: 'static, Z: Fn() -> A + 'static, F: Fn(&mut A, T) + 'static> Aggregate for Fold<Z, F, T> {
+impl<A: TableState + Clone, T: 'static, Z: Fn() -> A + 'static, F: Fn(&mut A, T) + 'static> Aggregate
+    for Fold<Z, F, T>
+{
     type Input = T;
     type State = A;
     type Value = A;
@@ -175,7 +178,7 @@ impl<A: Clone + 'static, T: 'static, Z: Fn() -> A + 'static, F: Fn(&mut A, T) + 
 /// The record with the largest event time.
 pub(crate) struct Latest<T>(pub(crate) PhantomData<fn(T)>);
 
-impl<T: Clone + 'static> Aggregate for Latest<T> {
+impl<T: TableState + Clone> Aggregate for Latest<T> {
     type Input = T;
     type State = Option<(Option<EventTime>, T)>;
     type Value = T;
@@ -204,7 +207,7 @@ pub(crate) struct TopK<T, F> {
     pub(crate) record: PhantomData<fn(T)>,
 }
 
-impl<T: Clone + 'static, F: Fn(&T, &T) -> Ordering + 'static> Aggregate for TopK<T, F> {
+impl<T: TableState + Clone, F: Fn(&T, &T) -> Ordering + 'static> Aggregate for TopK<T, F> {
     type Input = T;
     type State = Vec<T>;
     type Value = Vec<T>;

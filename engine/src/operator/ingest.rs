@@ -23,28 +23,20 @@ use timely::scheduling::Activator;
 
 use crate::io::{AtStop, End, Polled, Reader};
 use crate::words::{
-    Admission, Batch, Budget, CheckpointId, Clock, Epoch, Moment, Offset, Offsets, Partition, ReadBatch, Result, Room,
-    SourceMeter, Stall, Wake,
+    Admission, Batch, Budget, Clock, Epoch, Moment, Offset, Partition, ReadBatch, Result, Room, SourceMeter, Stall,
+    Wake,
 };
 
 use super::drain::{Drain, Drains, Released as ReleasedRecords};
 use super::fault::{self, Fault, Node};
 use super::intake::{Counts, Grant, Granted, Intake};
+use super::ledger::{Part, Piece};
 use super::pulse::Pulse;
 use super::stage::{Capabilities, Consume, Tail, give_up, run, wake_of};
 
 /// The index of a source in the plan, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SourceIndex(pub(crate) usize);
-
-/// How far one worker's part of a source was released in a checkpoint; what the ledger carries to
-/// `gather`.
-#[derive(Clone, Debug)]
-pub(crate) struct Piece {
-    pub(crate) source: SourceIndex,
-    pub(crate) checkpoint: CheckpointId,
-    pub(crate) offsets: Offsets,
-}
 
 /// When a batch leaves the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -474,11 +466,8 @@ impl<T> Ingest<T> {
         if self.released.is_empty() {
             return;
         }
-        let piece = Piece {
-            source: self.setting.source,
-            checkpoint: self.epoch().checkpoint(),
-            offsets: self.released.drain().collect(),
-        };
+        let part = Part::Released(self.setting.source, self.released.drain().collect());
+        let piece = Piece { checkpoint: self.epoch().checkpoint(), part };
         self.ledger.activate().session(&self.capabilities[0]).give(piece);
     }
 

@@ -13,7 +13,9 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
+use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::ParallelizationContract;
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::OutputBuilder;
@@ -21,14 +23,24 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::{Scope, Stream};
 use timely::progress::operate::FrontierInterest;
 
-use crate::words::{Backlog, Batch, ByCheckpoint, CheckpointId, Epoch, EventTime, Result};
+use crate::state::table::Keep;
+use crate::words::{
+    Admission, Backlog, Batch, ByCheckpoint, CheckpointId, Clock, Epoch, Error, ErrorKind, EventTime, HeldReceipts,
+    Result, StageMeter,
+};
 
-use super::ingest::Piece;
+use super::fault::Node;
 use super::inputs::{Frontiers, Input};
-use super::stage::{Capabilities, Consume, Next, Pace, Setting, Within, give_up, retain, wake_of};
+use super::ledger::{Part, Piece};
+use super::restored::Restored;
+use super::stage::{Capabilities, Consume, Next, Pace, Setting, Within, checkpoint_of, give_up, retain, wake_of};
 
 /// How many rows leave at once when a checkpoint is closed.
 const ROWS_MAX: usize = 4096;
+/// How long changes are encoded at a time: nothing else runs on the worker meanwhile.
+const SLICE: Duration = Duration::from_micros(200);
+/// After so many entries the clock is asked.
+const ENTRIES_MAX: usize = 64;
 
 /// What a keyed operator does.
 pub(crate) trait Operate: 'static {
@@ -50,14 +62,23 @@ pub(crate) trait Operate: 'static {
     /// When the run cannot go on.
     fn apply(
         &mut self,
-        records: VecDeque<(Self::Key, Self::Input)>,
+        records: Vec<(Self::Key, Self::Input)>,
         times: VecDeque<EventTime>,
         out: &mut Batch<Self::Output>,
     ) -> Result<()>;
 
-    /// Called when all records of a checkpoint are applied, again and again until it returns
-    /// `false`: adds at most about `rows` of what the checkpoint emits as a whole.
-    fn close(&mut self, rows: usize, out: &mut Batch<Self::Output>) -> bool;
+    /// Called when all records of a checkpoint are applied and its changes are [cut](Keep::cut),
+    /// again and again until it returns `false`: adds at most about `rows` of what the checkpoint
+    /// emits as a whole.
+    fn close(&mut self, rows: usize, out: &mut Batch<Self::Output>) -> bool {
+        let _ = (rows, out);
+        false
+    }
+
+    /// The state that outlives a checkpoint.
+    fn kept(&mut self) -> Option<&mut dyn Keep> {
+        None
+    }
 }
 
 /// One of two operators, as the trigger wants it.
@@ -81,7 +102,7 @@ impl<O: Operate, B: Operate<Key = O::Key, Input = O::Input, Output = O::Output>>
 
     fn apply(
         &mut self,
-        records: VecDeque<(O::Key, O::Input)>,
+        records: Vec<(O::Key, O::Input)>,
         times: VecDeque<EventTime>,
         out: &mut Batch<O::Output>,
     ) -> Result<()> {
@@ -97,42 +118,161 @@ impl<O: Operate, B: Operate<Key = O::Key, Input = O::Input, Output = O::Output>>
             ByTrigger::InBatches(operate) => operate.close(rows, out),
         }
     }
+
+    fn kept(&mut self) -> Option<&mut dyn Keep> {
+        match self {
+            ByTrigger::Alone(operate) => operate.kept(),
+            ByTrigger::InBatches(operate) => operate.kept(),
+        }
+    }
+}
+
+/// What the harness of an operator is told about its state.
+pub(crate) struct Keeping {
+    pub(crate) node: Node,
+    pub(crate) worker: usize,
+    /// Whether checkpoints keep it.
+    pub(crate) is_durable: bool,
+    /// What the run begins with.
+    pub(crate) restored: Option<Arc<Restored>>,
+    pub(crate) meter: Arc<StageMeter>,
 }
 
 /// The first stage of the chain.
 pub(crate) struct KeyedStage<O: Operate> {
     operate: O,
+    keeping: Keeping,
     next: Next<O::Output>,
     /// Capabilities of the newest epoch of the open checkpoint, for what it emits as a whole.
     at: Option<Capabilities>,
     /// The capability of the ledger, from the first change of the open checkpoint.
     ledger: Option<Capability<u64>>,
+    /// Whether the changes of the open checkpoint are cut.
+    is_cut: bool,
+    /// The capability of the ledger for the checkpoint before, and its receipts, while its changes
+    /// are encoded.
+    encoding: Option<(Capability<u64>, HeldReceipts)>,
+    /// Receipts of records that came in the open checkpoint.
+    receipts: HeldReceipts,
+    /// The number of entries that the report knows of.
+    reported: u64,
 }
 
+/// A piece, and the capability under which it is sent.
+type Sent = (Piece, Capability<u64>);
+
 impl<O: Operate> KeyedStage<O> {
-    pub(crate) fn new(operate: O, next: Next<O::Output>) -> KeyedStage<O> {
-        KeyedStage { operate, next, at: None, ledger: None }
+    pub(crate) fn new(operate: O, keeping: Keeping, next: Next<O::Output>) -> KeyedStage<O> {
+        KeyedStage {
+            operate,
+            keeping,
+            next,
+            at: None,
+            ledger: None,
+            is_cut: false,
+            encoding: None,
+            receipts: HeldReceipts::default(),
+            reported: 0,
+        }
+    }
+
+    /// Loads what the run begins with.
+    pub(crate) fn load(&mut self, name: &str) -> Result<()> {
+        if let (Some(restored), Some(kept)) = (&self.keeping.restored, self.operate.kept()) {
+            restored.load((self.keeping.node, name), self.keeping.worker, kept)?;
+            self.report();
+        }
+        Ok(())
+    }
+
+    /// Called when the operator is first scheduled, before any record, with a capability of the
+    /// ledger for the first epoch of the run. Keeps it when there is a change already.
+    fn begin(&mut self, ledger: Capability<u64>) -> Result<()> {
+        let (Some(restored), Some(kept)) = (self.keeping.restored.take(), self.operate.kept()) else { return Ok(()) };
+        let wrong = |_| Error::new(ErrorKind::State, "what was kept is not of these types");
+        for (key, state) in restored.take(self.keeping.node, self.keeping.worker) {
+            kept.adopt(&key, &state).map_err(wrong)?;
+        }
+        if kept.has_changed() {
+            self.ledger = Some(ledger);
+        }
+        Ok(())
     }
 
     /// Emits some of what the checkpoint emits as a whole. Returns whether there is more.
     fn close(&mut self) -> Result<bool> {
+        if !std::mem::replace(&mut self.is_cut, true)
+            && let Some(kept) = self.operate.kept()
+        {
+            kept.cut();
+        }
         let mut out = Batch::under(None);
         let more = self.operate.close(ROWS_MAX, &mut out);
         if let Some(at) = &self.at {
             self.next.hand_on(out, at)?;
         }
         if !more {
-            (self.at, self.ledger) = (None, None);
+            (self.at, self.is_cut) = (None, false);
+            self.encoding = self.ledger.take().map(|ledger| (ledger, std::mem::take(&mut self.receipts)));
+            if !self.keeping.is_durable {
+                self.operate.kept().into_iter().for_each(Keep::drop_cut);
+            }
         }
         Ok(more)
+    }
+
+    /// Whether changes of the checkpoint before are not told to the ledger yet.
+    fn is_encoding(&self) -> bool {
+        self.encoding.is_some()
+    }
+
+    /// Encodes some of the changes of the checkpoint that was closed. Returns what the ledger is
+    /// told of it, once that is complete.
+    fn encode(&mut self, clock: &Clock) -> Result<Vec<Sent>> {
+        if self.encoding.is_none() {
+            return Ok(Vec::new());
+        }
+        let mut parts = Vec::new();
+        if let Some(kept) = self.operate.kept().filter(|_| self.keeping.is_durable) {
+            let deadline = clock.now().after(SLICE);
+            let delta = loop {
+                let encoded = kept.encode(ENTRIES_MAX).map_err(|cause| {
+                    Error::new(ErrorKind::State, "cannot encode the state of a key").caused_by(cause)
+                })?;
+                match encoded {
+                    Some(delta) => break delta,
+                    None if clock.now() >= deadline => return Ok(Vec::new()),
+                    None => {}
+                }
+            };
+            parts.push(Part::Changed(self.keeping.node, delta));
+        }
+        self.report();
+        let Some((at, receipts)) = self.encoding.take() else { return Ok(Vec::new()) };
+        if !receipts.is_empty() {
+            parts.push(Part::Received(receipts));
+        }
+        let checkpoint = checkpoint_of(&at);
+        Ok(parts.into_iter().map(|part| (Piece { checkpoint, part }, at.clone())).collect())
+    }
+
+    /// Counts the entries for the report.
+    fn report(&mut self) {
+        if let Some(kept) = self.operate.kept() {
+            let before = std::mem::replace(&mut self.reported, kept.len());
+            self.keeping.meter.entries.change(before, self.reported);
+        }
     }
 }
 
 impl<O: Operate> Consume<(O::Key, O::Input)> for KeyedStage<O> {
     fn consume(&mut self, mut batch: Batch<(O::Key, O::Input)>, at: &Capabilities) -> Result<()> {
         let mut out = Batch::under(batch.admission().cloned());
+        if let Some(receipts) = batch.admission().and_then(Admission::receipts) {
+            self.receipts.hold(receipts);
+        }
         let times = batch.take_times();
-        self.operate.apply(batch.take_values(), times, &mut out)?;
+        self.operate.apply(batch.take_values().into(), times, &mut out)?;
         if self.ledger.is_none() {
             self.ledger = at.last().cloned();
         }
@@ -181,6 +321,10 @@ impl Open {
             if !is_applied || !is_complete || setting.stall.holds(self.checkpoint) {
                 return Ok(false);
             }
+            if chain.work(|stage| Ok(stage.is_encoding()))? {
+                // One checkpoint at a time.
+                return Ok(true);
+            }
             self.is_closing = chain.work(KeyedStage::close)?;
             if self.is_closing {
                 return Ok(true);
@@ -221,8 +365,11 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
     setting.pulse.wakes_for_room(wake.clone());
     let activator = scope.activator_for(builder.operator_info().address);
     builder.build(move |capabilities| {
-        drop(capabilities);
-        let _ledger = OutputBuilder::<u64, timely::container::CapacityContainerBuilder<Vec<Piece>>>::from(ledger);
+        let mut first = capabilities.into_iter().nth(ledger_port).map(|mut first| {
+            first.downgrade(&setting.pulse.first().first_epoch().as_raw());
+            first
+        });
+        let mut ledger = OutputBuilder::<u64, CapacityContainerBuilder<Vec<Piece>>>::from(ledger);
         let mut arrived: Arrived<O> = ByCheckpoint::default();
         let mut open = Open { checkpoint: setting.pulse.first(), is_closing: false };
         let mut pace = Pace::default();
@@ -230,6 +377,11 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
         let mut backlog = Backlog::new(setting.stall.clone(), move || pulse.wake_ingests());
         move |frontiers| {
             wake.listen();
+            if let Some(first) = first.take()
+                && let Err(error) = chain.work(|stage| stage.begin(first))
+            {
+                setting.fault.record(error);
+            }
             let frontier = Frontiers::new(frontiers).least(&inputs);
             for input in &mut inputs {
                 input.for_each(|capability, batch| {
@@ -246,7 +398,13 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
                 return;
             }
             let more = open.run::<O>(&mut arrived, (&mut chain, &mut pace), frontier, &setting);
-            match more.and_then(|more| chain.step().map(|()| more)) {
+            let more = more.and_then(|more| chain.step().map(|()| more)).and_then(|more| {
+                for (piece, at) in chain.work(|stage| stage.encode(&setting.clock))? {
+                    ledger.activate().session(&at).give(piece);
+                }
+                Ok(more || chain.work(|stage| Ok(stage.is_encoding()))?)
+            });
+            match more {
                 Ok(true) => activator.activate(),
                 Ok(false) => {}
                 Err(error) => setting.fault.record(error),

@@ -7,6 +7,7 @@
 pub(crate) mod fault;
 pub(crate) mod pulse;
 pub(crate) mod inputs;
+pub(crate) mod ledger;
 
 pub(crate) mod intake;
 pub(crate) mod drain;
@@ -17,6 +18,7 @@ pub(crate) mod call_threads;
 mod attempt;
 pub(crate) mod calls;
 pub(crate) mod exchange;
+pub(crate) mod restored;
 pub(crate) mod keyed;
 pub(crate) mod aggregate;
 pub(crate) mod aggregates;

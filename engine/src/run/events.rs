@@ -3,7 +3,7 @@
 use std::sync::mpsc::{self, Receiver};
 
 use crate::epoch::gather::Gathered;
-use crate::words::{Error, Result};
+use crate::words::{CheckpointId, Error, Result};
 
 use super::plan::Plan;
 
@@ -18,6 +18,8 @@ pub(crate) enum Event {
     NotBuilt(Error),
     /// A worker has seen a fact about a checkpoint.
     Gathered(Gathered),
+    /// A checkpoint has become durable.
+    Durable(CheckpointId),
     WorkerEnded,
     /// There is something to look at: a client has an event, a worker has answered a drain, the
     /// program has a request, or a fault was recorded.

@@ -7,6 +7,7 @@ use std::fmt;
 
 use crate::operator::fault::Node;
 use crate::operator::intake::Limits;
+use crate::state::describe::Types;
 use crate::words::{Error, ErrorKind, Result};
 
 /// A source, stage or sink of a pipeline.
@@ -26,6 +27,8 @@ pub(crate) struct NodeInfo {
     /// Which operator of the dataflow it is part of, counted from 0. Fused nodes share one.
     pub(crate) operator: usize,
     pub(crate) traits: NodeTraits,
+    /// The types of the state that checkpoints keep of it.
+    pub(crate) types: Option<fn() -> Types>,
     /// Limits how much of a source is read.
     pub(crate) limits: Limits,
 }
@@ -107,6 +110,7 @@ impl Graph {
             own_chain_of,
             operator,
             traits,
+            types: None,
             limits: Limits::default(),
         });
         node
@@ -167,6 +171,34 @@ impl Graph {
             name.clone_into(&mut info.name);
             info.is_named = true;
         }
+    }
+
+    /// Sets the types of the state that checkpoints keep of a node.
+    pub(crate) fn keep(&mut self, node: Node, types: fn() -> Types) {
+        if let Some(info) = self.nodes.get_mut(node.0) {
+            info.types = Some(types);
+        }
+    }
+
+    /// Checks that what a checkpoint keeps is found again by its name: without one, an operator is
+    /// known by its kind and place, and another one before it would take its state.
+    ///
+    /// # Errors
+    /// When two of a kind have no name.
+    pub(crate) fn check_names(&self) -> Result<()> {
+        let is_kept = |node: &&NodeInfo| node.types.is_some() || node.kind == NodeKind::Source;
+        let unnamed = || self.nodes.iter().filter(is_kept).filter(|node| !node.is_named);
+        for node in unnamed() {
+            if let Some(other) = unnamed().find(|other| other.what == node.what && other.name != node.name) {
+                let (one, other) = (&node.name, &other.name);
+                let doing = format!(
+                    "checkpoints keep `{one}` and `{other}` by their names, and only their order tells them apart: \
+                     name both (`named`)"
+                );
+                return Err(Error::new(ErrorKind::Pipeline, doing));
+            }
+        }
+        Ok(())
     }
 
     /// Limits the source of that node; `option` is the name of the limit.

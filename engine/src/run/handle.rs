@@ -199,6 +199,11 @@ impl Handle {
         lock(&self.state).stop
     }
 
+    /// Whether the program has asked for the end.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.is_aborted() || self.stop_asked().is_some()
+    }
+
     pub(crate) fn is_aborted(&self) -> bool {
         lock(&self.state).aborted
     }

@@ -7,6 +7,7 @@
 pub(crate) mod spec;
 pub(crate) mod graph;
 pub(crate) mod plan;
+pub(crate) mod memory;
 mod events;
 mod vitals;
 pub(crate) mod shared;

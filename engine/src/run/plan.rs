@@ -5,6 +5,7 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::epoch::commit::Memory;
 use crate::io::{SharedSink, SharedSource};
 use crate::operator::drain::Drains;
 use crate::operator::fault::Node;
@@ -12,8 +13,8 @@ use crate::operator::intake::Intake;
 use crate::words::{Result, SinkMeter, SourceMeter, StageMeter, Wake};
 
 use super::graph::{Graph, NodeInfo, differs};
-use super::spec::Spec;
-use crate::epoch::commit::Memory;
+use super::memory::{Checkpoints, Resumed};
+use super::spec::{Remembers, Spec};
 
 /// What a node counts, shared by all workers.
 #[derive(Clone, Debug)]
@@ -50,6 +51,10 @@ pub(crate) struct Plan {
     pub(crate) meters: Vec<Meter>,
     pub(crate) sources: Vec<PlannedSource>,
     pub(crate) sinks: Vec<PlannedSink>,
+    /// Where the run goes on.
+    pub(crate) memory: Memory,
+    /// The checkpoints that it goes on from and adds to, if it keeps any.
+    pub(crate) resumed: Option<Box<Resumed>>,
 }
 
 impl Plan {
@@ -97,4 +102,25 @@ pub(crate) struct Planning {
     pub(crate) control: Wake,
     /// What earlier runs committed.
     pub(crate) memory: Memory,
+    /// Where the job keeps its checkpoints.
+    pub(crate) checkpoints: Option<Checkpoints>,
+    /// Whether `memory` is that of a checkpoint.
+    pub(crate) is_from_checkpoint: bool,
+}
+
+impl Planning {
+    /// Finds the checkpoint from which the run goes on, if the job keeps checkpoints.
+    ///
+    /// # Errors
+    /// When the checkpoints cannot be read, or do not fit the pipeline.
+    pub(crate) fn resume(&mut self, graph: &Graph) -> Result<Option<Resumed>> {
+        // In memory only state is kept: sources without state remember by themselves.
+        let is_needed = graph.keeps_state().is_some() || matches!(self.spec.remembers, Remembers::InDirectory(_));
+        let Some(checkpoints) = self.checkpoints.as_ref().filter(|_| is_needed) else { return Ok(None) };
+        let resumed = Resumed::new(&self.spec, graph, checkpoints)?;
+        if let Some(memory) = resumed.memory(graph) {
+            (self.memory, self.is_from_checkpoint) = (memory, true);
+        }
+        Ok(Some(resumed))
+    }
 }

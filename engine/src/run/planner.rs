@@ -13,35 +13,30 @@ use super::graph::Graph;
 use super::handle::Handle;
 use super::plan::{Plan, Planning};
 use super::shared::Pipeline;
-use super::spec::Spec;
+use super::spec::{Remembers, Spec};
 
 /// What the pipeline function of a job builds, after checking that it is well formed.
 pub(crate) fn sketch(spec: &Spec, pipeline: &dyn Pipeline) -> Result<Graph> {
     catching(&spec.job, || {
         let graph = pipeline.sketch()?;
         graph.check()?;
-        if let Some(name) = graph.keeps_state() {
-            check_state(spec, name)?;
+        if let Some(name) = graph.keeps_state()
+            && spec.remembers == Remembers::Nothing
+        {
+            let doing =
+                format!("job `{}`: `{name}` keeps state: the job needs `checkpoints` or `state_in_memory`", spec.job);
+            return Err(Error::new(ErrorKind::Config, doing));
+        }
+        if matches!(spec.remembers, Remembers::InDirectory(_)) {
+            graph.check_names()?;
         }
         Ok(graph)
     })
 }
 
-/// Checks that the state of the operator of that name has a place.
-fn check_state(spec: &Spec, name: &str) -> Result<()> {
-    let wrong = |doing: String| Err(Error::new(ErrorKind::Config, format!("job `{}`: {doing}", spec.job)));
-    if !spec.state_in_memory {
-        return wrong(format!("`{name}` keeps state: the job needs `state_in_memory`"));
-    }
-    if spec.restart.is_some() {
-        return wrong(format!("`{name}` keeps state in memory, which a restart would lose: use `Restart::Never`"));
-    }
-    Ok(())
-}
-
 /// Connects the sources and sinks of a pipeline.
 pub(crate) fn plan(
-    planning: Planning,
+    mut planning: Planning,
     pipeline: &Arc<dyn Pipeline>,
     handle: &Handle,
     events: &Events,
@@ -49,9 +44,11 @@ pub(crate) fn plan(
 ) -> Result<Plan> {
     let (job, sender, pipeline) = (planning.spec.job.clone(), events.clone(), Arc::clone(pipeline));
     let body = move || {
-        let job = &planning.spec.job;
-        let planned =
-            sketch(&planning.spec, &*pipeline).and_then(|graph| catching(job, || pipeline.connect(graph, &planning)));
+        let planned = sketch(&planning.spec, &*pipeline).and_then(|graph| {
+            let resumed = planning.resume(&graph)?.map(Box::new);
+            let plan = catching(&planning.spec.job, || pipeline.connect(graph, &planning))?;
+            Ok(Plan { memory: planning.memory.clone(), resumed, ..plan })
+        });
         sender.send(Event::Planned(Box::new(planned)));
     };
     spawn("plan", body)?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::epoch::durable::Progress;
 use crate::io::{End, Lag};
 use crate::words::{ByteSize, LatencySnapshot, SinkMeter, SourceMeter, StageMeter};
 
@@ -40,6 +41,30 @@ pub struct Report {
     pub stages: Vec<StageReport>,
     /// Each sink, in the order of the pipeline.
     pub sinks: Vec<SinkReport>,
+    /// Its checkpoints, if the job keeps any.
+    pub checkpoints: Option<CheckpointReport>,
+}
+
+/// What a job keeps of its state.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct CheckpointReport {
+    /// The newest checkpoint that is durable; `None` before the first of this run.
+    pub durable: Option<u64>,
+    /// Seconds since it became durable.
+    pub age_seconds: Option<f64>,
+    /// Entries of state that were written: those that had changed.
+    pub entries: u64,
+    /// Bytes written for checkpoints.
+    pub bytes: u64,
+    /// Bytes written to merge what checkpoints had written.
+    pub merged_bytes: u64,
+    /// The time from handing a checkpoint to the thread that writes it until it was durable.
+    pub writing: LatencySnapshot,
+    /// Attempts that failed.
+    pub failures: u64,
+    /// Why the checkpoint that is being written is not durable yet: it is tried again.
+    pub failing: Option<String>,
 }
 
 /// What came in through a source.
@@ -80,6 +105,8 @@ pub struct StageReport {
     pub records_in: u64,
     /// Records out.
     pub records_out: u64,
+    /// Entries of its state: one for each key.
+    pub entries: u64,
     /// Calls that failed and were retried ([`Calls::retry`](crate::Calls::retry)); their records
     /// are counted once.
     pub retried: u64,
@@ -137,6 +164,7 @@ impl Report {
             sources: Vec::new(),
             stages: Vec::new(),
             sinks: Vec::new(),
+            checkpoints: None,
         }
     }
 
@@ -150,6 +178,7 @@ impl Report {
             commits: run.pulse.commits(),
             epoch: run.ticker.durations(),
             frontier: run.ticker.frontiers(),
+            checkpoints: run.durability.as_ref().map(|shown| CheckpointReport::of(shown.get())),
             ..Report::empty(job)
         };
         let mut sources = run.plan.sources.iter();
@@ -232,6 +261,7 @@ impl StageReport {
             name: name.to_owned(),
             records_in,
             records_out,
+            entries: meter.entries.get(),
             retried: meter.retried.get(),
             bytes_in: records_in * meter.sizes.0 as u64,
             bytes_out,
@@ -287,6 +317,9 @@ impl fmt::Display for Report {
             let (bytes, bytes_rate) = (ByteSize(stage.bytes_out), ByteSize(stage.bytes_per_second as u64));
             let within = stage.records_in;
             write!(f, "  stage  {name:24} {count:>12} out     {rate:>12.0}/s  {bytes}, {bytes_rate}/s  {within} in")?;
+            if stage.entries > 0 {
+                write!(f, ", {} entries", stage.entries)?;
+            }
             match stage.retried {
                 0 => writeln!(f)?,
                 retried => writeln!(f, ", {retried} calls retried")?,
@@ -311,7 +344,35 @@ impl fmt::Display for Report {
             }
             waiting(f, sink.waiting.as_deref())?;
         }
-        Ok(())
+        self.checkpoints.as_ref().map_or(Ok(()), |checkpoints| checkpoints.fmt(f))
+    }
+}
+
+impl CheckpointReport {
+    fn of(progress: Progress) -> CheckpointReport {
+        CheckpointReport {
+            durable: progress.newest.map(|(checkpoint, _)| checkpoint.number()),
+            age_seconds: progress.newest.map(|(_, at)| at.elapsed().as_secs_f64()),
+            entries: progress.entries,
+            bytes: progress.bytes,
+            merged_bytes: progress.merged,
+            writing: progress.writing.snapshot(),
+            failures: progress.failures,
+            failing: progress.failing,
+        }
+    }
+}
+
+impl fmt::Display for CheckpointReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.durable, self.age_seconds) {
+            (Some(durable), Some(age)) => write!(f, "  checkpoint {durable} durable since {age:.1} s")?,
+            _ => write!(f, "  no checkpoint durable yet")?,
+        }
+        let (entries, bytes, merged) = (self.entries, ByteSize(self.bytes), ByteSize(self.merged_bytes));
+        writeln!(f, "  {entries} entries changed, {bytes} written, {merged} merged, {} failures", self.failures)?;
+        writeln!(f, "    {:27} {}", "writing", self.writing)?;
+        waiting(f, self.failing.as_ref().map(|cause| format!("the disk: {cause}")).as_deref())
     }
 }
 

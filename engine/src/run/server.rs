@@ -18,6 +18,7 @@ use crate::words::{Clock, Error, ErrorKind, Moment, Result, Wake, deadline_after
 
 use super::events::{Event, Events};
 use super::handle::Handle;
+use super::memory::Checkpoints;
 use super::metrics::Publisher;
 use super::plan::Planning;
 use super::planner::plan;
@@ -60,20 +61,35 @@ impl<'s> Server<'s> {
         handle: &Handle,
         events: Events,
         receiver: &Receiver<Event>,
-        memory: &Memory,
+        (memory, checkpoints): (&Memory, Option<&Checkpoints>),
     ) -> Result<Server<'s>> {
         let served = events.clone();
         let wake = Wake::new(move || served.send(Event::Look));
-        let planning = Planning { spec: spec.clone(), control: wake.clone(), memory: memory.clone() };
+        let planning = Planning {
+            spec: spec.clone(),
+            control: wake.clone(),
+            memory: memory.clone(),
+            checkpoints: checkpoints.cloned(),
+            is_from_checkpoint: false,
+        };
         let plan = plan(planning, pipeline, handle, &events, receiver)?;
-        let asked = events.clone();
-        let run = Arc::new(Run::new(spec, plan, memory.first, events, wake));
+        let (asked, durable) = (events.clone(), events.clone());
+        let mut run = Run::new(spec, plan, events, wake);
+        let memories = run.keep(move |checkpoint| durable.send(Event::Durable(checkpoint)))?;
+        let run = Arc::new(run);
         run.fault.on_record(move || asked.send(Event::Look));
         let sources = run.plan.sources.iter().map(|source| Arc::clone(&source.shared)).collect();
         let sinks = run.plan.sinks.iter().map(|sink| Arc::clone(&sink.shared)).collect();
         let mut server = Server {
             spec,
-            committer: Committer::new(spec.workers, sources, sinks, memory.first, Arc::clone(&run.ticker)),
+            committer: Committer::new(
+                spec.workers,
+                sources,
+                sinks,
+                &run.plan.memory,
+                memories,
+                Arc::clone(&run.ticker),
+            ),
             workers: Vec::new(),
             ended: 0,
             ticker: None,
@@ -190,11 +206,17 @@ impl<'s> Server<'s> {
             // The fault flag is read after the frontier was: a frontier that moved because of a
             // fault is never committed.
             Event::Gathered(gathered) if !self.run.fault.is_set() => self.committer.gather(gathered),
+            Event::Durable(checkpoint) if !self.run.fault.is_set() => self.committer.is_durable(checkpoint),
             Event::WorkerEnded => {
                 self.ended += 1;
                 Ok(())
             }
-            Event::Gathered(_) | Event::Planned(_) | Event::Built | Event::NotBuilt(_) | Event::Look => Ok(()),
+            Event::Gathered(_)
+            | Event::Durable(_)
+            | Event::Planned(_)
+            | Event::Built
+            | Event::NotBuilt(_)
+            | Event::Look => Ok(()),
         }
     }
 
@@ -212,6 +234,7 @@ impl<'s> Server<'s> {
                 }
             }
         }
+        self.committer.tell_sources()?;
         let now = self.spec.clock.now();
         if now - self.refreshed >= REFRESH_EVERY {
             self.refreshed = now;
@@ -313,6 +336,7 @@ impl<'s> Server<'s> {
         let is_asked = handle.is_aborted() || handle.stop_asked().is_some();
         let patience = if is_asked { self.spec.stuck_after.min(Duration::from_secs(1)) } else { self.spec.stuck_after };
         let deadline = deadline_after(patience);
+        self.retire_keeper(handle, deadline);
         self.workers.drain(..).for_each(|worker| worker.join_before(deadline));
         self.run.ticker.end();
         if let Some(ticker) = self.ticker.take() {
@@ -324,6 +348,23 @@ impl<'s> Server<'s> {
         self.run.end_calls();
         self.run.plan.sources.iter().for_each(|source| source.shared.close(closing));
         self.run.plan.sinks.iter().for_each(|sink| sink.shared.close());
+    }
+}
+
+impl Server<'_> {
+    /// Sees to it that nothing more is published, even if the thread of the checkpoints hangs: the
+    /// next run must not find a checkpoint of this one later.
+    fn retire_keeper(&mut self, handle: &Handle, deadline: Instant) {
+        let Some(keeper) = self.committer.take_keeper() else { return };
+        while !keeper.retire() {
+            if Instant::now() >= deadline && handle.is_ending() {
+                // No run follows.
+                break;
+            }
+
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        keeper.end_before(deadline);
     }
 }
 

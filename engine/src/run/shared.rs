@@ -5,18 +5,22 @@ use std::time::Duration;
 
 use timely::dataflow::Scope;
 
+use crate::epoch::commit::Memories;
+use crate::epoch::durable::{Keeper, Shown};
 use crate::epoch::gather::Ends;
 use crate::epoch::ticker::{Pace, Ticker};
 use crate::io::Acknowledges;
 use crate::operator::call_threads::{CallDesk, CallThreads};
-use crate::operator::fault::Fault;
+use crate::operator::fault::{Fault, Node};
 use crate::operator::ingest::Release;
 use crate::operator::pulse::Pulse;
+use crate::operator::restored::Restored;
 use crate::words::{Budget, ByteSize, CheckpointId, Clock, Result, Stall, Wake, lock};
 
 use super::events::Events;
 use super::graph::Graph;
-use super::plan::{Plan, Planning};
+use super::memory::Resumed;
+use super::plan::{Meter, Plan, Planning};
 use super::spec::Spec;
 use super::vitals::Vitals;
 
@@ -46,6 +50,12 @@ pub(crate) struct Run {
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) ticker: Arc<Ticker>,
     pub(crate) fault: Arc<Fault>,
+    /// The state with which the run begins.
+    pub(crate) restored: Option<Arc<Restored>>,
+    /// Whether checkpoints keep the state.
+    pub(crate) is_durable: bool,
+    /// What is shown of its checkpoints.
+    pub(crate) durability: Option<Arc<Shown>>,
     pub(crate) vitals: Vitals,
     /// Per worker.
     pub(crate) budgets: Vec<Arc<Budget>>,
@@ -64,9 +74,10 @@ pub(crate) struct Run {
 const PARK_MAX: Duration = Duration::from_secs(1);
 
 impl Run {
-    /// A run of that plan; its first checkpoint is `first`.
-    pub(crate) fn new(spec: &Spec, plan: Plan, first: CheckpointId, events: Events, control: Wake) -> Run {
-        let pulse = Arc::new(Pulse::new(first));
+    /// A run of that plan.
+    pub(crate) fn new(spec: &Spec, plan: Plan, events: Events, control: Wake) -> Run {
+        let pulse = Arc::new(Pulse::new(plan.memory.first));
+        let recovered = plan.resumed.as_ref().and_then(|resumed| resumed.recovered.clone());
         let frees_at_commit = plan.sinks.iter().any(|sink| sink.shared.acknowledges() == Acknowledges::WhenCommitted);
         let ticker = Ticker::new(spec.pace, spec.clock.clone(), Arc::clone(&pulse), frees_at_commit);
         let shared = Stall::default();
@@ -86,6 +97,9 @@ impl Run {
             ticker: Arc::new(ticker),
             pulse,
             fault: Arc::new(Fault::new()),
+            restored: recovered.map(|recovered| Arc::new(Restored::new(recovered, spec.workers))),
+            is_durable: plan.resumed.is_some(),
+            durability: plan.resumed.as_ref().map(|_| Arc::default()),
             vitals: Vitals::new(spec.workers, spec.stuck_after),
             budgets: (0..spec.workers).map(|_| Budget::new(budget)).collect(),
             stalls: (0..spec.workers).map(|_| stall()).collect(),
@@ -94,6 +108,20 @@ impl Run {
             calls: Mutex::default(),
             plan,
         }
+    }
+
+    /// Starts the keeper of the checkpoints, if the job keeps any. It calls `durable` for each that
+    /// has become durable.
+    pub(crate) fn keep(&mut self, durable: impl Fn(CheckpointId) + Send + 'static) -> Result<Option<Memories>> {
+        let Some(resumed) = self.plan.resumed.take() else { return Ok(None) };
+        let Resumed { store, gate, kept, .. } = *resumed;
+        let shown = self.durability.clone().unwrap_or_default();
+        let keeper = Keeper::start(store, gate, shown, durable)?;
+        let meter = |node: Node| match self.plan.meters.get(node.0) {
+            Some(Meter::Stage(meter)) => Some((node, Arc::clone(meter))),
+            _ => None,
+        };
+        Ok(Some(Memories { keeper, kept: kept.into_iter().filter_map(meter).collect(), clock: self.clock.clone() }))
     }
 
     /// Where this run's stages submit their calls. The threads start when this is first called.

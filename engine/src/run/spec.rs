@@ -1,5 +1,6 @@
 //! How a job is run.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::epoch::ticker::Pace;
@@ -22,10 +23,37 @@ pub(crate) struct Spec {
     pub(crate) spin: Duration,
     /// How long revoked partitions are drained.
     pub(crate) drain_within: Duration,
-    /// Whether state may live as long as the run only.
-    pub(crate) state_in_memory: bool,
+    /// Where what it remembers is kept.
+    pub(crate) remembers: Remembers,
+    /// The operators and sources of which the state is dropped.
+    pub(crate) forgotten: Vec<String>,
+    /// The operators that begin without state.
+    pub(crate) empty: Vec<String>,
     /// Whether to draw a line on the terminal.
     pub(crate) live: bool,
+}
+
+impl Spec {
+    /// Whether the state of the operator, or the positions of the source, of that name are dropped.
+    pub(crate) fn forgets(&self, name: &str) -> bool {
+        self.forgotten.iter().any(|forgotten| forgotten == name)
+    }
+
+    /// Whether the operator of that name begins without state.
+    pub(crate) fn starts_empty(&self, name: &str) -> bool {
+        self.empty.iter().any(|empty| empty == name)
+    }
+}
+
+/// Where a job keeps what it remembers of its runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Remembers {
+    /// It has no state; its sources remember their positions.
+    Nothing,
+    /// In the memory of the process.
+    InMemory,
+    /// In a directory of checkpoints.
+    InDirectory(PathBuf),
 }
 
 /// The pauses between the runs of a job.

@@ -12,6 +12,7 @@ use crate::words::{Error, ErrorKind, Result};
 
 use super::events::Events;
 use super::handle::Handle;
+use super::memory::Checkpoints;
 use super::metrics;
 use super::server::Server;
 use super::shared::Pipeline;
@@ -30,6 +31,14 @@ pub(crate) fn supervise(
 ) {
     let span = tracing::info_span!("job", name = spec.job);
     let _of_job = span.enter();
+    let checkpoints = match Checkpoints::open(spec) {
+        Ok(checkpoints) => checkpoints,
+        Err(error) => {
+            handle.end(Ok(()));
+            drop(started.send(Err(error)));
+            return;
+        }
+    };
     let mut memory = Memory::none();
     let mut futile = 0;
     let mut pause = spec.restart.map_or(Duration::ZERO, |backoff| backoff.first);
@@ -37,21 +46,22 @@ pub(crate) fn supervise(
     let result = loop {
         let (events, receiver) = Events::new();
         handle.wakes(events.clone());
-        let mut server = match Server::start(spec, &pipeline, handle, events, &receiver, &memory) {
-            Ok(server) => server,
-            Err(error) if !began => {
-                // The job is not running, and `start` returns why.
-                handle.end(Ok(()));
-                drop(started.send(Err(error)));
-                return;
-            }
-            // A plan that panicked would panic again.
-            Err(error) if error.kind() == ErrorKind::Panic => break Err(error),
-            Err(error) => match wait_for_next(spec, handle, error, &mut pause) {
-                Some(error) => break Err(error),
-                None => continue,
-            },
-        };
+        let mut server =
+            match Server::start(spec, &pipeline, handle, events, &receiver, (&memory, checkpoints.as_ref())) {
+                Ok(server) => server,
+                Err(error) if !began => {
+                    // The job is not running, and `start` returns why.
+                    handle.end(Ok(()));
+                    drop(started.send(Err(error)));
+                    return;
+                }
+                // A plan that panicked would panic again.
+                Err(error) if error.kind() == ErrorKind::Panic => break Err(error),
+                Err(error) => match wait_for_next(spec, handle, error, &mut pause) {
+                    Some(error) => break Err(error),
+                    None => continue,
+                },
+            };
         server.log_start();
         if !began {
             began = true;
@@ -83,6 +93,8 @@ pub(crate) fn supervise(
         }
     };
     drop(pipeline);
+    // Before the outcome is known: another job may then start in its directory.
+    drop(checkpoints);
     match &result {
         Ok(()) => tracing::info!("ended"),
         Err(error) if error.kind() == ErrorKind::Aborted => tracing::info!("aborted"),

@@ -85,6 +85,9 @@ fn work(allocator: AllocatorBuilder, run: &Arc<Run>, pipeline: Arc<dyn Pipeline>
         drop(pipeline);
         built = true;
         run.events.send(Event::Built);
+        if let Some(restored) = &run.restored {
+            restored.wait_for_all(&run.fault);
+        }
         // The machine's clock, because a worker gets stuck in real time.
         let clock = Clock::system();
         let mut moved = clock.now();

@@ -1,3 +1,19 @@
-//! Floor 2: what is remembered. Operators keep state by key in [`table`]s.
+//! What is remembered, and how it is kept. This is the only floor that touches files.
+//!
+//! An operator keeps a [`table`]; what a checkpoint has changed in it leaves as a [`delta`]. The
+//! checkpoint's thread appends deltas to files of [`block`]s on a [`disk`], and names what belongs
+//! to a checkpoint in a [`manifest`]; all of that is the [`store`]. [`recover`] finds the newest
+//! checkpoint that is whole.
 
 pub(crate) mod table;
+pub(crate) mod delta;
+pub(crate) mod describe;
+pub(crate) mod disk;
+pub(crate) mod block;
+pub(crate) mod manifest;
+pub(crate) mod store;
+mod merge;
+pub(crate) mod recover;
+
+#[cfg(test)]
+mod faulty_disk;

@@ -1,17 +1,43 @@
-//! State by key: a hash table for each key group, so that only one group at a time grows. One table
-//! of a million entries stops its worker for 135 to 212 ms when it doubles, 256 of them for 1.8 ms,
-//! at 0.8 to 0.9 of its speed.
+//! State by key: 256 hash tables, so that only one at a time grows. One table of a million entries
+//! stops its worker for 135 to 212 ms when it doubles, 256 of them for 1.8 ms, at 0.8 to 0.9 of its
+//! speed. Which of them holds a key has nothing to do with its key group: that takes another hash,
+//! which is needed only when an entry is encoded.
 //!
 //! The first touch of an entry in a checkpoint is noted. So the changes of a checkpoint are a list,
-//! and taking them costs nothing while records run.
+//! and a cut only puts that list aside. It is encoded later, in slices between batches; a record
+//! that changes an entry of the list before its turn has it encoded first.
 
+use std::cell::Cell;
+use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash};
 use std::mem;
 
 use hashbrown::DefaultHashBuilder;
 use hashbrown::hash_table::{Entry as Slot, HashTable};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use crate::words::{KEY_GROUPS, KeyGroup};
+use crate::words::{KeyGroup, Result};
+
+use super::delta::{Delta, NotEntries, RawEntries, decode};
+use super::describe::Types;
+
+/// A key of the engine's tables.
+pub(crate) trait TableKey: Hash + Eq + Clone + Serialize + DeserializeOwned + 'static {}
+
+impl<K: Hash + Eq + Clone + Serialize + DeserializeOwned + 'static> TableKey for K {}
+
+/// A state of the engine's tables.
+pub(crate) trait TableState: Serialize + DeserializeOwned + 'static {}
+
+impl<S: Serialize + DeserializeOwned + 'static> TableState for S {}
+
+/// The number of hash tables.
+const SHARDS: usize = 256;
+/// Tables with more entries than this do not fit into the caches of a core.
+const CACHED_MAX: usize = 32_768;
+/// So many entries are loaded into the caches before the first of them is used.
+const AHEAD: usize = 16;
 
 /// A key with its state.
 #[derive(Debug)]
@@ -28,82 +54,317 @@ pub(crate) struct Entry<K, S> {
 pub(crate) enum Found {
     /// No entry: it was added.
     Nothing,
-    /// An entry that was not touched since [`Table::take_touched`].
+    /// An entry that was not touched since the last [cut](Table::cut).
     Untouched,
     Touched,
-}
-
-/// An entry that was touched: where to find it again.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Touched {
-    group: KeyGroup,
-    hash: u64,
 }
 
 /// The state of an operator on a worker.
 #[derive(Debug)]
 pub(crate) struct Table<K, S> {
-    groups: Vec<HashTable<Entry<K, S>>>,
+    /// None before the first entry: a job may have thousands of operators.
+    shards: Vec<HashTable<Entry<K, S>>>,
     /// Seeded for each table: keys may come from somebody who wants them to collide.
     hasher: DefaultHashBuilder,
+    entries: usize,
+    /// Counts cuts. Entries that were loaded, and never touched, have generation 0.
     generation: u32,
-    touched: Vec<Touched>,
+    /// The hash of each entry that was touched in this generation.
+    touched: Vec<u64>,
+    /// What was touched in the generation before, until it is encoded.
+    cut: Cut,
+    /// The hashes of a batch, kept for the memory.
+    hashes: Vec<u64>,
 }
 
-impl<K: Hash + Eq, S> Table<K, S> {
-    pub(crate) fn new() -> Table<K, S> {
-        let groups = (0..KEY_GROUPS).map(|_| HashTable::new()).collect();
-        Table { groups, hasher: DefaultHashBuilder::default(), generation: 1, touched: Vec::new() }
-    }
+/// The list of a checkpoint that is being encoded.
+#[derive(Debug, Default)]
+struct Cut {
+    touched: Vec<u64>,
+    /// The next one to encode, once encoding has begun.
+    next: usize,
+    delta: Delta,
+    /// The first entry that could not be encoded.
+    failed: Option<postcard::Error>,
+}
 
-    /// The entry of a key, which is added with the state that `zero` makes if there is none.
-    #[inline]
-    pub(crate) fn touch(&mut self, key: K, zero: impl FnOnce() -> S) -> (&mut Entry<K, S>, Found) {
-        let (group, hash) = (KeyGroup::of(&key), self.hasher.hash_one(&key));
-        let Table { groups, hasher, generation, touched } = self;
-        let place = touched.len() as u32;
-        let slot = groups[group.index()].entry(hash, |entry| entry.key == key, |entry| hasher.hash_one(&entry.key));
-        match slot {
-            Slot::Vacant(slot) => {
-                touched.push(Touched { group, hash });
-                let entry = Entry { key, state: zero(), generation: *generation, place };
-                (slot.insert(entry).into_mut(), Found::Nothing)
-            }
-            Slot::Occupied(slot) => {
-                let entry = slot.into_mut();
-                if entry.generation == *generation {
-                    return (entry, Found::Touched);
-                }
-                (entry.generation, entry.place) = (*generation, place);
-                touched.push(Touched { group, hash });
-                (entry, Found::Untouched)
-            }
+impl<K: TableKey, S: TableState> Table<K, S> {
+    pub(crate) fn new() -> Table<K, S> {
+        Table {
+            shards: Vec::new(),
+            hasher: DefaultHashBuilder::default(),
+            entries: 0,
+            generation: 1,
+            touched: Vec::new(),
+            cut: Cut::default(),
+            hashes: Vec::new(),
         }
     }
 
-    /// What was touched since the last call, in the order of the first touch. A new generation
-    /// begins.
-    pub(crate) fn take_touched(&mut self) -> Vec<Touched> {
-        self.generation += 1;
-        mem::take(&mut self.touched)
+    /// Calls `change` for each record, in order, with its index and the state of its key, which
+    /// begins as `zero`.
+    ///
+    /// # Errors
+    /// The first error of `change`.
+    #[inline]
+    pub(crate) fn update<I>(
+        &mut self,
+        records: Vec<(K, I)>,
+        zero: impl Fn() -> S,
+        mut change: impl FnMut(usize, K, I, &mut S, Found) -> Result<()>,
+    ) -> Result<()> {
+        let mut hashes = mem::take(&mut self.hashes);
+        hashes.clear();
+        // In a pass of their own: a loop this short keeps many records in the processor at once.
+        hashes.extend(records.iter().map(|(key, _)| self.hasher.hash_one(key)));
+        self.shards.extend((self.shards.len()..SHARDS).map(|_| HashTable::new()));
+        let mut records = records.into_iter().enumerate();
+        for ahead in hashes.chunks(AHEAD) {
+            self.load_into_caches(ahead);
+            let Table { shards, hasher, generation, touched, cut, entries, .. } = self;
+            for (&hash, (index, (key, input))) in ahead.iter().zip(&mut records) {
+                let shard = &mut shards[shard(hash)];
+                // `entry` would make room for one more first.
+                if let Some(entry) = shard.find_mut(hash, |entry| entry.key == key) {
+                    if entry.generation == *generation {
+                        change(index, key, input, &mut entry.state, Found::Touched)?;
+                        continue;
+                    }
+                    cut.encode_before_its_turn(entry, *generation);
+                    (entry.generation, entry.place) = (*generation, touched.len() as u32);
+                    touched.push(hash);
+                    change(index, key, input, &mut entry.state, Found::Untouched)?;
+                    continue;
+                }
+                let entry =
+                    Entry { key: key.clone(), state: zero(), generation: *generation, place: touched.len() as u32 };
+                touched.push(hash);
+                *entries += 1;
+                let mut entry = shard.insert_unique(hash, entry, |entry| hasher.hash_one(&entry.key));
+                change(index, key, input, &mut entry.get_mut().state, Found::Nothing)?;
+            }
+        }
+        self.hashes = hashes;
+        Ok(())
     }
 
-    /// The entry of a place in what was just taken, as long as nothing was touched since.
-    pub(crate) fn find(&self, touched: &[Touched], place: usize) -> Option<&Entry<K, S>> {
-        let Touched { group, hash } = *touched.get(place)?;
+    /// Looks at entries that are needed next. These looks do not depend on each other, so the
+    /// processor waits for many of them at once.
+    #[inline]
+    fn load_into_caches(&self, hashes: &[u64]) {
+        if self.entries <= CACHED_MAX {
+            return;
+        }
+        let look = |hash: &u64| self.shards[shard(*hash)].find(*hash, |_| true).map_or(0, |entry| entry.generation);
+        std::hint::black_box(hashes.iter().map(look).fold(0, u32::wrapping_add));
+    }
+
+    /// The number of entries that were touched between the last two cuts.
+    pub(crate) fn cut_len(&self) -> usize {
+        self.cut.touched.len()
+    }
+
+    /// One of them, in the order of the first touch, as long as it is not encoded and nothing was
+    /// touched since the cut.
+    pub(crate) fn cut_entry(&self, place: usize) -> Option<&Entry<K, S>> {
+        let hash = *self.cut.touched.get(place)?;
         let is_it = |entry: &Entry<K, S>| entry.place as usize == place && entry.generation + 1 == self.generation;
-        self.groups[group.index()].find(hash, is_it)
+        self.shards[shard(hash)].find(hash, is_it)
     }
 
-    /// The entries of a key group, in no order.
-    pub(crate) fn group(&self, group: usize) -> impl Iterator<Item = &Entry<K, S>> {
-        self.groups[group].iter()
+    /// The parts of the table, for [`entries_of`](Table::entries_of).
+    pub(crate) fn parts(&self) -> usize {
+        self.shards.len()
     }
+
+    /// The entries of a part, in no order.
+    pub(crate) fn entries_of(&self, part: usize) -> impl Iterator<Item = &Entry<K, S>> {
+        self.shards[part].iter()
+    }
+
+    fn insert_loaded(&mut self, key: K, state: S) {
+        let (hash, generation) = (self.hasher.hash_one(&key), 0);
+        if self.shards.is_empty() {
+            self.shards.extend((0..SHARDS).map(|_| HashTable::new()));
+        }
+        let hasher = &self.hasher;
+        match self.shards[shard(hash)].entry(hash, |entry| entry.key == key, |entry| hasher.hash_one(&entry.key)) {
+            Slot::Vacant(slot) => {
+                slot.insert(Entry { key, state, generation, place: 0 });
+                self.entries += 1;
+            }
+            Slot::Occupied(slot) => slot.into_mut().state = state,
+        }
+    }
+
+    fn remove_loaded(&mut self, key: &K) {
+        let hash = self.hasher.hash_one(key);
+        let Some(shard) = self.shards.get_mut(shard(hash)) else { return };
+        if let Ok(entry) = shard.find_entry(hash, |entry| entry.key == *key) {
+            entry.remove();
+            self.entries -= 1;
+        }
+    }
+}
+
+/// Which of the hash tables: by bits that these do not use themselves, which take their places from
+/// the lowest bits and their tags from the highest.
+#[inline]
+fn shard(hash: u64) -> usize {
+    (hash >> 40) as usize % SHARDS
+}
+
+impl Cut {
+    /// A record changes an entry that may be in the list and not encoded yet.
+    #[inline]
+    fn encode_before_its_turn<K: TableKey, S: TableState>(&mut self, entry: &Entry<K, S>, generation: u32) {
+        if entry.generation + 1 == generation && (self.next..self.touched.len()).contains(&(entry.place as usize)) {
+            self.encode(entry);
+        }
+    }
+
+    fn encode<K: TableKey, S: TableState>(&mut self, entry: &Entry<K, S>) {
+        let encoded = self.delta.put(KeyGroup::of(&entry.key), &entry.key, &entry.state);
+        if let Err(error) = encoded {
+            self.failed.get_or_insert(error);
+        }
+    }
+}
+
+/// A table whose types are not known: what the harness does with the state of an operator.
+pub(crate) trait Keep {
+    /// Puts the list of what was touched aside, and begins a new one.
+    fn cut(&mut self);
+
+    /// Drops the list that was put aside.
+    fn drop_cut(&mut self);
+
+    /// Encodes so many entries of the list that was put aside. Returns its changes once all of them
+    /// are encoded.
+    ///
+    /// # Errors
+    /// When an entry cannot be encoded.
+    fn encode(&mut self, entries: usize) -> Result<Option<Delta>, postcard::Error>;
+
+    /// Makes room for entries that will be loaded.
+    fn expect(&mut self, entries: u64);
+
+    /// Loads entries that were kept under a group. Those that belong to another group become
+    /// strays.
+    ///
+    /// # Errors
+    /// When the bytes are not entries of these types.
+    fn load(&mut self, group: KeyGroup, entries: &[u8], strays: &mut Strays) -> Result<(), NotEntries>;
+
+    /// Takes an entry that was kept under another group. It counts as touched.
+    ///
+    /// # Errors
+    /// When the bytes are not an entry of these types.
+    fn adopt(&mut self, key: &[u8], state: &[u8]) -> Result<(), NotEntries>;
+
+    /// The next delta says that the key has no state under that group.
+    fn disown(&mut self, group: KeyGroup, key: &[u8]);
+
+    /// Whether anything was touched, or disowned, since the last cut.
+    fn has_changed(&self) -> bool;
 
     /// The number of entries.
-    #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
-        self.groups.iter().map(HashTable::len).sum()
+    fn len(&self) -> u64;
+
+    /// Describes its types. They are looked at only where checkpoints are kept.
+    fn types(&self) -> fn() -> Types;
+}
+
+/// Entries that were kept under another group than that of their key: the `Hash` of the key has
+/// changed. By the group under which they were kept and the key: the group of the key, and the
+/// state.
+pub(crate) type Strays = HashMap<(KeyGroup, Vec<u8>), (KeyGroup, Vec<u8>)>;
+
+impl<K: TableKey, S: TableState> Keep for Table<K, S> {
+    fn cut(&mut self) {
+        debug_assert!(self.cut.touched.is_empty(), "the checkpoint before is encoded");
+        self.cut.touched = mem::take(&mut self.touched);
+        self.cut.next = 0;
+        if self.generation == u32::MAX {
+            // Once in more than 4 billion checkpoints.
+            self.shards.iter_mut().flat_map(HashTable::iter_mut).for_each(|entry| {
+                entry.generation = u32::from(entry.generation == u32::MAX);
+            });
+            self.generation = 1;
+        }
+        self.generation += 1;
+    }
+
+    fn drop_cut(&mut self) {
+        self.cut = Cut::default();
+    }
+
+    fn encode(&mut self, entries: usize) -> Result<Option<Delta>, postcard::Error> {
+        let end = self.cut.touched.len().min(self.cut.next + entries);
+        for place in self.cut.next..end {
+            let hash = self.cut.touched[place];
+            let is_it = |entry: &Entry<K, S>| entry.place as usize == place && entry.generation + 1 == self.generation;
+            // It is not found when a record has changed it since: then it was encoded before.
+            if let Some(entry) = self.shards[shard(hash)].find(hash, is_it) {
+                self.cut.encode(entry);
+            }
+        }
+        self.cut.next = end;
+        if let Some(error) = self.cut.failed.take() {
+            return Err(error);
+        }
+        Ok((end == self.cut.touched.len()).then(|| mem::take(&mut self.cut).delta))
+    }
+
+    fn expect(&mut self, entries: u64) {
+        let each = usize::try_from(entries).unwrap_or(0) / SHARDS;
+        self.shards.extend((self.shards.len()..SHARDS).map(|_| HashTable::new()));
+        // A little more: they are not filled evenly.
+        let hasher = &self.hasher;
+        self.shards.iter_mut().for_each(|shard| shard.reserve(each + each / 16, |entry| hasher.hash_one(&entry.key)));
+    }
+
+    fn load(&mut self, group: KeyGroup, entries: &[u8], strays: &mut Strays) -> Result<(), NotEntries> {
+        for entry in RawEntries::new(entries) {
+            let raw = entry?;
+            let key: K = decode(raw.key).map_err(|_| NotEntries)?;
+            let own = KeyGroup::of(&key);
+            match raw.state {
+                Some(state) if own == group => {
+                    let state = decode(state).map_err(|_| NotEntries)?;
+                    self.insert_loaded(key, state);
+                }
+                Some(state) => drop(strays.insert((group, raw.key.to_vec()), (own, state.to_vec()))),
+                None if own == group => self.remove_loaded(&key),
+                None => drop(strays.remove(&(group, raw.key.to_vec()))),
+            }
+        }
+        Ok(())
+    }
+
+    fn adopt(&mut self, key: &[u8], state: &[u8]) -> Result<(), NotEntries> {
+        let key: K = decode(key).map_err(|_| NotEntries)?;
+        let state: S = decode(state).map_err(|_| NotEntries)?;
+        let state = Cell::new(Some(state));
+        // An entry under its own group is newer than one under another.
+        let add = || state.take().expect("an entry is added once");
+        self.update(vec![(key, ())], add, |_, _, (), _, _| Ok(())).map_err(|_| NotEntries)
+    }
+
+    fn disown(&mut self, group: KeyGroup, key: &[u8]) {
+        self.cut.delta.delete(group, key);
+    }
+
+    fn has_changed(&self) -> bool {
+        !self.touched.is_empty() || self.cut.delta.count() > 0
+    }
+
+    fn len(&self) -> u64 {
+        self.entries as u64
+    }
+
+    fn types(&self) -> fn() -> Types {
+        || Types::of::<K, S>(0)
     }
 }
 
@@ -118,7 +379,7 @@ mod tests {
     use super::*;
 
     /// All keys have one hash: an entry is still the one of its key.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
     struct Colliding(u8);
 
     impl Hash for Colliding {
@@ -128,7 +389,7 @@ mod tests {
     }
 
     /// Counts keys in generations, and compares what was touched in each with a map of the counts.
-    fn count<K: Hash + Eq + Copy + Ord + std::fmt::Debug>(generations: Vec<Vec<K>>) {
+    fn count<K: TableKey + Copy + Ord + std::fmt::Debug>(generations: Vec<Vec<K>>) {
         let (mut table, mut expected) = (Table::new(), BTreeMap::<K, u64>::new());
         for keys in generations {
             let mut first = Vec::new();
@@ -140,20 +401,24 @@ mod tests {
                     (false, true) => Found::Touched,
                 };
                 *expected.entry(key).or_default() += 1;
-                let (entry, now) = table.touch(key, || 0);
-                entry.state += 1;
-                assert_eq!((now, entry.state), (found, expected[&key]));
+                let count = |_, _, (), state: &mut u64, now| {
+                    *state += 1;
+                    assert_eq!((now, *state), (found, expected[&key]));
+                    Ok(())
+                };
+                table.update(vec![(key, ())], || 0, count).unwrap();
                 if found != Found::Touched {
                     first.push(key);
                 }
             }
-            let touched = table.take_touched();
-            let places = (0..touched.len()).map(|place| table.find(&touched, place).unwrap());
+            table.cut();
+            let places = (0..table.cut_len()).map(|place| table.cut_entry(place).unwrap());
             let places: Vec<(K, u64)> = places.map(|entry| (entry.key, entry.state)).collect();
             assert_eq!(places, first.iter().map(|key| (*key, expected[key])).collect::<Vec<_>>());
+            table.drop_cut();
         }
-        assert_eq!(table.len(), expected.len());
-        let all = (0..KEY_GROUPS).flat_map(|group| table.group(group)).map(|entry| (entry.key, entry.state));
+        assert_eq!(table.len(), expected.len() as u64);
+        let all = (0..table.parts()).flat_map(|part| table.entries_of(part)).map(|entry| (entry.key, entry.state));
         assert_eq!(all.collect::<BTreeMap<_, _>>(), expected);
     }
 

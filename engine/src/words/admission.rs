@@ -31,11 +31,78 @@ struct Admitted {
     released: AtomicU64,
     bytes: u64,
     budget: Arc<Budget>,
+    /// None when there are none.
+    receipts: Option<Receipts>,
+}
+
+/// Who is told what became of a batch; clones are the same. They outlive its admission when a
+/// record of it is in the state of an operator: its memory is free then, but it is safe only once
+/// the checkpoint is committed.
+#[derive(Clone, Debug)]
+pub(crate) struct Receipts(Arc<Awaited>);
+
+struct Awaited {
     // Relaxed suffices for these: they are read when the last clone of the `Arc` is dropped, and
     // that drop sees what all other threads wrote before they dropped theirs.
     refused: AtomicBool,
     unknown: AtomicBool,
     receipts: Vec<Receipt>,
+}
+
+impl Receipts {
+    fn new(receipts: Vec<Receipt>) -> Option<Receipts> {
+        let (refused, unknown) = (AtomicBool::new(false), AtomicBool::new(false));
+        (!receipts.is_empty()).then(|| Receipts(Arc::new(Awaited { refused, unknown, receipts })))
+    }
+
+    /// Notes that some of the batch was dropped before its outcome was known: delivery is never
+    /// assumed.
+    pub(crate) fn lose(&self) {
+        self.0.unknown.store(true, Relaxed);
+    }
+}
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        let outcome = match (*self.unknown.get_mut(), *self.refused.get_mut()) {
+            (true, _) => Outcome::Unknown,
+            (false, true) => Outcome::Refused,
+            (false, false) => Outcome::Delivered,
+        };
+        self.receipts.drain(..).for_each(|receipt| receipt(outcome));
+    }
+}
+
+impl fmt::Debug for Awaited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} receipts", self.receipts.len())
+    }
+}
+
+/// Receipts of records that are in state, until their checkpoint is committed. If it never is, what
+/// became of the records is unknown.
+#[derive(Debug, Default)]
+pub(crate) struct HeldReceipts(Vec<Receipts>);
+
+impl HeldReceipts {
+    pub(crate) fn hold(&mut self, receipts: Receipts) {
+        self.0.push(receipts);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The checkpoint is committed.
+    pub(crate) fn commit(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for HeldReceipts {
+    fn drop(&mut self) {
+        self.0.iter().for_each(Receipts::lose);
+    }
 }
 
 /// Called once with the outcome of a record.
@@ -50,9 +117,7 @@ impl Admission {
             released: AtomicU64::new(arrival.as_nanos()),
             bytes: bytes.0,
             budget: Arc::clone(budget),
-            refused: AtomicBool::new(false),
-            unknown: AtomicBool::new(false),
-            receipts,
+            receipts: Receipts::new(receipts),
         }))
     }
 
@@ -77,25 +142,24 @@ impl Admission {
 
     /// Notes that a sink's policy disposed of some of the batch.
     pub(crate) fn refuse(&self) {
-        self.0.refused.store(true, Relaxed);
+        self.0.receipts.iter().for_each(|receipts| receipts.0.refused.store(true, Relaxed));
     }
 
     /// Notes that some of the batch was dropped before its outcome was known: delivery is never
     /// assumed.
     pub(crate) fn lose(&self) {
-        self.0.unknown.store(true, Relaxed);
+        self.0.receipts.iter().for_each(Receipts::lose);
+    }
+
+    /// Its receipts, if there are any.
+    pub(crate) fn receipts(&self) -> Option<Receipts> {
+        self.0.receipts.clone()
     }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
         self.budget.give_back(self.bytes);
-        let outcome = match (*self.unknown.get_mut(), *self.refused.get_mut()) {
-            (true, _) => Outcome::Unknown,
-            (false, true) => Outcome::Refused,
-            (false, false) => Outcome::Delivered,
-        };
-        self.receipts.drain(..).for_each(|receipt| receipt(outcome));
     }
 }
 

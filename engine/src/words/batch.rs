@@ -75,9 +75,10 @@ impl<T> Batch<T> {
         self.times.extend(time);
     }
 
-    /// Makes room for this many more values.
-    pub(crate) fn reserve(&mut self, values: usize) {
-        self.values.reserve(values);
+    /// Sets all records at once, with a time for each or none.
+    pub(crate) fn fill(&mut self, values: Vec<T>, times: VecDeque<EventTime>) {
+        debug_assert!(times.is_empty() || times.len() == values.len());
+        (self.values, self.times) = (values.into(), times);
     }
 
     pub(crate) fn take_times(&mut self) -> VecDeque<EventTime> {
@@ -100,6 +101,14 @@ impl<T> Batch<T> {
         let values: Vec<U> = Vec::from(mem::take(&mut self.values)).into_iter().map(f).collect();
         let times = mem::take(&mut self.times);
         self.like(values.into(), times)
+    }
+
+    /// Each value with its key; `input` makes of it what is needed further on.
+    pub(crate) fn keyed<K, I>(mut self, keys: impl Fn(&[T]) -> Vec<K>, input: impl Fn(T) -> I) -> Batch<(K, I)> {
+        let values = Vec::from(mem::take(&mut self.values));
+        let keyed: Vec<(K, I)> = keys(&values).into_iter().zip(values.into_iter().map(input)).collect();
+        let times = mem::take(&mut self.times);
+        self.like(keyed.into(), times)
     }
 
     /// As [`mapped`](Batch::mapped), until `f` returns `None`; the values after that are dropped.

@@ -50,6 +50,10 @@ pub enum ErrorKind {
     Source,
     /// A sink failed while running.
     Sink,
+    /// State does not fit the pipeline, or has outgrown its memory.
+    State,
+    /// Checkpoints cannot be read or written, or are those of another job.
+    Checkpoint,
     /// A worker did not return from a step.
     Stuck,
     /// The job was aborted, or a deadline passed before it was drained.
@@ -72,6 +76,8 @@ impl ErrorKind {
             | ErrorKind::Refused
             | ErrorKind::DataLoss
             | ErrorKind::Malformed
+            | ErrorKind::State
+            | ErrorKind::Checkpoint
             | ErrorKind::Aborted => false,
         }
     }

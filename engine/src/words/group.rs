@@ -23,6 +23,16 @@ impl KeyGroup {
         KeyGroup((fed.finish() >> 56) as u8)
     }
 
+    /// All of them, in order.
+    pub(crate) fn all() -> impl Iterator<Item = KeyGroup> {
+        (0..=u8::MAX).map(KeyGroup)
+    }
+
+    /// The group of that number.
+    pub(crate) fn from_index(index: u8) -> KeyGroup {
+        KeyGroup(index)
+    }
+
     /// The worker that owns the group. Each worker owns neighboring groups.
     #[inline]
     pub(crate) fn worker(self, peers: usize) -> usize {

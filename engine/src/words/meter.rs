@@ -41,6 +41,22 @@ impl DoneCounter {
     }
 }
 
+/// A number that several threads change.
+#[derive(Debug, Default)]
+pub(crate) struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// One thread's part of the number was `before` and is `now`.
+    pub(crate) fn change(&self, before: u64, now: u64) {
+        self.0.fetch_add(now.wrapping_sub(before), Relaxed);
+    }
+
+    /// The sum of all parts.
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
 /// What a source counts, over all workers.
 #[derive(Debug, Default)]
 pub(crate) struct SourceMeter {
@@ -87,6 +103,8 @@ pub(crate) struct StageMeter {
     pub records_out: Counter,
     /// Calls that failed and were retried.
     pub retried: Counter,
+    /// Entries of its state.
+    pub entries: Gauge,
     /// Bytes of a record in and of one out, without what they point to.
     pub sizes: (usize, usize),
 }

@@ -29,7 +29,7 @@ mod wake;
 mod fingerprint;
 mod meter;
 
-pub(crate) use admission::{Admission, Outcome};
+pub(crate) use admission::{Admission, HeldReceipts, Outcome};
 pub use batch::Batch;
 pub use batch_values::BatchValues;
 pub(crate) use bell::Bell;
@@ -52,6 +52,6 @@ pub(crate) use stall::{Backlog, Stall};
 pub(crate) use sync::lock;
 pub(crate) use thread::panic_message;
 pub use thread::{spawn, spawn_watched};
-pub(crate) use time::deadline_after;
 pub use time::{Clock, EventTime, Moment, WallTime};
+pub(crate) use time::{deadline_after, unique_name};
 pub use wake::Wake;

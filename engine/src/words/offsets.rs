@@ -69,6 +69,13 @@ impl Offsets {
         self.next.extend(newer.next.iter().map(|(partition, next)| (partition.clone(), *next)));
     }
 
+    /// These positions, with those of `newer` in place of the same partitions.
+    #[must_use]
+    pub(crate) fn merged(mut self, newer: &Offsets) -> Offsets {
+        self.merge(newer);
+        self
+    }
+
     /// Removes a partition.
     pub fn remove(&mut self, partition: &Partition) {
         self.next.remove(partition);

@@ -3,10 +3,20 @@
 
 use std::fmt;
 use std::ops::Sub;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::sync::lock;
+
+/// A name that no other call returns, in this process or another: of the time, the process, and a
+/// count.
+pub(crate) fn unique_name() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    // Relaxed: a count that stands alone.
+    format!("{nanos:x}{:x}{:x}", std::process::id(), COUNT.fetch_add(1, Relaxed))
+}
 
 /// When something happened according to the data: milliseconds since 1970, negative before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]

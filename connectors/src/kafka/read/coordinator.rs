@@ -45,6 +45,9 @@ pub(crate) struct Coordinator {
     pub(crate) patience: Option<Duration>,
     /// Signs the commits of a run that the group does not know, because it is not a member.
     pub(crate) lease: Option<Lease>,
+    /// Whether the job remembers its positions by what the group has committed. Otherwise commits
+    /// are for others to see, and one that fails is no fault.
+    pub(crate) is_memory: bool,
 }
 
 impl Coordinator {
@@ -65,6 +68,7 @@ impl Coordinator {
             group: &self.group,
             end: &EndAt::Never,
             resume: None,
+            is_exact: false,
             leaves_no_trace: false,
             at_start,
         };

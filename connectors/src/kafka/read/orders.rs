@@ -378,6 +378,12 @@ impl Work {
                 tracing::warn!(group, %code, "commit refused, the partitions have been assigned to other members");
                 Ok(Answer::Committed(checkpoint))
             }
+            Err(cause) if !self.coordinator.is_memory => {
+                let reason = format!("cannot commit offsets of group `{group}`, which others may read: {cause}");
+                self.coordinator.complain(Concern::Commits, reason);
+                self.answer(Ok(Answer::Committed(checkpoint)));
+                return;
+            }
             Err(cause) => Err(self.coordinator.refused(cause)),
         };
         self.coordinator.passes(Concern::Commits);

@@ -93,7 +93,7 @@ impl<R: Read> KafkaShared<R> {
         if group.is_empty() {
             return Err(Error::new(ErrorKind::Config, "the consumer group must have a name"));
         }
-        let leaves_no_trace = !open.resume.is_own_memory();
+        let leaves_no_trace = open.resume.leaves_no_trace();
         if leaves_no_trace {
             // What the job's group has committed does not count, nor whether the job is running.
             group.push_str(".sample");
@@ -126,6 +126,7 @@ impl<R: Read> KafkaShared<R> {
             end: &end,
             // Not for a member: other members may have read on since.
             resume: (!joins).then(|| open.resume.offsets()),
+            is_exact: !open.resume.is_own_memory(),
             leaves_no_trace,
             at_start: None,
         };
@@ -173,6 +174,7 @@ impl<R: Read> KafkaShared<R> {
             pattern: pattern.filter(|_| joins),
             patience: joins.then(|| 2 * session_timeout(&topic.settings)),
             lease,
+            is_memory: !open.is_checkpointed,
         };
         let orders = Orders::start(coordinator, open.wake.clone())?;
         Ok(KafkaShared {

@@ -1,0 +1,200 @@
+//! Makes checkpoints durable, on a thread of its own that owns the files. A disk that is full,
+//! read-only or does not answer stops no record: the checkpoint is tried again until it succeeds,
+//! nothing is committed meanwhile, and the report says so. Between checkpoints the thread merges
+//! files.
+
+use std::fmt;
+use std::io;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::state::store::{Content, Gate, Merged, Store};
+use crate::words::{CheckpointId, Latency, Result, lock, spawn};
+
+/// The pauses between attempts.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// A merge that has failed is tried again after this.
+const MERGE_AGAIN_AFTER: Duration = Duration::from_secs(60);
+
+/// What the thread of a run is told.
+enum Order {
+    Publish(CheckpointId, Content),
+    End,
+}
+
+/// Makes the checkpoints of a run durable, one after the other.
+pub(crate) struct Keeper {
+    orders: mpsc::Sender<Order>,
+    gate: Arc<Gate>,
+    thread: JoinHandle<()>,
+}
+
+/// What the report shows of the checkpoints of a run.
+#[derive(Debug, Default)]
+pub(crate) struct Shown(Mutex<Progress>);
+
+/// How far the checkpoints of a run are durable.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Progress {
+    /// The newest durable checkpoint, and when it became durable.
+    pub(crate) newest: Option<(CheckpointId, Instant)>,
+    /// Bytes written, without those of merges.
+    pub(crate) bytes: u64,
+    /// Bytes written by merges.
+    pub(crate) merged: u64,
+    /// Entries of state that were written.
+    pub(crate) entries: u64,
+    pub(crate) failures: u64,
+    /// Why the checkpoint that is being written is not durable yet.
+    pub(crate) failing: Option<String>,
+    /// How long it took to make a checkpoint durable.
+    pub(crate) writing: Latency,
+}
+
+impl Shown {
+    pub(crate) fn get(&self) -> Progress {
+        lock(&self.0).clone()
+    }
+
+    fn succeeded(&self, checkpoint: CheckpointId, bytes: u64, entries: u64, took: Duration) {
+        let progress = &mut *lock(&self.0);
+        progress.newest = Some((checkpoint, Instant::now()));
+        progress.bytes += bytes;
+        progress.entries += entries;
+        progress.failing = None;
+        progress.writing.record(took, 1);
+    }
+
+    fn merged(&self, bytes: u64) {
+        lock(&self.0).merged += bytes;
+    }
+
+    fn count_failure(&self) {
+        lock(&self.0).failures += 1;
+    }
+
+    fn failed(&self, cause: &io::Error) {
+        let progress = &mut *lock(&self.0);
+        progress.failures += 1;
+        progress.failing = Some(cause.to_string());
+    }
+}
+
+impl Keeper {
+    /// Starts the thread. It calls `durable` for each checkpoint that has become durable.
+    pub(crate) fn start(
+        store: Store,
+        gate: Arc<Gate>,
+        shown: Arc<Shown>,
+        durable: impl Fn(CheckpointId) + Send + 'static,
+    ) -> Result<Keeper> {
+        let (orders, received) = mpsc::channel();
+        let thread = spawn("checkpoint", move || keep(store, &received, &shown, durable))?;
+        Ok(Keeper { orders, gate, thread })
+    }
+
+    /// Makes a checkpoint durable. The one before it is.
+    pub(crate) fn publish(&self, checkpoint: CheckpointId, content: Content) {
+        // Fails only when the thread has ended, with the run.
+        drop(self.orders.send(Order::Publish(checkpoint, content)));
+    }
+
+    /// From here on nothing is published, even if the thread hangs in a call of the operating
+    /// system. `false` when a checkpoint is being published at this moment.
+    pub(crate) fn retire(&self) -> bool {
+        self.gate.retire()
+    }
+
+    /// Ends the thread, and waits for it until the deadline.
+    pub(crate) fn end_before(self, deadline: Instant) {
+        drop(self.orders.send(Order::End));
+        while !self.thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keeper({:?})", self.gate)
+    }
+}
+
+/// The body of the thread.
+fn keep(mut store: Store, orders: &Receiver<Order>, shown: &Shown, durable: impl Fn(CheckpointId)) {
+    let mut is_merging = false;
+    let mut merges_from = Instant::now();
+    loop {
+        let order = match is_merging {
+            true => match orders.try_recv() {
+                Ok(order) => Some(order),
+                Err(TryRecvError::Empty) => None,
+                Err(TryRecvError::Disconnected) => return,
+            },
+            false => match orders.recv() {
+                Ok(order) => Some(order),
+                Err(mpsc::RecvError) => return,
+            },
+        };
+        match order {
+            Some(Order::Publish(checkpoint, content)) => {
+                if !publish(&mut store, orders, shown, checkpoint, &content) {
+                    return;
+                }
+                durable(checkpoint);
+                is_merging = is_merging || Instant::now() >= merges_from;
+            }
+            Some(Order::End) => return,
+            None => {
+                let merged = store.merge().unwrap_or_else(|cause| {
+                    tracing::warn!(cause = %cause, "cannot merge the files of checkpoints");
+                    shown.count_failure();
+                    merges_from = Instant::now() + MERGE_AGAIN_AFTER;
+                    Merged::Nothing
+                });
+                is_merging = merged == Merged::Some;
+                if let Merged::All(bytes) = merged {
+                    shown.merged(bytes);
+                }
+            }
+        }
+    }
+}
+
+/// Publishes a checkpoint, however often it takes. `false` when the run has ended before.
+fn publish(
+    store: &mut Store,
+    orders: &Receiver<Order>,
+    shown: &Shown,
+    checkpoint: CheckpointId,
+    content: &Content,
+) -> bool {
+    let entries = content.deltas.iter().map(|(_, delta)| delta.count()).sum();
+    let (mut pause, pause_max) = PAUSE;
+    let mut has_failed = false;
+    let began = Instant::now();
+    loop {
+        match store.publish(checkpoint, content) {
+            Ok(bytes) => {
+                if has_failed {
+                    tracing::info!(%checkpoint, "the checkpoint is durable now");
+                }
+                shown.succeeded(checkpoint, bytes, entries, began.elapsed());
+                return true;
+            }
+            Err(cause) => {
+                shown.failed(&cause);
+                if !std::mem::replace(&mut has_failed, true) {
+                    tracing::error!(%checkpoint, cause = %cause, "cannot write the checkpoint, trying again");
+                }
+            }
+        }
+        // Nothing but the end can be ordered before this checkpoint is durable.
+        match orders.recv_timeout(pause) {
+            Err(RecvTimeoutError::Timeout) => pause = (2 * pause).min(pause_max),
+            Ok(Order::End | Order::Publish(..)) | Err(RecvTimeoutError::Disconnected) => return false,
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! What a type looks like to serde: its fields and variants, with their names and types. State is
+//! kept as postcard, which does not describe itself, so this stands in the manifest: to refuse
+//! state of another type, and to show it.
+
+use std::any::type_name;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_reflection::{Error, Format, Registry, Samples, Tracer, TracerConfig};
+
+/// The types of an operator's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Types {
+    pub(crate) key: Described,
+    pub(crate) state: Described,
+    /// What the user says of changes of meaning that types do not show.
+    pub(crate) version: u32,
+}
+
+impl Types {
+    pub(crate) fn of<K: DeserializeOwned, S: DeserializeOwned>(version: u32) -> Types {
+        Types { key: Described::of::<K>(), state: Described::of::<S>(), version }
+    }
+
+    /// Whether bytes of the one are bytes of the other, with the same meaning.
+    pub(crate) fn are(&self, other: &Types) -> bool {
+        self.key.is(&other.key) && self.state.is(&other.state) && self.version == other.version
+    }
+}
+
+impl fmt::Display for Types {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} by {}, version {}", self.state, self.key, self.version)
+    }
+}
+
+/// A type.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Described {
+    /// As the compiler calls it. It may change with a release of the compiler.
+    pub(crate) name: String,
+    /// Its [`Shape`], as postcard: none when its `Deserialize` accepts only some values, which
+    /// cannot be guessed.
+    shape: Option<Vec<u8>>,
+}
+
+/// The form of a value, and that of each named type in it.
+pub(crate) type Shape = (Format, Registry);
+
+impl Described {
+    pub(crate) fn of<T: DeserializeOwned>() -> Described {
+        // The user's `Deserialize` gets values that it may never have seen.
+        let shape = catch_unwind(AssertUnwindSafe(shape::<T>)).ok().flatten();
+        let shape = shape.and_then(|shape| postcard::to_stdvec(&shape).ok());
+        Described { name: type_name::<T>().to_owned(), shape }
+    }
+
+    /// Its shape, if it is known.
+    #[cfg(test)]
+    pub(crate) fn shape(&self) -> Option<Shape> {
+        postcard::from_bytes(self.shape.as_ref()?).ok()
+    }
+
+    fn is(&self, other: &Described) -> bool {
+        match (&self.shape, &other.shape) {
+            (Some(own), Some(other)) => own == other,
+            _ => self.name == other.name,
+        }
+    }
+}
+
+/// A type is looked at so often at most: each look shows one more variant of each enum in it.
+const LOOKS_MAX: usize = 1000;
+
+impl fmt::Display for Described {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+fn shape<T: DeserializeOwned>() -> Option<Shape> {
+    let mut enums: BTreeSet<String> = BTreeSet::new();
+    loop {
+        let samples = Samples::new();
+        let mut tracer = Tracer::new(TracerConfig::default());
+        let mut looks = 0;
+        let format = loop {
+            let (format, _) = tracer.trace_type_once::<T>(&samples).ok()?;
+            looks += 1;
+            // All of them are asked: the answer clears the question.
+            let incomplete = enums.iter().filter(|name| tracer.check_incomplete_enum(name).is_some()).count();
+            if incomplete == 0 || looks == LOOKS_MAX {
+                break format;
+            }
+        };
+        match tracer.registry() {
+            Ok(registry) => return Some((format, registry)),
+            // Only now are the names of the enums known.
+            Err(Error::MissingVariants(missing)) => {
+                let before = enums.len();
+                enums.extend(missing);
+                if enums.len() == before {
+                    return None;
+                }
+            }
+            Err(_) => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::num::NonZeroU8;
+
+    use super::*;
+
+    mod before {
+        #[derive(serde::Deserialize)]
+        #[allow(dead_code)]
+        pub(super) struct Order {
+            pub(super) customer: String,
+            pub(super) state: State,
+        }
+
+        #[derive(serde::Deserialize)]
+        #[allow(dead_code)]
+        pub(super) enum State {
+            New,
+            Paid { cents: u64 },
+            Sent(Option<u32>),
+        }
+    }
+
+    mod now {
+        #[derive(serde::Deserialize)]
+        #[allow(dead_code)]
+        pub(super) struct Order {
+            pub(super) customer: String,
+            pub(super) state: super::before::State,
+        }
+
+        #[derive(serde::Deserialize)]
+        #[allow(dead_code)]
+        pub(super) struct Reordered {
+            pub(super) state: super::before::State,
+            pub(super) customer: String,
+        }
+    }
+
+    #[test]
+    fn a_type_is_known_by_its_fields_and_variants() {
+        let before = Described::of::<before::Order>();
+        let (format, registry) = before.shape().expect("it can be traced");
+        assert_eq!(format, Format::TypeName("Order".to_owned()));
+        assert_eq!(registry.len(), 2);
+        // It was moved to another module.
+        assert!(before.is(&Described::of::<now::Order>()));
+        assert!(!before.is(&Described::of::<now::Reordered>()));
+        assert!(!Types::of::<u64, u64>(0).are(&Types::of::<u64, i64>(0)));
+        assert!(!Types::of::<u64, u64>(0).are(&Types::of::<u64, u64>(1)));
+        assert!(Types::of::<BTreeMap<u8, (u8, String)>, ()>(0).are(&Types::of::<BTreeMap<u8, (u8, String)>, ()>(0)));
+    }
+
+    #[test]
+    fn a_type_that_refuses_values_is_known_by_its_name() {
+        struct Panics;
+        impl<'de> Deserialize<'de> for Panics {
+            fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Panics, D::Error> {
+                panic!("it was not meant to be looked at")
+            }
+        }
+        let number = Described::of::<NonZeroU8>();
+        assert_eq!(number.shape(), None);
+        assert!(number.is(&Described::of::<NonZeroU8>()) && !number.is(&Described::of::<u8>()));
+        assert_eq!(Described::of::<Panics>().shape(), None);
+    }
+}

@@ -1,0 +1,134 @@
+//! Merges the files of a checkpoint into one image, which holds each entry once. The workers are
+//! not asked: entries are merged as bytes, a part of the key groups at a time.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+
+use hashbrown::HashSet;
+
+use crate::words::{KEY_GROUPS, KeyGroup};
+
+use super::block::{BlockFile, BlockWriter, FileHead, FileRef, Verified, verify};
+use super::delta::{Delta, RawEntries};
+use super::disk::Disk;
+use super::manifest::Operator;
+
+/// So many bytes are merged at a time.
+const PART_BYTES: u64 = 32 << 20;
+
+/// A merge that is under way.
+pub(super) struct Merge {
+    inputs: Vec<Verified>,
+    operators: Vec<Operator>,
+    image: BlockWriter,
+    /// What is left to do: the operator and its groups.
+    parts: Vec<(usize, Range<usize>)>,
+    /// The number of entries and bytes of each operator in the image.
+    volumes: Vec<Volume>,
+}
+
+/// What files hold of an operator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Volume {
+    pub(super) count: u64,
+    pub(super) bytes: u64,
+}
+
+/// A finished merge.
+pub(super) struct Image {
+    pub(super) file: FileRef,
+    pub(super) volumes: Vec<Volume>,
+}
+
+impl Merge {
+    /// Begins to merge these files, which are all that a checkpoint has.
+    pub(super) fn begin(
+        disk: &dyn Disk,
+        files: &[FileRef],
+        operators: &[Operator],
+        name: String,
+        head: &FileHead,
+    ) -> io::Result<Merge> {
+        let inputs: Vec<Verified> = files.iter().map(|file| verify(disk, file)).collect::<io::Result<_>>()?;
+        let mut parts = Vec::new();
+        for (index, operator) in operators.iter().enumerate() {
+            let bytes = volume(&inputs, operator).bytes;
+            let count = (bytes / PART_BYTES + 1).min(KEY_GROUPS as u64) as usize;
+            parts.extend((0..count).map(|part| (index, part * KEY_GROUPS / count..(part + 1) * KEY_GROUPS / count)));
+        }
+        parts.reverse();
+        let image = BlockWriter::create(disk, name, head)?;
+        Ok(Merge {
+            inputs,
+            operators: operators.to_vec(),
+            image,
+            parts,
+            volumes: vec![Volume::default(); operators.len()],
+        })
+    }
+
+    /// The name of the file that it writes.
+    pub(super) fn image_name(&self) -> &str {
+        self.image.name()
+    }
+
+    /// Does a part of the work. Returns the image when it is finished, durable and read back.
+    pub(super) fn step(&mut self, disk: &dyn Disk) -> io::Result<Option<Image>> {
+        if let Some((index, groups)) = self.parts.pop() {
+            let merged = merged(disk, &self.inputs, &self.operators[index], &groups)?;
+            let volume = &mut self.volumes[index];
+            *volume = Volume { count: volume.count + merged.count(), bytes: volume.bytes + merged.bytes() as u64 };
+            self.image.append_delta(index as u32, &merged)?;
+            return Ok(None);
+        }
+        let image = self.image.sync()?;
+        // The files before it may go only when it is known to be whole.
+        verify(disk, &image)?;
+        Ok(Some(Image { file: image, volumes: self.volumes.clone() }))
+    }
+}
+
+/// What the files hold of an operator.
+pub(super) fn volume(files: &[Verified], operator: &Operator) -> Volume {
+    let mut volume = Volume::default();
+    for file in files.iter().skip(operator.since as usize) {
+        let place = file.head.operators.iter().position(|name| *name == operator.name);
+        for block in file.blocks.iter().filter(|block| Some(block.operator as usize) == place) {
+            volume.count += block.count;
+            volume.bytes += block.bytes();
+        }
+    }
+    volume
+}
+
+/// The newest entry of each key in these groups.
+fn merged(disk: &dyn Disk, files: &[Verified], operator: &Operator, groups: &Range<usize>) -> io::Result<Delta> {
+    let mut read: BTreeMap<KeyGroup, Vec<Vec<u8>>> = BTreeMap::new();
+    for file in files.iter().skip(operator.since as usize) {
+        let Some(place) = file.head.operators.iter().position(|name| *name == operator.name) else { continue };
+        let mut blocks = BlockFile::open(disk, file)?;
+        for block in file.blocks.iter().filter(|block| block.operator as usize == place && block.has_any_of(groups)) {
+            for (group, _, entries) in
+                blocks.read(block)?.into_iter().filter(|(group, ..)| groups.contains(&group.index()))
+            {
+                read.entry(group).or_default().push(entries.to_vec());
+            }
+        }
+    }
+    let mut delta = Delta::default();
+    for (group, parts) in read {
+        let mut seen = HashSet::new();
+        // The newest first: what comes later is older.
+        for entries in parts.iter().rev() {
+            let entries: Result<Vec<_>, _> = RawEntries::new(entries).collect();
+            let entries = entries.map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "these are not entries"))?;
+            for entry in entries.into_iter().rev() {
+                if seen.insert(entry.key) && entry.state.is_some() {
+                    delta.copy(group, &entry);
+                }
+            }
+        }
+    }
+    Ok(delta)
+}
