@@ -1,5 +1,6 @@
 //! A real process, killed with SIGKILL, and its memory measured from outside.
 
+mod counts;
 mod members;
 
 #[path = "../it/support/broker.rs"]
@@ -72,7 +73,7 @@ fn fifty_kills_lose_nothing_and_repeat_only_what_was_not_committed() {
             uncommitted += watch.uncommitted(sent);
         }
     };
-    broker.under_load(&input, |n| n.to_string(), during);
+    broker.under_load(&input, |n| ((n % 100).to_string(), n.to_string()), during);
     let last = start("continuous");
     let expected = broker.records(&input);
     let deadline = Instant::now() + PATIENCE;

@@ -114,45 +114,52 @@ fn of_a_group_come_and_go_and_nothing_is_lost() {
     // What a process that is killed, or removed while it is paused, may have written and not
     // committed. Members that come or drain commit their partitions before these move.
     let mut uncommitted = 0;
-    let (count, members) = broker.under_load(&input, order, |sent| {
-        watch.wait_for(sent.load(SeqCst) as i64 + 1, "the start");
-        for number in 0..EVENTS {
-            let event = match members.len() {
-                2 => random.choice([Event::Start, Event::Roll, Event::Kill, Event::Pause]),
-                _ => random.choice([Event::Roll, Event::Kill, Event::Pause]),
-            };
-            let event = event.expect("the list of events is not empty");
-            let chosen = random.usize(..members.len());
-            let begin = Instant::now();
-            match event {
-                Event::Start => members.push(start()),
-                Event::Roll => {
-                    members.push(start());
-                    let mut old = members.swap_remove(chosen);
-                    signal(&old, Signal::TERM);
-                    assert!(old.0.wait().expect("the process can be waited for").success(), "it did not drain");
-                }
-                Event::Kill => {
-                    drop(members.swap_remove(chosen));
-                    uncommitted += watch.uncommitted(sent);
-                    // Keeps the number of members at two or three.
-                    if members.len() < 2 || random.bool() {
+    let (count, members) = broker.under_load(
+        &input,
+        |n| ((n % 100).to_string(), order(n)),
+        |sent| {
+            watch.wait_for(sent.load(SeqCst) as i64 + 1, "the start");
+            for number in 0..EVENTS {
+                let event = match members.len() {
+                    2 => random.choice([Event::Start, Event::Roll, Event::Kill, Event::Pause]),
+                    _ => random.choice([Event::Roll, Event::Kill, Event::Pause]),
+                };
+                let event = event.expect("the list of events is not empty");
+                let chosen = random.usize(..members.len());
+                let begin = Instant::now();
+                match event {
+                    Event::Start => members.push(start()),
+                    Event::Roll => {
                         members.push(start());
+                        let mut old = members.swap_remove(chosen);
+                        signal(&old, Signal::TERM);
+                        assert!(old.0.wait().expect("the process can be waited for").success(), "it did not drain");
+                    }
+                    Event::Kill => {
+                        drop(members.swap_remove(chosen));
+                        uncommitted += watch.uncommitted(sent);
+                        // Keeps the number of members at two or three.
+                        if members.len() < 2 || random.bool() {
+                            members.push(start());
+                        }
+                    }
+                    Event::Pause => {
+                        signal(&members[chosen], Signal::STOP);
+                        uncommitted += watch.uncommitted(sent);
+                        std::thread::sleep(Duration::from_secs(8));
+                        signal(&members[chosen], Signal::CONT);
                     }
                 }
-                Event::Pause => {
-                    signal(&members[chosen], Signal::STOP);
-                    uncommitted += watch.uncommitted(sent);
-                    std::thread::sleep(Duration::from_secs(8));
-                    signal(&members[chosen], Signal::CONT);
-                }
+                watch.wait_for(sent.load(SeqCst) as i64, &format!("{event:?}"));
+                println!("{number}: {event:?} with {} members: done after {:?}", members.len(), begin.elapsed());
+                assert!(
+                    members.iter_mut().all(|child| child.0.try_wait().expect("it is a child").is_none()),
+                    "one ended"
+                );
             }
-            watch.wait_for(sent.load(SeqCst) as i64, &format!("{event:?}"));
-            println!("{number}: {event:?} with {} members: done after {:?}", members.len(), begin.elapsed());
-            assert!(members.iter_mut().all(|child| child.0.try_wait().expect("it is a child").is_none()), "one ended");
-        }
-        members
-    });
+            members
+        },
+    );
     watch.wait_for(count as i64, "the end");
     drop(members);
     let findings = compare(&records(broker, &input), &records(broker, &output));

@@ -301,6 +301,7 @@ impl Connect<'_> {
             },
             keeps_state: keeps_state || matches!(spec.remembers, Remembers::InDirectory(_)),
             is_checkpointed: self.planning.checkpoints.is_some(),
+            identity: self.planning.identity.clone(),
             clock: spec.clock.clone(),
             wake: self.planning.control.clone(),
             claims: self.claims.of_source(index),

@@ -420,6 +420,7 @@ mod tests {
             resume: Resume::OwnMemory(resume.clone()),
             keeps_state: false,
             is_checkpointed: false,
+            identity: None,
             clock: Clock::simulated(),
             wake: Wake::new(|| ()),
             claims: crate::io::Claims::default(),

@@ -90,6 +90,10 @@ pub struct OpenSource {
     /// Whether checkpoints are the memory of the job. Then the source is told what is committed for
     /// others to see, at most once a second: see [`Resume::Checkpoint`].
     pub is_checkpointed: bool,
+    /// What the runs of a job with a directory of checkpoints have in common, also those of other
+    /// processes. A lock lets only one of them run at a time, so a mark that an earlier one has
+    /// left is that of a run that is over.
+    pub identity: Option<String>,
     /// The job's clock.
     pub clock: Clock,
     /// Wakes the control thread, which then calls [`SharedSource::serve`].

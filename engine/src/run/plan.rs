@@ -106,6 +106,8 @@ pub(crate) struct Planning {
     pub(crate) checkpoints: Option<Checkpoints>,
     /// Whether `memory` is that of a checkpoint.
     pub(crate) is_from_checkpoint: bool,
+    /// See [`OpenSource::identity`](crate::connector::OpenSource::identity).
+    pub(crate) identity: Option<String>,
 }
 
 impl Planning {
@@ -120,6 +122,9 @@ impl Planning {
         let resumed = Resumed::new(&self.spec, graph, checkpoints)?;
         if let Some(memory) = resumed.memory(graph) {
             (self.memory, self.is_from_checkpoint) = (memory, true);
+        }
+        if matches!(self.spec.remembers, Remembers::InDirectory(_)) {
+            self.identity = Some(resumed.store.identity().to_owned());
         }
         Ok(Some(resumed))
     }

@@ -71,6 +71,7 @@ impl<'s> Server<'s> {
             memory: memory.clone(),
             checkpoints: checkpoints.cloned(),
             is_from_checkpoint: false,
+            identity: None,
         };
         let plan = plan(planning, pipeline, handle, &events, receiver)?;
         let (asked, durable) = (events.clone(), events.clone());

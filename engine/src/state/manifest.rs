@@ -17,6 +17,8 @@ const MAGIC: &[u8] = b"millstream manifest 1\n";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Manifest {
     pub(crate) job: String,
+    /// The first run that kept checkpoints here: this stays the same over all that follow.
+    pub(crate) identity: String,
     /// The run that wrote it.
     pub(crate) run: String,
     pub(crate) checkpoint: CheckpointId,
@@ -87,6 +89,7 @@ mod tests {
     fn a_manifest_is_read_as_it_was_written_or_not_at_all() {
         let manifest = Manifest {
             job: "counts".to_owned(),
+            identity: "a0".to_owned(),
             run: "a1".to_owned(),
             checkpoint: CheckpointId::new(7),
             written: 1_764_000_000_000,

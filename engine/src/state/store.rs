@@ -103,6 +103,7 @@ pub(crate) struct Store {
     disk: Arc<dyn Disk>,
     gate: Arc<Gate>,
     head: FileHead,
+    identity: String,
     sources: Vec<String>,
     operators: Vec<Operator>,
     retain: Retain,
@@ -163,6 +164,7 @@ impl Store {
             disk,
             gate,
             head,
+            identity: recovered.map_or(run, |recovered| &recovered.manifest.identity).to_owned(),
             sources,
             operators,
             retain,
@@ -176,6 +178,11 @@ impl Store {
         };
         store.look_around(recovered)?;
         Ok(store)
+    }
+
+    /// What its checkpoints have in common with those of all runs before.
+    pub(crate) fn identity(&self) -> &str {
+        &self.identity
     }
 
     /// Sees which checkpoints there are, and sets damaged ones aside.
@@ -241,6 +248,7 @@ impl Store {
         }
         let manifest = Manifest {
             job: self.head.job.clone(),
+            identity: self.identity.clone(),
             run: self.head.run.clone(),
             checkpoint,
             written: content.written,

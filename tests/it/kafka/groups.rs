@@ -71,7 +71,7 @@ fn come_and_go(protocol: GroupProtocol, trigger: Trigger) {
     let first = copy.start("first", trigger);
     let (count, rest) = broker.under_load(
         &copy.input,
-        |n| n.to_string(),
+        |n| ((n % 100).to_string(), n.to_string()),
         |_| {
             settled("the first has all", || share(&first) == PARTITIONS as usize);
             let second = copy.start("second", trigger);

@@ -53,7 +53,7 @@ fn outages(joins: bool) -> Findings {
         }
         std::thread::sleep(Duration::from_millis(700));
     };
-    broker.under_load(&input, |n| n.to_string(), during);
+    broker.under_load(&input, |n| ((n % 100).to_string(), n.to_string()), during);
     let expected = broker.records(&input);
     let count = expected.iter().flatten().count() as u64;
     // Waits for commits, not for as many outputs: some may have been written twice, and a job that

@@ -148,14 +148,14 @@ impl Broker {
             .unwrap()
     }
 
-    /// Writes 2 000 records a second while `during` runs, each with a header of its own; a record
-    /// that is late is still written.
+    /// Writes 2 000 records a second while `during` runs, with key and value from `record`, and each
+    /// with a header of its own; a record that is late is still written.
     /// `during` is passed the number of records so far. Returns the number of records, all of which
     /// the broker has, and the result of `during`.
     pub fn under_load<T>(
         &self,
         topic: &str,
-        value: impl Fn(u64) -> String + Sync,
+        record: impl Fn(u64) -> (String, String) + Sync,
         during: impl FnOnce(&AtomicU64) -> T,
     ) -> (u64, T) {
         let (done, sent) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -165,7 +165,7 @@ impl Broker {
                 for n in (0..).take_while(|_| !done.load(SeqCst)) {
                     let due = begin + Duration::from_micros(n * 500);
                     std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                    let (key, number, value) = ((n % 100).to_string(), n.to_string(), value(n));
+                    let ((key, value), number) = (record(n), n.to_string());
                     let headers = headers(&[("number", Some(&number))]);
                     send(&producer, BaseRecord::to(topic).key(key.as_str()).payload(value.as_str()).headers(headers));
                     sent.store(n + 1, SeqCst);

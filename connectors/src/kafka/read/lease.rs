@@ -58,12 +58,13 @@ fn now() -> u64 {
 
 impl Lease {
     /// The lease of a run that begins now. All runs of a process share an id, so a restarted
-    /// job is not another run.
-    pub(crate) fn new() -> Lease {
+    /// job is not another run, and so do all runs with a directory of checkpoints, which has a
+    /// lock.
+    pub(crate) fn new(identity: Option<String>) -> Lease {
         static RUN: OnceLock<String> = OnceLock::new();
-        let run = RUN.get_or_init(|| format!("{:016x}", RandomState::new().build_hasher().finish()));
+        let of_process = || RUN.get_or_init(|| format!("{:016x}", RandomState::new().build_hasher().finish())).clone();
         Lease {
-            run: run.clone(),
+            run: identity.unwrap_or_else(of_process),
             host: gethostname::gethostname().to_string_lossy().into_owned(),
             process: std::process::id(),
             began: now(),
@@ -85,7 +86,8 @@ impl Lease {
 
     /// Whether `other` belongs to another run, which may have ended.
     pub(crate) fn is_other(&self, other: &Lease) -> bool {
-        self.run != other.run
+        // A directory that was copied to another machine has its lock there.
+        self.run != other.run || self.host != other.host
     }
 
     /// Whether `other` belongs to another run that is not marked as ended.
@@ -166,12 +168,12 @@ mod tests {
     use super::*;
 
     fn foreign(run: &str, at: u64) -> Lease {
-        Lease { run: run.to_owned(), at, ..Lease::new() }
+        Lease { run: run.to_owned(), at, ..Lease::new(None) }
     }
 
     #[test]
     fn a_commit_says_who_made_it() {
-        let own = Lease::new();
+        let own = Lease::new(None);
         let read = Lease::read(&own.metadata(Life::GoesOn)).unwrap();
         assert!(!own.is_foreign(&read) && !own.gives_way_to(&read), "{read:?}");
         assert!(Lease::read(&own.metadata(Life::HasEnded)).unwrap().has_ended);
@@ -182,7 +184,7 @@ mod tests {
 
     #[test]
     fn of_two_runs_one_gives_way() {
-        let mut own = Lease::new();
+        let mut own = Lease::new(None);
         let later = Lease { began: own.began + 1, ..foreign("theirs", 0) };
         let at_once = Lease { began: own.began, ..foreign("theirs", 0) };
         assert!(own.gives_way_to(&later) && !later.gives_way_to(&own));
@@ -197,7 +199,7 @@ mod tests {
     fn who_signs_again_lives_and_who_ended_does_not_matter() {
         // Our clock may be ahead of theirs by any amount.
         for age in [5_000, 3_600_000] {
-            let (mut own, mut asked) = (Lease::new(), 0);
+            let (mut own, mut asked) = (Lease::new(None), 0);
             let error = await_expiry(&mut own, "orders", || {
                 asked += 1;
                 Ok(vec![foreign("theirs", now() - age + asked)])
@@ -206,14 +208,14 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Refused);
             assert!(error.to_string().contains("`orders`") && error.to_string().contains("theirs"), "{error}");
         }
-        let mut own = Lease::new();
+        let mut own = Lease::new(None);
         let (ended, ours) = (Lease { has_ended: true, ..foreign("theirs", now()) }, own.clone());
         await_expiry(&mut own, "orders", || Ok(vec![ended.clone(), ours.clone()])).unwrap();
     }
 
     #[test]
     fn a_dead_run_is_waited_for_as_long_as_it_may_live() {
-        let (mut own, begun) = (Lease::new(), Instant::now());
+        let (mut own, begun) = (Lease::new(None), Instant::now());
         let dead = foreign("dead", now() - 60_000);
         await_expiry(&mut own, "orders", || Ok(vec![dead.clone()])).unwrap();
         assert!(begun.elapsed() >= WATCH_MIN, "{:?}", begun.elapsed());

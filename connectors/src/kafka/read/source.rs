@@ -130,7 +130,7 @@ impl<R: Read> KafkaShared<R> {
             leaves_no_trace,
             at_start: None,
         };
-        let mut lease = (!joins && !leaves_no_trace).then(Lease::new);
+        let mut lease = (!joins && !leaves_no_trace).then(|| Lease::new(open.identity.clone()));
         // A member learns later which partitions are its own. That they exist, and that the group
         // answers, is checked now.
         let spans = match joins {
