@@ -100,7 +100,7 @@ impl Recovered {
             Error::new(ErrorKind::Checkpoint, doing)
         };
         let Some(known) = self.manifest.operators.iter().find(|known| known.name == operator) else { return Ok(()) };
-        table.expect(known.entries * groups.len() as u64 / crate::words::KEY_GROUPS as u64);
+        table.expect(groups.clone(), known.entries * groups.len() as u64 / crate::words::KEY_GROUPS as u64);
         for file in self.files.iter().skip(known.since as usize) {
             let Some(place) = file.head.operators.iter().position(|name| name == operator) else { continue };
             let mut blocks = BlockFile::open(&*self.disk, file).map_err(|cause| cannot(file).caused_by(cause))?;

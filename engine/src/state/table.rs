@@ -1,7 +1,7 @@
-//! State by key: 256 hash tables, so that only one at a time grows. One table of a million entries
-//! stops its worker for 135 to 212 ms when it doubles, 256 of them for 1.8 ms, at 0.8 to 0.9 of its
-//! speed. Which of them holds a key has nothing to do with its key group: that takes another hash,
-//! which is needed only when an entry is encoded.
+//! State by key: a hash table for each key group, so that only one group at a time grows. One table
+//! of a million entries stops its worker for 135 to 212 ms when it doubles, 256 of them for 1.8 ms,
+//! at 0.8 to 0.9 of its speed. Checkpoints are loaded group by group, so that what is loaded stays
+//! in the caches: with entries anywhere in all tables it took three times as long.
 //!
 //! The first touch of an entry in a checkpoint is noted. So the changes of a checkpoint are a list,
 //! and a cut only puts that list aside. It is encoded later, in slices between batches; a record
@@ -11,13 +11,14 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash};
 use std::mem;
+use std::ops::Range;
 
 use hashbrown::DefaultHashBuilder;
 use hashbrown::hash_table::{Entry as Slot, HashTable};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::words::{KeyGroup, Result};
+use crate::words::{KEY_GROUPS, KeyGroup, Result};
 
 use super::delta::{Delta, NotEntries, RawEntries, decode};
 use super::describe::Types;
@@ -32,8 +33,6 @@ pub(crate) trait TableState: Serialize + DeserializeOwned + 'static {}
 
 impl<S: Serialize + DeserializeOwned + 'static> TableState for S {}
 
-/// The number of hash tables.
-const SHARDS: usize = 256;
 /// Tables with more entries than this do not fit into the caches of a core.
 const CACHED_MAX: usize = 32_768;
 /// So many entries are loaded into the caches before the first of them is used.
@@ -62,25 +61,50 @@ pub(crate) enum Found {
 /// The state of an operator on a worker.
 #[derive(Debug)]
 pub(crate) struct Table<K, S> {
-    /// None before the first entry: a job may have thousands of operators.
-    shards: Vec<HashTable<Entry<K, S>>>,
+    /// By key group; none before the first entry, because a job may have thousands of operators.
+    groups: Vec<HashTable<Entry<K, S>>>,
     /// Seeded for each table: keys may come from somebody who wants them to collide.
     hasher: DefaultHashBuilder,
     entries: usize,
     /// Counts cuts. Entries that were loaded, and never touched, have generation 0.
     generation: u32,
-    /// The hash of each entry that was touched in this generation.
-    touched: Vec<u64>,
+    /// Where each entry is that was touched in this generation.
+    touched: Vec<Place>,
     /// What was touched in the generation before, until it is encoded.
     cut: Cut,
-    /// The hashes of a batch, kept for the memory.
-    hashes: Vec<u64>,
+    /// Where the entries of a batch are, kept for the memory.
+    places: Vec<Place>,
+}
+
+/// Where the entry of a key is: the hash of the key, with its group in those of its bits that a
+/// hash table does not use. A table takes its slots from the lowest bits and its tags from the
+/// highest seven.
+#[derive(Clone, Copy, Debug)]
+struct Place(u64);
+
+impl Place {
+    const SHIFT: u32 = 40;
+
+    #[inline]
+    fn new(group: KeyGroup, hash: u64) -> Place {
+        Place(hash & !(0xff << Place::SHIFT) | (group.index() as u64) << Place::SHIFT)
+    }
+
+    #[inline]
+    fn of<K: Hash>(key: &K, hasher: &DefaultHashBuilder) -> Place {
+        Place::new(KeyGroup::of(key), hasher.hash_one(key))
+    }
+
+    #[inline]
+    fn group(self) -> KeyGroup {
+        KeyGroup::from_index((self.0 >> Place::SHIFT) as u8)
+    }
 }
 
 /// The list of a checkpoint that is being encoded.
 #[derive(Debug, Default)]
 struct Cut {
-    touched: Vec<u64>,
+    touched: Vec<Place>,
     /// The next one to encode, once encoding has begun.
     next: usize,
     delta: Delta,
@@ -91,13 +115,13 @@ struct Cut {
 impl<K: TableKey, S: TableState> Table<K, S> {
     pub(crate) fn new() -> Table<K, S> {
         Table {
-            shards: Vec::new(),
+            groups: Vec::new(),
             hasher: DefaultHashBuilder::default(),
             entries: 0,
             generation: 1,
             touched: Vec::new(),
             cut: Cut::default(),
-            hashes: Vec::new(),
+            places: Vec::new(),
         }
     }
 
@@ -113,50 +137,56 @@ impl<K: TableKey, S: TableState> Table<K, S> {
         zero: impl Fn() -> S,
         mut change: impl FnMut(usize, K, I, &mut S, Found) -> Result<()>,
     ) -> Result<()> {
-        let mut hashes = mem::take(&mut self.hashes);
-        hashes.clear();
+        let mut places = mem::take(&mut self.places);
+        places.clear();
         // In a pass of their own: a loop this short keeps many records in the processor at once.
-        hashes.extend(records.iter().map(|(key, _)| self.hasher.hash_one(key)));
-        self.shards.extend((self.shards.len()..SHARDS).map(|_| HashTable::new()));
+        places.extend(records.iter().map(|(key, _)| Place::of(key, &self.hasher)));
+        self.allocate();
         let mut records = records.into_iter().enumerate();
-        for ahead in hashes.chunks(AHEAD) {
+        for ahead in places.chunks(AHEAD) {
             self.load_into_caches(ahead);
-            let Table { shards, hasher, generation, touched, cut, entries, .. } = self;
-            for (&hash, (index, (key, input))) in ahead.iter().zip(&mut records) {
-                let shard = &mut shards[shard(hash)];
+            let Table { groups, hasher, generation, touched, cut, entries, .. } = self;
+            for (&place, (index, (key, input))) in ahead.iter().zip(&mut records) {
+                let group = &mut groups[place.group().index()];
                 // `entry` would make room for one more first.
-                if let Some(entry) = shard.find_mut(hash, |entry| entry.key == key) {
+                if let Some(entry) = group.find_mut(place.0, |entry| entry.key == key) {
                     if entry.generation == *generation {
                         change(index, key, input, &mut entry.state, Found::Touched)?;
                         continue;
                     }
-                    cut.encode_before_its_turn(entry, *generation);
+                    cut.encode_before_its_turn(place.group(), entry, *generation);
                     (entry.generation, entry.place) = (*generation, touched.len() as u32);
-                    touched.push(hash);
+                    touched.push(place);
                     change(index, key, input, &mut entry.state, Found::Untouched)?;
                     continue;
                 }
                 let entry =
                     Entry { key: key.clone(), state: zero(), generation: *generation, place: touched.len() as u32 };
-                touched.push(hash);
+                touched.push(place);
                 *entries += 1;
-                let mut entry = shard.insert_unique(hash, entry, |entry| hasher.hash_one(&entry.key));
+                let mut entry = group.insert_unique(place.0, entry, |entry| hasher.hash_one(&entry.key));
                 change(index, key, input, &mut entry.get_mut().state, Found::Nothing)?;
             }
         }
-        self.hashes = hashes;
+        self.places = places;
         Ok(())
     }
 
     /// Looks at entries that are needed next. These looks do not depend on each other, so the
     /// processor waits for many of them at once.
     #[inline]
-    fn load_into_caches(&self, hashes: &[u64]) {
+    fn load_into_caches(&self, places: &[Place]) {
         if self.entries <= CACHED_MAX {
             return;
         }
-        let look = |hash: &u64| self.shards[shard(*hash)].find(*hash, |_| true).map_or(0, |entry| entry.generation);
-        std::hint::black_box(hashes.iter().map(look).fold(0, u32::wrapping_add));
+        let look = |place: &Place| {
+            self.groups[place.group().index()].find(place.0, |_| true).map_or(0, |entry| entry.generation)
+        };
+        std::hint::black_box(places.iter().map(look).fold(0, u32::wrapping_add));
+    }
+
+    fn allocate(&mut self) {
+        self.groups.extend((self.groups.len()..KEY_GROUPS).map(|_| HashTable::new()));
     }
 
     /// The number of entries that were touched between the last two cuts.
@@ -167,64 +197,60 @@ impl<K: TableKey, S: TableState> Table<K, S> {
     /// One of them, in the order of the first touch, as long as it is not encoded and nothing was
     /// touched since the cut.
     pub(crate) fn cut_entry(&self, place: usize) -> Option<&Entry<K, S>> {
-        let hash = *self.cut.touched.get(place)?;
+        let at = *self.cut.touched.get(place)?;
         let is_it = |entry: &Entry<K, S>| entry.place as usize == place && entry.generation + 1 == self.generation;
-        self.shards[shard(hash)].find(hash, is_it)
+        self.groups[at.group().index()].find(at.0, is_it)
     }
 
     /// The parts of the table, for [`entries_of`](Table::entries_of).
     pub(crate) fn parts(&self) -> usize {
-        self.shards.len()
+        self.groups.len()
     }
 
     /// The entries of a part, in no order.
     pub(crate) fn entries_of(&self, part: usize) -> impl Iterator<Item = &Entry<K, S>> {
-        self.shards[part].iter()
+        self.groups[part].iter()
     }
 
-    fn insert_loaded(&mut self, key: K, state: S) {
-        let (hash, generation) = (self.hasher.hash_one(&key), 0);
-        if self.shards.is_empty() {
-            self.shards.extend((0..SHARDS).map(|_| HashTable::new()));
-        }
-        let hasher = &self.hasher;
-        match self.shards[shard(hash)].entry(hash, |entry| entry.key == key, |entry| hasher.hash_one(&entry.key)) {
+    fn insert_loaded(&mut self, group: KeyGroup, key: K, state: S) {
+        self.allocate();
+        let (hasher, hash) = (&self.hasher, self.hasher.hash_one(&key));
+        let group = &mut self.groups[group.index()];
+        match group.entry(hash, |entry| entry.key == key, |entry| hasher.hash_one(&entry.key)) {
             Slot::Vacant(slot) => {
-                slot.insert(Entry { key, state, generation, place: 0 });
+                slot.insert(Entry { key, state, generation: 0, place: 0 });
                 self.entries += 1;
             }
             Slot::Occupied(slot) => slot.into_mut().state = state,
         }
     }
 
-    fn remove_loaded(&mut self, key: &K) {
+    fn remove_loaded(&mut self, group: KeyGroup, key: &K) {
         let hash = self.hasher.hash_one(key);
-        let Some(shard) = self.shards.get_mut(shard(hash)) else { return };
-        if let Ok(entry) = shard.find_entry(hash, |entry| entry.key == *key) {
+        let Some(group) = self.groups.get_mut(group.index()) else { return };
+        if let Ok(entry) = group.find_entry(hash, |entry| entry.key == *key) {
             entry.remove();
             self.entries -= 1;
         }
     }
 }
 
-/// Which of the hash tables: by bits that these do not use themselves, which take their places from
-/// the lowest bits and their tags from the highest.
-#[inline]
-fn shard(hash: u64) -> usize {
-    (hash >> 40) as usize % SHARDS
-}
-
 impl Cut {
     /// A record changes an entry that may be in the list and not encoded yet.
     #[inline]
-    fn encode_before_its_turn<K: TableKey, S: TableState>(&mut self, entry: &Entry<K, S>, generation: u32) {
+    fn encode_before_its_turn<K: TableKey, S: TableState>(
+        &mut self,
+        group: KeyGroup,
+        entry: &Entry<K, S>,
+        generation: u32,
+    ) {
         if entry.generation + 1 == generation && (self.next..self.touched.len()).contains(&(entry.place as usize)) {
-            self.encode(entry);
+            self.encode(group, entry);
         }
     }
 
-    fn encode<K: TableKey, S: TableState>(&mut self, entry: &Entry<K, S>) {
-        let encoded = self.delta.put(KeyGroup::of(&entry.key), &entry.key, &entry.state);
+    fn encode<K: TableKey, S: TableState>(&mut self, group: KeyGroup, entry: &Entry<K, S>) {
+        let encoded = self.delta.put(group, &entry.key, &entry.state);
         if let Err(error) = encoded {
             self.failed.get_or_insert(error);
         }
@@ -246,8 +272,8 @@ pub(crate) trait Keep {
     /// When an entry cannot be encoded.
     fn encode(&mut self, entries: usize) -> Result<Option<Delta>, postcard::Error>;
 
-    /// Makes room for entries that will be loaded.
-    fn expect(&mut self, entries: u64);
+    /// Makes room for entries that will be loaded into these groups.
+    fn expect(&mut self, groups: Range<usize>, entries: u64);
 
     /// Loads entries that were kept under a group. Those that belong to another group become
     /// strays.
@@ -287,7 +313,7 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
         self.cut.next = 0;
         if self.generation == u32::MAX {
             // Once in more than 4 billion checkpoints.
-            self.shards.iter_mut().flat_map(HashTable::iter_mut).for_each(|entry| {
+            self.groups.iter_mut().flat_map(HashTable::iter_mut).for_each(|entry| {
                 entry.generation = u32::from(entry.generation == u32::MAX);
             });
             self.generation = 1;
@@ -301,12 +327,17 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
 
     fn encode(&mut self, entries: usize) -> Result<Option<Delta>, postcard::Error> {
         let end = self.cut.touched.len().min(self.cut.next + entries);
-        for place in self.cut.next..end {
-            let hash = self.cut.touched[place];
-            let is_it = |entry: &Entry<K, S>| entry.place as usize == place && entry.generation + 1 == self.generation;
-            // It is not found when a record has changed it since: then it was encoded before.
-            if let Some(entry) = self.shards[shard(hash)].find(hash, is_it) {
-                self.cut.encode(entry);
+        for from in (self.cut.next..end).step_by(AHEAD) {
+            let ahead = from..end.min(from + AHEAD);
+            self.load_into_caches(&self.cut.touched[ahead.clone()]);
+            for place in ahead {
+                let at = self.cut.touched[place];
+                let is_it =
+                    |entry: &Entry<K, S>| entry.place as usize == place && entry.generation + 1 == self.generation;
+                // It is not found when a record has changed it since: then it was encoded before.
+                if let Some(entry) = self.groups[at.group().index()].find(at.0, is_it) {
+                    self.cut.encode(at.group(), entry);
+                }
             }
         }
         self.cut.next = end;
@@ -316,12 +347,14 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
         Ok((end == self.cut.touched.len()).then(|| mem::take(&mut self.cut).delta))
     }
 
-    fn expect(&mut self, entries: u64) {
-        let each = usize::try_from(entries).unwrap_or(0) / SHARDS;
-        self.shards.extend((self.shards.len()..SHARDS).map(|_| HashTable::new()));
-        // A little more: they are not filled evenly.
+    fn expect(&mut self, groups: Range<usize>, entries: u64) {
+        self.allocate();
+        let each = usize::try_from(entries).unwrap_or(0) / groups.len().max(1);
         let hasher = &self.hasher;
-        self.shards.iter_mut().for_each(|shard| shard.reserve(each + each / 16, |entry| hasher.hash_one(&entry.key)));
+        for group in &mut self.groups[groups] {
+            // A little more: they are not filled evenly.
+            group.reserve(each + each / 16, |entry| hasher.hash_one(&entry.key));
+        }
     }
 
     fn load(&mut self, group: KeyGroup, entries: &[u8], strays: &mut Strays) -> Result<(), NotEntries> {
@@ -332,10 +365,10 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
             match raw.state {
                 Some(state) if own == group => {
                     let state = decode(state).map_err(|_| NotEntries)?;
-                    self.insert_loaded(key, state);
+                    self.insert_loaded(own, key, state);
                 }
                 Some(state) => drop(strays.insert((group, raw.key.to_vec()), (own, state.to_vec()))),
-                None if own == group => self.remove_loaded(&key),
+                None if own == group => self.remove_loaded(own, &key),
                 None => drop(strays.remove(&(group, raw.key.to_vec()))),
             }
         }

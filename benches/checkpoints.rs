@@ -1,0 +1,155 @@
+//! Checkpoints of keyed state: what do they cost the records, and how long does recovery take?
+//!
+//! Method: counts by `u64` key on one worker, with every update emitted. (1) Throughput with a
+//! checkpoint each second against none, interleaved, medians: keys drawn from all (everything is
+//! dirty) or from a window of one in a hundred that moves on each second. Also how many bytes are
+//! written for each byte of changed entries, merges included. (2) The time from when a record is due
+//! until its update is written, at a fixed rate that changes one key in a hundred each second, with
+//! and without checkpoints, one worker and two; and while a table grows from nothing. (3) The time
+//! from `start` to the first output of a job that goes on from a checkpoint, at the longest chain:
+//! nine of ten entries are in the files twice. Not shown: a disk with a slow sync, other loads.
+//!
+//! `cargo bench --bench checkpoints`; `-- --only throughput`, `stalls` or `recovery` for a part
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use millstream::{Job, Report, Trigger, collect, discard, generate};
+use millstream_benches::statistics::median;
+
+/// How many records share a window of keys.
+const WINDOW: u64 = 1 << 20;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let smoke = arguments.iter().any(|argument| argument == "--smoke");
+    let only = arguments.iter().skip_while(|argument| *argument != "--only").nth(1);
+    let wants = |part: &str| only.is_none_or(|only| only == part);
+    if wants("throughput") {
+        throughput(if smoke { 200_000 } else { 100_000_000 }, if smoke { 1_000 } else { 1_000_000 });
+    }
+    if wants("stalls") {
+        let (keys, seconds) = if smoke { (10_000, 1) } else { (6_000_000, 20) };
+        stalls(keys, seconds);
+    }
+    if wants("recovery") {
+        recovery(if smoke { 10_000 } else { 10_000_000 });
+    }
+}
+
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir().expect("there is room for a directory")
+}
+
+/// Spreads numbers over all keys.
+fn spread(n: u64, keys: u64) -> u64 {
+    (u128::from(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)) * u128::from(keys) >> 64) as u64
+}
+
+fn throughput(records: u64, keys: u64) {
+    println!("count by key, {keys} keys, one worker, {records} records, a checkpoint each second");
+    println!("{:8} {:>12} {:>12} {:>8}   written", "dirty", "without, M/s", "with, M/s", "lost");
+    type Key = fn(u64, u64) -> u64;
+    let all: Key = |n, keys| spread(n, keys);
+    let window: Key = |n, keys| (n / WINDOW * (keys / 100) + spread(n, keys / 100)) % keys;
+    for (what, key, target) in [("1 %", window, 3), ("100 %", all, 15)] {
+        let mut rates: [Vec<f64>; 2] = Default::default();
+        let mut written = None;
+        for _ in 0..3 {
+            for (index, rates) in rates.iter_mut().enumerate() {
+                let place = directory();
+                let source = generate(move |n| key(n, keys)).count(records).partitions(1);
+                let job = Job::new("throughput", move |flow| {
+                    flow.source(&source)?.key_by(|key| *key).count().updates().sink(discard())
+                });
+                let job = if index == 0 { job.state_in_memory() } else { job.checkpoints(place.path()) };
+                let begin = Instant::now();
+                let report = job.run().expect("nothing can fail");
+                rates.push(records as f64 / begin.elapsed().as_secs_f64() / 1e6);
+                written = report.checkpoints.or(written);
+            }
+        }
+        let [without, with] = rates.map(|rates| median(&rates));
+        let written = written.expect("it keeps checkpoints");
+        let each = (written.bytes + written.merged_bytes) as f64 / written.bytes as f64;
+        println!(
+            "{what:8} {without:12.1} {with:12.1} {:7.1} %   {} entries, {:.2} bytes for each (targets: {target} %, 2.2)",
+            (1.0 - with / without) * 100.0,
+            written.entries,
+            each
+        );
+    }
+}
+
+/// Fills a directory with a count of 1 for each key.
+fn fill(place: &Path, keys: u64, from: u64) -> Report {
+    let source = generate(move |n| n).count(keys).partitions(1);
+    let job = Job::new("checkpoints", move |flow| {
+        flow.source(&source)?.named(&format!("fill {from}")).key_by(|key| *key).count().updates().sink(discard())
+    });
+    job.checkpoints(place).forget_state(["fill 0"]).run().expect("nothing can fail")
+}
+
+fn stalls(keys: u64, seconds: u64) {
+    let rate = keys as f64 / 100.0;
+    println!("from due to written, {keys} keys, {rate} records a second, each another key");
+    for workers in [1, 2] {
+        for checkpoints in [false, true] {
+            let (place, records) = (directory(), rate as u64 * seconds);
+            fill(place.path(), keys, 0);
+            let source = generate(move |n| spread(n, keys)).rate(rate).count(records).partitions(8);
+            let job = Job::new("checkpoints", move |flow| {
+                flow.source(&source)?.named("load").key_by(|key| *key).count().updates().sink(discard())
+            });
+            let every = if checkpoints { Duration::from_secs(1) } else { Duration::from_secs(3600) };
+            let job = job.checkpoints(place.path()).checkpoint_every(every).forget_state(["fill 0"]).workers(workers);
+            let report = job.run().expect("nothing can fail");
+            let latency = report.sinks[0].latency;
+            let [p50, p99, p999, max] = [latency.p50, latency.p99, latency.p999, latency.max];
+            println!(
+                "{workers} workers, checkpoints {}: p50 {p50:?} p99 {p99:?} p99.9 {p999:?} max {max:?} (target: p99 {} ms)",
+                if checkpoints { "each second" } else { "none" },
+                if workers == 1 { 1 } else { 3 }
+            );
+        }
+    }
+    let (place, growing) = (directory(), keys / seconds / 2);
+    let source = generate(move |n| n).rate(growing as f64).count(growing * seconds);
+    let job = Job::new("grow", move |flow| flow.source(&source)?.key_by(|key| *key).count().updates().sink(discard()));
+    let report = job.checkpoints(place.path()).run().expect("nothing can fail");
+    let latency = report.sinks[0].latency;
+    println!(
+        "a table that grows by {growing} keys a second: p50 {:?} p99 {:?} p99.9 {:?} max {:?} (target: p99 1 ms)",
+        latency.p50, latency.p99, latency.p999, latency.max
+    );
+}
+
+fn recovery(keys: u64) {
+    let place = directory();
+    fill(place.path(), keys, 0);
+    fill(place.path(), keys * 9 / 10, 1);
+    let bytes: u64 = std::fs::read_dir(place.path())
+        .expect("it is there")
+        .map(|entry| entry.and_then(|entry| entry.metadata()).map_or(0, |metadata| metadata.len()))
+        .sum();
+    for workers in [1, 2] {
+        let (counts, source) = (collect(), generate(move |n| n % keys).rate(100.0).count(1));
+        let sink = counts.clone();
+        let job = Job::new("checkpoints", move |flow| {
+            flow.source(&source)?.named(&format!("load {workers}")).key_by(|key| *key).count().updates().sink(&sink)
+        });
+        let job = job.checkpoints(place.path()).forget_state(["fill 1", "load 1"]).trigger(Trigger::Continuous);
+        let begin = Instant::now();
+        let running = job.workers(workers).start().expect("nothing can fail");
+        while counts.is_empty() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        println!(
+            "{keys} counts, {:.0} MB in files, {workers} workers: first output after {:?} (target: 2 s), {:?}",
+            bytes as f64 / 1e6,
+            begin.elapsed(),
+            counts.take()
+        );
+        running.wait().expect("nothing can fail");
+    }
+}
