@@ -28,5 +28,6 @@ mod recovery;
 mod results;
 mod revocation;
 mod sockets;
+mod state;
 mod surface;
 mod testing;

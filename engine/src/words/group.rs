@@ -16,7 +16,7 @@ pub(crate) struct KeyGroup(u8);
 impl KeyGroup {
     /// The group of a key: by xxh3 of what its `Hash` feeds to a hasher. The standard library's
     /// hasher may change with any release, and has another seed in each process.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn of<K: Hash + ?Sized>(key: &K) -> KeyGroup {
         let mut fed = Fed::default();
         key.hash(&mut fed);
@@ -62,6 +62,7 @@ impl Default for Fed {
 
 impl Fed {
     #[cold]
+    #[inline(never)]
     fn write_long(&mut self, bytes: &[u8]) {
         let (short, length) = (&self.short, self.length);
         let long = self.long.get_or_insert_with(|| {
@@ -73,16 +74,23 @@ impl Fed {
     }
 }
 
+#[cold]
+#[inline(never)]
+fn digest(long: &Xxh3) -> u64 {
+    long.digest()
+}
+
 impl Hasher for Fed {
-    #[inline]
+    // Inlined, so that for a key of one size nothing is left of the choice by length.
+    #[inline(always)]
     fn finish(&self) -> u64 {
         match &self.long {
             None => xxh3_64(&self.short[..self.length]),
-            Some(long) => long.digest(),
+            Some(long) => digest(long),
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn write(&mut self, bytes: &[u8]) {
         let end = self.length + bytes.len();
         match self.short.get_mut(self.length..end) {

@@ -15,6 +15,7 @@ mod runs;
 #[cfg(feature = "tls")]
 mod security;
 mod starts;
+mod state;
 mod transactions;
 
 use millstream_connectors::Kafka;

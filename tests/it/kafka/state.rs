@@ -1,0 +1,68 @@
+//! Checkpoints are the memory of a job, and its consumer group shows others how far it is.
+
+use std::collections::BTreeMap;
+
+use millstream::{Job, Report, Trigger, collect};
+
+use super::kafka;
+use crate::support::broker::shared;
+
+/// Counts the numbers of a topic by their last digit, goes on from where its checkpoint is, and
+/// returns the last count of each.
+fn count(topic: &str, directory: &std::path::Path) -> (BTreeMap<u64, u64>, Report) {
+    let (counts, kafka, name) = (collect(), kafka(shared()), topic.to_owned());
+    let sink = counts.clone();
+    let job = Job::new(format!("count-{topic}"), move |flow| {
+        let numbers = flow.source(kafka.topic(&name).json::<u64>())?.or_stop();
+        numbers.key_by(|n| n % 10).count().updates().sink(&sink)
+    });
+    let report = job.checkpoints(directory).trigger(Trigger::AvailableNow).workers(2).run().unwrap();
+    (counts.take().into_iter().collect(), report)
+}
+
+#[test]
+fn goes_on_at_the_checkpoint_wherever_the_group_stands() {
+    let broker = shared();
+    let (topic, directory) = (broker.topic("moved", 2), tempfile::tempdir().unwrap());
+    let group = format!("count-{topic}");
+    let write = |from: u64| {
+        let numbers: Vec<String> = (from..from + 100).map(|n| n.to_string()).collect();
+        broker.write(
+            &topic,
+            numbers.iter().enumerate().map(|(at, n)| (Some(at as i32 % 2), n.as_str(), Some(n.as_str()))),
+        );
+    };
+    let exactly = |each: u64| (0..10).map(|key| (key, each)).collect::<BTreeMap<_, _>>();
+    write(0);
+    let (counts, report) = count(&topic, directory.path());
+    assert_eq!((counts, report.records_in()), (exactly(10), 100));
+    assert_eq!(broker.committed(&group, &topic, 2), [Some(50), Some(50)], "the group is told");
+    // Behind: what is in state already must not be counted again. Ahead: nothing may be left out.
+    for (round, moved) in [[0, 0], [10, 50], [200, 150]].into_iter().enumerate() {
+        let round = round as u64 + 1;
+        write(round * 100);
+        broker.commit(&group, &topic, &moved);
+        let (counts, report) = count(&topic, directory.path());
+        assert_eq!((counts, report.records_in()), (exactly((round + 1) * 10), 100), "the group is at {moved:?}");
+        let end = (round as i64 + 1) * 50;
+        assert_eq!(broker.committed(&group, &topic, 2), [Some(end), Some(end)]);
+    }
+}
+
+#[test]
+fn reads_a_partition_that_is_new_since_the_checkpoint_from_its_beginning() {
+    let broker = shared();
+    let (topic, directory) = (broker.topic("grown-state", 1), tempfile::tempdir().unwrap());
+    let write = |partition: i32, from: u64| {
+        let numbers: Vec<String> = (from..from + 10).map(|n| n.to_string()).collect();
+        broker.write(&topic, numbers.iter().map(|n| (Some(partition), n.as_str(), Some(n.as_str()))));
+    };
+    write(0, 0);
+    assert_eq!(count(&topic, directory.path()).1.records_in(), 10);
+    broker.add_partitions(&topic, 2);
+    write(1, 10);
+    // Of another run, which this one does not go on from.
+    broker.commit(&format!("count-{topic}"), &topic, &[10, 7]);
+    let (counts, report) = count(&topic, directory.path());
+    assert_eq!((counts.values().sum::<u64>(), report.records_in()), (20, 10));
+}
