@@ -451,8 +451,12 @@ mod tests {
             table.drop_cut();
         }
         assert_eq!(table.len(), expected.len() as u64);
-        let all = (0..table.parts()).flat_map(|part| table.entries_of(part)).map(|entry| (entry.key, entry.state));
-        assert_eq!(all.collect::<BTreeMap<_, _>>(), expected);
+        assert_eq!(content(&table), expected);
+    }
+
+    fn content<K: TableKey + Copy + Ord>(table: &Table<K, u64>) -> BTreeMap<K, u64> {
+        let all = (0..table.parts()).flat_map(|part| table.entries_of(part));
+        all.map(|entry| (entry.key, entry.state)).collect()
     }
 
     proptest! {
@@ -461,6 +465,39 @@ mod tests {
         #[test]
         fn what_is_touched_is_found_again(generations in vec(vec(0..40_u64, 0..60), 0..5)) {
             count(generations);
+        }
+
+        /// Records go on while the changes before a cut are encoded, a few entries at a time.
+        #[test]
+        fn a_delta_is_what_was_so_at_the_cut(
+            generations in vec(vec((0..60_u64, any::<bool>()), 0..60), 1..6),
+            slice in 1..5_usize,
+        ) {
+            let (mut table, mut copy, mut strays) = (Table::new(), Table::<u64, u64>::new(), Strays::new());
+            let (mut at_cut, mut is_encoding) = (BTreeMap::new(), false);
+            for records in generations {
+                for (key, encodes) in records {
+                    let add = |_, _, (), state: &mut u64, _| {
+                        *state += 1;
+                        Ok(())
+                    };
+                    table.update(vec![(key, ())], || 0, add).unwrap();
+                    if encodes && is_encoding && let Some(delta) = table.encode(slice).unwrap() {
+                        is_encoding = false;
+                        delta.groups().for_each(|(group, e)| copy.load(group, &e.bytes, &mut strays).unwrap());
+                        assert_eq!(content(&copy), at_cut);
+                    }
+                }
+                while is_encoding {
+                    if let Some(delta) = table.encode(slice).unwrap() {
+                        is_encoding = false;
+                        delta.groups().for_each(|(group, e)| copy.load(group, &e.bytes, &mut strays).unwrap());
+                    }
+                }
+                assert_eq!(content(&copy), at_cut);
+                table.cut();
+                (at_cut, is_encoding) = (content(&table), true);
+            }
         }
 
         #[test]
