@@ -20,7 +20,7 @@ fn counts(broker: &broker::Broker, (input, output): (&str, &str), directory: &Pa
 
 fn customer(n: u64) -> u64 {
     // A quarter of the orders is of few customers, so that their counts grow.
-    if n % 4 == 0 { n % 100 } else { n * 7_919 % CUSTOMERS }
+    if n.is_multiple_of(4) { n % 100 } else { n * 7_919 % CUSTOMERS }
 }
 
 fn order(n: u64) -> (String, String) {

@@ -33,8 +33,9 @@ fn counting(directory: &Path, records: u64, fails_after: i64, counts: &Collected
     let (fuse, counts) = (Fuse::after(fails_after), counts.clone());
     job(directory, move |flow| {
         let fuse = fuse.clone();
-        let numbers = flow.source(rows(0..records).partitions(3))?.inspect(move |_| fuse.burn());
-        numbers.key_by(|n| n % 10).count().updates().sink(&counts)
+        // So that there are some checkpoints before a crash.
+        let numbers = flow.source(rows(0..records).partitions(3))?.batch_at_most(records / 20);
+        numbers.inspect(move |_| fuse.burn()).key_by(|n| n % 10).count().updates().sink(&counts)
     })
 }
 
@@ -73,8 +74,8 @@ fn state_in_memory_survives_a_restart_of_the_run() {
     let sink = counts.clone();
     let job = Job::new("in memory", move |flow| {
         let fuse = fuse.clone();
-        let numbers = flow.source(rows(0..100_000_u64).partitions(3))?.inspect(move |_| fuse.burn());
-        numbers.key_by(|n| n % 10).count().updates().sink(&sink)
+        let numbers = flow.source(rows(0..100_000_u64).partitions(3))?.batch_at_most(5_000);
+        numbers.inspect(move |_| fuse.burn()).key_by(|n| n % 10).count().updates().sink(&sink)
     });
     let restart = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
     let job = job.state_in_memory().restart(restart).checkpoint_every(Duration::from_millis(2)).workers(2);

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use millstream::{Clock, Flow, Job, Result, Stream, Trigger, channel, collect, discard};
+use millstream::{ByteSize, Clock, ErrorKind, Flow, Job, Result, Stream, Trigger, channel, collect, discard, rows};
 
 use crate::support::eventually;
 use crate::support::probe::Probe;
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 type Pipeline = for<'a> fn(Stream<'a, u64>) -> Result<()>;
 
@@ -37,7 +39,8 @@ fn a_receipt_of_a_record_in_state_waits_for_its_checkpoint() {
                     pipeline(flow.source(&source)?)
                 });
                 let job = if is_kept { job.checkpoints(directory.path()) } else { job.state_in_memory() };
-                let running = job.clock(clock.clone()).workers(workers).start().unwrap();
+                let job = job.clock(clock.clone()).checkpoint_every(HOUR);
+                let running = job.workers(workers).start().unwrap();
                 let answered = Arc::<AtomicUsize>::default();
                 let waiting: Vec<_> = [1, 2, 2]
                     .map(|n| {
@@ -53,10 +56,8 @@ fn a_receipt_of_a_record_in_state_waits_for_its_checkpoint() {
                 eventually("they are read", || running.report().records_in() == 3);
                 probe.rounds(20);
                 assert_eq!(answered.load(SeqCst), 0, "{}: no checkpoint was taken", what());
-                eventually("the checkpoint is committed", || {
-                    clock.advance(Duration::from_millis(100));
-                    answered.load(SeqCst) == 3
-                });
+                clock.advance(HOUR);
+                eventually("the checkpoint is committed", || answered.load(SeqCst) == 3);
                 waiting.into_iter().for_each(|receipt| assert_eq!(receipt.join().unwrap(), Ok(()), "{}", what()));
                 // What is in state when the job is aborted is not safe.
                 let receipt = numbers.try_send(3).unwrap();
@@ -129,4 +130,28 @@ fn a_disk_that_fails_for_a_while_stops_no_record() {
     let total: u64 = job.checkpoints(&directory).run().unwrap().sources[0].lag.iter().map(|lag| lag.end).sum();
     let last: BTreeMap<u64, u64> = again.values().into_iter().collect();
     assert_eq!(last.values().sum::<u64>(), total, "{last:?}");
+}
+
+#[test]
+fn state_that_outgrows_its_memory_ends_the_run_with_figure_and_operator() {
+    let run = |keys: u64, text: usize, limit: ByteSize| {
+        let job = Job::new("large", move |flow| {
+            let words = flow.source(rows((0..keys).map(move |n| format!("{n:0text$}"))))?;
+            words.key_by(String::clone).count().updates().named("words").sink(discard())
+        });
+        job.state_in_memory().workers(2).checkpoint_every(Duration::from_millis(2)).state_memory(limit).run()
+    };
+    // 100 000 entries of 40 bytes in tables that are at least half full, and what they point to.
+    for text in [1, 400] {
+        let report = run(100_000, text, ByteSize::mebibytes(200)).unwrap();
+        let stage = report.stages.iter().find(|stage| stage.name == "words").unwrap();
+        let (entries, bytes) = (stage.entries, stage.state_bytes as usize);
+        assert_eq!(entries, 100_000);
+        let at_least = 100_000 * (40 + text);
+        assert!((at_least..at_least * 3 + 5_000_000).contains(&bytes), "{text}: {bytes} of {at_least}");
+    }
+    let error = run(1_000_000, 1, ByteSize::mebibytes(10)).expect_err("it does not fit");
+    assert_eq!(error.kind(), ErrorKind::State);
+    let message = error.to_string();
+    assert!(message.contains("`words`") && message.contains("of 10 MiB"), "{message}");
 }

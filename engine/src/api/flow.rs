@@ -293,7 +293,7 @@ impl Connect<'_> {
         let open = OpenSource {
             job: spec.job.clone(),
             workers: spec.workers,
-            prefetch: ByteSize(spec.memory.0 / 4 / count.max(1) as u64),
+            prefetch: ByteSize(spec.record_memory(keeps_state).0 / 4 / count.max(1) as u64),
             extent: spec.extent,
             resume: match self.planning.is_from_checkpoint {
                 true => Resume::Checkpoint(before.unwrap_or_else(Offsets::new)),
@@ -328,14 +328,14 @@ impl Connect<'_> {
 
     fn sink<T, S: Sink<T>>(&self, node: Node, sink: S) -> Result<()> {
         let spec = &self.planning.spec;
-        let (count, meter) = {
+        let (count, keeps_state, meter) = {
             let plan = self.plan.borrow();
-            (plan.graph.count(NodeKind::Sink), sink_meter(&plan, node))
+            (plan.graph.count(NodeKind::Sink), plan.graph.keeps_state().is_some(), sink_meter(&plan, node))
         };
         let open = OpenSink {
             job: spec.job.clone(),
             workers: spec.workers,
-            buffer: ByteSize(spec.memory.0 / 4 / count.max(1) as u64),
+            buffer: ByteSize(spec.record_memory(keeps_state).0 / 4 / count.max(1) as u64),
             clock: spec.clock.clone(),
             wake: self.planning.control.clone(),
             fingerprint: self.trial.map(|trial| trial.sink(&meter)),

@@ -52,6 +52,7 @@ pub struct Job {
     trigger: Trigger,
     checkpoint_every: Duration,
     memory: ByteSize,
+    state_memory: Option<ByteSize>,
     restart: Restart,
     clock: Clock,
     stuck_after: Duration,
@@ -75,6 +76,7 @@ impl Job {
             trigger: Trigger::Continuous,
             checkpoint_every: Duration::from_secs(1),
             memory: ByteSize::mebibytes(256),
+            state_memory: None,
             restart: Restart::Never,
             clock: Clock::system(),
             stuck_after: Duration::from_secs(60),
@@ -114,6 +116,14 @@ impl Job {
     /// 4,096 records. Where records change workers, no worker reads meanwhile.
     pub fn memory(self, total: ByteSize) -> Job {
         Job { memory: total, ..self }
+    }
+
+    /// Memory for state, in addition to [`memory`](Job::memory). Without this, a job that keeps
+    /// state gives half of its memory to it, and records have the other half. State that outgrows
+    /// it ends the run with an error that says how much there is, and in which operator. What keys
+    /// and states point to is estimated: by how long they are when they are encoded.
+    pub fn state_memory(self, limit: ByteSize) -> Job {
+        Job { state_memory: Some(limit), ..self }
     }
 
     /// What happens after a failure; [`Restart::Never`] by default.
@@ -364,6 +374,7 @@ impl Job {
             },
             extent: if self.trigger == Trigger::AvailableNow { Extent::Available } else { Extent::Endless },
             memory: self.memory,
+            state_memory: self.state_memory,
             clock: self.clock.clone(),
             restart: match self.restart {
                 Restart::Never => None,

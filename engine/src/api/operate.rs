@@ -48,6 +48,7 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
                 is_durable: place.run.is_durable,
                 restored: place.run.restored.clone(),
                 meter: Arc::clone(&place.meter),
+                budget: Arc::clone(&place.run.state_budget),
             };
             let head = |builder: &mut _| {
                 let next = Next::new(Arc::clone(&place.meter), tail(builder)?);

@@ -25,8 +25,8 @@ use timely::progress::operate::FrontierInterest;
 
 use crate::state::table::Keep;
 use crate::words::{
-    Admission, Backlog, Batch, ByCheckpoint, CheckpointId, Clock, Epoch, Error, ErrorKind, EventTime, HeldReceipts,
-    Result, StageMeter,
+    Admission, Backlog, Batch, ByCheckpoint, ByteSize, CheckpointId, Clock, Epoch, Error, ErrorKind, EventTime,
+    HeldReceipts, Result, StageMeter, StateBudget,
 };
 
 use super::fault::Node;
@@ -136,6 +136,8 @@ pub(crate) struct Keeping {
     /// What the run begins with.
     pub(crate) restored: Option<Arc<Restored>>,
     pub(crate) meter: Arc<StageMeter>,
+    /// The memory that all state of the job may take.
+    pub(crate) budget: Arc<StateBudget>,
 }
 
 /// The first stage of the chain.
@@ -154,8 +156,8 @@ pub(crate) struct KeyedStage<O: Operate> {
     encoding: Option<(Capability<u64>, HeldReceipts)>,
     /// Receipts of records that came in the open checkpoint.
     receipts: HeldReceipts,
-    /// The number of entries that the report knows of.
-    reported: u64,
+    /// The number of entries, and the memory that they take, as last reported.
+    reported: (u64, u64),
 }
 
 /// A piece, and the capability under which it is sent.
@@ -172,7 +174,7 @@ impl<O: Operate> KeyedStage<O> {
             is_cut: false,
             encoding: None,
             receipts: HeldReceipts::default(),
-            reported: 0,
+            reported: (0, 0),
         }
     }
 
@@ -180,9 +182,8 @@ impl<O: Operate> KeyedStage<O> {
     pub(crate) fn load(&mut self, name: &str) -> Result<()> {
         if let (Some(restored), Some(kept)) = (&self.keeping.restored, self.operate.kept()) {
             restored.load((self.keeping.node, name), self.keeping.worker, kept)?;
-            self.report();
         }
-        Ok(())
+        self.report()
     }
 
     /// Called when the operator is first scheduled, before any record, with a capability of the
@@ -213,6 +214,7 @@ impl<O: Operate> KeyedStage<O> {
         }
         if !more {
             (self.at, self.is_cut) = (None, false);
+            self.report()?;
             self.encoding = self.ledger.take().map(|ledger| (ledger, std::mem::take(&mut self.receipts)));
             if !self.keeping.is_durable {
                 self.operate.kept().into_iter().for_each(Keep::drop_cut);
@@ -247,7 +249,7 @@ impl<O: Operate> KeyedStage<O> {
             };
             parts.push(Part::Changed(self.keeping.node, delta));
         }
-        self.report();
+        self.report()?;
         let Some((at, receipts)) = self.encoding.take() else { return Ok(Vec::new()) };
         if !receipts.is_empty() {
             parts.push(Part::Received(receipts));
@@ -256,12 +258,32 @@ impl<O: Operate> KeyedStage<O> {
         Ok(parts.into_iter().map(|part| (Piece { checkpoint, part }, at.clone())).collect())
     }
 
-    /// Counts the entries for the report.
-    fn report(&mut self) {
-        if let Some(kept) = self.operate.kept() {
-            let before = std::mem::replace(&mut self.reported, kept.len());
-            self.keeping.meter.entries.change(before, self.reported);
+    /// Counts the entries and the memory that they take.
+    ///
+    /// # Errors
+    /// When the state of the job has outgrown its memory.
+    fn report(&mut self) -> Result<()> {
+        let Some(kept) = self.operate.kept() else { return Ok(()) };
+        let (entries, bytes) = std::mem::replace(&mut self.reported, (kept.len(), kept.bytes()));
+        self.keeping.meter.entries.change(entries, self.reported.0);
+        self.keeping.meter.state_bytes.change(bytes, self.reported.1);
+        match self.keeping.budget.change(bytes, self.reported.1) {
+            None => Ok(()),
+            Some((limit, used)) => {
+                let (entries, own) = (self.keeping.meter.entries.get(), ByteSize(self.keeping.meter.state_bytes.get()));
+                let doing = format!(
+                    "state has outgrown its memory: the job keeps {used} of {limit} (`Job::state_memory`), {own} of it \
+                     here, in {entries} entries"
+                );
+                Err(Error::new(ErrorKind::State, doing))
+            }
         }
+    }
+
+    /// Reports when the state has grown by a sixteenth since it was reported last.
+    fn report_growth(&mut self) -> Result<()> {
+        let entries = self.operate.kept().map_or(0, |kept| kept.len());
+        if entries > self.reported.0 + self.reported.0 / 16 + 1_024 { self.report() } else { Ok(()) }
     }
 }
 
@@ -279,6 +301,7 @@ impl<O: Operate> Consume<(O::Key, O::Input)> for KeyedStage<O> {
         if self.operate.emits_at_close() {
             self.at = Some(at.clone());
         }
+        self.report_growth()?;
         self.next.hand_on(out, at)
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::epoch::commit::Memory;
 use crate::operator::fault::Node;
 use crate::state::describe::Types;
-use crate::state::disk::{self, Directory, Disk};
+use crate::state::disk::{self, Directory, DirectoryLock, Disk};
 use crate::state::recover::{Recovered, recover};
 use crate::state::store::{Gate, Kept, Retain, Store};
 use crate::words::{CheckpointId, Error, ErrorKind, Offsets, Result, unique_name};
@@ -20,6 +20,7 @@ use super::spec::{Remembers, Spec};
 pub(crate) struct Checkpoints {
     disk: Arc<dyn Disk>,
     retain: Retain,
+    lock: Option<Arc<DirectoryLock>>,
 }
 
 impl Checkpoints {
@@ -30,11 +31,12 @@ impl Checkpoints {
     pub(crate) fn open(spec: &Spec) -> Result<Option<Checkpoints>> {
         Ok(match &spec.remembers {
             Remembers::InDirectory(path) => {
-                Some(Checkpoints { disk: Arc::new(Directory::locked(path)?), retain: Retain::Three })
+                let (directory, lock) = Directory::locked(path)?;
+                Some(Checkpoints { disk: Arc::new(directory), retain: Retain::Three, lock: Some(Arc::new(lock)) })
             }
             // A run that ends is not followed by another: its checkpoints would never be read.
             Remembers::InMemory if spec.restart.is_some() => {
-                Some(Checkpoints { disk: Arc::new(disk::Memory::default()), retain: Retain::One })
+                Some(Checkpoints { disk: Arc::new(disk::Memory::default()), retain: Retain::One, lock: None })
             }
             Remembers::InMemory | Remembers::Nothing => None,
         })
@@ -46,6 +48,9 @@ pub(crate) struct Resumed {
     pub(crate) recovered: Option<Arc<Recovered>>,
     pub(crate) store: Store,
     pub(crate) gate: Arc<Gate>,
+    /// Kept by the thread that writes: as long as it lives, even beyond its run, no other job may
+    /// use the directory.
+    pub(crate) lock: Option<Arc<DirectoryLock>>,
     /// The operators that keep state, in the order in which the store knows them.
     pub(crate) kept: Vec<Node>,
 }
@@ -79,7 +84,7 @@ impl Resumed {
         if let Some(recovered) = &recovered {
             tracing::info!(checkpoint = %recovered.manifest.checkpoint, "going on from a checkpoint");
         }
-        Ok(Resumed { recovered: recovered.map(Arc::new), store, gate, kept })
+        Ok(Resumed { recovered: recovered.map(Arc::new), store, gate, lock: checkpoints.lock.clone(), kept })
     }
 
     /// Where the sources of the pipeline go on; `None` when there is no checkpoint yet.

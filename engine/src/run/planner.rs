@@ -49,6 +49,8 @@ pub(crate) fn plan(
             let plan = catching(&planning.spec.job, || pipeline.connect(graph, &planning))?;
             Ok(Plan { memory: planning.memory.clone(), resumed, ..plan })
         });
+        // Before: another job may start in its directory once it is known that the plan has failed.
+        drop(planning);
         sender.send(Event::Planned(Box::new(planned)));
     };
     spawn("plan", body)?;

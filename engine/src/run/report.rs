@@ -107,6 +107,8 @@ pub struct StageReport {
     pub records_out: u64,
     /// Entries of its state: one for each key.
     pub entries: u64,
+    /// The memory that they take.
+    pub state_bytes: u64,
     /// Calls that failed and were retried ([`Calls::retry`](crate::Calls::retry)); their records
     /// are counted once.
     pub retried: u64,
@@ -262,6 +264,7 @@ impl StageReport {
             records_in,
             records_out,
             entries: meter.entries.get(),
+            state_bytes: meter.state_bytes.get(),
             retried: meter.retried.get(),
             bytes_in: records_in * meter.sizes.0 as u64,
             bytes_out,
@@ -318,7 +321,7 @@ impl fmt::Display for Report {
             let within = stage.records_in;
             write!(f, "  stage  {name:24} {count:>12} out     {rate:>12.0}/s  {bytes}, {bytes_rate}/s  {within} in")?;
             if stage.entries > 0 {
-                write!(f, ", {} entries", stage.entries)?;
+                write!(f, ", {} entries in {}", stage.entries, ByteSize(stage.state_bytes))?;
             }
             match stage.retried {
                 0 => writeln!(f)?,

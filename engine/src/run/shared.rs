@@ -15,7 +15,7 @@ use crate::operator::fault::{Fault, Node};
 use crate::operator::ingest::Release;
 use crate::operator::pulse::Pulse;
 use crate::operator::restored::Restored;
-use crate::words::{Budget, ByteSize, CheckpointId, Clock, Result, Stall, Wake, lock};
+use crate::words::{Budget, ByteSize, CheckpointId, Clock, Result, Stall, StateBudget, Wake, lock};
 
 use super::events::Events;
 use super::graph::Graph;
@@ -59,6 +59,8 @@ pub(crate) struct Run {
     pub(crate) vitals: Vitals,
     /// Per worker.
     pub(crate) budgets: Vec<Arc<Budget>>,
+    /// The memory of all state.
+    pub(crate) state_budget: Arc<StateBudget>,
     /// Per worker. Where records change workers, all workers share one: a writer of one worker
     /// holds back the sources of all.
     pub(crate) stalls: Vec<Stall>,
@@ -83,7 +85,8 @@ impl Run {
         let shared = Stall::default();
         let stall = || if plan.graph.exchanges() { shared.clone() } else { Stall::default() };
         // Half of the memory; the other half is what sources fetch ahead and what sinks buffer.
-        let budget = ByteSize(spec.memory.0 / 2 / spec.workers as u64);
+        let budget = ByteSize(spec.record_memory(plan.graph.keeps_state().is_some()).0 / 2 / spec.workers as u64);
+        let state_budget = StateBudget::new(spec.state_memory.unwrap_or(ByteSize(spec.memory.0 / 2)));
         Run {
             workers: spec.workers,
             release: match spec.pace {
@@ -101,6 +104,7 @@ impl Run {
             is_durable: plan.resumed.is_some(),
             durability: plan.resumed.as_ref().map(|_| Arc::default()),
             vitals: Vitals::new(spec.workers, spec.stuck_after),
+            state_budget: Arc::new(state_budget),
             budgets: (0..spec.workers).map(|_| Budget::new(budget)).collect(),
             stalls: (0..spec.workers).map(|_| stall()).collect(),
             events,
@@ -114,9 +118,12 @@ impl Run {
     /// has become durable.
     pub(crate) fn keep(&mut self, durable: impl Fn(CheckpointId) + Send + 'static) -> Result<Option<Memories>> {
         let Some(resumed) = self.plan.resumed.take() else { return Ok(None) };
-        let Resumed { store, gate, kept, .. } = *resumed;
+        let Resumed { store, gate, lock, kept, .. } = *resumed;
         let shown = self.durability.clone().unwrap_or_default();
-        let keeper = Keeper::start(store, gate, shown, durable)?;
+        let keeper = Keeper::start(store, gate, shown, move |checkpoint| {
+            let _ = &lock;
+            durable(checkpoint);
+        })?;
         let meter = |node: Node| match self.plan.meters.get(node.0) {
             Some(Meter::Stage(meter)) => Some((node, Arc::clone(meter))),
             _ => None,

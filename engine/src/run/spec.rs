@@ -15,6 +15,8 @@ pub(crate) struct Spec {
     pub(crate) pace: Pace,
     pub(crate) extent: Extent,
     pub(crate) memory: ByteSize,
+    /// The memory of state, if it is not a part of `memory`.
+    pub(crate) state_memory: Option<ByteSize>,
     pub(crate) clock: Clock,
     pub(crate) restart: Option<Backoff>,
     /// How long a worker may be in one step.
@@ -34,6 +36,12 @@ pub(crate) struct Spec {
 }
 
 impl Spec {
+    /// The memory for records, in a job with state or without.
+    pub(crate) fn record_memory(&self, keeps_state: bool) -> ByteSize {
+        let is_shared = keeps_state && self.state_memory.is_none();
+        if is_shared { ByteSize(self.memory.0 / 2) } else { self.memory }
+    }
+
     /// Whether the state of the operator, or the positions of the source, of that name are dropped.
     pub(crate) fn forgets(&self, name: &str) -> bool {
         self.forgotten.iter().any(|forgotten| forgotten == name)

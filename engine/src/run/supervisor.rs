@@ -52,6 +52,7 @@ pub(crate) fn supervise(
                 Err(error) if !began => {
                     // The job is not running, and `start` returns why.
                     handle.end(Ok(()));
+                    drop(checkpoints);
                     drop(started.send(Err(error)));
                     return;
                 }

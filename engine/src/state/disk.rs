@@ -50,8 +50,13 @@ impl<R: Read + Seek + Send> Input for R {}
 #[derive(Debug)]
 pub(crate) struct Directory {
     path: PathBuf,
-    /// Holds the lock for as long as it is open.
-    _lock: Option<File>,
+}
+
+/// Keeps other jobs out of a directory for as long as it lives. It goes with the process, however
+/// that ends.
+#[derive(Debug)]
+pub(crate) struct DirectoryLock {
+    _file: File,
 }
 
 /// The name of the file that is locked.
@@ -59,15 +64,15 @@ const LOCK: &str = "lock";
 
 impl Directory {
     /// Creates the directory if it does not exist, and locks it: two jobs in one directory would
-    /// overwrite each other's checkpoints. The lock goes with the process, however it ends.
-    pub(crate) fn locked(path: &Path) -> Result<Directory> {
+    /// overwrite each other's checkpoints.
+    pub(crate) fn locked(path: &Path) -> Result<(Directory, DirectoryLock)> {
         let wrong = |what: &str| Error::new(ErrorKind::Checkpoint, format!("{what} `{}`", path.display()));
         fs::create_dir_all(path)
             .map_err(|cause| wrong("cannot create the directory of checkpoints").caused_by(cause))?;
-        let lock = File::options().create(true).truncate(false).write(true).open(path.join(LOCK));
-        let lock = lock.map_err(|cause| wrong("cannot write to the directory of checkpoints").caused_by(cause))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Directory { path: path.to_owned(), _lock: Some(lock) }),
+        let file = File::options().create(true).truncate(false).write(true).open(path.join(LOCK));
+        let file = file.map_err(|cause| wrong("cannot write to the directory of checkpoints").caused_by(cause))?;
+        match file.try_lock() {
+            Ok(()) => Ok((Directory { path: path.to_owned() }, DirectoryLock { _file: file })),
             Err(TryLockError::WouldBlock) => Err(wrong("another job uses the directory of checkpoints")),
             Err(TryLockError::Error(cause)) => Err(wrong("cannot lock the directory of checkpoints").caused_by(cause)),
         }

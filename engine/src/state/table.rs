@@ -38,6 +38,11 @@ const CACHED_MAX: usize = 32_768;
 /// So many entries are loaded into the caches before the first of them is used.
 const AHEAD: usize = 16;
 
+/// So many entries are looked at to see how large they are.
+const SAMPLE: usize = 64;
+/// What an allocation takes in addition to its content.
+const ALLOCATION: usize = 16;
+
 /// A key with its state.
 #[derive(Debug)]
 pub(crate) struct Entry<K, S> {
@@ -72,6 +77,8 @@ pub(crate) struct Table<K, S> {
     touched: Vec<Place>,
     /// What was touched in the generation before, until it is encoded.
     cut: Cut,
+    /// What an entry points to, on average, in bytes.
+    beside: u64,
     /// Where the entries of a batch are, kept for the memory.
     places: Vec<Place>,
 }
@@ -121,6 +128,7 @@ impl<K: TableKey, S: TableState> Table<K, S> {
             generation: 1,
             touched: Vec::new(),
             cut: Cut::default(),
+            beside: 0,
             places: Vec::new(),
         }
     }
@@ -187,6 +195,26 @@ impl<K: TableKey, S: TableState> Table<K, S> {
 
     fn allocate(&mut self) {
         self.groups.extend((self.groups.len()..KEY_GROUPS).map(|_| HashTable::new()));
+    }
+
+    /// Estimates what an entry points to: as much as it is long when it is encoded.
+    fn look_beside(&mut self) {
+        if !(mem::needs_drop::<K>() || mem::needs_drop::<S>()) || self.touched.is_empty() {
+            return;
+        }
+        let sample = self.touched.iter().step_by(self.touched.len().div_ceil(SAMPLE)).filter_map(|place| {
+            // By the hash alone: which of two entries with one hash it is does not matter here.
+            self.groups[place.group().index()].find(place.0, |_| true)
+        });
+        let size = |entry: &Entry<K, S>| {
+            let size = postcard::experimental::serialized_size(&entry.key).unwrap_or(0);
+            size + postcard::experimental::serialized_size(&entry.state).unwrap_or(0) + ALLOCATION
+        };
+        let (count, bytes) = sample.fold((0, 0), |(count, bytes), entry| (count + 1, bytes + size(entry)));
+        let now = bytes as u64 / count.max(1);
+        // Moves slowly when few of the entries were touched.
+        let (few, all) = (self.touched.len() as u64, self.entries.max(1) as u64);
+        self.beside = (self.beside * all.saturating_sub(few) + now * few.min(all)) / all;
     }
 
     /// The number of entries that were touched between the last two cuts.
@@ -297,6 +325,10 @@ pub(crate) trait Keep {
     /// The number of entries.
     fn len(&self) -> u64;
 
+    /// The memory that it takes: exactly that of the tables, and what keys and states point to as
+    /// far as the entries that were touched last tell.
+    fn bytes(&self) -> u64;
+
     /// Describes its types. They are looked at only where checkpoints are kept.
     fn types(&self) -> fn() -> Types;
 }
@@ -308,6 +340,7 @@ pub(crate) type Strays = HashMap<(KeyGroup, Vec<u8>), (KeyGroup, Vec<u8>)>;
 
 impl<K: TableKey, S: TableState> Keep for Table<K, S> {
     fn cut(&mut self) {
+        self.look_beside();
         debug_assert!(self.cut.touched.is_empty(), "the checkpoint before is encoded");
         self.cut.touched = mem::take(&mut self.touched);
         self.cut.next = 0;
@@ -394,6 +427,12 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
 
     fn len(&self) -> u64 {
         self.entries as u64
+    }
+
+    fn bytes(&self) -> u64 {
+        let tables: usize = self.groups.iter().map(HashTable::allocation_size).sum();
+        let lists = (self.touched.capacity() + self.cut.touched.capacity()) * size_of::<Place>();
+        (tables + lists + self.cut.delta.bytes()) as u64 + self.entries as u64 * self.beside
     }
 
     fn types(&self) -> fn() -> Types {

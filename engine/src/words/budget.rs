@@ -121,6 +121,27 @@ impl Budget {
     }
 }
 
+/// The memory that the state of a job may take, over all operators and workers.
+#[derive(Debug)]
+pub(crate) struct StateBudget {
+    limit: ByteSize,
+    used: AtomicU64,
+}
+
+impl StateBudget {
+    pub(crate) fn new(limit: ByteSize) -> StateBudget {
+        StateBudget { limit, used: AtomicU64::new(0) }
+    }
+
+    /// A part of it took `before` and takes `now`. Returns the limit and what is used when that is
+    /// more.
+    pub(crate) fn change(&self, before: u64, now: u64) -> Option<(ByteSize, ByteSize)> {
+        let change = now.wrapping_sub(before);
+        let used = self.used.fetch_add(change, SeqCst).wrapping_add(change);
+        (used > self.limit.0).then_some((self.limit, ByteSize(used)))
+    }
+}
+
 impl fmt::Debug for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Budget({} of {})", self.used(), ByteSize(self.limit))

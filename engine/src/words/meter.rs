@@ -103,8 +103,9 @@ pub(crate) struct StageMeter {
     pub records_out: Counter,
     /// Calls that failed and were retried.
     pub retried: Counter,
-    /// Entries of its state.
+    /// Entries of its state, and the memory that they take.
     pub entries: Gauge,
+    pub state_bytes: Gauge,
     /// Bytes of a record in and of one out, without what they point to.
     pub sizes: (usize, usize),
 }

@@ -33,7 +33,7 @@ pub(crate) use admission::{Admission, HeldReceipts, Outcome};
 pub use batch::Batch;
 pub use batch_values::BatchValues;
 pub(crate) use bell::Bell;
-pub(crate) use budget::Budget;
+pub(crate) use budget::{Budget, StateBudget};
 pub(crate) use by_checkpoint::ByCheckpoint;
 pub use epoch::CheckpointId;
 pub(crate) use epoch::Epoch;
