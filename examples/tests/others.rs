@@ -1,7 +1,7 @@
 //! The other examples, called as a user would call them, and their results: on standard output, in
 //! topics, and in files.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
 use std::thread;
@@ -11,6 +11,7 @@ use krafka::testing::FakeBroker;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 /// The longest that a test waits for something.
@@ -208,9 +209,56 @@ fn lines_shows_words_batch_by_batch() {
     assert_eq!(words, [["to", "2"], ["be", "2"], ["or", "2"], ["not", "3"], ["to", "2"], ["be", "2"]], "{shown}");
 }
 
+/// The rows of the next table that a console prints, as their cells.
+fn next_table(shown: &mut impl Iterator<Item = String>) -> Vec<Vec<String>> {
+    let table: Vec<String> = shown.take_while(|line| !line.is_empty()).collect();
+    let rows = table.iter().filter(|line| line.starts_with('|')).skip(1);
+    rows.map(|row| row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
+}
+
+/// What `word_count` prints for each of two lines, the second of which follows the first table.
+fn word_counts(mode: &str) -> [Vec<Vec<String>>; 2] {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let flags = ["--address", &address, "--mode", mode, "--trigger", "20ms", "--for", "60s"];
+    let mut command = example("word_count", &flags);
+    let mut running = command.stdout(Stdio::piped()).spawn().expect("cargo builds examples with tests");
+    let mut shown = BufReader::new(running.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut lines = listener.accept().unwrap().0;
+    let tables = ["to be or not to be", "not now"].map(|line| {
+        writeln!(lines, "{line}").unwrap();
+        next_table(&mut shown)
+    });
+    kill_process(Pid::from_child(&running), Signal::TERM).unwrap();
+    assert_eq!(running.wait().unwrap().code(), Some(0));
+    tables
+}
+
+#[test]
+fn word_count_prints_all_counts_the_largest_first() {
+    let [first, second] = word_counts("complete");
+    assert_eq!(first, [["be", "2"], ["to", "2"], ["not", "1"], ["or", "1"]]);
+    assert_eq!(second, [["be", "2"], ["not", "2"], ["to", "2"], ["now", "1"], ["or", "1"]]);
+}
+
+#[test]
+fn word_count_prints_what_a_batch_has_changed_or_holds() {
+    let sorted = |mode| {
+        word_counts(mode).map(|mut rows| {
+            rows.sort_unstable();
+            rows
+        })
+    };
+    for (mode, of_second) in [("update", [["not", "2"], ["now", "1"]]), ("batch", [["not", "1"], ["now", "1"]])] {
+        let [first, second] = sorted(mode);
+        assert_eq!(first, [["be", "2"], ["not", "1"], ["or", "1"], ["to", "2"]], "{mode}");
+        assert_eq!(second, of_second, "{mode}");
+    }
+}
+
 #[test]
 fn a_wrong_flag_is_status_2_and_an_absent_broker_status_1() {
-    for name in ["compare_triggers", "embed", "etl", "lines", "lookup", "replay", "transform"] {
+    for name in ["compare_triggers", "embed", "etl", "lines", "lookup", "replay", "transform", "word_count"] {
         let output = example(name, &["--no-such-flag"]).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{name}");
     }
