@@ -257,8 +257,25 @@ fn word_count_prints_what_a_batch_has_changed_or_holds() {
 }
 
 #[test]
+fn clickstream_shows_of_two_batches_what_each_output_mode_says() {
+    let shown = printed("clickstream", &["--trigger", "20ms"]);
+    let mut lines = shown.lines().map(str::to_owned);
+    let mut check = |first: &[[&str; 2]], second: &[[&str; 2]]| {
+        assert_eq!(next_table(&mut lines), first, "{shown}");
+        assert_eq!(next_table(&mut lines), second, "{shown}");
+    };
+    check(&[["ada", "view"], ["ada", "click"], ["max", "click"]], &[["max", "view"], ["ada", "view"]]);
+    check(&[["view", "1"], ["click", "2"]], &[["view", "3"]]);
+    check(&[["view", "1"], ["click", "2"]], &[["view", "3"], ["click", "2"]]);
+    assert_eq!(lines.next(), None, "{shown}");
+    assert_eq!(shown.lines().filter(|line| ["Append", "Update", "Complete"].contains(line)).count(), 3, "{shown}");
+}
+
+#[test]
 fn a_wrong_flag_is_status_2_and_an_absent_broker_status_1() {
-    for name in ["compare_triggers", "embed", "etl", "lines", "lookup", "replay", "transform", "word_count"] {
+    for name in
+        ["clickstream", "compare_triggers", "embed", "etl", "lines", "lookup", "replay", "transform", "word_count"]
+    {
         let output = example(name, &["--no-such-flag"]).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{name}");
     }
