@@ -93,6 +93,7 @@ pub use io::{
     Sender, Sink, Source, Undelivered, channel, collect, discard, generate, rows,
 };
 pub use operator::aggregates::Number;
+pub use operator::sketches::Quantiles;
 pub use run::graph::NodeKind;
 pub use run::health::{Health, HealthLimits};
 pub use run::histogram::histograms;

@@ -1,10 +1,13 @@
 //! Keyed streams: what is computed by key and emitted, against a recomputation of the whole input,
 //! under each trigger and with any number of workers.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use millstream::{Change, Clock, ErrorKind, EventTime, Flow, Job, Stream, TestRun, Trigger, channel, collect, rows};
+use millstream::{
+    Change, Clock, ErrorKind, EventTime, Flow, Job, Quantiles, Stream, TestRun, Trigger, channel, collect, rows,
+};
 
 const TRIGGERS: [Trigger; 3] =
     [Trigger::Continuous, Trigger::AvailableNow, Trigger::MicroBatch { interval: Duration::ZERO }];
@@ -90,6 +93,74 @@ fn the_last_update_of_a_key_is_the_value_of_all_its_records() {
             group.truncate(3);
             group
         }),
+    );
+}
+
+/// Checks that the last estimate of each key is near the truth, and the same in each run.
+fn check_estimates<K: Ord + Clone + std::fmt::Debug>(exact: BTreeMap<K, u64>) -> impl Fn(Trigger, Vec<(K, u64)>) {
+    let first = OnceCell::new();
+    move |trigger, updates| {
+        let last: BTreeMap<K, u64> = updates.into_iter().collect();
+        assert!(last.keys().eq(exact.keys()), "{trigger:?}");
+        for (key, exact) in &exact {
+            let error = last[key].abs_diff(*exact) as f64 / *exact as f64;
+            assert!(error <= 0.05, "{trigger:?}: {} instead of {exact} of key {key:?}", last[key]);
+        }
+        assert_eq!(first.get_or_init(|| last.clone()), &last, "{trigger:?}");
+    }
+}
+
+#[test]
+fn different_values_are_counted_approximately() {
+    let different = |numbers: Vec<i64>| numbers.into_iter().collect::<BTreeSet<_>>().len() as u64;
+    each(|n| n.key_by(key).approx_count_distinct(|n| *n).updates(), check_estimates(by_key(different)));
+    each(
+        |n| n.global().approx_count_distinct(|n| n.to_string()).updates(),
+        check_estimates([((), different(numbers()))].into()),
+    );
+    each(
+        |n| n.key_by(key).approx_count_distinct(|n| n / 1_000).complete().rows(),
+        check_estimates(by_key(|group| different(group.into_iter().map(|n| n / 1_000).collect()))),
+    );
+}
+
+const PARTS: [f64; 5] = [0.0, 0.1, 0.5, 0.99, 1.0];
+
+/// The exact quantiles.
+fn quantiles(mut numbers: Vec<i64>) -> [i64; 5] {
+    numbers.sort_unstable();
+    PARTS.map(|part| numbers[(part * (numbers.len() - 1) as f64) as usize])
+}
+
+/// Checks that the last quantiles of each key are near the exact ones, and the same in each run.
+fn check_quantiles<K: Ord + Clone + std::fmt::Debug>(
+    exact: BTreeMap<K, (u64, [i64; 5])>,
+) -> impl Fn(Trigger, Vec<(K, Quantiles)>) {
+    let first = OnceCell::new();
+    move |trigger, updates| {
+        let last: BTreeMap<K, Quantiles> = updates.into_iter().collect();
+        assert!(last.keys().eq(exact.keys()), "{trigger:?}");
+        for (key, (count, exact)) in &exact {
+            assert_eq!(last[key].count(), *count, "{trigger:?}");
+            for (part, exact) in PARTS.into_iter().zip(exact) {
+                let (estimate, exact) = (last[key].at(part).unwrap(), *exact as f64);
+                let error = (estimate - exact).abs();
+                assert!(error <= 0.010_001 * exact.abs(), "{trigger:?}: {estimate} instead of {exact} of key {key:?}");
+            }
+        }
+        let last: BTreeMap<_, _> = last.into_iter().map(|(key, all)| (key, PARTS.map(|part| all.at(part)))).collect();
+        assert_eq!(first.get_or_init(|| last.clone()), &last, "{trigger:?}");
+    }
+}
+
+#[test]
+fn quantiles_are_approximated() {
+    let exact = |group: Vec<i64>| (group.len() as u64, quantiles(group));
+    each(|n| n.key_by(key).approx_quantiles(|n| *n as f64).updates(), check_quantiles(by_key(exact)));
+    each(|n| n.global().approx_quantiles(|n| *n as f64).updates(), check_quantiles([((), exact(numbers()))].into()));
+    each(
+        |n| n.key_by(key).approx_quantiles(|n| *n as f64).complete().sorted_by(|a, b| a.0.cmp(&b.0)).rows(),
+        check_quantiles(by_key(exact)),
     );
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 use std::time::Duration;
 
-use millstream::{Collected, ErrorKind, Flow, Job, Restart, Result, Stream, Trigger, collect, rows};
+use millstream::{Collected, ErrorKind, Flow, Job, Quantiles, Restart, Result, Stream, Trigger, collect, rows};
 
 /// Fails at a record, once.
 #[derive(Clone)]
@@ -66,6 +66,34 @@ fn a_job_goes_on_where_its_checkpoint_is() {
         let report = counting(path, 100_000, -1, &counts).run().unwrap();
         assert_eq!((report.records_in(), counts.len()), (0, 0));
     }
+}
+
+type Sketched = (Collected<(u64, u64)>, Collected<(u64, Quantiles)>);
+
+/// Sketches the numbers up to `records` by their last digit.
+fn sketching(directory: &Path, records: u64, results: &Sketched) -> Job {
+    let results = results.clone();
+    job(directory, move |flow| {
+        let numbers = flow.source(rows(0..records).partitions(1))?;
+        numbers.clone().key_by(|n| n % 10).approx_count_distinct(|n| *n).updates().sink(&results.0)?;
+        numbers.key_by(|n| n % 10).approx_quantiles(|n| *n as f64).updates().sink(&results.1)
+    })
+}
+
+#[test]
+fn sketches_go_on_where_their_checkpoint_is() {
+    let answers = |results: Sketched| {
+        let all = last(results.1.take()).into_iter();
+        let parts: Vec<_> = all.map(|(key, all)| (key, all.count(), all.at(0.5), all.at(0.99))).collect();
+        (last(results.0.take()), parts)
+    };
+    let (directory, at_once) = (tempfile::tempdir().unwrap(), (collect(), collect()));
+    sketching(directory.path(), 20_000, &at_once).run().unwrap();
+    let (directory, results) = (tempfile::tempdir().unwrap(), (collect(), collect()));
+    sketching(directory.path(), 8_000, &results).workers(2).run().unwrap();
+    let report = sketching(directory.path(), 20_000, &results).workers(3).run().unwrap();
+    assert_eq!(report.records_in(), 12_000, "it goes on");
+    assert_eq!(answers(results), answers(at_once));
 }
 
 #[test]

@@ -22,5 +22,6 @@ pub(crate) mod restored;
 pub(crate) mod keyed;
 pub(crate) mod aggregate;
 pub(crate) mod aggregates;
+pub(crate) mod sketches;
 
 pub(crate) mod egress;

@@ -109,7 +109,7 @@ fn stateful(graph: &Graph) -> impl Iterator<Item = (Node, &str, Types)> {
     nodes.filter_map(|(index, node)| node.types.map(|types| (Node(index), node.name.as_str(), types())))
 }
 
-/// Checks that what was kept has an owner in this pipeline, that whoever keeps state has what was
+/// Checks that what was kept has an owner in this pipeline, that operators with state find what was
 /// kept of it, and that the types are the same.
 fn check(spec: &Spec, graph: &Graph, recovered: &Recovered) -> Result<()> {
     let manifest = &recovered.manifest;

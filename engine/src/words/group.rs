@@ -14,13 +14,10 @@ pub(crate) const KEY_GROUPS: usize = 256;
 pub(crate) struct KeyGroup(u8);
 
 impl KeyGroup {
-    /// The group of a key: by xxh3 of what its `Hash` feeds to a hasher. The standard library's
-    /// hasher may change with any release, and has another seed in each process.
+    /// The group of a key, by its [`stable_hash`].
     #[inline(always)]
     pub(crate) fn of<K: Hash + ?Sized>(key: &K) -> KeyGroup {
-        let mut fed = Fed::default();
-        key.hash(&mut fed);
-        KeyGroup((fed.finish() >> 56) as u8)
+        KeyGroup((stable_hash(key) >> 56) as u8)
     }
 
     /// All of them, in order.
@@ -46,7 +43,17 @@ impl KeyGroup {
     }
 }
 
-/// What a key feeds to its hasher. Most keys are short: then one call hashes all of it.
+/// A hash that is the same in every process and on every machine: xxh3 of what the value's `Hash`
+/// feeds to a hasher. The standard library's hasher may change with any release, and has another
+/// seed in each process.
+#[inline(always)]
+pub(crate) fn stable_hash<T: Hash + ?Sized>(value: &T) -> u64 {
+    let mut fed = Fed::default();
+    value.hash(&mut fed);
+    fed.finish()
+}
+
+/// What a value feeds to its hasher. Most keys are short: then one call hashes all of it.
 struct Fed {
     short: [u8; 32],
     length: usize,
@@ -139,18 +146,12 @@ mod tests {
 
     use super::*;
 
-    fn hash<K: Hash + ?Sized>(key: &K) -> u64 {
-        let mut fed = Fed::default();
-        key.hash(&mut fed);
-        fed.finish()
-    }
-
     /// Checkpoints are cut by group: these must never change.
     #[test]
     fn the_group_of_a_key_never_changes() {
         // The bytes that are hashed, and what the xxhash package of Python says of them.
-        assert_eq!(hash(&7_u64), xxh3_64(&[7, 0, 0, 0, 0, 0, 0, 0]));
-        assert_eq!(hash("key"), xxh3_64(b"key\xff"));
+        assert_eq!(stable_hash(&7_u64), xxh3_64(&[7, 0, 0, 0, 0, 0, 0, 0]));
+        assert_eq!(stable_hash("key"), xxh3_64(b"key\xff"));
         assert_eq!(xxh3_64(b""), 0x2d06_8005_38d3_94c2);
         let groups = [0_u64, 1, 7, 1 << 40].map(|key| KeyGroup::of(&key).index());
         assert_eq!(groups, [199, 47, 129, 180]);

@@ -41,7 +41,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use fingerprint::Fingerprint;
 pub(crate) use fingerprint::Print;
 pub(crate) use flight::Flight;
-pub(crate) use group::{KEY_GROUPS, KeyGroup};
+pub(crate) use group::{KEY_GROUPS, KeyGroup, stable_hash};
 pub(crate) use meter::{Latencies, Latency, SinkMeter, SourceMeter, StageMeter, as_nanos};
 pub use meter::{LatencySnapshot, Percentile};
 pub use offsets::{Offset, Offsets, Partition};
