@@ -3,11 +3,12 @@
 //! Method: counts by `u64` key on one worker, with every update emitted. (1) Throughput with a
 //! checkpoint each second against none, interleaved, medians: keys drawn from all (everything is
 //! dirty) or from a window of one in a hundred that moves on each second. Also how many bytes are
-//! written for each byte of changed entries, merges included. (2) The time from when a record is due
-//! until its update is written, at a fixed rate that changes one key in a hundred each second, with
-//! and without checkpoints, one worker and two; and while a table grows from nothing. (3) The time
-//! from `start` to the first output of a job that goes on from a checkpoint, at the longest chain:
-//! nine of ten entries are in the files twice. Not shown: a disk with a slow sync, other loads.
+//! written for each byte of changed entries, merges included. (2) The time from when a record is
+//! due until its update is written, at a fixed rate that changes one key in a hundred each second,
+//! with and without checkpoints, one worker and two; and while a table grows from nothing. (3) The
+//! time from `start` to the first output of a job that goes on from a checkpoint, at the longest
+//! chain: nine of ten entries are in the files twice. Not shown: a disk with a slow sync, other
+//! loads.
 //!
 //! `cargo bench --bench checkpoints`; `-- --only throughput`, `stalls` or `recovery` for a part
 
@@ -43,7 +44,7 @@ fn directory() -> tempfile::TempDir {
 
 /// Spreads numbers over all keys.
 fn spread(n: u64, keys: u64) -> u64 {
-    (u128::from(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)) * u128::from(keys) >> 64) as u64
+    ((u128::from(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)) * u128::from(keys)) >> 64) as u64
 }
 
 fn throughput(records: u64, keys: u64) {

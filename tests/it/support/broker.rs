@@ -148,10 +148,10 @@ impl Broker {
             .unwrap()
     }
 
-    /// Writes 2 000 records a second while `during` runs, with key and value from `record`, and each
-    /// with a header of its own; a record that is late is still written.
-    /// `during` is passed the number of records so far. Returns the number of records, all of which
-    /// the broker has, and the result of `during`.
+    /// Writes 2 000 records a second while `during` runs, with key and value from `record`, and
+    /// each with a header of its own; a record that is late is still written. `during` is passed
+    /// the number of records so far. Returns the number of records, all of which the broker has,
+    /// and the result of `during`.
     pub fn under_load<T>(
         &self,
         topic: &str,
