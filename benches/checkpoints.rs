@@ -15,9 +15,11 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use millstream::{Job, Report, Trigger, collect, discard, generate};
+use millstream::{ByteSize, Job, Report, Trigger, collect, discard, generate};
 use millstream_benches::statistics::median;
 
+/// More than the largest state here needs.
+const STATE: ByteSize = ByteSize::mebibytes(4096);
 /// How many records share a window of keys.
 const WINDOW: u64 = 1 << 20;
 
@@ -65,7 +67,7 @@ fn throughput(records: u64, keys: u64) {
                 });
                 let job = if index == 0 { job.state_in_memory() } else { job.checkpoints(place.path()) };
                 let begin = Instant::now();
-                let report = job.run().expect("nothing can fail");
+                let report = job.state_memory(STATE).run().expect("nothing can fail");
                 rates.push(records as f64 / begin.elapsed().as_secs_f64() / 1e6);
                 written = report.checkpoints.or(written);
             }
@@ -88,7 +90,7 @@ fn fill(place: &Path, keys: u64, from: u64) -> Report {
     let job = Job::new("checkpoints", move |flow| {
         flow.source(&source)?.named(&format!("fill {from}")).key_by(|key| *key).count().updates().sink(discard())
     });
-    job.checkpoints(place).forget_state(["fill 0"]).run().expect("nothing can fail")
+    job.checkpoints(place).forget_state(["fill 0"]).state_memory(STATE).run().expect("nothing can fail")
 }
 
 fn stalls(keys: u64, seconds: u64) {
@@ -103,7 +105,12 @@ fn stalls(keys: u64, seconds: u64) {
                 flow.source(&source)?.named("load").key_by(|key| *key).count().updates().sink(discard())
             });
             let every = if checkpoints { Duration::from_secs(1) } else { Duration::from_secs(3600) };
-            let job = job.checkpoints(place.path()).checkpoint_every(every).forget_state(["fill 0"]).workers(workers);
+            let job = job
+                .checkpoints(place.path())
+                .checkpoint_every(every)
+                .forget_state(["fill 0"])
+                .workers(workers)
+                .state_memory(STATE);
             let report = job.run().expect("nothing can fail");
             let latency = report.sinks[0].latency;
             let [p50, p99, p999, max] = [latency.p50, latency.p99, latency.p999, latency.max];
@@ -117,7 +124,7 @@ fn stalls(keys: u64, seconds: u64) {
     let (place, growing) = (directory(), keys / seconds / 2);
     let source = generate(move |n| n).rate(growing as f64).count(growing * seconds);
     let job = Job::new("grow", move |flow| flow.source(&source)?.key_by(|key| *key).count().updates().sink(discard()));
-    let report = job.checkpoints(place.path()).run().expect("nothing can fail");
+    let report = job.checkpoints(place.path()).state_memory(STATE).run().expect("nothing can fail");
     let latency = report.sinks[0].latency;
     println!(
         "a table that grows by {growing} keys a second: p50 {:?} p99 {:?} p99.9 {:?} max {:?} (target: p99 1 ms)",
@@ -141,7 +148,7 @@ fn recovery(keys: u64) {
         });
         let job = job.checkpoints(place.path()).forget_state(["fill 1", "load 1"]).trigger(Trigger::Continuous);
         let begin = Instant::now();
-        let running = job.workers(workers).start().expect("nothing can fail");
+        let running = job.workers(workers).state_memory(STATE).start().expect("nothing can fail");
         while counts.is_empty() {
             std::thread::sleep(Duration::from_millis(1));
         }

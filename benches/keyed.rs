@@ -14,7 +14,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use hashbrown::HashMap;
-use millstream::{Job, Key, Rows, discard, rows};
+use millstream::{ByteSize, Job, Key, Rows, discard, rows};
 use millstream_benches::statistics::median;
 
 fn main() {
@@ -91,5 +91,5 @@ fn by_hand<K: Hash + Eq + Clone>(keys: &[K]) -> usize {
 
 fn by_engine<K: Key + Sync>(source: Rows<K>) {
     let job = Job::new("keyed", move |flow| flow.source(&source)?.key_by(K::clone).count().updates().sink(discard()));
-    job.state_in_memory().run().expect("nothing can fail");
+    job.state_in_memory().state_memory(ByteSize::mebibytes(4096)).run().expect("nothing can fail");
 }
