@@ -37,10 +37,12 @@ use super::stage::{Capabilities, Consume, Next, Pace, Setting, Within, checkpoin
 
 /// How many rows leave at once when a checkpoint is closed.
 const ROWS_MAX: usize = 4096;
-/// How long changes are encoded at a time: nothing else runs on the worker meanwhile.
-const SLICE: Duration = Duration::from_micros(200);
+/// How long changes are encoded at a time: nothing else runs on the worker meanwhile. Where records
+/// come, no longer than these took, but at least for the shorter time: a reader that returns five
+/// records at a time would fall behind if each of its polls waited for 0.2 ms of this.
+const SLICE: (Duration, Duration) = (Duration::from_micros(20), Duration::from_micros(200));
 /// After so many entries the clock is asked.
-const ENTRIES_MAX: usize = 64;
+const ENTRIES_MAX: usize = 32;
 
 /// What a keyed operator does.
 pub(crate) trait Operate: 'static {
@@ -230,13 +232,13 @@ impl<O: Operate> KeyedStage<O> {
 
     /// Encodes some of the changes of the checkpoint that was closed. Returns what the ledger is
     /// told of it, once that is complete.
-    fn encode(&mut self, clock: &Clock) -> Result<Vec<Sent>> {
+    fn encode(&mut self, clock: &Clock, slice: Duration) -> Result<Vec<Sent>> {
         if self.encoding.is_none() {
             return Ok(Vec::new());
         }
         let mut parts = Vec::new();
         if let Some(kept) = self.operate.kept().filter(|_| self.keeping.is_durable) {
-            let deadline = clock.now().after(SLICE);
+            let deadline = clock.now().after(slice);
             let delta = loop {
                 let encoded = kept.encode(ENTRIES_MAX).map_err(|cause| {
                     Error::new(ErrorKind::State, "cannot encode the state of a key").caused_by(cause)
@@ -406,6 +408,7 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
                 setting.fault.record(error);
             }
             let frontier = Frontiers::new(frontiers).least(&inputs);
+            let (began, mut slice) = (setting.clock.now(), SLICE.1);
             for input in &mut inputs {
                 input.for_each(|capability, batch| {
                     let epoch = Epoch::from_raw(*capability.least().expect("a batch is sent at one epoch"));
@@ -414,6 +417,7 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
                     }
                     let at = retain(&capability, ledger_port + 1);
                     arrived.push(epoch.checkpoint(), (at, std::mem::take(batch)));
+                    slice = SLICE.0;
                 });
             }
             // After a fault everything stays as it is: the capabilities are kept.
@@ -422,7 +426,9 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
             }
             let more = open.run::<O>(&mut arrived, (&mut chain, &mut pace), frontier, &setting);
             let more = more.and_then(|more| chain.step().map(|()| more)).and_then(|more| {
-                for (piece, at) in chain.work(|stage| stage.encode(&setting.clock))? {
+                let took = setting.clock.now() - began;
+                let slice = took.clamp(slice, SLICE.1);
+                for (piece, at) in chain.work(|stage| stage.encode(&setting.clock, slice))? {
                     ledger.activate().session(&at).give(piece);
                 }
                 Ok(more || chain.work(|stage| Ok(stage.is_encoding()))?)
