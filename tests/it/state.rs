@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use millstream::{ByteSize, Clock, ErrorKind, Flow, Job, Result, Stream, Trigger, channel, collect, discard, rows};
+use millstream::{
+    ByteSize, Clock, ErrorKind, Flow, Job, Restart, Result, Stream, Trigger, channel, collect, discard, rows,
+};
 
 use crate::support::eventually;
 use crate::support::probe::Probe;
@@ -154,4 +156,27 @@ fn state_that_outgrows_its_memory_ends_the_run_with_figure_and_operator() {
     assert_eq!(error.kind(), ErrorKind::State);
     let message = error.to_string();
     assert!(message.contains("`words`") && message.contains("of 10 MiB"), "{message}");
+}
+
+/// A job without state that may keep it in memory was taken for one whose memory are checkpoints:
+/// a group that refuses its commits would not have been an error.
+#[test]
+fn a_source_is_told_of_checkpoints_only_where_there_are_any() {
+    let restart = Restart::Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
+    let (directory, limits) = (tempfile::tempdir().unwrap(), [false, true]);
+    for (keeps_state, in_directory) in limits.into_iter().flat_map(|a| limits.map(|b| (a, b))) {
+        let (probe, (numbers, source)) = (Probe::default(), channel::<u64>(1));
+        let beside = probe.clone();
+        let job = Job::new(format!("{keeps_state}"), move |flow: &Flow<'_>| {
+            beside.beside(flow)?;
+            let numbers = flow.source(&source)?;
+            if keeps_state { numbers.global().count().updates().sink(discard()) } else { numbers.sink(discard()) }
+        });
+        let place = directory.path().join(format!("{keeps_state}"));
+        let job = if in_directory { job.checkpoints(place) } else { job.state_in_memory() };
+        let running = job.restart(restart).start().unwrap();
+        assert_eq!(probe.is_checkpointed(), keeps_state || in_directory, "{keeps_state}, {in_directory}");
+        running.abort();
+        drop((running.wait(), numbers));
+    }
 }

@@ -300,7 +300,7 @@ impl Connect<'_> {
                 false => Resume::OwnMemory(before.unwrap_or_else(Offsets::new)),
             },
             keeps_state: keeps_state || matches!(spec.remembers, Remembers::InDirectory(_)),
-            is_checkpointed: self.planning.checkpoints.is_some(),
+            is_checkpointed: self.planning.is_checkpointed,
             identity: self.planning.identity.clone(),
             clock: spec.clock.clone(),
             wake: self.planning.control.clone(),

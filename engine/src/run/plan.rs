@@ -104,7 +104,8 @@ pub(crate) struct Planning {
     pub(crate) memory: Memory,
     /// Where the job keeps its checkpoints.
     pub(crate) checkpoints: Option<Checkpoints>,
-    /// Whether `memory` is that of a checkpoint.
+    /// Whether this run keeps checkpoints, and whether `memory` is that of one.
+    pub(crate) is_checkpointed: bool,
     pub(crate) is_from_checkpoint: bool,
     /// See [`OpenSource::identity`](crate::connector::OpenSource::identity).
     pub(crate) identity: Option<String>,
@@ -120,6 +121,7 @@ impl Planning {
         let is_needed = graph.keeps_state().is_some() || matches!(self.spec.remembers, Remembers::InDirectory(_));
         let Some(checkpoints) = self.checkpoints.as_ref().filter(|_| is_needed) else { return Ok(None) };
         let resumed = Resumed::new(&self.spec, graph, checkpoints)?;
+        self.is_checkpointed = true;
         if let Some(memory) = resumed.memory(graph) {
             (self.memory, self.is_from_checkpoint) = (memory, true);
         }

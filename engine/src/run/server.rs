@@ -70,6 +70,7 @@ impl<'s> Server<'s> {
             control: wake.clone(),
             memory: memory.clone(),
             checkpoints: checkpoints.cloned(),
+            is_checkpointed: false,
             is_from_checkpoint: false,
             identity: None,
         };

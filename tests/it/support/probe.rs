@@ -23,6 +23,8 @@ struct Seen {
     holds: AtomicBool,
     is_held: AtomicBool,
     readers: Mutex<Vec<Polls>>,
+    /// What the job said when it opened the source.
+    is_checkpointed: AtomicBool,
 }
 
 /// How often the reader of one worker was polled.
@@ -35,6 +37,11 @@ impl Probe {
     /// Adds the source to a pipeline.
     pub fn beside(&self, flow: &Flow<'_>) -> Result<()> {
         flow.source(self)?.named("probe").sink(discard())
+    }
+
+    /// Whether the job has said that checkpoints are its memory.
+    pub fn is_checkpointed(&self) -> bool {
+        self.0.is_checkpointed.load(SeqCst)
     }
 
     /// How often the control thread has looked for work.
@@ -87,6 +94,7 @@ impl Source for Probe {
 
     fn connect(self, open: OpenSource) -> Result<Probe> {
         self.0.readers.lock().unwrap().clear();
+        self.0.is_checkpointed.store(open.is_checkpointed, SeqCst);
         *self.0.control.lock().unwrap() = Some(open.wake.clone());
         Ok(self)
     }

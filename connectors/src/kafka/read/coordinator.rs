@@ -68,7 +68,7 @@ impl Coordinator {
             group: &self.group,
             end: &EndAt::Never,
             resume: None,
-            is_exact: false,
+            is_checkpoint: false,
             leaves_no_trace: false,
             at_start,
         };

@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use millstream::connector::{
-    CheckpointId, Claims, Closing, Committed, Offsets, OpenSource, Partition, Revoked, SharedSource, SourceEvent, Wake,
+    CheckpointId, Claims, Closing, Committed, Offsets, OpenSource, Partition, Resume, Revoked, SharedSource,
+    SourceEvent, Wake,
 };
 use millstream::{Clock, Error, ErrorKind, Lag, Result};
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -126,7 +127,7 @@ impl<R: Read> KafkaShared<R> {
             end: &end,
             // Not for a member: other members may have read on since.
             resume: (!joins).then(|| open.resume.offsets()),
-            is_exact: !open.resume.is_own_memory(),
+            is_checkpoint: matches!(open.resume, Resume::Checkpoint(_)),
             leaves_no_trace,
             at_start: None,
         };

@@ -42,8 +42,8 @@ pub(crate) struct Starting<'s> {
     pub(crate) group: &'s str,
     pub(crate) end: &'s EndAt,
     pub(crate) resume: Option<&'s Offsets>,
-    /// Whether the positions of `resume` count whatever the group has committed.
-    pub(crate) is_exact: bool,
+    /// Whether `resume` is that of a checkpoint: it counts whatever the group has committed.
+    pub(crate) is_checkpoint: bool,
     /// The group is not asked for anything.
     pub(crate) leaves_no_trace: bool,
     /// End offsets at the moment of start, for a start that may change later. Partitions that are
@@ -74,7 +74,7 @@ impl Starting<'_> {
         let committed = if self.leaves_no_trace { BTreeMap::new() } else { self.committed(partitions)? };
         let known: HashSet<&str> = committed.keys().map(|(topic, _)| topic.as_str()).collect();
         let at_time = self.at_time(partitions, &high)?;
-        let resumed = self.resume.filter(|_| self.is_exact);
+        let resumed = self.resume.filter(|_| self.is_checkpoint);
         let was_read = |topic: &str| {
             let names = resumed.into_iter().flatten().map(|(partition, _)| partition.name());
             names.filter_map(|name| name.rsplit_once('/')).any(|(own, _)| own == topic)
@@ -86,9 +86,8 @@ impl Starting<'_> {
             let name = Partition::new(format!("{topic}/{partition}"));
             let resumed = self.resume.and_then(|offsets| offsets.get(&name)).map(|next| next.0 as i64);
             let before = match committed.get(key) {
-                _ if self.is_exact && resumed.is_some() => resumed,
-                // New since the checkpoint: what was committed of it is not in the state.
-                _ if self.is_exact => None,
+                // What was committed of a partition that is new since then is not in the state.
+                _ if self.is_checkpoint => resumed,
                 // Another run has continued between two of ours.
                 Some((next, Some(by))) if own.is_some_and(|own| own.is_other(by)) => Some(*next),
                 found => resumed.or_else(|| found.map(|(next, _)| *next)),
