@@ -35,23 +35,21 @@ impl Restored {
         Restored { recovered, workers, handed_on: Mutex::default(), loaded: Mutex::new(0), changed: Condvar::new() }
     }
 
-    /// Loads the state of an operator that a worker owns. Returns whether some of it was kept under
-    /// the group of another worker.
+    /// Loads the state of an operator that a worker owns.
     ///
     /// # Errors
     /// When it cannot be read, or is not of the types of the table.
-    pub(crate) fn load(&self, (node, name): (Node, &str), worker: usize, table: &mut dyn Keep) -> Result<bool> {
+    pub(crate) fn load(&self, (node, name): (Node, &str), worker: usize, table: &mut dyn Keep) -> Result<()> {
         let groups = (0..KEY_GROUPS).filter(|group| KeyGroup::from_index(*group as u8).worker(self.workers) == worker);
         let (first, count) = (groups.clone().next().unwrap_or(0), groups.count());
         let mut strays = Strays::new();
         self.recovered.load(name, first..first + count, table, &mut strays)?;
-        let has_strays = !strays.is_empty();
         for ((kept_under, key), (group, state)) in strays {
             table.disown(kept_under, &key);
             let owner = (node, group.worker(self.workers));
             lock(&self.handed_on).entry(owner).or_default().push((key, state));
         }
-        Ok(has_strays)
+        Ok(())
     }
 
     /// What other workers have handed on to the operator of this one.

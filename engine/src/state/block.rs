@@ -121,7 +121,7 @@ const FRAME: u64 = 12;
 /// Where a block of entries is.
 #[derive(Clone, Debug)]
 pub(crate) struct BlockAt {
-    pub(crate) operator: u32,
+    operator: u32,
     /// The first and the last of its groups.
     groups: (u8, u8),
     pub(crate) count: u64,
@@ -137,7 +137,7 @@ impl BlockAt {
     }
 
     /// Whether it may have entries of any of these groups.
-    pub(crate) fn has_any_of(&self, groups: &Range<usize>) -> bool {
+    fn has_any_of(&self, groups: &Range<usize>) -> bool {
         usize::from(self.groups.0) < groups.end && usize::from(self.groups.1) >= groups.start
     }
 }
@@ -147,7 +147,16 @@ impl BlockAt {
 pub(crate) struct Verified {
     pub(crate) file: FileRef,
     pub(crate) head: FileHead,
-    pub(crate) blocks: Vec<BlockAt>,
+    blocks: Vec<BlockAt>,
+}
+
+impl Verified {
+    /// The blocks that speak of an operator and may have entries of any of these groups.
+    pub(crate) fn blocks_of(&self, operator: &str, groups: Range<usize>) -> impl Iterator<Item = &BlockAt> {
+        let place = self.head.operators.iter().position(|name| name == operator);
+        let is_of_it = move |block: &&BlockAt| Some(block.operator as usize) == place && block.has_any_of(&groups);
+        self.blocks.iter().filter(is_of_it)
+    }
 }
 
 /// Reads a file up to where a manifest says that it ends.
@@ -232,19 +241,21 @@ impl<'d> BlockFile<'d> {
         Ok(BlockFile { input: disk.open(&file.file.name)?, body: Vec::new(), name: &file.file.name })
     }
 
-    /// The entries of a block, by group.
-    pub(crate) fn read(&mut self, block: &BlockAt) -> io::Result<Vec<(KeyGroup, u64, &[u8])>> {
+    /// The entries of a block that are of these groups, by group.
+    pub(crate) fn read(&mut self, block: &BlockAt, of: &Range<usize>) -> io::Result<Vec<(KeyGroup, &[u8])>> {
         self.input.seek(SeekFrom::Start(block.offset))?;
         self.body.resize(block.length as usize, 0);
         self.input.read_exact(&mut self.body)?;
         let changed = || damaged(format!("`{}` has changed since it was verified", self.name));
         let (head, mut payload) = take_head::<BlockHead>(&self.body).ok_or_else(changed)?;
         let mut groups = Vec::with_capacity(head.groups.len());
-        for (group, count, size) in head.groups {
+        for (group, _, size) in head.groups {
             let size = usize::try_from(size).map_err(|_| changed())?;
             let (entries, rest) = payload.split_at_checked(size).ok_or_else(changed)?;
             payload = rest;
-            groups.push((KeyGroup::from_index(group), count, entries));
+            if of.contains(&usize::from(group)) {
+                groups.push((KeyGroup::from_index(group), entries));
+            }
         }
         Ok(groups)
     }

@@ -93,8 +93,7 @@ impl Merge {
 pub(super) fn volume(files: &[Verified], operator: &Operator) -> Volume {
     let mut volume = Volume::default();
     for file in files.iter().skip(operator.since as usize) {
-        let place = file.head.operators.iter().position(|name| *name == operator.name);
-        for block in file.blocks.iter().filter(|block| Some(block.operator as usize) == place) {
+        for block in file.blocks_of(&operator.name, 0..KEY_GROUPS) {
             volume.count += block.count;
             volume.bytes += block.bytes();
         }
@@ -106,12 +105,9 @@ pub(super) fn volume(files: &[Verified], operator: &Operator) -> Volume {
 fn merged(disk: &dyn Disk, files: &[Verified], operator: &Operator, groups: &Range<usize>) -> io::Result<Delta> {
     let mut read: BTreeMap<KeyGroup, Vec<Vec<u8>>> = BTreeMap::new();
     for file in files.iter().skip(operator.since as usize) {
-        let Some(place) = file.head.operators.iter().position(|name| *name == operator.name) else { continue };
         let mut blocks = BlockFile::open(disk, file)?;
-        for block in file.blocks.iter().filter(|block| block.operator as usize == place && block.has_any_of(groups)) {
-            for (group, _, entries) in
-                blocks.read(block)?.into_iter().filter(|(group, ..)| groups.contains(&group.index()))
-            {
+        for block in file.blocks_of(&operator.name, groups.clone()) {
+            for (group, entries) in blocks.read(block, groups)? {
                 read.entry(group).or_default().push(entries.to_vec());
             }
         }

@@ -102,12 +102,10 @@ impl Recovered {
         let Some(known) = self.manifest.operators.iter().find(|known| known.name == operator) else { return Ok(()) };
         table.expect(groups.clone(), known.entries * groups.len() as u64 / crate::words::KEY_GROUPS as u64);
         for file in self.files.iter().skip(known.since as usize) {
-            let Some(place) = file.head.operators.iter().position(|name| name == operator) else { continue };
             let mut blocks = BlockFile::open(&*self.disk, file).map_err(|cause| cannot(file).caused_by(cause))?;
-            let blocks_of = file.blocks.iter().filter(|block| block.operator as usize == place);
-            for block in blocks_of.filter(|block| block.has_any_of(&groups)) {
-                let entries = blocks.read(block).map_err(|cause| cannot(file).caused_by(cause))?;
-                for (group, _, entries) in entries.into_iter().filter(|(group, ..)| groups.contains(&group.index())) {
+            for block in file.blocks_of(operator, groups.clone()) {
+                let entries = blocks.read(block, &groups).map_err(|cause| cannot(file).caused_by(cause))?;
+                for (group, entries) in entries {
                     table
                         .load(group, entries, strays)
                         .map_err(|_| cannot(file).caused_by("the bytes are not entries of these types"))?;

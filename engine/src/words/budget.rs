@@ -4,8 +4,8 @@
 use std::collections::VecDeque;
 use std::fmt;
 
-use super::ByteSize;
 use super::sync::{Arc, AtomicBool, AtomicU64, Mutex, SeqCst, lock};
+use super::{ByteSize, Gauge};
 
 /// The memory that one worker may have admitted and not yet seen acknowledged.
 pub(crate) struct Budget {
@@ -125,19 +125,18 @@ impl Budget {
 #[derive(Debug)]
 pub(crate) struct StateBudget {
     limit: ByteSize,
-    used: AtomicU64,
+    used: Gauge,
 }
 
 impl StateBudget {
     pub(crate) fn new(limit: ByteSize) -> StateBudget {
-        StateBudget { limit, used: AtomicU64::new(0) }
+        StateBudget { limit, used: Gauge::default() }
     }
 
     /// A part of it took `before` and takes `now`. Returns the limit and what is used when that is
     /// more.
     pub(crate) fn change(&self, before: u64, now: u64) -> Option<(ByteSize, ByteSize)> {
-        let change = now.wrapping_sub(before);
-        let used = self.used.fetch_add(change, SeqCst).wrapping_add(change);
+        let used = self.used.change(before, now);
         (used > self.limit.0).then_some((self.limit, ByteSize(used)))
     }
 }

@@ -46,9 +46,10 @@ impl DoneCounter {
 pub(crate) struct Gauge(AtomicU64);
 
 impl Gauge {
-    /// One thread's part of the number was `before` and is `now`.
-    pub(crate) fn change(&self, before: u64, now: u64) {
-        self.0.fetch_add(now.wrapping_sub(before), Relaxed);
+    /// One thread's part of the number was `before` and is `now`. Returns the sum of all parts.
+    pub(crate) fn change(&self, before: u64, now: u64) -> u64 {
+        let change = now.wrapping_sub(before);
+        self.0.fetch_add(change, Relaxed).wrapping_add(change)
     }
 
     /// The sum of all parts.
