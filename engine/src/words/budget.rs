@@ -4,8 +4,8 @@
 use std::collections::VecDeque;
 use std::fmt;
 
+use super::ByteSize;
 use super::sync::{Arc, AtomicBool, AtomicU64, Mutex, SeqCst, lock};
-use super::{ByteSize, Gauge};
 
 /// The memory that one worker may have admitted and not yet seen acknowledged.
 pub(crate) struct Budget {
@@ -118,26 +118,6 @@ impl Budget {
         if before - bytes < self.limit && self.starved.load(SeqCst) && self.starved.swap(false, SeqCst) {
             self.wake();
         }
-    }
-}
-
-/// The memory that the state of a job may take, over all operators and workers.
-#[derive(Debug)]
-pub(crate) struct StateBudget {
-    limit: ByteSize,
-    used: Gauge,
-}
-
-impl StateBudget {
-    pub(crate) fn new(limit: ByteSize) -> StateBudget {
-        StateBudget { limit, used: Gauge::default() }
-    }
-
-    /// A part of it took `before` and takes `now`. Returns the limit and what is used when that is
-    /// more.
-    pub(crate) fn change(&self, before: u64, now: u64) -> Option<(ByteSize, ByteSize)> {
-        let used = self.used.change(before, now);
-        (used > self.limit.0).then_some((self.limit, ByteSize(used)))
     }
 }
 
