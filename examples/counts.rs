@@ -22,12 +22,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
-use millstream::{Flow, Job, Result, Trigger};
+use millstream::{Flow, Job, Result};
 use millstream_connectors::{Kafka, Message};
 use serde::{Deserialize, Serialize};
 use support::Options;
-use support::embedded::{Embedded, Order, print};
+use support::embedded::Order;
 
 /// Counts the orders of each customer, from topic to topic
 #[derive(Debug, Parser)]
@@ -96,15 +95,7 @@ fn counts(flow: &Flow<'_>, kafka: &Kafka, options: &Options, output: &str) -> Re
 
 pub(crate) fn run(flags: Counts) -> Result<()> {
     let Counts { common: mut options, output, checkpoints, checkpoint_every } = flags;
-    let embedded = match options.brokers {
-        Some(_) => None,
-        None => {
-            options.duration.get_or_insert(Duration::from_secs(60));
-            let preload = (options.trigger == Trigger::AvailableNow).then_some(20_000);
-            Some(Embedded::start(&options.input, &output, preload)?)
-        }
-    };
-    let line = ProgressBar::no_length().with_style(ProgressStyle::with_template("{msg}").expect("it is a constant"));
+    let embedded = options.embed(&output, Duration::from_secs(60))?;
     let kafka = options.kafka(embedded.as_ref());
     let of_job = options.clone();
     let job = Job::new("counts", move |flow| counts(flow, &kafka, &of_job, &output));
@@ -112,14 +103,7 @@ pub(crate) fn run(flags: Counts) -> Result<()> {
         Some(directory) => job.checkpoints(directory),
         None => job.state_in_memory(),
     };
-    let report = support::run(job.checkpoint_every(checkpoint_every), &options, |_| {
-        if let Some(embedded) = &embedded {
-            line.set_message(embedded.line());
-        }
-    })?;
-    line.finish_and_clear();
-    print(embedded.as_ref(), &report);
-    Ok(())
+    support::run_shown(job.checkpoint_every(checkpoint_every), &options, embedded.as_ref())
 }
 
 fn main() -> Result<()> {

@@ -19,11 +19,11 @@ mod support;
 use std::time::Duration;
 
 use clap::Parser;
-use millstream::{Error, ErrorKind, Flow, Job, Result, Trigger};
+use millstream::{Error, ErrorKind, Flow, Job, Result};
 use millstream_connectors::Kafka;
 use serde::Serialize;
 use support::Options;
-use support::embedded::{Embedded, Order, print};
+use support::embedded::{Order, print};
 use support::replay::{Filter, replay};
 
 /// Cleans orders, from topic to topic, and sets aside records that are not orders
@@ -85,17 +85,11 @@ pub(crate) fn run(etl: Etl) -> Result<()> {
         return Err(Error::new(ErrorKind::Config, "`--origin` and `--cause` need `--replay`"));
     }
     let dead_letters = dead_letters.unwrap_or_else(|| format!("{}.dead", options.input));
-    let embedded = match options.brokers {
-        Some(_) => None,
-        None => {
-            options.duration.get_or_insert(Duration::from_secs(20));
-            let preload = (options.trigger == Trigger::AvailableNow).then_some(20_000);
-            let embedded = Embedded::start(&options.input, &output, preload)?;
-            embedded.create_topic(&dead_letters);
-            embedded.write_malformed(&options.input)?;
-            Some(embedded)
-        }
-    };
+    let embedded = options.embed(&output, Duration::from_secs(20))?;
+    if let Some(embedded) = &embedded {
+        embedded.create_topic(&dead_letters);
+        embedded.write_malformed(&options.input)?;
+    }
     let kafka = options.kafka(embedded.as_ref());
     if is_replay {
         let group = format!("{}.replay", options.group.as_deref().unwrap_or(NAME));

@@ -19,12 +19,11 @@ mod support;
 use std::time::Duration;
 
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
-use millstream::{Flow, Job, Result, Trigger};
+use millstream::{Flow, Job, Result};
 use millstream_connectors::Kafka;
 use serde::Serialize;
 use support::Options;
-use support::embedded::{Embedded, Order, print};
+use support::embedded::Order;
 
 /// Makes an invoice for each order that costs something, from topic to topic
 #[derive(Debug, Parser)]
@@ -62,28 +61,11 @@ fn invoices(flow: &Flow<'_>, kafka: &Kafka, options: &Options, output: &str) -> 
 
 pub(crate) fn run(transform: Transform) -> Result<()> {
     let Transform { common: mut options, output } = transform;
-    let embedded = match options.brokers {
-        Some(_) => None,
-        None => {
-            options.duration.get_or_insert(Duration::from_secs(60));
-            let preload = (options.trigger == Trigger::AvailableNow).then_some(20_000);
-            Some(Embedded::start(&options.input, &output, preload)?)
-        }
-    };
-    let line = ProgressBar::no_length().with_style(ProgressStyle::with_template("{msg}").expect("it is a constant"));
+    let embedded = options.embed(&output, Duration::from_secs(60))?;
     let kafka = options.kafka(embedded.as_ref());
     let of_job = options.clone();
     let job = Job::new("transform", move |flow| invoices(flow, &kafka, &of_job, &output));
-    let report = support::run(job, &options, |report| {
-        if let Some(embedded) = &embedded {
-            let read = report.fraction().filter(|_| options.trigger == Trigger::AvailableNow);
-            let percent = read.map_or_else(String::new, |read| format!("{:.0} %  ", read * 100.0));
-            line.set_message(percent + &embedded.line());
-        }
-    })?;
-    line.finish_and_clear();
-    print(embedded.as_ref(), &report);
-    Ok(())
+    support::run_shown(job, &options, embedded.as_ref())
 }
 
 fn main() -> Result<()> {

@@ -15,10 +15,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
 use millstream::{Error, ErrorKind, Job, JobHandle, Report, Result, Trigger};
 use millstream_connectors::{GroupProtocol, Kafka, StartAt, Topic, report};
 
-use embedded::{Embedded, brokers};
+use embedded::{Embedded, brokers, print};
 
 // The flags of every Kafka example. A doc comment here would become the text of `--help` in an
 // example without one of its own.
@@ -61,6 +62,17 @@ impl Options {
     pub fn kafka(&self, embedded: Option<&Embedded>) -> Kafka {
         let kafka = Kafka::new(brokers(embedded, self.brokers.as_ref()));
         self.set.iter().fold(kafka, |kafka, (property, value)| kafka.set(property, value))
+    }
+
+    /// Starts the embedded broker if no cluster is named. The job then ends after `duration`,
+    /// unless a flag says otherwise.
+    pub fn embed(&mut self, output: &str, duration: Duration) -> Result<Option<Embedded>> {
+        if self.brokers.is_some() {
+            return Ok(None);
+        }
+        self.duration.get_or_insert(duration);
+        let preload = (self.trigger == Trigger::AvailableNow).then_some(20_000);
+        Embedded::start(&self.input, output, preload).map(Some)
     }
 
     /// The topic to read, as a member of the named group, or of the job's own group.
@@ -110,6 +122,22 @@ pub fn run(job: Job, options: &Options, each_second: impl FnMut(&Report)) -> Res
     let job = job.workers(options.workers).trigger(options.trigger);
     let job = if options.brokers.is_some() { job.live() } else { job };
     run_job(job, options.report.as_deref(), options.duration, each_second)
+}
+
+/// Runs a job with the flags of a Kafka example; shows meanwhile what the observer of the embedded
+/// broker sees, and the result at the end.
+pub fn run_shown(job: Job, options: &Options, embedded: Option<&Embedded>) -> Result<()> {
+    let line = ProgressBar::no_length().with_style(ProgressStyle::with_template("{msg}").expect("it is a constant"));
+    let report = run(job, options, |report| {
+        if let Some(embedded) = embedded {
+            let read = report.fraction().filter(|_| options.trigger == Trigger::AvailableNow);
+            let percent = read.map_or_else(String::new, |read| format!("{:.0} %  ", read * 100.0));
+            line.set_message(percent + &embedded.line());
+        }
+    })?;
+    line.finish_and_clear();
+    print(embedded, &report);
+    Ok(())
 }
 
 /// Runs a job until it ends, a signal stops it, or its time is over.
