@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! entry   key's length << 1 | is a put, key, and for a put the state's length and the state
-//!         lengths as varints, key and state as postcard
+//!         lengths, keys and states as postcard writes them
 //! ```
 //!
 //! What is not in it is unchanged, and never gone.
@@ -134,40 +134,10 @@ fn framed(bytes: &mut Vec<u8>, frame: impl Fn(usize) -> u64, write: impl FnOnce(
         bytes[start] = frame as u8;
         return Ok(());
     }
-    let mut buffer = [0; VARINT_MAX];
-    let varint = varint(frame, &mut buffer);
+    let mut buffer = [0; 10];
+    let varint = postcard::to_slice(&frame, &mut buffer)?;
     bytes.splice(start..=start, varint.iter().copied());
     Ok(())
-}
-
-/// The longest varint.
-const VARINT_MAX: usize = 10;
-
-/// Seven bits a byte, the lowest first; the highest bit says that more follow.
-pub(crate) fn varint(mut number: u64, buffer: &mut [u8; VARINT_MAX]) -> &[u8] {
-    let mut length = 0;
-    while number >= 0x80 {
-        buffer[length] = number as u8 | 0x80;
-        number >>= 7;
-        length += 1;
-    }
-    buffer[length] = number as u8;
-    &buffer[..=length]
-}
-
-/// Takes a varint off the front.
-pub(crate) fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut number = 0_u64;
-    for shift in (0..64).step_by(7) {
-        let (byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        let bits = u64::from(byte & 0x7f);
-        number |= bits.checked_shl(shift).filter(|shifted| shifted >> shift == bits)?;
-        if byte & 0x80 == 0 {
-            return Some(number);
-        }
-    }
-    None
 }
 
 /// An encoded entry.
@@ -194,17 +164,23 @@ impl<'b> RawEntries<'b> {
 
     fn take(&mut self) -> Option<RawEntry<'b>> {
         let start = self.0;
-        let frame = take_varint(&mut self.0)?;
+        let frame = self.take_number()?;
         let key = self.take_bytes(frame >> 1)?;
         let state = match frame & 1 {
             0 => None,
             _ => {
-                let length = take_varint(&mut self.0)?;
+                let length = self.take_number()?;
                 Some(self.take_bytes(length)?)
             }
         };
         let whole = &start[..start.len() - self.0.len()];
         Some(RawEntry { key, state, whole })
+    }
+
+    fn take_number(&mut self) -> Option<u64> {
+        let (number, rest) = postcard::take_from_bytes(self.0).ok()?;
+        self.0 = rest;
+        Some(number)
     }
 
     fn take_bytes(&mut self, length: u64) -> Option<&'b [u8]> {
@@ -281,15 +257,6 @@ mod tests {
             let whole: Vec<u8> = read.iter().flatten().flat_map(|entry| entry.whole.to_vec()).collect();
             prop_assert!(bytes.starts_with(&whole));
             prop_assert!(whole.len() == bytes.len() || read.last() == Some(&Err(NotEntries)));
-        }
-
-        #[test]
-        fn varints_are_those_of_postcard(number in any::<u64>(), shift in 0..64_u32) {
-            let number = number >> shift;
-            let mut buffer = [0; VARINT_MAX];
-            let bytes = varint(number, &mut buffer);
-            prop_assert_eq!(bytes, postcard::to_stdvec(&number).unwrap());
-            prop_assert_eq!(take_varint(&mut &*bytes), Some(number));
         }
     }
 
