@@ -100,8 +100,9 @@ impl Job {
         Job { trigger, ..self }
     }
 
-    /// How often offsets are committed while records flow, and how soon after they stop; a second
-    /// by default. It has no effect under micro-batches, each of which is a checkpoint.
+    /// How often a checkpoint is taken and offsets are committed while records flow, and how soon
+    /// after they stop; a second by default. It has no effect under micro-batches, each of which is
+    /// a checkpoint.
     pub fn checkpoint_every(self, interval: Duration) -> Job {
         Job { checkpoint_every: interval, ..self }
     }
@@ -109,7 +110,8 @@ impl Job {
     /// Memory for records: a quarter for what the sources fetch ahead, a half for records on their
     /// way until they are acknowledged, a quarter for what the sinks buffer. Several sources,
     /// workers or sinks share their part evenly. 256 MiB by default. Code, threads and clients take
-    /// about 10 MB in addition.
+    /// about 10 MB in addition. In a job that keeps state these parts are of one half of it, and
+    /// state has the other, unless it has [its own](Job::state_memory).
     ///
     /// While a sink has no room or a stage is behind, its worker reads nothing more, however many
     /// records a stage makes of one. So at most the outputs of one batch wait, which has at most

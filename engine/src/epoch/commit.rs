@@ -32,15 +32,9 @@ pub(crate) struct Memory {
     pub(crate) offsets: Vec<Offsets>,
 }
 
+/// The memory of a job that has not run.
 impl Default for Memory {
     fn default() -> Memory {
-        Memory::none()
-    }
-}
-
-impl Memory {
-    /// The memory of a job that has not run.
-    pub(crate) fn none() -> Memory {
         Memory { first: CheckpointId::FIRST, offsets: Vec::new() }
     }
 }
@@ -51,6 +45,25 @@ pub(crate) struct Memories {
     /// The operators that keep state, in the order in which the keeper knows them.
     pub(crate) kept: Vec<(Node, Arc<StageMeter>)>,
     pub(crate) clock: Clock,
+}
+
+impl Memories {
+    /// Has a checkpoint made durable.
+    fn publish(
+        &self,
+        checkpoint: CheckpointId,
+        sources: Vec<Offsets>,
+        changes: impl Iterator<Item = (CheckpointId, Node, Delta)>,
+    ) {
+        let place = |node: Node| self.kept.iter().position(|(kept, _)| *kept == node);
+        let content = Content {
+            sources,
+            deltas: changes.filter_map(|(_, node, delta)| Some((place(node)?, delta))).collect(),
+            entries: self.kept.iter().map(|(_, meter)| meter.entries.get()).collect(),
+            written: u64::try_from(self.clock.wall().0).unwrap_or(0),
+        };
+        self.keeper.publish(checkpoint, content);
+    }
 }
 
 /// How often sources publish when nothing depends on it.
@@ -192,30 +205,14 @@ impl Committer {
         self.handed_over = complete;
         self.unassigned.retain(|(_, _, until)| *until > complete);
         let offsets = self.offsets_until(complete);
-        if self.memories.is_none() {
-            return self.commit_sinks(complete, offsets);
-        }
-        let content = self.content(complete, &offsets);
-        self.at_keeper = Some((complete, offsets));
-        if let Some(memories) = &self.memories {
-            memories.keeper.publish(complete, content);
-        }
-        Ok(())
-    }
-
-    /// What the checkpoint consists of.
-    fn content(&mut self, checkpoint: CheckpointId, moved: &[Offsets]) -> Content {
-        let mut sources = self.newest.clone();
-        sources.iter_mut().zip(moved).for_each(|(newest, moved)| newest.merge(moved));
-        let Some(memories) = &self.memories else { return Content { sources, ..Content::default() } };
-        let place = |node: Node| memories.kept.iter().position(|(kept, _)| *kept == node);
+        let Some(memories) = &self.memories else { return self.commit_sinks(complete, offsets) };
+        let sources = self.newest.iter().zip(&offsets).map(|(newest, moved)| newest.clone().merged(moved)).collect();
         // In the order of the checkpoints; of one worker they come in that order.
         self.changes.sort_by_key(|(own, ..)| *own);
-        let ready = self.changes.partition_point(|(own, ..)| *own <= checkpoint);
-        let deltas = self.changes.drain(..ready).filter_map(|(_, node, delta)| Some((place(node)?, delta))).collect();
-        let entries = memories.kept.iter().map(|(_, meter)| meter.entries.get()).collect();
-        let written = u64::try_from(memories.clock.wall().0).unwrap_or(0);
-        Content { sources, deltas, entries, written }
+        let ready = self.changes.partition_point(|(own, ..)| *own <= complete);
+        memories.publish(complete, sources, self.changes.drain(..ready));
+        self.at_keeper = Some((complete, offsets));
+        Ok(())
     }
 
     /// The keeper has made this checkpoint durable.
@@ -280,8 +277,7 @@ impl Committer {
 
     /// Tells the sources to publish their newest offsets, if it is time to.
     pub(crate) fn tell_sources(&mut self) -> Result<()> {
-        let is_late = self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY);
-        if self.memories.is_some() && !is_late && !self.has_ended() {
+        if self.memories.is_some() && !self.is_long_told() && !self.has_ended() {
             return Ok(());
         }
         for (index, offsets) in self.untold.iter_mut().enumerate().filter(|(_, offsets)| !offsets.is_empty()) {
@@ -292,6 +288,10 @@ impl Committer {
             }
         }
         Ok(())
+    }
+
+    fn is_long_told(&self) -> bool {
+        self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY)
     }
 
     /// A source has answered the commit of this checkpoint, and of those before it.
@@ -352,9 +352,9 @@ impl Committer {
 
     /// Whether the run has ended and everything of it is committed.
     pub(crate) fn is_through(&self) -> bool {
-        // Nothing depends on these answers; they get a moment.
-        let is_late = self.memories.is_some() && self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY);
-        let is_answered = is_late || self.unanswered.iter().all(VecDeque::is_empty);
+        // Where checkpoints are the memory, nothing depends on these answers; they get a moment.
+        let is_answered =
+            self.unanswered.iter().all(VecDeque::is_empty) || (self.memories.is_some() && self.is_long_told());
         self.has_ended() && self.committed() >= self.complete() && is_answered
     }
 
@@ -429,7 +429,7 @@ mod tests {
         let ticker = Arc::new(Ticker::new(pace, clock, pulse, false));
         let sources = sources.iter().map(|source| Arc::clone(source) as _).collect();
         let sinks = sinks.iter().map(|sink| Arc::clone(sink) as _).collect();
-        Committer::new(workers, sources, sinks, &Memory::none(), None, ticker)
+        Committer::new(workers, sources, sinks, &Memory::default(), None, ticker)
     }
 
     fn to(checkpoint: u64) -> Reached {

@@ -33,7 +33,7 @@ pub(crate) struct Keeper {
 
 /// What the report shows of the checkpoints of a run.
 #[derive(Debug, Default)]
-pub(crate) struct Shown(Mutex<Progress>);
+pub(crate) struct Durability(Mutex<Progress>);
 
 /// How far the checkpoints of a run are durable.
 #[derive(Clone, Debug, Default)]
@@ -53,7 +53,7 @@ pub(crate) struct Progress {
     pub(crate) writing: Latency,
 }
 
-impl Shown {
+impl Durability {
     pub(crate) fn get(&self) -> Progress {
         lock(&self.0).clone()
     }
@@ -87,7 +87,7 @@ impl Keeper {
     pub(crate) fn start(
         store: Store,
         gate: Arc<Gate>,
-        shown: Arc<Shown>,
+        shown: Arc<Durability>,
         durable: impl Fn(CheckpointId) + Send + 'static,
     ) -> Result<Keeper> {
         let (orders, received) = mpsc::channel();
@@ -123,7 +123,7 @@ impl fmt::Debug for Keeper {
 }
 
 /// The body of the thread.
-fn keep(mut store: Store, orders: &Receiver<Order>, shown: &Shown, durable: impl Fn(CheckpointId)) {
+fn keep(mut store: Store, orders: &Receiver<Order>, shown: &Durability, durable: impl Fn(CheckpointId)) {
     let mut is_merging = false;
     let mut merges_from = Instant::now();
     loop {
@@ -167,7 +167,7 @@ fn keep(mut store: Store, orders: &Receiver<Order>, shown: &Shown, durable: impl
 fn publish(
     store: &mut Store,
     orders: &Receiver<Order>,
-    shown: &Shown,
+    shown: &Durability,
     checkpoint: CheckpointId,
     content: &Content,
 ) -> bool {

@@ -84,8 +84,8 @@ pub struct OpenSource {
     pub extent: Extent,
     /// Where reading resumes.
     pub resume: Resume,
-    /// Whether the job keeps state. Then this run must read all partitions: what another run reads
-    /// would be missing in its state.
+    /// Whether the job keeps state, or checkpoints. Then this run must read all partitions: what
+    /// another run reads would be missing in its state.
     pub keeps_state: bool,
     /// Whether checkpoints are the memory of the job. Then the source is told what is committed for
     /// others to see, at most once a second: see [`Resume::Checkpoint`].

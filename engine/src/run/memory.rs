@@ -6,41 +6,24 @@ use std::sync::Arc;
 
 use crate::epoch::commit::Memory;
 use crate::operator::fault::Node;
-use crate::state::describe::Types;
-use crate::state::disk::{self, Directory, DirectoryLock, Disk};
 use crate::state::recover::{Recovered, recover};
-use crate::state::store::{Gate, Kept, Retain, Store};
+use crate::state::store::{Gate, Kept, Place, Store};
 use crate::words::{CheckpointId, Error, ErrorKind, Offsets, Result, unique_name};
 
 use super::graph::{Graph, NodeKind};
 use super::spec::{Remembers, Spec};
 
-/// Where a job keeps its checkpoints, for as long as it lives.
-#[derive(Clone, Debug)]
-pub(crate) struct Checkpoints {
-    disk: Arc<dyn Disk>,
-    retain: Retain,
-    lock: Option<Arc<DirectoryLock>>,
-}
-
-impl Checkpoints {
-    /// Opens the place where the job keeps its checkpoints; `None` when it keeps none.
-    ///
-    /// # Errors
-    /// When the directory cannot be used, or another job uses it.
-    pub(crate) fn open(spec: &Spec) -> Result<Option<Checkpoints>> {
-        Ok(match &spec.remembers {
-            Remembers::InDirectory(path) => {
-                let (directory, lock) = Directory::locked(path)?;
-                Some(Checkpoints { disk: Arc::new(directory), retain: Retain::Three, lock: Some(Arc::new(lock)) })
-            }
-            // A run that ends is not followed by another: its checkpoints would never be read.
-            Remembers::InMemory if spec.restart.is_some() => {
-                Some(Checkpoints { disk: Arc::new(disk::Memory::default()), retain: Retain::One, lock: None })
-            }
-            Remembers::InMemory | Remembers::Nothing => None,
-        })
-    }
+/// Opens the place where a job keeps its checkpoints; `None` when it keeps none.
+///
+/// # Errors
+/// When the directory cannot be used, or another job uses it.
+pub(crate) fn open(spec: &Spec) -> Result<Option<Place>> {
+    Ok(match &spec.remembers {
+        Remembers::InDirectory(path) => Some(Place::directory(path)?),
+        // A run that ends is not followed by another: its checkpoints would never be read.
+        Remembers::InMemory if spec.restart.is_some() => Some(Place::memory()),
+        Remembers::InMemory | Remembers::Nothing => None,
+    })
 }
 
 /// The checkpoints as a run finds them, and the store for its own.
@@ -48,9 +31,6 @@ pub(crate) struct Resumed {
     pub(crate) recovered: Option<Arc<Recovered>>,
     pub(crate) store: Store,
     pub(crate) gate: Arc<Gate>,
-    /// Kept by the thread that writes: as long as it lives, even beyond its run, no other job may
-    /// use the directory.
-    pub(crate) lock: Option<Arc<DirectoryLock>>,
     /// The operators that keep state, in the order in which the store knows them.
     pub(crate) kept: Vec<Node>,
 }
@@ -60,23 +40,21 @@ impl Resumed {
     ///
     /// # Errors
     /// When the checkpoints cannot be read, or do not fit.
-    pub(crate) fn new(spec: &Spec, graph: &Graph, checkpoints: &Checkpoints) -> Result<Resumed> {
-        let recovered = recover(&checkpoints.disk, &spec.job)?;
+    pub(crate) fn new(spec: &Spec, graph: &Graph, place: &Place) -> Result<Resumed> {
+        let recovered = recover(place.disk(), &spec.job)?;
+        let (kept, operators): (Vec<Node>, Vec<Kept>) = stateful(graph).unzip();
         if let Some(recovered) = &recovered {
-            check(spec, graph, recovered)?;
+            check(spec, graph, &operators, recovered)?;
         }
-        let (kept, operators): (Vec<Node>, Vec<Kept>) =
-            stateful(graph).map(|(node, name, types)| (node, Kept { name: name.to_owned(), types })).unzip();
         let gate = Arc::<Gate>::default();
         let run = unique_name();
         let store = Store::begin(
-            Arc::clone(&checkpoints.disk),
+            place.clone(),
             Arc::clone(&gate),
             (&spec.job, &run),
             recovered.as_ref(),
             sources(graph).map(str::to_owned).collect(),
             &operators,
-            checkpoints.retain,
         );
         let store = store.map_err(|cause| {
             Error::new(ErrorKind::Checkpoint, "cannot use the directory of checkpoints").caused_by(cause)
@@ -84,7 +62,7 @@ impl Resumed {
         if let Some(recovered) = &recovered {
             tracing::info!(checkpoint = %recovered.manifest.checkpoint, "going on from a checkpoint");
         }
-        Ok(Resumed { recovered: recovered.map(Arc::new), store, gate, lock: checkpoints.lock.clone(), kept })
+        Ok(Resumed { recovered: recovered.map(Arc::new), store, gate, kept })
     }
 
     /// Where the sources of the pipeline go on; `None` when there is no checkpoint yet.
@@ -103,18 +81,18 @@ fn sources(graph: &Graph) -> impl Iterator<Item = &str> {
     graph.nodes.iter().filter(|node| node.kind == NodeKind::Source).map(|node| node.name.as_str())
 }
 
-/// The operators that keep state.
-fn stateful(graph: &Graph) -> impl Iterator<Item = (Node, &str, Types)> {
+/// The operators that keep state. Their types are looked at here, once in a run.
+fn stateful(graph: &Graph) -> impl Iterator<Item = (Node, Kept)> {
     let nodes = graph.nodes.iter().enumerate();
-    nodes.filter_map(|(index, node)| node.types.map(|types| (Node(index), node.name.as_str(), types())))
+    nodes.filter_map(|(index, node)| Some((Node(index), Kept { name: node.name.clone(), types: node.types?() })))
 }
 
 /// Checks that what was kept has an owner in this pipeline, that operators with state find what was
 /// kept of it, and that the types are the same.
-fn check(spec: &Spec, graph: &Graph, recovered: &Recovered) -> Result<()> {
+fn check(spec: &Spec, graph: &Graph, operators: &[Kept], recovered: &Recovered) -> Result<()> {
     let manifest = &recovered.manifest;
     let wrong = |doing: String| Err(Error::new(ErrorKind::State, format!("job `{}`: {doing}", spec.job)));
-    let now: BTreeSet<&str> = stateful(graph).map(|(_, name, _)| name).collect();
+    let now: BTreeSet<&str> = operators.iter().map(|kept| kept.name.as_str()).collect();
     let before: BTreeSet<&str> = manifest.operators.iter().map(|operator| operator.name.as_str()).collect();
     let list = |names: &BTreeSet<&str>| match names.is_empty() {
         true => "none".to_owned(),
@@ -133,9 +111,9 @@ fn check(spec: &Spec, graph: &Graph, recovered: &Recovered) -> Result<()> {
              keeps state in {now_list} (`Job::start_empty` lets it begin with none)"
         ));
     }
-    for (_, name, types) in stateful(graph) {
-        let Some(known) = manifest.operators.iter().find(|operator| operator.name == name) else { continue };
-        if !known.types.are(&types) {
+    for Kept { name, types } in operators {
+        let Some(known) = manifest.operators.iter().find(|operator| operator.name == *name) else { continue };
+        if !known.types.are(types) {
             return wrong(format!(
                 "the state of `{name}` is of another type than before: it is {types} now, and was {}",
                 known.types

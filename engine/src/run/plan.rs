@@ -10,10 +10,11 @@ use crate::io::{SharedSink, SharedSource};
 use crate::operator::drain::Drains;
 use crate::operator::fault::Node;
 use crate::operator::intake::Intake;
+use crate::state::store::Place;
 use crate::words::{Result, SinkMeter, SourceMeter, StageMeter, Wake};
 
 use super::graph::{Graph, NodeInfo, differs};
-use super::memory::{Checkpoints, Resumed};
+use super::memory::Resumed;
 use super::spec::{Remembers, Spec};
 
 /// What a node counts, shared by all workers.
@@ -103,7 +104,7 @@ pub(crate) struct Planning {
     /// What earlier runs committed.
     pub(crate) memory: Memory,
     /// Where the job keeps its checkpoints.
-    pub(crate) checkpoints: Option<Checkpoints>,
+    pub(crate) checkpoints: Option<Place>,
     /// Whether this run keeps checkpoints, and whether `memory` is that of one.
     pub(crate) is_checkpointed: bool,
     pub(crate) is_from_checkpoint: bool,

@@ -14,11 +14,11 @@ use crate::epoch::commit::{Committer, Memory};
 use crate::io::{Closing, SinkEvent, SourceEvent};
 use crate::operator::drain::Released;
 use crate::operator::ingest::SourceIndex;
+use crate::state::store::Place;
 use crate::words::{Clock, Error, ErrorKind, Moment, Result, Wake, deadline_after, spawn};
 
 use super::events::{Event, Events};
 use super::handle::Handle;
-use super::memory::Checkpoints;
 use super::metrics::Publisher;
 use super::plan::Planning;
 use super::planner::plan;
@@ -61,7 +61,7 @@ impl<'s> Server<'s> {
         handle: &Handle,
         events: Events,
         receiver: &Receiver<Event>,
-        (memory, checkpoints): (&Memory, Option<&Checkpoints>),
+        (memory, checkpoints): (&Memory, Option<&Place>),
     ) -> Result<Server<'s>> {
         let served = events.clone();
         let wake = Wake::new(move || served.send(Event::Look));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use timely::dataflow::Scope;
 
 use crate::epoch::commit::Memories;
-use crate::epoch::durable::{Keeper, Shown};
+use crate::epoch::durable::{Durability, Keeper};
 use crate::epoch::gather::Ends;
 use crate::epoch::ticker::{Pace, Ticker};
 use crate::io::Acknowledges;
@@ -55,7 +55,7 @@ pub(crate) struct Run {
     /// Whether checkpoints keep the state.
     pub(crate) is_durable: bool,
     /// What is shown of its checkpoints.
-    pub(crate) durability: Option<Arc<Shown>>,
+    pub(crate) durability: Option<Arc<Durability>>,
     pub(crate) vitals: Vitals,
     /// Per worker.
     pub(crate) budgets: Vec<Arc<Budget>>,
@@ -118,12 +118,9 @@ impl Run {
     /// has become durable.
     pub(crate) fn keep(&mut self, durable: impl Fn(CheckpointId) + Send + 'static) -> Result<Option<Memories>> {
         let Some(resumed) = self.plan.resumed.take() else { return Ok(None) };
-        let Resumed { store, gate, lock, kept, .. } = *resumed;
+        let Resumed { store, gate, kept, .. } = *resumed;
         let shown = self.durability.clone().unwrap_or_default();
-        let keeper = Keeper::start(store, gate, shown, move |checkpoint| {
-            let _ = &lock;
-            durable(checkpoint);
-        })?;
+        let keeper = Keeper::start(store, gate, shown, durable)?;
         let meter = |node: Node| match self.plan.meters.get(node.0) {
             Some(Meter::Stage(meter)) => Some((node, Arc::clone(meter))),
             _ => None,

@@ -12,7 +12,7 @@ use crate::words::{Error, ErrorKind, Result};
 
 use super::events::Events;
 use super::handle::Handle;
-use super::memory::Checkpoints;
+use super::memory;
 use super::metrics;
 use super::server::Server;
 use super::shared::Pipeline;
@@ -31,7 +31,7 @@ pub(crate) fn supervise(
 ) {
     let span = tracing::info_span!("job", name = spec.job);
     let _of_job = span.enter();
-    let checkpoints = match Checkpoints::open(spec) {
+    let checkpoints = match memory::open(spec) {
         Ok(checkpoints) => checkpoints,
         Err(error) => {
             handle.end(Ok(()));
@@ -39,7 +39,7 @@ pub(crate) fn supervise(
             return;
         }
     };
-    let mut memory = Memory::none();
+    let mut memory = Memory::default();
     let mut futile = 0;
     let mut pause = spec.restart.map_or(Duration::ZERO, |backoff| backoff.first);
     let mut began = false;

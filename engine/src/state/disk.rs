@@ -148,8 +148,7 @@ impl Disk for Memory {
     }
 
     fn open(&self, name: &str) -> io::Result<Box<dyn Input>> {
-        // A copy: the file may be appended to meanwhile.
-        Ok(Box::new(io::Cursor::new(lock(&*self.find(name)?).clone())))
+        Ok(Box::new(InMemoryInput { file: self.find(name)?, at: 0 }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -178,5 +177,34 @@ impl Output for InMemory {
 
     fn sync(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Reads a file in memory where it is: it is only appended to.
+struct InMemoryInput {
+    file: Arc<Mutex<Vec<u8>>>,
+    at: u64,
+}
+
+impl InMemoryInput {
+    fn with<T>(&mut self, act: impl FnOnce(&mut io::Cursor<&[u8]>) -> io::Result<T>) -> io::Result<T> {
+        let bytes = lock(&self.file);
+        let mut cursor = io::Cursor::new(bytes.as_slice());
+        cursor.set_position(self.at);
+        let done = act(&mut cursor);
+        self.at = cursor.position();
+        done
+    }
+}
+
+impl Read for InMemoryInput {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.with(|cursor| cursor.read(buffer))
+    }
+}
+
+impl Seek for InMemoryInput {
+    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
+        self.with(|cursor| cursor.seek(to))
     }
 }

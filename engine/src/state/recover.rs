@@ -34,11 +34,14 @@ pub(crate) fn recover(disk: &Arc<dyn Disk>, job: &str) -> Result<Option<Recovere
     manifests.sort_unstable();
     let mut damaged: Vec<(String, io::Error)> = Vec::new();
     for checkpoint in manifests.into_iter().rev() {
-        match read_manifest(&**disk, checkpoint).and_then(|manifest| Ok((verify_all(&**disk, &manifest)?, manifest))) {
-            Ok((_, manifest)) if manifest.job != job => {
-                let doing = format!("these are the checkpoints of job `{}`, not of `{job}`", manifest.job);
-                return Err(Error::new(ErrorKind::Checkpoint, doing));
-            }
+        let manifest = read_manifest(&**disk, checkpoint);
+        if let Ok(Manifest { job: other, .. }) = &manifest
+            && other != job
+        {
+            let doing = format!("these are the checkpoints of job `{other}`, not of `{job}`");
+            return Err(Error::new(ErrorKind::Checkpoint, doing));
+        }
+        match manifest.and_then(|manifest| Ok((verify_all(&**disk, &manifest)?, manifest))) {
             Ok((files, manifest)) => {
                 let damaged = damaged.into_iter().map(|(name, _)| name).collect();
                 return Ok(Some(Recovered { manifest, files, damaged, disk: Arc::clone(disk) }));

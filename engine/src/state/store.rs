@@ -14,14 +14,15 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
-use crate::words::{CheckpointId, Offsets, lock};
+use crate::words::{CheckpointId, Offsets, Result, lock};
 
 use super::block::{BlockWriter, FORMAT, FileHead, FileRef};
 use super::delta::Delta;
 use super::describe::Types;
-use super::disk::Disk;
+use super::disk::{Directory, DirectoryLock, Disk, Memory};
 use super::manifest::{Manifest, Operator};
 use super::merge::{Merge, Volume, volume};
 use super::recover::{Recovered, read_manifest};
@@ -31,9 +32,38 @@ const MERGE_BYTES: u64 = 1 << 20;
 /// More files than this are merged whatever they hold: each start of the job leaves one.
 const FILES_MAX: usize = 8;
 
+/// Where a job keeps its checkpoints. Its clones share the lock: another job may use a directory
+/// when the last of them is gone, of which a thread that hangs beyond its run has one.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    disk: Arc<dyn Disk>,
+    retain: Retain,
+    _lock: Option<Arc<DirectoryLock>>,
+}
+
+impl Place {
+    /// A directory, which is created if it does not exist.
+    ///
+    /// # Errors
+    /// When it cannot be used, or another job uses it.
+    pub(crate) fn directory(path: &Path) -> Result<Place> {
+        let (directory, lock) = Directory::locked(path)?;
+        Ok(Place { disk: Arc::new(directory), retain: Retain::Three, _lock: Some(Arc::new(lock)) })
+    }
+
+    /// The memory of the process.
+    pub(crate) fn memory() -> Place {
+        Place { disk: Arc::new(Memory::default()), retain: Retain::One, _lock: None }
+    }
+
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+}
+
 /// How many checkpoints are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Retain {
+enum Retain {
     /// The last three, and the newest that shares no file with the last: a damaged file is never
     /// the only one.
     Three,
@@ -100,13 +130,12 @@ pub(crate) enum Merged {
 
 /// Writes the checkpoints of a run.
 pub(crate) struct Store {
-    disk: Arc<dyn Disk>,
+    place: Place,
     gate: Arc<Gate>,
     head: FileHead,
     identity: String,
     sources: Vec<String>,
     operators: Vec<Operator>,
-    retain: Retain,
     /// See [`MERGE_BYTES`].
     merge_bytes: u64,
     /// What the last checkpoint consists of, and what it holds of each operator.
@@ -132,13 +161,12 @@ struct Merging {
 impl Store {
     /// The store of a run that goes on where another has ended.
     pub(crate) fn begin(
-        disk: Arc<dyn Disk>,
+        place: Place,
         gate: Arc<Gate>,
         (job, run): (&str, &str),
         recovered: Option<&Recovered>,
         sources: Vec<String>,
         kept: &[Kept],
-        retain: Retain,
     ) -> io::Result<Store> {
         let head = FileHead {
             format: FORMAT.to_owned(),
@@ -161,13 +189,12 @@ impl Store {
         let files = recovered.map_or(&[][..], |recovered| &recovered.files);
         let volumes = operators.iter().map(|operator| volume(files, operator)).collect();
         let mut store = Store {
-            disk,
+            place,
             gate,
             head,
             identity: recovered.map_or(run, |recovered| &recovered.manifest.identity).to_owned(),
             sources,
             operators,
-            retain,
             merge_bytes: MERGE_BYTES,
             chain,
             volumes,
@@ -191,10 +218,10 @@ impl Store {
             self.set_aside(name)?;
         }
         let mut known: Vec<CheckpointId> =
-            self.disk.names()?.iter().filter_map(|name| Manifest::checkpoint_of(name)).collect();
+            self.place.disk.names()?.iter().filter_map(|name| Manifest::checkpoint_of(name)).collect();
         known.sort_unstable();
         for checkpoint in known {
-            match read_manifest(&*self.disk, checkpoint) {
+            match read_manifest(&*self.place.disk, checkpoint) {
                 Ok(manifest) => self.manifests.push((checkpoint, names(&manifest.files))),
                 Err(_) => self.set_aside(&Manifest::name(checkpoint))?,
             }
@@ -206,7 +233,7 @@ impl Store {
     /// looks for the reason.
     fn set_aside(&self, name: &str) -> io::Result<()> {
         let _pass = self.gate.pass()?;
-        self.disk.rename(name, &format!("damaged-{name}-{}", self.head.run))
+        self.place.disk.rename(name, &format!("damaged-{name}-{}", self.head.run))
     }
 
     /// Makes a checkpoint durable. After an error it may be called again, with the same checkpoint.
@@ -232,7 +259,7 @@ impl Store {
                 log => {
                     let name = format!("log-{}-{}", self.head.run, self.begun);
                     self.begun += 1;
-                    log.insert(BlockWriter::create(&*self.disk, name, &self.head)?)
+                    log.insert(BlockWriter::create(&*self.place.disk, name, &self.head)?)
                 }
             };
             for (operator, delta) in &content.deltas {
@@ -275,16 +302,16 @@ impl Store {
         let bytes = manifest.encode().map_err(io::Error::other)?;
         let name = Manifest::name(manifest.checkpoint);
         let new = format!("{name}-{}.new", self.head.run);
-        if self.disk.names()?.contains(&new) {
-            self.disk.remove(&new)?;
+        if self.place.disk.names()?.contains(&new) {
+            self.place.disk.remove(&new)?;
         }
-        let mut output = self.disk.create(&new)?;
+        let mut output = self.place.disk.create(&new)?;
         output.write(&bytes)?;
         output.sync()?;
         drop(output);
         let _pass = self.gate.pass()?;
-        self.disk.rename(&new, &name)?;
-        self.disk.sync_names()?;
+        self.place.disk.rename(&new, &name)?;
+        self.place.disk.sync_names()?;
         Ok(bytes.len() as u64)
     }
 
@@ -294,23 +321,23 @@ impl Store {
         let mut needed: BTreeSet<&str> =
             self.manifests.iter().flat_map(|(_, files)| files).map(String::as_str).collect();
         needed.extend(self.chain.iter().map(|file| file.name.as_str()));
-        for name in self.disk.names()? {
+        for name in self.place.disk.names()? {
             let is_ours = name.starts_with("log-") || name.starts_with("image-") || name.ends_with(".new");
             // What this run is writing is in no manifest yet.
             let is_in_use = needed.contains(name.as_str()) || self.is_being_written(&name);
             if is_ours && !is_in_use {
                 let _pass = self.gate.pass()?;
-                self.disk.remove(&name)?;
+                self.place.disk.remove(&name)?;
             }
         }
-        let keep = match self.retain {
+        let keep = match self.place.retain {
             Retain::Three => 3,
             Retain::One => 1,
         };
         let (old, last) = self.manifests.split_at(self.manifests.len().saturating_sub(keep));
         let newest: &[String] = last.last().map_or(&[], |(_, files)| files);
         let is_apart = |files: &[String]| !files.is_empty() && files.iter().all(|file| !newest.contains(file));
-        let spare = match self.retain {
+        let spare = match self.place.retain {
             Retain::Three if !last.iter().any(|(_, files)| is_apart(files)) => {
                 old.iter().rposition(|(_, files)| is_apart(files))
             }
@@ -320,7 +347,7 @@ impl Store {
             old.iter().enumerate().filter(|(index, _)| Some(*index) != spare).map(|(_, (known, _))| *known).collect();
         for checkpoint in removed {
             let _pass = self.gate.pass()?;
-            self.disk.remove(&Manifest::name(checkpoint))?;
+            self.place.disk.remove(&Manifest::name(checkpoint))?;
             self.manifests.retain(|(known, _)| *known != checkpoint);
         }
         Ok(())
@@ -338,7 +365,7 @@ impl Store {
     /// The error of the system. The merge is given up; another call begins it again.
     pub(crate) fn merge(&mut self) -> io::Result<Merged> {
         let Some(mut merging) = self.merge.take() else { return self.begin_merge() };
-        let Some(image) = merging.merge.step(&*self.disk)? else {
+        let Some(image) = merging.merge.step(&*self.place.disk)? else {
             self.merge = Some(merging);
             return Ok(Merged::Some);
         };
@@ -361,7 +388,7 @@ impl Store {
         self.begun += 1;
         // What follows goes to another file: this one is merged as it is.
         self.log = None;
-        let merge = Merge::begin(&*self.disk, &self.chain, &self.operators, name, &self.head)?;
+        let merge = Merge::begin(&*self.place.disk, &self.chain, &self.operators, name, &self.head)?;
         self.merge = Some(Merging { merge, files: self.chain.len(), volumes: self.volumes.clone() });
         Ok(Merged::Some)
     }

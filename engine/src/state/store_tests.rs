@@ -1,6 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::disk::Memory;
 use super::super::faulty_disk::{Fails, FaultyDisk, Leaves};
 use super::super::recover::recover;
 use super::super::table::{Keep, Strays, Table};
@@ -52,7 +51,8 @@ impl Run {
             Some(recovered) => [loaded(recovered, "first")?, loaded(recovered, "second")?],
         };
         let sources = vec!["orders".to_owned()];
-        let store = Store::begin(disk, Arc::default(), (JOB, name), recovered.as_ref(), sources, &kept(), retain);
+        let place = Place { disk, retain, _lock: None };
+        let store = Store::begin(place, Arc::default(), (JOB, name), recovered.as_ref(), sources, &kept());
         let mut store =
             store.map_err(|cause| crate::words::Error::new(ErrorKind::Checkpoint, "begin").caused_by(cause))?;
         store.merge_bytes = 200;
@@ -289,7 +289,7 @@ fn three_checkpoints_are_kept_and_two_that_share_no_file() {
 
 #[test]
 fn in_memory_the_last_checkpoint_is_enough() {
-    let disk: Arc<dyn Disk> = Arc::new(Memory::default());
+    let disk: Arc<dyn Disk> = Arc::clone(Place::memory().disk());
     let mut run = Run::begin(Arc::clone(&disk), "a", Retain::One).unwrap();
     (0..30).for_each(|_| drop(run.step().unwrap()));
     assert!(disk.names().unwrap().len() <= 5, "{:?}", disk.names());
@@ -303,8 +303,8 @@ fn entries_under_another_group_than_that_of_their_key_are_strays() {
     let other = KeyGroup::all().find(|group| *group != KeyGroup::of(&1_u64)).unwrap();
     delta.put(other, &1_u64, &"state".to_owned()).unwrap();
     let disk: Arc<dyn Disk> = Arc::new(disk);
-    let mut store =
-        Store::begin(Arc::clone(&disk), Arc::default(), (JOB, "a"), None, Vec::new(), &kept(), Retain::Three).unwrap();
+    let place = Place { disk: Arc::clone(&disk), retain: Retain::Three, _lock: None };
+    let mut store = Store::begin(place, Arc::default(), (JOB, "a"), None, Vec::new(), &kept()).unwrap();
     let content = Content { deltas: vec![(0, delta)], entries: vec![1, 0], ..Content::default() };
     store.publish(CheckpointId::new(1), &content).unwrap();
     let recovered = recover(&disk, JOB).unwrap().unwrap();

@@ -93,13 +93,9 @@ impl Place {
     const SHIFT: u32 = 40;
 
     #[inline]
-    fn new(group: KeyGroup, hash: u64) -> Place {
-        Place(hash & !(0xff << Place::SHIFT) | (group.index() as u64) << Place::SHIFT)
-    }
-
-    #[inline]
     fn of<K: Hash>(key: &K, hasher: &DefaultHashBuilder) -> Place {
-        Place::new(KeyGroup::of(key), hasher.hash_one(key))
+        let (group, hash) = (KeyGroup::of(key).index() as u64, hasher.hash_one(key));
+        Place(hash & !(0xff << Place::SHIFT) | group << Place::SHIFT)
     }
 
     #[inline]
@@ -225,9 +221,7 @@ impl<K: TableKey, S: TableState> Table<K, S> {
     /// One of them, in the order of the first touch, as long as it is not encoded and nothing was
     /// touched since the cut.
     pub(crate) fn cut_entry(&self, place: usize) -> Option<&Entry<K, S>> {
-        let at = *self.cut.touched.get(place)?;
-        let is_it = |entry: &Entry<K, S>| entry.place as usize == place && entry.generation + 1 == self.generation;
-        self.groups[at.group().index()].find(at.0, is_it)
+        self.cut.find(place, &self.groups, self.generation)
     }
 
     /// The parts of the table, for [`entries_of`](Table::entries_of).
@@ -264,6 +258,18 @@ impl<K: TableKey, S: TableState> Table<K, S> {
 }
 
 impl Cut {
+    /// The entry of that place in the list, unless it was touched again since.
+    fn find<'g, K, S>(
+        &self,
+        place: usize,
+        groups: &'g [HashTable<Entry<K, S>>],
+        generation: u32,
+    ) -> Option<&'g Entry<K, S>> {
+        let at = *self.touched.get(place)?;
+        let is_it = |entry: &Entry<K, S>| entry.place as usize == place && entry.generation + 1 == generation;
+        groups[at.group().index()].find(at.0, is_it)
+    }
+
     /// A record changes an entry that may be in the list and not encoded yet.
     #[inline]
     fn encode_before_its_turn<K: TableKey, S: TableState>(
@@ -364,12 +370,9 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
             let ahead = from..end.min(from + AHEAD);
             self.load_into_caches(&self.cut.touched[ahead.clone()]);
             for place in ahead {
-                let at = self.cut.touched[place];
-                let is_it =
-                    |entry: &Entry<K, S>| entry.place as usize == place && entry.generation + 1 == self.generation;
                 // It is not found when a record has changed it since: then it was encoded before.
-                if let Some(entry) = self.groups[at.group().index()].find(at.0, is_it) {
-                    self.cut.encode(at.group(), entry);
+                if let Some(entry) = self.cut.find(place, &self.groups, self.generation) {
+                    self.cut.encode(self.cut.touched[place].group(), entry);
                 }
             }
         }
