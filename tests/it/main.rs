@@ -21,6 +21,7 @@ mod keyed;
 mod kafka;
 mod listeners;
 mod memory;
+mod migration;
 mod mistakes;
 mod observe;
 mod receipts;

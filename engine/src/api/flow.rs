@@ -23,7 +23,7 @@ use crate::run::graph::{Graph, Input, NodeKind, NodeTraits};
 use crate::run::plan::{Meter, Plan, PlannedSink, PlannedSource, Planning};
 use crate::run::shared::{Pipeline, Run};
 use crate::run::spec::Remembers;
-use crate::state::describe::Types;
+use crate::state::describe::Schema;
 use crate::words::{ByteSize, Error, Offsets, Result, SinkMeter, StageMeter, Wake, Worker};
 
 use super::stream::Stream;
@@ -180,10 +180,17 @@ impl<'a> Flow<'a> {
         matches!(self.inner.mode, Mode::Sketch(_))
     }
 
-    /// Says which types of state checkpoints keep of a node.
-    pub(crate) fn keep(&self, node: Node, types: fn() -> Types) {
+    /// Notes that a node was asked for what it cannot do.
+    pub(crate) fn refuse(&self, node: Node, why: String) {
         if let Mode::Sketch(graph) = &self.inner.mode {
-            graph.borrow_mut().keep(node, types);
+            graph.borrow_mut().refuse(node, why);
+        }
+    }
+
+    /// Says which types of state checkpoints keep of a node.
+    pub(crate) fn keep(&self, node: Node, schema: Schema) {
+        if let Mode::Sketch(graph) = &self.inner.mode {
+            graph.borrow_mut().keep(node, schema);
         }
     }
 

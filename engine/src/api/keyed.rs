@@ -5,11 +5,12 @@ use std::fmt;
 use std::hash::Hash;
 use std::marker::PhantomData;
 
-use crate::operator::aggregate::{Aggregate, Changes, Complete, First, LastChanges, LastUpdates, Sorted, Updates};
+use crate::operator::aggregate::{Aggregate, First};
 use crate::operator::aggregates::{Count, Fold, Latest, Mean, Number, Reduce, Sum, TopK};
 use crate::operator::sketches::{CountDistinct, Distribution, Quantiles};
-use crate::words::{Change, stable_hash};
+use crate::words::stable_hash;
 
+use super::aggregated::Aggregated;
 use super::key::{Exchange, Key, State};
 use super::stream::Stream;
 
@@ -226,7 +227,7 @@ impl<'a, K: Key, T: 'static> KeyedStream<'a, K, T> {
     }
 
     /// The stream of keys with what an operator needs of each record.
-    fn keyed<I: Exchange>(self, input: impl Fn(T) -> I + 'static) -> Stream<'a, (K, I)> {
+    pub(super) fn keyed<I: Exchange>(self, input: impl Fn(T) -> I + 'static) -> Stream<'a, (K, I)> {
         let KeyedStream { stream, keys } = self;
         stream.stage("key_by", move |batch| Ok(batch.keyed(&keys, &input)))
     }
@@ -240,108 +241,7 @@ impl<'a, K: Key, T: 'static> KeyedStream<'a, K, T> {
     where
         A: Aggregate<Input: Exchange>,
     {
-        let keyed = self.keyed(input);
-        Aggregated { emit: Box::new(Pending { keyed, what, aggregate }) }
-    }
-}
-
-/// A value for each key, which changes with each record of it. Its methods say what is emitted.
-///
-/// | method | `Continuous`, `AvailableNow` | `MicroBatch` | Spark |
-/// |---|---|---|---|
-/// | [`updates`](Aggregated::updates) | the new value with each record | the last value of each key that the batch changed | output mode *update* |
-/// | [`complete`](Aggregated::complete) | all keys at each checkpoint with records | all keys after each batch with records | output mode *complete* |
-/// | [`changes`](Aggregated::changes) | the change of each record | the change of each key over the batch | – |
-#[must_use = "a value does nothing until something of it is emitted"]
-pub struct Aggregated<'a, K, V> {
-    emit: Box<dyn Emit<'a, K, V> + 'a>,
-}
-
-impl<'a, K: Key, V: 'static> Aggregated<'a, K, V> {
-    /// The new values: of each key with each record under `Continuous` and `AvailableNow`, and once
-    /// per key and batch under `MicroBatch`. The last one of a key is the same under each trigger.
-    pub fn updates(self) -> Stream<'a, (K, V)> {
-        self.emit.updates()
-    }
-
-    /// The whole table, whenever a batch has changed it.
-    pub fn complete(self) -> CompleteTable<'a, K, V> {
-        CompleteTable { rows: self.emit.complete(), order: None, limit: usize::MAX }
-    }
-
-    /// What changes: the value of a key before as deleted, the one now as inserted.
-    pub fn changes(self) -> Stream<'a, Change<(K, V)>> {
-        self.emit.changes()
-    }
-}
-
-/// An aggregate that does not know yet what is emitted of it.
-trait Emit<'a, K, V> {
-    fn updates(self: Box<Self>) -> Stream<'a, (K, V)>;
-    fn complete(self: Box<Self>) -> Stream<'a, (K, V)>;
-    fn changes(self: Box<Self>) -> Stream<'a, Change<(K, V)>>;
-    fn of_batches(self: Box<Self>) -> Stream<'a, (K, V)>;
-}
-
-struct Pending<'a, K, A: Aggregate> {
-    keyed: Stream<'a, (K, A::Input)>,
-    what: &'static str,
-    aggregate: A,
-}
-
-impl<'a, K: Key, A: Aggregate<Input: Exchange>> Emit<'a, K, A::Value> for Pending<'a, K, A> {
-    fn updates(self: Box<Self>) -> Stream<'a, (K, A::Value)> {
-        let Pending { keyed, what, aggregate } = *self;
-        keyed.operate_by_trigger(what, aggregate, Updates::new, |aggregate| LastUpdates::new(aggregate, false))
-    }
-
-    fn complete(self: Box<Self>) -> Stream<'a, (K, A::Value)> {
-        let Pending { keyed, what, aggregate } = *self;
-        keyed.with_notices().operate(what, true, Option::is_none, |_| Complete::new(aggregate))
-    }
-
-    fn changes(self: Box<Self>) -> Stream<'a, Change<(K, A::Value)>> {
-        let Pending { keyed, what, aggregate } = *self;
-        keyed.operate_by_trigger(what, aggregate, Changes::new, LastChanges::new)
-    }
-
-    fn of_batches(self: Box<Self>) -> Stream<'a, (K, A::Value)> {
-        let Pending { keyed, what, aggregate } = *self;
-        keyed.operate(what, false, |_| false, |_| LastUpdates::new(aggregate, true))
-    }
-}
-
-/// The order of the rows of a table.
-type Compare<K, V> = dyn Fn(&(K, V), &(K, V)) -> Ordering;
-
-/// The whole table of an [`Aggregated`], batch by batch: all of its rows, in no order unless one is
-/// asked for.
-#[must_use = "a table does nothing until it reaches a sink"]
-pub struct CompleteTable<'a, K, V> {
-    rows: Stream<'a, (K, V)>,
-    order: Option<Box<Compare<K, V>>>,
-    limit: usize,
-}
-
-impl<'a, K: Key, V: Exchange> CompleteTable<'a, K, V> {
-    /// Sorts the rows. One worker does it, and holds all of them.
-    pub fn sorted_by(self, compare: impl Fn(&(K, V), &(K, V)) -> Ordering + 'static) -> CompleteTable<'a, K, V> {
-        CompleteTable { order: Some(Box::new(compare)), ..self }
-    }
-
-    /// Keeps the first rows only, in the order of [`sorted_by`](CompleteTable::sorted_by), or any.
-    pub fn limit(self, rows: usize) -> CompleteTable<'a, K, V> {
-        CompleteTable { limit: rows, ..self }
-    }
-
-    /// The rows, batch by batch.
-    pub fn rows(self) -> Stream<'a, (K, V)> {
-        let CompleteTable { rows, order, limit } = self;
-        if order.is_none() && limit == usize::MAX {
-            return rows;
-        }
-        let compare = order.unwrap_or_else(|| Box::new(|_, _| Ordering::Equal));
-        rows.global().keyed(|row| row).operate("sort", false, |_| false, move |_| Sorted::new(compare, limit))
+        Aggregated::new(self.keyed(input), what, aggregate)
     }
 }
 
@@ -388,7 +288,7 @@ pub struct KeyedBatches<'a, K, T>(KeyedStream<'a, K, T>);
 impl<'a, K: Key, T: 'static> KeyedBatches<'a, K, T> {
     /// The number of records of each key in each batch.
     pub fn count(self) -> Stream<'a, (K, u64)> {
-        self.0.count().emit.of_batches()
+        self.0.count().of_batches()
     }
 
     /// Combines the records of each key in a batch, two at a time.
@@ -396,7 +296,7 @@ impl<'a, K: Key, T: 'static> KeyedBatches<'a, K, T> {
     where
         T: Exchange + Clone,
     {
-        self.0.reduce(f).emit.of_batches()
+        self.0.reduce(f).of_batches()
     }
 
     /// The records of each key in a batch.
@@ -405,25 +305,13 @@ impl<'a, K: Key, T: 'static> KeyedBatches<'a, K, T> {
         T: Exchange + Clone,
     {
         let group = Fold(Vec::new, |records: &mut Vec<T>, record| records.push(record), PhantomData);
-        self.0.with("group", group, |record| record).emit.of_batches()
+        self.0.with("group", group, |record| record).of_batches()
     }
 }
 
 impl<T, K> fmt::Debug for KeyedStream<'_, K, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}, by key", self.stream)
-    }
-}
-
-impl<K, V> fmt::Debug for Aggregated<'_, K, V> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Aggregated")
-    }
-}
-
-impl<K, V> fmt::Debug for CompleteTable<'_, K, V> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Table of {:?}", self.rows)
     }
 }
 

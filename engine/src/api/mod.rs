@@ -7,6 +7,7 @@ mod calls;
 mod key;
 mod operate;
 mod keyed;
+mod aggregated;
 
 mod trigger;
 mod job;
@@ -17,13 +18,14 @@ mod test_run;
 mod trial;
 mod compare;
 
+pub use aggregated::{Aggregated, CompleteTable};
 pub use calls::{Blocking, CallPolicy, Calls, RetriedCalls};
 pub use compare::{ComparedRun, Comparison, For, Results};
 pub use explain::{ExplainedNode, ExplainedOperator, Explanation};
 pub use flow::Flow;
 pub use job::Job;
 pub use key::{Exchange, Key, State};
-pub use keyed::{Aggregated, Batches, CompleteTable, KeyedBatches, KeyedStream};
+pub use keyed::{Batches, KeyedBatches, KeyedStream};
 pub use running::{JobHandle, Running, SourceControl, jobs};
 pub use stream::Stream;
 pub use test_run::TestRun;

@@ -32,7 +32,7 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
             if flow.is_sketch()
                 && let Some(kept) = operate(false).kept()
             {
-                flow.keep(node, kept.types());
+                flow.keep(node, kept.schema());
             }
             self.consumed();
             return Stream::planned(flow, node, true);
@@ -44,7 +44,7 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
             let operate = operate(place.run.release == Release::AtTicks);
             let keeping = Keeping {
                 node,
-                worker: scope.worker().index(),
+                worker: (scope.worker().index(), scope.worker().peers()),
                 is_durable: place.run.is_durable,
                 restored: place.run.restored.clone(),
                 meter: Arc::clone(&place.meter),

@@ -357,6 +357,11 @@ impl<'a, T: 'static> Stream<'a, T> {
         self
     }
 
+    /// Notes that the operator was asked for what it cannot do.
+    pub(super) fn refuse(&self, why: String) {
+        self.flow.refuse(self.node, why);
+    }
+
     /// Names the operator that this stream comes from: in reports and errors, and for its state.
     pub fn named(self, name: &str) -> Stream<'a, T> {
         self.flow.rename(self.node, name);

@@ -23,6 +23,26 @@ pub(crate) trait Aggregate: 'static {
     fn add(&self, state: &mut Self::State, input: Self::Input, time: Option<EventTime>) -> Result<()>;
 
     fn value(&self, state: &Self::State) -> Self::Value;
+
+    /// How the state holds the value; `None` when it is something else.
+    const FORM: Option<Form> = None;
+
+    /// The state of a key with that value, when the state has a form.
+    fn state_of(value: Self::Value, time: Option<EventTime>) -> Option<Self::State> {
+        let _ = (value, time);
+        None
+    }
+}
+
+/// How a state holds its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// It is the value.
+    Value,
+    /// The value, or nothing before the first record.
+    Option,
+    /// The value with its time, or nothing before the first record.
+    Timed,
 }
 
 /// The time of a record, when the records of its batch have times.
@@ -38,8 +58,8 @@ pub(crate) struct Updates<K, A: Aggregate> {
 }
 
 impl<K: TableKey, A: Aggregate> Updates<K, A> {
-    pub(crate) fn new(aggregate: A) -> Updates<K, A> {
-        Updates { aggregate, table: Table::new() }
+    pub(crate) fn new((aggregate, table): (A, Table<K, A::State>)) -> Updates<K, A> {
+        Updates { aggregate, table }
     }
 }
 
@@ -112,8 +132,8 @@ pub(crate) struct LastUpdates<K, A: Aggregate> {
 }
 
 impl<K: TableKey, A: Aggregate> LastUpdates<K, A> {
-    pub(crate) fn new(aggregate: A, forgets: bool) -> LastUpdates<K, A> {
-        LastUpdates { aggregate, table: Table::new(), emitted: Emitted::default(), forgets }
+    pub(crate) fn new((aggregate, table): (A, Table<K, A::State>), forgets: bool) -> LastUpdates<K, A> {
+        LastUpdates { aggregate, table, emitted: Emitted::default(), forgets }
     }
 }
 
@@ -169,8 +189,8 @@ pub(crate) struct Complete<K, A: Aggregate> {
 }
 
 impl<K: TableKey, A: Aggregate> Complete<K, A> {
-    pub(crate) fn new(aggregate: A) -> Complete<K, A> {
-        Complete { aggregate, table: Table::new(), has_changed: false, next_part: 0 }
+    pub(crate) fn new((aggregate, table): (A, Table<K, A::State>)) -> Complete<K, A> {
+        Complete { aggregate, table, has_changed: false, next_part: 0 }
     }
 }
 
@@ -228,8 +248,8 @@ pub(crate) struct Changes<K, A: Aggregate> {
 }
 
 impl<K: TableKey, A: Aggregate> Changes<K, A> {
-    pub(crate) fn new(aggregate: A) -> Changes<K, A> {
-        Changes { aggregate, table: Table::new() }
+    pub(crate) fn new((aggregate, table): (A, Table<K, A::State>)) -> Changes<K, A> {
+        Changes { aggregate, table }
     }
 }
 
@@ -277,8 +297,8 @@ pub(crate) struct LastChanges<K, A: Aggregate> {
 }
 
 impl<K: TableKey, A: Aggregate> LastChanges<K, A> {
-    pub(crate) fn new(aggregate: A) -> LastChanges<K, A> {
-        LastChanges { aggregate, table: Table::new(), before: Vec::new(), emitted: Emitted::default() }
+    pub(crate) fn new((aggregate, table): (A, Table<K, A::State>)) -> LastChanges<K, A> {
+        LastChanges { aggregate, table, before: Vec::new(), emitted: Emitted::default() }
     }
 }
 

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use crate::state::table::TableState;
 use crate::words::{Error, ErrorKind, EventTime, Result};
 
-use super::aggregate::Aggregate;
+use super::aggregate::{Aggregate, Form};
 
 /// Counts records.
 pub(crate) struct Count;
@@ -30,6 +30,12 @@ impl Aggregate for Count {
     #[inline]
     fn value(&self, state: &u64) -> u64 {
         *state
+    }
+
+    const FORM: Option<Form> = Some(Form::Value);
+
+    fn state_of(value: u64, _: Option<EventTime>) -> Option<u64> {
+        Some(value)
     }
 }
 
@@ -87,6 +93,12 @@ impl<N: Number + TableState> Aggregate for Sum<N> {
     #[inline]
     fn value(&self, state: &N) -> N {
         *state
+    }
+
+    const FORM: Option<Form> = Some(Form::Value);
+
+    fn state_of(value: N, _: Option<EventTime>) -> Option<N> {
+        Some(value)
     }
 }
 
@@ -146,6 +158,12 @@ impl<T: TableState + Clone, F: Fn(T, T) -> T + 'static> Aggregate for Reduce<T, 
     fn value(&self, state: &Option<T>) -> T {
         state.clone().expect("a key has a first record")
     }
+
+    const FORM: Option<Form> = Some(Form::Option);
+
+    fn state_of(value: T, _: Option<EventTime>) -> Option<Option<T>> {
+        Some(Some(value))
+    }
 }
 
 /// Adds records to a value of the user's.
@@ -173,6 +191,12 @@ impl<A: TableState + Clone, T: 'static, Z: Fn() -> A + 'static, F: Fn(&mut A, T)
     fn value(&self, state: &A) -> A {
         state.clone()
     }
+
+    const FORM: Option<Form> = Some(Form::Value);
+
+    fn state_of(value: A, _: Option<EventTime>) -> Option<A> {
+        Some(value)
+    }
 }
 
 /// The record with the largest event time.
@@ -197,6 +221,12 @@ impl<T: TableState + Clone> Aggregate for Latest<T> {
 
     fn value(&self, state: &Self::State) -> T {
         state.as_ref().map(|(_, latest)| latest.clone()).expect("a key has a first record")
+    }
+
+    const FORM: Option<Form> = Some(Form::Timed);
+
+    fn state_of(value: T, time: Option<EventTime>) -> Option<Self::State> {
+        Some(Some((time, value)))
     }
 }
 
@@ -228,5 +258,11 @@ impl<T: TableState + Clone, F: Fn(&T, &T) -> Ordering + 'static> Aggregate for T
 
     fn value(&self, state: &Vec<T>) -> Vec<T> {
         state.clone()
+    }
+
+    const FORM: Option<Form> = Some(Form::Value);
+
+    fn state_of(value: Vec<T>, _: Option<EventTime>) -> Option<Vec<T>> {
+        Some(value)
     }
 }

@@ -132,7 +132,8 @@ impl<O: Operate, B: Operate<Key = O::Key, Input = O::Input, Output = O::Output>>
 /// What the harness of an operator is told about its state.
 pub(crate) struct Keeping {
     pub(crate) node: Node,
-    pub(crate) worker: usize,
+    /// Its place among how many.
+    pub(crate) worker: (usize, usize),
     /// Whether checkpoints keep it.
     pub(crate) is_durable: bool,
     /// What the run begins with.
@@ -162,6 +163,10 @@ pub(crate) struct KeyedStage<O: Operate> {
     reported: (u64, u64),
 }
 
+fn cannot_encode(cause: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(ErrorKind::State, "cannot encode the state of a key").caused_by(cause)
+}
+
 /// A piece, and the capability under which it is sent.
 type Sent = (Piece, Capability<u64>);
 
@@ -182,8 +187,14 @@ impl<O: Operate> KeyedStage<O> {
 
     /// Loads what the run begins with.
     pub(crate) fn load(&mut self, name: &str) -> Result<()> {
-        if let (Some(restored), Some(kept)) = (&self.keeping.restored, self.operate.kept()) {
-            restored.load((self.keeping.node, name), self.keeping.worker, kept)?;
+        let Some(kept) = self.operate.kept() else { return Ok(()) };
+        let (worker, workers) = self.keeping.worker;
+        match self.keeping.restored.as_ref().filter(|restored| restored.knows(name)) {
+            Some(restored) => restored.load((self.keeping.node, name), worker, kept)?,
+            None => kept.begin(&|group| group.worker(workers) == worker).map_err(cannot_encode)?,
+        }
+        if !self.keeping.is_durable {
+            kept.drop_cut();
         }
         self.report()
     }
@@ -191,10 +202,12 @@ impl<O: Operate> KeyedStage<O> {
     /// Called when the operator is first scheduled, before any record, with a capability of the
     /// ledger for the first epoch of the run. Keeps it when there is a change already.
     fn begin(&mut self, ledger: Capability<u64>) -> Result<()> {
-        let (Some(restored), Some(kept)) = (self.keeping.restored.take(), self.operate.kept()) else { return Ok(()) };
+        let Some(kept) = self.operate.kept() else { return Ok(()) };
         let wrong = |_| Error::new(ErrorKind::State, "what was kept is not of these types");
-        for (key, state) in restored.take(self.keeping.node, self.keeping.worker) {
-            kept.adopt(&key, &state).map_err(wrong)?;
+        if let Some(restored) = self.keeping.restored.take() {
+            for (key, state) in restored.take(self.keeping.node, self.keeping.worker.0) {
+                kept.adopt(&key, &state).map_err(wrong)?;
+            }
         }
         if kept.has_changed() {
             self.ledger = Some(ledger);
@@ -240,9 +253,7 @@ impl<O: Operate> KeyedStage<O> {
         if let Some(kept) = self.operate.kept().filter(|_| self.keeping.is_durable) {
             let deadline = clock.now().after(slice);
             let delta = loop {
-                let encoded = kept.encode(ENTRIES_MAX).map_err(|cause| {
-                    Error::new(ErrorKind::State, "cannot encode the state of a key").caused_by(cause)
-                })?;
+                let encoded = kept.encode(ENTRIES_MAX).map_err(cannot_encode)?;
                 match encoded {
                     Some(delta) => break delta,
                     None if clock.now() >= deadline => return Ok(Vec::new()),

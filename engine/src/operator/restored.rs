@@ -35,6 +35,11 @@ impl Restored {
         Restored { recovered, workers, handed_on: Mutex::default(), loaded: Mutex::new(0), changed: Condvar::new() }
     }
 
+    /// Whether the checkpoint has state of that operator.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        self.recovered.manifest.operators.iter().any(|known| known.name == name)
+    }
+
     /// Loads the state of an operator that a worker owns.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use std::fmt;
 
 use crate::operator::fault::Node;
 use crate::operator::intake::Limits;
-use crate::state::describe::Types;
+use crate::state::describe::Schema;
 use crate::words::{Error, ErrorKind, Result};
 
 /// A source, stage or sink of a pipeline.
@@ -28,7 +28,7 @@ pub(crate) struct NodeInfo {
     pub(crate) operator: usize,
     pub(crate) traits: NodeTraits,
     /// The types of the state that checkpoints keep of it.
-    pub(crate) types: Option<fn() -> Types>,
+    pub(crate) schema: Option<Schema>,
     /// Limits how much of a source is read.
     pub(crate) limits: Limits,
 }
@@ -79,6 +79,8 @@ pub(crate) struct Graph {
     loose: Vec<Node>,
     /// An option of a source that was set on another node.
     misplaced: Option<(&'static str, Node)>,
+    /// What a node cannot do.
+    refused: Option<(Node, String)>,
 }
 
 impl Graph {
@@ -110,7 +112,7 @@ impl Graph {
             own_chain_of,
             operator,
             traits,
-            types: None,
+            schema: None,
             limits: Limits::default(),
         });
         node
@@ -174,9 +176,9 @@ impl Graph {
     }
 
     /// Sets the types of the state that checkpoints keep of a node.
-    pub(crate) fn keep(&mut self, node: Node, types: fn() -> Types) {
+    pub(crate) fn keep(&mut self, node: Node, schema: Schema) {
         if let Some(info) = self.nodes.get_mut(node.0) {
-            info.types = Some(types);
+            info.schema = Some(schema);
         }
     }
 
@@ -186,7 +188,7 @@ impl Graph {
     /// # Errors
     /// When two of a kind have no name.
     pub(crate) fn check_names(&self) -> Result<()> {
-        let is_kept = |node: &&NodeInfo| node.types.is_some() || node.kind == NodeKind::Source;
+        let is_kept = |node: &&NodeInfo| node.schema.is_some() || node.kind == NodeKind::Source;
         let unnamed = || self.nodes.iter().filter(is_kept).filter(|node| !node.is_named);
         for node in unnamed() {
             if let Some(other) = unnamed().find(|other| other.what == node.what && other.name != node.name) {
@@ -209,6 +211,11 @@ impl Graph {
         }
     }
 
+    /// Notes that a node was asked for what it cannot do.
+    pub(crate) fn refuse(&mut self, node: Node, why: String) {
+        self.refused.get_or_insert((node, why));
+    }
+
     /// Notes that a stream of that node was dropped before it reached a sink.
     pub(crate) fn loose(&mut self, node: Node) {
         self.loose.push(node);
@@ -229,6 +236,9 @@ impl Graph {
         if let Some((option, node)) = &self.misplaced {
             let name = self.name(*node);
             return wrong(format!("`{option}` limits a source and must directly follow it, not `{name}`"));
+        }
+        if let Some((node, why)) = &self.refused {
+            return wrong(format!("`{}`: {why}", self.name(*node)));
         }
         let mut names = BTreeMap::new();
         for info in &self.nodes {

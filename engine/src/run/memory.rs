@@ -84,7 +84,9 @@ fn sources(graph: &Graph) -> impl Iterator<Item = &str> {
 /// The operators that keep state. Their types are looked at here, once in a run.
 fn stateful(graph: &Graph) -> impl Iterator<Item = (Node, Kept)> {
     let nodes = graph.nodes.iter().enumerate();
-    nodes.filter_map(|(index, node)| Some((Node(index), Kept { name: node.name.clone(), types: node.types?() })))
+    nodes.filter_map(|(index, node)| {
+        Some((Node(index), Kept { name: node.name.clone(), types: node.schema.as_ref()?.now.types() }))
+    })
 }
 
 /// Checks that what was kept has an owner in this pipeline, that operators with state find what was
@@ -113,9 +115,15 @@ fn check(spec: &Spec, graph: &Graph, operators: &[Kept], recovered: &Recovered) 
     }
     for Kept { name, types } in operators {
         let Some(known) = manifest.operators.iter().find(|operator| operator.name == *name) else { continue };
-        if !known.types.are(types) {
+        if known.types.are(types) {
+            continue;
+        }
+        let node = graph.nodes.iter().find(|node| node.name == *name);
+        let older = node.and_then(|node| node.schema.as_ref()).into_iter().flat_map(|schema| &schema.older);
+        if !older.into_iter().any(|look| known.types.are(&look.types())) {
             return wrong(format!(
-                "the state of `{name}` is of another type than before: it is {types} now, and was {}",
+                "the state of `{name}` is of another type than before: it is {types} now, and was {} \
+                 (`Aggregated::migrate_from` converts it)",
                 known.types
             ));
         }

@@ -37,6 +37,31 @@ impl fmt::Display for Types {
     }
 }
 
+/// The types of an operator's state, and those of earlier versions of the program from which it can
+/// be converted. They are looked at only where checkpoints are kept.
+#[derive(Clone, Debug)]
+pub(crate) struct Schema {
+    pub(crate) now: Look,
+    pub(crate) older: Vec<Look>,
+}
+
+/// Types that nothing has looked at yet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Look {
+    version: u32,
+    types: fn(u32) -> Types,
+}
+
+impl Look {
+    pub(crate) fn at<K: DeserializeOwned, S: DeserializeOwned>(version: u32) -> Look {
+        Look { version, types: Types::of::<K, S> }
+    }
+
+    pub(crate) fn types(self) -> Types {
+        (self.types)(self.version)
+    }
+}
+
 /// A type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Described {

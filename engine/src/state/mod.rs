@@ -8,6 +8,7 @@
 pub(crate) mod table;
 pub(crate) mod delta;
 pub(crate) mod describe;
+pub(crate) mod origin;
 pub(crate) mod disk;
 pub(crate) mod block;
 pub(crate) mod manifest;

@@ -103,6 +103,7 @@ impl Recovered {
             Error::new(ErrorKind::Checkpoint, doing)
         };
         let Some(known) = self.manifest.operators.iter().find(|known| known.name == operator) else { return Ok(()) };
+        table.expect_types(&known.types);
         table.expect(groups.clone(), known.entries * groups.len() as u64 / crate::words::KEY_GROUPS as u64);
         for file in self.files.iter().skip(known.since as usize) {
             let mut blocks = BlockFile::open(&*self.disk, file).map_err(|cause| cannot(file).caused_by(cause))?;
@@ -115,6 +116,9 @@ impl Recovered {
                 }
             }
         }
-        Ok(())
+        table.loaded().map_err(|cause| {
+            let doing = format!("cannot encode the converted state of `{operator}`");
+            Error::new(ErrorKind::State, doing).caused_by(cause)
+        })
     }
 }

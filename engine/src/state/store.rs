@@ -177,7 +177,8 @@ impl Store {
         let chain: Vec<FileRef> = recovered.map(|recovered| recovered.manifest.files.clone()).unwrap_or_default();
         let operator = |kept: &Kept| {
             let mut known = recovered.into_iter().flat_map(|recovered| &recovered.manifest.operators);
-            let before = known.find(|known| known.name == kept.name);
+            // What was of another type is written anew.
+            let before = known.find(|known| known.name == kept.name && known.types.are(&kept.types));
             Operator {
                 name: kept.name.clone(),
                 types: kept.types.clone(),

@@ -7,7 +7,6 @@
 //! and a cut only puts that list aside. It is encoded later, in slices between batches; a record
 //! that changes an entry of the list before its turn has it encoded first.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash};
 use std::mem;
@@ -21,7 +20,8 @@ use serde::de::DeserializeOwned;
 use crate::words::{KEY_GROUPS, KeyGroup, Result};
 
 use super::delta::{Delta, NotEntries, RawEntries, decode};
-use super::describe::Types;
+use super::describe::{Schema, Types};
+use super::origin::Origin;
 
 /// A key of the engine's tables.
 pub(crate) trait TableKey: Hash + Eq + Clone + Serialize + DeserializeOwned + 'static {}
@@ -81,6 +81,7 @@ pub(crate) struct Table<K, S> {
     beside: u64,
     /// Where the entries of a batch are, kept for the memory.
     places: Vec<Place>,
+    origin: Origin<K, S>,
 }
 
 /// Where the entry of a key is: the hash of the key, with its group in those of its bits that a
@@ -117,6 +118,10 @@ struct Cut {
 
 impl<K: TableKey, S: TableState> Table<K, S> {
     pub(crate) fn new() -> Table<K, S> {
+        Table::with(Origin::default())
+    }
+
+    pub(crate) fn with(origin: Origin<K, S>) -> Table<K, S> {
         Table {
             groups: Vec::new(),
             hasher: DefaultHashBuilder::default(),
@@ -126,6 +131,7 @@ impl<K: TableKey, S: TableState> Table<K, S> {
             cut: Cut::default(),
             beside: 0,
             places: Vec::new(),
+            origin,
         }
     }
 
@@ -247,6 +253,18 @@ impl<K: TableKey, S: TableState> Table<K, S> {
         }
     }
 
+    /// Adds an entry, unless its key has one, that no file of a checkpoint has.
+    fn insert_unwritten(&mut self, key: K, state: S) -> Result<(), postcard::Error> {
+        let (hash, group) = (self.hasher.hash_one(&key), KeyGroup::of(&key));
+        self.allocate();
+        if self.groups[group.index()].find(hash, |entry| entry.key == key).is_none() {
+            // It was not touched: it is no update.
+            self.cut.delta.put(group, &key, &state)?;
+            self.insert_loaded(group, key, state);
+        }
+        Ok(())
+    }
+
     fn remove_loaded(&mut self, group: KeyGroup, key: &K) {
         let hash = self.hasher.hash_one(key);
         let Some(group) = self.groups.get_mut(group.index()) else { return };
@@ -306,6 +324,21 @@ pub(crate) trait Keep {
     /// When an entry cannot be encoded.
     fn encode(&mut self, entries: usize) -> Result<Option<Delta>, postcard::Error>;
 
+    /// What it was when nothing of it was kept yet, as far as this worker owns it.
+    ///
+    /// # Errors
+    /// When an entry cannot be encoded.
+    fn begin(&mut self, owns: &dyn Fn(KeyGroup) -> bool) -> Result<(), postcard::Error>;
+
+    /// What will be loaded was kept as these types.
+    fn expect_types(&mut self, known: &Types);
+
+    /// Called when everything is loaded. If it was converted, the next delta has all of it.
+    ///
+    /// # Errors
+    /// When an entry cannot be encoded.
+    fn loaded(&mut self) -> Result<(), postcard::Error>;
+
     /// Makes room for entries that will be loaded into these groups.
     fn expect(&mut self, groups: Range<usize>, entries: u64);
 
@@ -316,7 +349,7 @@ pub(crate) trait Keep {
     /// When the bytes are not entries of these types.
     fn load(&mut self, group: KeyGroup, entries: &[u8], strays: &mut Strays) -> Result<(), NotEntries>;
 
-    /// Takes an entry that was kept under another group. It counts as touched.
+    /// Takes an entry that was kept under another group. The next delta has it.
     ///
     /// # Errors
     /// When the bytes are not an entry of these types.
@@ -325,7 +358,7 @@ pub(crate) trait Keep {
     /// The next delta says that the key has no state under that group.
     fn disown(&mut self, group: KeyGroup, key: &[u8]);
 
-    /// Whether anything was touched, or disowned, since the last cut.
+    /// Whether the next delta will have anything.
     fn has_changed(&self) -> bool;
 
     /// The number of entries.
@@ -335,8 +368,7 @@ pub(crate) trait Keep {
     /// far as the entries that were touched last tell.
     fn bytes(&self) -> u64;
 
-    /// Describes its types. They are looked at only where checkpoints are kept.
-    fn types(&self) -> fn() -> Types;
+    fn schema(&self) -> Schema;
 }
 
 /// Entries that were kept under another group than that of their key: the `Hash` of the key has
@@ -383,6 +415,26 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
         Ok((end == self.cut.touched.len()).then(|| mem::take(&mut self.cut).delta))
     }
 
+    fn begin(&mut self, owns: &dyn Fn(KeyGroup) -> bool) -> Result<(), postcard::Error> {
+        let rows = self.origin.rows.take();
+        let own = rows.into_iter().flatten().filter(|(key, _)| owns(KeyGroup::of(key)));
+        own.into_iter().try_for_each(|(key, state)| self.insert_unwritten(key, state))
+    }
+
+    fn expect_types(&mut self, known: &Types) {
+        self.origin.expect(known);
+    }
+
+    fn loaded(&mut self) -> Result<(), postcard::Error> {
+        if !self.origin.converts() {
+            return Ok(());
+        }
+        let Table { groups, cut, .. } = self;
+        let groups = KeyGroup::all().zip(groups.iter());
+        let mut all = groups.flat_map(|(group, entries)| entries.iter().map(move |entry| (group, entry)));
+        all.try_for_each(|(group, entry)| cut.delta.put(group, &entry.key, &entry.state))
+    }
+
     fn expect(&mut self, groups: Range<usize>, entries: u64) {
         self.allocate();
         let each = usize::try_from(entries).unwrap_or(0) / groups.len().max(1);
@@ -400,7 +452,7 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
             let own = KeyGroup::of(&key);
             match raw.state {
                 Some(state) if own == group => {
-                    let state = decode(state).map_err(|_| NotEntries)?;
+                    let state = self.origin.read(state)?;
                     self.insert_loaded(own, key, state);
                 }
                 Some(state) => drop(strays.insert((group, raw.key.to_vec()), (own, state.to_vec()))),
@@ -413,11 +465,9 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
 
     fn adopt(&mut self, key: &[u8], state: &[u8]) -> Result<(), NotEntries> {
         let key: K = decode(key).map_err(|_| NotEntries)?;
-        let state: S = decode(state).map_err(|_| NotEntries)?;
-        let state = Cell::new(Some(state));
+        let state = self.origin.read(state)?;
         // An entry under its own group is newer than one under another.
-        let add = || state.take().expect("an entry is added once");
-        self.update(vec![(key, ())], add, |_, _, (), _, _| Ok(())).map_err(|_| NotEntries)
+        self.insert_unwritten(key, state).map_err(|_| NotEntries)
     }
 
     fn disown(&mut self, group: KeyGroup, key: &[u8]) {
@@ -438,113 +488,11 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
         (tables + lists + self.cut.delta.bytes()) as u64 + self.entries as u64 * self.beside
     }
 
-    fn types(&self) -> fn() -> Types {
-        || Types::of::<K, S>(0)
+    fn schema(&self) -> Schema {
+        self.origin.schema()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use proptest::collection::vec;
-    use proptest::prelude::{ProptestConfig, any, proptest};
-    use proptest::strategy::Strategy;
-
-    use super::*;
-
-    /// All keys have one hash: an entry is still the one of its key.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-    struct Colliding(u8);
-
-    impl Hash for Colliding {
-        fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-            state.write_u8(0);
-        }
-    }
-
-    /// Counts keys in generations, and compares what was touched in each with a map of the counts.
-    fn count<K: TableKey + Copy + Ord + std::fmt::Debug>(generations: Vec<Vec<K>>) {
-        let (mut table, mut expected) = (Table::new(), BTreeMap::<K, u64>::new());
-        for keys in generations {
-            let mut first = Vec::new();
-            for key in keys {
-                let is_new = !expected.contains_key(&key);
-                let found = match (is_new, first.contains(&key)) {
-                    (true, _) => Found::Nothing,
-                    (false, false) => Found::Untouched,
-                    (false, true) => Found::Touched,
-                };
-                *expected.entry(key).or_default() += 1;
-                let count = |_, _, (), state: &mut u64, now| {
-                    *state += 1;
-                    assert_eq!((now, *state), (found, expected[&key]));
-                    Ok(())
-                };
-                table.update(vec![(key, ())], || 0, count).unwrap();
-                if found != Found::Touched {
-                    first.push(key);
-                }
-            }
-            table.cut();
-            let places = (0..table.cut_len()).map(|place| table.cut_entry(place).unwrap());
-            let places: Vec<(K, u64)> = places.map(|entry| (entry.key, entry.state)).collect();
-            assert_eq!(places, first.iter().map(|key| (*key, expected[key])).collect::<Vec<_>>());
-            table.drop_cut();
-        }
-        assert_eq!(table.len(), expected.len() as u64);
-        assert_eq!(content(&table), expected);
-    }
-
-    fn content<K: TableKey + Copy + Ord>(table: &Table<K, u64>) -> BTreeMap<K, u64> {
-        let all = (0..table.parts()).flat_map(|part| table.entries_of(part));
-        all.map(|entry| (entry.key, entry.state)).collect()
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
-
-        #[test]
-        fn what_is_touched_is_found_again(generations in vec(vec(0..40_u64, 0..60), 0..5)) {
-            count(generations);
-        }
-
-        /// Records go on while the changes before a cut are encoded, a few entries at a time.
-        #[test]
-        fn a_delta_is_what_was_so_at_the_cut(
-            generations in vec(vec((0..60_u64, any::<bool>()), 0..60), 1..6),
-            slice in 1..5_usize,
-        ) {
-            let (mut table, mut copy, mut strays) = (Table::new(), Table::<u64, u64>::new(), Strays::new());
-            let (mut at_cut, mut is_encoding) = (BTreeMap::new(), false);
-            for records in generations {
-                for (key, encodes) in records {
-                    let add = |_, _, (), state: &mut u64, _| {
-                        *state += 1;
-                        Ok(())
-                    };
-                    table.update(vec![(key, ())], || 0, add).unwrap();
-                    if encodes && is_encoding && let Some(delta) = table.encode(slice).unwrap() {
-                        is_encoding = false;
-                        delta.groups().for_each(|(group, e)| copy.load(group, &e.bytes, &mut strays).unwrap());
-                        assert_eq!(content(&copy), at_cut);
-                    }
-                }
-                while is_encoding {
-                    if let Some(delta) = table.encode(slice).unwrap() {
-                        is_encoding = false;
-                        delta.groups().for_each(|(group, e)| copy.load(group, &e.bytes, &mut strays).unwrap());
-                    }
-                }
-                assert_eq!(content(&copy), at_cut);
-                table.cut();
-                (at_cut, is_encoding) = (content(&table), true);
-            }
-        }
-
-        #[test]
-        fn keys_with_one_hash_are_told_apart(generations in vec(vec(any::<u8>().prop_map(Colliding), 0..40), 0..4)) {
-            count(generations);
-        }
-    }
-}
+#[path = "table_tests.rs"]
+mod tests;

@@ -1,0 +1,340 @@
+//! What is kept by key, before it is built: how it begins, and what of it is emitted.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::marker::PhantomData;
+
+use crate::operator::aggregate::{Aggregate, Changes, Complete, Form, LastChanges, LastUpdates, Sorted, Updates};
+use crate::state::delta::{NotEntries, decode};
+use crate::state::describe::Look;
+use crate::state::origin::Origin;
+use crate::state::table::Table;
+use crate::words::{Change, EventTime};
+
+use super::key::{Exchange, Key, State};
+#[cfg(doc)]
+use super::keyed::KeyedStream;
+use super::stream::Stream;
+
+/// A value for each key, which changes with each record of it. Its methods say what is emitted.
+///
+/// | method | `Continuous`, `AvailableNow` | `MicroBatch` | Spark |
+/// |---|---|---|---|
+/// | [`updates`](Aggregated::updates) | the new value with each record | the last value of each key that the batch changed | output mode *update* |
+/// | [`complete`](Aggregated::complete) | all keys at each checkpoint with records | all keys after each batch with records | output mode *complete* |
+/// | [`changes`](Aggregated::changes) | the change of each record | the change of each key over the batch | – |
+#[must_use = "a value does nothing until something of it is emitted"]
+pub struct Aggregated<'a, K, V> {
+    emit: Box<dyn Emit<'a, K, V> + 'a>,
+    options: Options<K, V>,
+}
+
+/// What is said of an aggregate before it is built.
+struct Options<K, V> {
+    name: Option<String>,
+    version: u32,
+    older: Vec<Box<dyn Convert<K, V>>>,
+    rows: Option<Box<dyn Iterator<Item = (K, V)>>>,
+}
+
+impl<'a, K: Key, V: 'static> Aggregated<'a, K, V> {
+    pub(super) fn new<A>(keyed: Stream<'a, (K, A::Input)>, what: &'static str, aggregate: A) -> Aggregated<'a, K, V>
+    where
+        A: Aggregate<Input: Exchange, Value = V>,
+    {
+        let options = Options { name: None, version: 0, older: Vec::new(), rows: None };
+        Aggregated { emit: Box::new(Pending { keyed, what, aggregate }), options }
+    }
+
+    /// Names the operator: in reports and errors, and for its state, which a checkpoint finds by its
+    /// name. Two of a kind must have names.
+    pub fn named(mut self, name: &str) -> Aggregated<'a, K, V> {
+        self.options.name = Some(name.to_owned());
+        self
+    }
+
+    /// Begins with these values, as if records had led to them: the values that the keys had before
+    /// the job, say. Nothing is emitted of them until a record comes for their key, or for any key
+    /// with [`complete`](Aggregated::complete). Of several rows with one key the first counts.
+    ///
+    /// The rows are used once in the life of a job: where a checkpoint has state of this operator,
+    /// they are not even asked for. Each worker goes through all of them, and takes those whose keys
+    /// it owns.
+    ///
+    /// A [`mean`](KeyedStream::mean) and the approximate aggregates know more than their value, and
+    /// cannot begin with one: the job is refused at start. The rows of a
+    /// [`top_k`](KeyedStream::top_k) must be in its order. A value that
+    /// [`latest`](KeyedStream::latest) begins with is older than each record.
+    ///
+    /// ```
+    /// use millstream::{Job, collect, rows};
+    ///
+    /// let counts = collect();
+    /// let sink = counts.clone();
+    /// Job::new("views", move |flow| {
+    ///     let views = flow.source(rows(["home", "shop"].map(str::to_owned)))?;
+    ///     let before = [("home".to_owned(), 1_000)];
+    ///     views.key_by(String::clone).count().initial(before).updates().sink(&sink)
+    /// })
+    /// .state_in_memory()
+    /// .run()?;
+    /// let mut counts = counts.values();
+    /// counts.sort();
+    /// assert_eq!(counts, [("home".to_owned(), 1_001), ("shop".to_owned(), 1)]);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
+    pub fn initial<R>(mut self, rows: R) -> Aggregated<'a, K, V>
+    where
+        R: IntoIterator<Item = (K, V)>,
+        R::IntoIter: 'static,
+    {
+        self.options.rows = Some(Box::new(rows.into_iter()));
+        self
+    }
+
+    /// The version of what the state means, 0 by default. A checkpoint with another version is
+    /// refused, as one with another type is, unless [`migrate_from`](Aggregated::migrate_from)
+    /// converts it. So raise it when the same type means something else than before, such as
+    /// cents where there were euros.
+    pub fn state_version(mut self, version: u32) -> Aggregated<'a, K, V> {
+        self.options.version = version;
+        self
+    }
+
+    /// Converts the values that a checkpoint has of an earlier version of the program. `Old` is the
+    /// type that the value had in that [version](Aggregated::state_version): the error that names
+    /// both types shows it. There may be a conversion for each older version; each leads to the
+    /// value of now.
+    ///
+    /// The state is converted while it is loaded, and the first checkpoint of the run has all of it
+    /// anew. The key keeps its type. A [`mean`](KeyedStream::mean) and the approximate aggregates
+    /// know more than their value, and cannot be converted: the job is refused at start.
+    ///
+    /// ```
+    /// use millstream::{Job, Result, collect, rows};
+    ///
+    /// # let directory = std::env::temp_dir().join(format!("millstream-doc-migrate-{}", std::process::id()));
+    /// # let first = directory.clone();
+    /// // The first version kept euros.
+    /// Job::new("sales", move |flow| {
+    ///     let sales = flow.source(rows([("ann".to_owned(), 2_u32), ("bob".to_owned(), 3)]).partitions(1))?;
+    ///     let by_customer = sales.key_by(|(customer, _)| customer.clone());
+    ///     by_customer.sum(|(_, euros)| *euros).updates().sink(collect())
+    /// })
+    /// .checkpoints(&directory)
+    /// .run()?;
+    ///
+    /// // This one keeps cents.
+    /// let sums = collect();
+    /// let sink = sums.clone();
+    /// Job::new("sales", move |flow| {
+    ///     let sales = [("ann".to_owned(), 200_u64), ("bob".to_owned(), 300), ("ann".to_owned(), 50)];
+    ///     let by_customer = flow.source(rows(sales).partitions(1))?.key_by(|(customer, _)| customer.clone());
+    ///     let sums = by_customer.sum(|(_, cents)| *cents);
+    ///     sums.state_version(1).migrate_from(0, |euros: u32| u64::from(euros) * 100).updates().sink(&sink)
+    /// })
+    /// .checkpoints(&directory)
+    /// .run()?;
+    /// // The source of the second run goes on behind the two sales of the first.
+    /// assert_eq!(sums.values(), [("ann".to_owned(), 250)]);
+    /// # std::fs::remove_dir_all(first).unwrap();
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
+    pub fn migrate_from<Old: State>(mut self, version: u32, f: impl Fn(Old) -> V + 'static) -> Aggregated<'a, K, V> {
+        self.options.older.push(Box::new(Conversion { version, f, old: PhantomData }));
+        self
+    }
+
+    /// The new values: of each key with each record under `Continuous` and `AvailableNow`, and once
+    /// per key and batch under `MicroBatch`. The last one of a key is the same under each trigger.
+    pub fn updates(self) -> Stream<'a, (K, V)> {
+        self.emit.updates(self.options)
+    }
+
+    /// The whole table, whenever a batch has changed it.
+    pub fn complete(self) -> CompleteTable<'a, K, V> {
+        CompleteTable { rows: self.emit.complete(self.options), order: None, limit: usize::MAX }
+    }
+
+    /// What changes: the value of a key before as deleted, the one now as inserted.
+    pub fn changes(self) -> Stream<'a, Change<(K, V)>> {
+        self.emit.changes(self.options)
+    }
+
+    /// The values that the records of a batch alone lead to.
+    pub(super) fn of_batches(self) -> Stream<'a, (K, V)> {
+        self.emit.of_batches()
+    }
+}
+
+/// Converts what an earlier version of the program has kept.
+trait Convert<K, V> {
+    fn look(&self, form: Form) -> Look;
+    fn read(&self, form: Form, state: &[u8]) -> Result<(V, Option<EventTime>), NotEntries>;
+}
+
+struct Conversion<Old, F> {
+    version: u32,
+    f: F,
+    old: PhantomData<fn(Old)>,
+}
+
+/// A value, with its time.
+type Timed<V> = (Option<EventTime>, V);
+
+impl<K: Key, V, Old: State, F: Fn(Old) -> V> Convert<K, V> for Conversion<Old, F> {
+    fn look(&self, form: Form) -> Look {
+        match form {
+            Form::Value => Look::at::<K, Old>(self.version),
+            Form::Option => Look::at::<K, Option<Old>>(self.version),
+            Form::Timed => Look::at::<K, Option<Timed<Old>>>(self.version),
+        }
+    }
+
+    fn read(&self, form: Form, state: &[u8]) -> Result<(V, Option<EventTime>), NotEntries> {
+        let (time, old) = match form {
+            Form::Value => (None, decode(state).map_err(|_| NotEntries)?),
+            Form::Option => (None, decode::<Option<Old>>(state).ok().flatten().ok_or(NotEntries)?),
+            Form::Timed => decode::<Option<Timed<Old>>>(state).ok().flatten().ok_or(NotEntries)?,
+        };
+        Ok(((self.f)(old), time))
+    }
+}
+
+impl<K: Key, V: 'static> Options<K, V> {
+    /// How the table of an aggregate begins.
+    fn origin<A: Aggregate<Value = V>>(self) -> Origin<K, A::State> {
+        let Options { version, older, rows, .. } = self;
+        let Some(form) = A::FORM else { return Origin::new(version, Vec::new(), None) };
+        let converted = |conversion: Box<dyn Convert<K, V>>| {
+            let look = conversion.look(form);
+            let read = move |state: &[u8]| {
+                let (value, time) = conversion.read(form, state)?;
+                A::state_of(value, time).ok_or(NotEntries)
+            };
+            (look, Box::new(read) as _)
+        };
+        let older = older.into_iter().map(converted).collect();
+        let rows =
+            rows.map(|rows| Box::new(rows.filter_map(|(key, value)| Some((key, A::state_of(value, None)?)))) as _);
+        Origin::new(version, older, rows)
+    }
+
+    /// What the aggregate cannot do of what is said of it.
+    fn refused<A: Aggregate>(&self) -> Option<&'static str> {
+        if A::FORM.is_some() {
+            return None;
+        }
+        let both = [("initial", self.rows.is_some()), ("migrate_from", !self.older.is_empty())];
+        both.into_iter().find(|(_, is_asked)| *is_asked).map(|(option, _)| option)
+    }
+}
+
+/// An aggregate that does not know yet what is emitted of it.
+trait Emit<'a, K, V> {
+    fn updates(self: Box<Self>, options: Options<K, V>) -> Stream<'a, (K, V)>;
+    fn complete(self: Box<Self>, options: Options<K, V>) -> Stream<'a, (K, V)>;
+    fn changes(self: Box<Self>, options: Options<K, V>) -> Stream<'a, Change<(K, V)>>;
+    fn of_batches(self: Box<Self>) -> Stream<'a, (K, V)>;
+}
+
+struct Pending<'a, K, A: Aggregate> {
+    keyed: Stream<'a, (K, A::Input)>,
+    what: &'static str,
+    aggregate: A,
+}
+
+/// An aggregate, and its table.
+type WithTable<K, A> = (A, Table<K, <A as Aggregate>::State>);
+
+/// Builds the operator, and applies what is said of it.
+fn built<'a, K: Key, A: Aggregate, T: 'static>(
+    aggregate: A,
+    mut options: Options<K, A::Value>,
+    build: impl FnOnce(WithTable<K, A>) -> Stream<'a, T>,
+) -> Stream<'a, T> {
+    let (name, refused) = (options.name.take(), options.refused::<A>());
+    let mut stream = build((aggregate, Table::with(options.origin::<A>())));
+    if let Some(option) = refused {
+        let why = format!("it keeps more than its value, so `{option}` cannot make its state of values");
+        stream.refuse(why);
+    }
+    if let Some(name) = name {
+        stream = stream.named(&name);
+    }
+    stream
+}
+
+impl<'a, K: Key, A: Aggregate<Input: Exchange>> Emit<'a, K, A::Value> for Pending<'a, K, A> {
+    fn updates(self: Box<Self>, options: Options<K, A::Value>) -> Stream<'a, (K, A::Value)> {
+        let Pending { keyed, what, aggregate } = *self;
+        built(aggregate, options, |with_table| {
+            keyed.operate_by_trigger(what, with_table, Updates::new, |with_table| LastUpdates::new(with_table, false))
+        })
+    }
+
+    fn complete(self: Box<Self>, options: Options<K, A::Value>) -> Stream<'a, (K, A::Value)> {
+        let Pending { keyed, what, aggregate } = *self;
+        built(aggregate, options, |with_table| {
+            keyed.with_notices().operate(what, true, Option::is_none, |_| Complete::new(with_table))
+        })
+    }
+
+    fn changes(self: Box<Self>, options: Options<K, A::Value>) -> Stream<'a, Change<(K, A::Value)>> {
+        let Pending { keyed, what, aggregate } = *self;
+        built(aggregate, options, |with_table| {
+            keyed.operate_by_trigger(what, with_table, Changes::new, LastChanges::new)
+        })
+    }
+
+    fn of_batches(self: Box<Self>) -> Stream<'a, (K, A::Value)> {
+        let Pending { keyed, what, aggregate } = *self;
+        keyed.operate(what, false, |_| false, |_| LastUpdates::new((aggregate, Table::new()), true))
+    }
+}
+
+/// The order of the rows of a table.
+type Compare<K, V> = dyn Fn(&(K, V), &(K, V)) -> Ordering;
+
+/// The whole table of an [`Aggregated`], batch by batch: all of its rows, in no order unless one is
+/// asked for.
+#[must_use = "a table does nothing until it reaches a sink"]
+pub struct CompleteTable<'a, K, V> {
+    rows: Stream<'a, (K, V)>,
+    order: Option<Box<Compare<K, V>>>,
+    limit: usize,
+}
+
+impl<'a, K: Key, V: Exchange> CompleteTable<'a, K, V> {
+    /// Sorts the rows. One worker does it, and holds all of them.
+    pub fn sorted_by(self, compare: impl Fn(&(K, V), &(K, V)) -> Ordering + 'static) -> CompleteTable<'a, K, V> {
+        CompleteTable { order: Some(Box::new(compare)), ..self }
+    }
+
+    /// Keeps the first rows only, in the order of [`sorted_by`](CompleteTable::sorted_by), or any.
+    pub fn limit(self, rows: usize) -> CompleteTable<'a, K, V> {
+        CompleteTable { limit: rows, ..self }
+    }
+
+    /// The rows, batch by batch.
+    pub fn rows(self) -> Stream<'a, (K, V)> {
+        let CompleteTable { rows, order, limit } = self;
+        if order.is_none() && limit == usize::MAX {
+            return rows;
+        }
+        let compare = order.unwrap_or_else(|| Box::new(|_, _| Ordering::Equal));
+        rows.global().keyed(|row| row).operate("sort", false, |_| false, move |_| Sorted::new(compare, limit))
+    }
+}
+
+impl<K, V> fmt::Debug for Aggregated<'_, K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Aggregated")
+    }
+}
+
+impl<K, V> fmt::Debug for CompleteTable<'_, K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Table of {:?}", self.rows)
+    }
+}
