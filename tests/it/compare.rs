@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
-use millstream::{ErrorKind, For, Job, Results, Trigger, channel, collect, discard, generate, rows};
+use millstream::{
+    Collected, ErrorKind, For, Job, Result, Results, Stream, Trigger, channel, collect, discard, generate, rows,
+};
 use millstream_connectors::{Kafka, Message, files, report};
 
 use crate::support::broker::shared;
@@ -41,6 +43,68 @@ fn every_run_gets_the_same_records_at_any_number_of_workers() {
             assert!(runs.iter().all(|run| *run == runs[0]), "{workers} workers");
         }
     }
+}
+
+type Pipeline = fn(Stream<'_, u64>, Collected<String>) -> Result<()>;
+
+/// Pipelines with state, and the sinks of theirs that cannot be compared.
+const STATEFUL: [(&str, Pipeline, usize); 6] = [
+    ("updates", |numbers, sink| shown(numbers.key_by(|n| n % 10).count().updates()).sink(&sink), 0),
+    ("changes", |numbers, sink| shown(numbers.key_by(|n| n % 10).sum(|n| *n).changes()).sink(&sink), 0),
+    (
+        "complete",
+        |numbers, sink| shown(numbers.key_by(|n| n % 10).count().complete().sorted_by(Ord::cmp).rows()).sink(&sink),
+        0,
+    ),
+    // What comes out is the same under each trigger, and is compared.
+    ("dedup", |numbers, sink| shown(numbers.map(|n| n % 70).distinct()).sink(&sink), 0),
+    ("per batch", |numbers, sink| shown(numbers.per_batch().count()).sink(&sink), 1),
+    // The second counts how often the first spoke.
+    (
+        "two in a row",
+        |numbers, sink| {
+            let updates = numbers.key_by(|n| n % 10).count().named("first").updates();
+            shown(updates.key_by(|(key, _)| key % 2).count().named("second").updates()).sink(&sink)
+        },
+        1,
+    ),
+];
+
+fn shown<T: std::fmt::Debug + 'static>(stream: Stream<'_, T>) -> Stream<'_, String> {
+    stream.map(|value| format!("{value:?}"))
+}
+
+#[test]
+fn state_is_compared_by_what_it_is_at_the_end() {
+    for (name, pipeline, incomparable) in STATEFUL {
+        for workers in [1, 3] {
+            let directory = tempfile::tempdir().unwrap();
+            let numbers = rows(0..2_000_u64).partitions(3);
+            let job = Job::new(name, move |flow| pipeline(flow.source(&numbers)?, collect().by_hash()));
+            // Of which a comparison neither reads nor writes a checkpoint.
+            let job = job.checkpoints(directory.path()).workers(workers);
+            let comparison = job.compare(triggers(), fast(2_000)).unwrap();
+            match &comparison.results {
+                Results::Incomparable { sinks } => assert_eq!(sinks.len(), incomparable, "{name}"),
+                results => assert_eq!((results, incomparable), (&Results::Equal, 0), "{name}, {workers} workers"),
+            }
+            assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "{name}");
+        }
+    }
+}
+
+#[test]
+fn state_that_depends_on_the_run_is_found() {
+    let (runs, numbers) = (Arc::<AtomicU64>::default(), rows(0..1_000_u64).partitions(1));
+    let job = Job::new("differs", move |flow| {
+        // Counts the pipeline's calls, of which each run has the same number.
+        let call = runs.fetch_add(1, SeqCst);
+        let sum = flow.source(&numbers)?.key_by(|n| n % 10).aggregate(|| 0, move |sum, n| *sum += n + call);
+        sum.named("of the run").updates().sink(collect().by_hash())
+    });
+    let comparison = job.state_in_memory().compare(triggers(), fast(1_000)).unwrap();
+    let Results::Different { what } = &comparison.results else { panic!("{comparison}") };
+    assert!(what.contains("`of the run` ended with other values under"), "{what}");
 }
 
 #[test]

@@ -60,10 +60,12 @@ fn every_metric_of_the_table_is_published_and_no_other() {
     let broker = shared();
     let topic = broker.topic("table", 1);
     broker.write(&topic, [(None, "", Some("1")), (None, "", Some("2"))]);
-    let kafka = kafka(broker);
+    let (kafka, directory) = (kafka(broker), tempfile::tempdir().unwrap());
     let job = Job::new(name, move |flow| {
-        flow.source(kafka.topic(&topic).json::<u64>())?.or_stop().map(|n| n).sink(discard())
+        let numbers = flow.source(kafka.topic(&topic).json::<u64>())?.or_stop();
+        numbers.key_by(|n| *n).count().updates().sink(discard())
     });
+    let job = job.checkpoints(directory.path());
     job.trigger(Trigger::AvailableNow).run().unwrap();
     let lines = shown(name);
     let names = |line: &String| line.split_once('{').unwrap().0.to_owned();
@@ -81,6 +83,42 @@ fn every_metric_of_the_table_is_published_and_no_other() {
         METRICS.iter().filter(|metric| metric.kind != MetricKind::Histogram).map(|m| m.name).collect();
     table.sort_unstable();
     assert_eq!(told, table);
+}
+
+#[test]
+fn metrics_and_the_report_say_how_checkpoints_fare() {
+    let name = "observed checkpoints";
+    shown(name);
+    let ((numbers, source), directory) = (channel::<u64>(100), tempfile::tempdir().unwrap());
+    let count =
+        move |flow: &millstream::Flow<'_>| flow.source(&source)?.key_by(|n| n % 10).count().updates().sink(discard());
+    let job = Job::new(name, count).workers(2).checkpoints(directory.path());
+    let running = job.checkpoint_every(Duration::from_millis(5)).start().unwrap();
+    (0..50).for_each(|n| drop(numbers.try_send(n).unwrap()));
+    let durable = || running.report().checkpoints.unwrap();
+    eventually("all of it is durable", || durable().entries >= 10 && running.report().committed > 0);
+    eventually("the gauges are published", || {
+        let of_entries = "millstream_stage_state_entries{job_name=\"observed checkpoints\",stage=\"count\"} 10";
+        shown(name).iter().any(|line| line == of_entries)
+    });
+    let stage = running.report().stages.into_iter().find(|stage| stage.name == "count").unwrap();
+    assert_eq!(value(name, "millstream_stage_state_bytes", ",stage=\"count\""), stage.state_bytes as f64);
+    drop(numbers);
+    let report = running.wait().unwrap();
+    let shown = report.checkpoints.clone().unwrap();
+    assert!(shown.cutting.count >= 1 && shown.cutting.count == shown.encoding.count, "{shown:?}");
+    assert!(shown.writing.count >= shown.committing.count && shown.committing.count >= 1, "{shown:?}");
+    for part in ["cutting, an operator", "encoding, an operator", "writing", "committing"] {
+        assert!(report.to_string().contains(&format!("    {part}")), "{report}");
+    }
+    assert_eq!(value(name, "millstream_checkpoints_total", ""), shown.writing.count as f64);
+    assert_eq!(value(name, "millstream_checkpoint_entries_total", ""), shown.entries as f64);
+    assert_eq!(value(name, "millstream_checkpoint_written_bytes_total", ""), shown.bytes as f64);
+    assert_eq!(value(name, "millstream_checkpoint_failures_total", ""), 0.0);
+    let slowest = ",part=\"writing\",percentile=\"100\"";
+    assert!(value(name, "millstream_checkpoint_part_recent_seconds", slowest) > 0.0);
+    // A run that has ended holds nothing.
+    assert_eq!(value(name, "millstream_stage_state_entries", ",stage=\"count\""), 0.0);
 }
 
 /// Quantiles of several processes cannot be averaged: a fleet adds up buckets.

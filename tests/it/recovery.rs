@@ -2,12 +2,15 @@
 //! and under another trigger, against a recomputation of the whole input.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 use std::time::Duration;
 
-use millstream::{Collected, ErrorKind, Flow, Job, Quantiles, Restart, Result, Stream, Trigger, collect, rows};
+use millstream::{
+    Aggregated, Change, Collected, ErrorKind, Flow, Job, Quantiles, Restart, Result, Stream, Trigger, collect, rows,
+};
 
 /// Fails at a record, once.
 #[derive(Clone)]
@@ -173,7 +176,22 @@ enum First {
     Dedup,
     Count,
     Max,
+    Min,
     Sum,
+    Mean,
+    Reduce,
+    Fold,
+    TopK,
+    /// Of keys whose records are in one partition.
+    Latest,
+}
+
+/// What the first operator emits, unless it is a deduplication.
+#[derive(Clone, Copy, Debug)]
+enum Emit {
+    Updates,
+    Complete,
+    Changes,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -192,23 +210,42 @@ struct Plan {
     keys: i64,
     batch: u64,
     first: First,
+    emit: Emit,
     second: Second,
 }
 
 impl Plan {
-    fn drawn(random: &mut fastrand::Rng) -> Plan {
-        let first = *random.choice(&[First::Dedup, First::Count, First::Max, First::Sum]).unwrap();
+    /// A random plan; each `shrink` halves its records.
+    fn drawn(random: &mut fastrand::Rng, shrink: u32) -> Plan {
+        let all = [
+            First::Dedup,
+            First::Count,
+            First::Max,
+            First::Min,
+            First::Sum,
+            First::Mean,
+            First::Reduce,
+            First::Fold,
+            First::TopK,
+            First::Latest,
+        ];
+        let first = *random.choice(&all).unwrap();
         let second = match first {
             First::Dedup => &[Second::None, Second::Count, Second::Max, Second::Distinct][..],
-            First::Count | First::Max | First::Sum => &[Second::None, Second::Max],
+            // Their values grow, so the largest of all updates is the largest of the last ones.
+            First::Count | First::Max | First::Sum | First::Reduce | First::Fold | First::TopK => {
+                &[Second::None, Second::Max]
+            }
+            First::Min | First::Mean | First::Latest => &[Second::None],
         };
-        let records = random.i64(1_000..10_000);
+        let records = (random.i64(500..5_000) >> shrink).max(20);
         Plan {
             records,
             batch: records as u64 / random.u64(3..10),
-            partitions: random.usize(1..6),
+            partitions: if matches!(first, First::Latest) { 1 } else { random.usize(1..6) },
             keys: random.i64(1..2_000),
             first,
+            emit: *random.choice(&[Emit::Updates, Emit::Complete, Emit::Changes]).unwrap(),
             second: *random.choice(second).unwrap(),
         }
     }
@@ -226,12 +263,17 @@ impl Plan {
         let keys = self.keys;
         let by_key = numbers.key_by(move |n| n % keys);
         let first = match self.first {
-            First::Dedup => by_key.dedup().map(move |n| (n % keys, n % keys)),
-            First::Count => by_key.count().updates().map(|(key, count)| (key, count as i64)),
-            First::Max => by_key.max(|n| *n).updates(),
-            First::Sum => by_key.sum(|n| *n).updates(),
+            First::Dedup => by_key.dedup().named("first").map(move |n| (n % keys, n % keys)),
+            First::Count => self.emitted(by_key.count(), |count| count as i64),
+            First::Max => self.emitted(by_key.max(|n| *n), |max| max),
+            First::Min => self.emitted(by_key.min(|n| *n), |min| min),
+            First::Sum => self.emitted(by_key.sum(|n| *n), |sum| sum),
+            First::Mean => self.emitted(by_key.mean(|n| *n as f64), |mean| (mean * 1e3) as i64),
+            First::Reduce => self.emitted(by_key.reduce(|a, b| a + b), |sum| sum),
+            First::Fold => self.emitted(by_key.aggregate(|| 7, |sum, n| *sum += n), |sum| sum),
+            First::TopK => self.emitted(by_key.top_k(3, Ord::cmp), |top| top.iter().sum()),
+            First::Latest => self.emitted(by_key.latest(), |latest| latest),
         };
-        let first = first.named("first");
         let second = match self.second {
             Second::None => return first,
             Second::Count => {
@@ -243,6 +285,24 @@ impl Plan {
         second.named("second")
     }
 
+    /// What a table emits, without deletions.
+    fn emitted<'a, V: Send + Clone + serde::Serialize + serde::de::DeserializeOwned + 'static>(
+        &self,
+        values: Aggregated<'a, i64, V>,
+        number: fn(V) -> i64,
+    ) -> Stream<'a, (i64, i64)> {
+        let values = values.named("first");
+        let rows = match self.emit {
+            Emit::Updates => values.updates(),
+            Emit::Complete => values.complete().rows(),
+            Emit::Changes => values.changes().flat_map(|change| match change {
+                Change::Insert(row) => Some(row),
+                Change::Delete(_) => None,
+            }),
+        };
+        rows.map(move |(key, value)| (key, number(value)))
+    }
+
     /// The last value under each key, computed from the whole input.
     fn expected(&self) -> BTreeMap<i64, i64> {
         let mut groups = BTreeMap::<i64, Vec<i64>>::new();
@@ -252,7 +312,16 @@ impl Plan {
                 First::Dedup => *key,
                 First::Count => group.len() as i64,
                 First::Max => *group.iter().max().unwrap(),
-                First::Sum => group.iter().sum(),
+                First::Min => *group.iter().min().unwrap(),
+                First::Sum | First::Reduce => group.iter().sum(),
+                First::Mean => (group.iter().sum::<i64>() as f64 / group.len() as f64 * 1e3) as i64,
+                First::Fold => 7 + group.iter().sum::<i64>(),
+                First::TopK => {
+                    let mut sorted = group.clone();
+                    sorted.sort_unstable_by_key(|n| std::cmp::Reverse(*n));
+                    sorted.iter().take(3).sum()
+                }
+                First::Latest => *group.last().unwrap(),
             };
             (*key, value)
         };
@@ -277,9 +346,9 @@ fn directory() -> tempfile::TempDir {
 }
 
 /// Runs a random plan with random crashes. Returns how often it went on from a checkpoint.
-fn survive(seed: u64) -> usize {
+fn survive(seed: u64, shrink: u32) -> usize {
     let mut random = fastrand::Rng::with_seed(seed);
-    let plan = Plan::drawn(&mut random);
+    let plan = Plan::drawn(&mut random, shrink);
     let (directory, results) = (directory(), collect());
     for run in 0.. {
         let trigger = match random.u8(0..3) {
@@ -313,10 +382,27 @@ fn survive(seed: u64) -> usize {
     unreachable!("the last run goes to the end")
 }
 
+/// As [`survive`]. A plan that fails is tried with half of its records, and half of those, as long as
+/// it still fails: a few runs each, for what fails may depend on the moment.
+fn shrinking(seed: u64) -> usize {
+    let fails = |shrink| catch_unwind(AssertUnwindSafe(|| survive(seed, shrink)));
+    let mut failure = match fails(0) {
+        Ok(resumed) => return resumed,
+        Err(failure) => failure,
+    };
+    for shrink in 1..8 {
+        match (0..5).find_map(|_| fails(shrink).err()) {
+            Some(smaller) => failure = smaller,
+            None => break,
+        }
+    }
+    resume_unwind(failure)
+}
+
 #[test]
 fn random_pipelines_survive_random_crashes() {
-    let seeds = std::env::var("MILLSTREAM_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(400);
+    let seeds = std::env::var("MILLSTREAM_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(2_000);
     let first = std::env::var("MILLSTREAM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    let resumed: usize = (first..first + seeds).map(survive).sum();
+    let resumed: usize = (first..first + seeds).map(shrinking).sum();
     assert!(resumed as u64 * 2 > seeds, "only {resumed} of {seeds} went on from a checkpoint");
 }

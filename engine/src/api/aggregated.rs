@@ -5,6 +5,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use crate::operator::aggregate::{Aggregate, Changes, Complete, Form, LastChanges, LastUpdates, Sorted, Updates};
+use crate::run::graph::Emits;
 use crate::state::delta::{NotEntries, decode};
 use crate::state::describe::Look;
 use crate::state::origin::Origin;
@@ -23,6 +24,17 @@ use super::stream::Stream;
 /// | [`updates`](Aggregated::updates) | the new value with each record | the last value of each key that the batch changed | output mode *update* |
 /// | [`complete`](Aggregated::complete) | all keys at each checkpoint with records | all keys after each batch with records | output mode *complete* |
 /// | [`changes`](Aggregated::changes) | the change of each record | the change of each key over the batch | – |
+///
+/// Spark's *append* of an aggregate needs windows that end. Which sinks take what, beside what
+/// Spark's sink of that kind takes:
+///
+/// | sink | `updates` | `complete` | `changes` | Spark |
+/// |---|---|---|---|---|
+/// | Kafka | yes; with the key of the row ([`sink_by`](Stream::sink_by)) a compacted topic ends up as the table | yes: all rows, batch by batch | yes; as JSON `{\"Delete\": row}` and `{\"Insert\": row}` | append, update, complete |
+/// | console, as a table or by batch | yes | yes | yes | append, update, complete |
+/// | console, by line | rows must be `Display`: map them to text first | likewise | likewise | – |
+/// | memory ([`collect`](crate::collect)) | yes | yes | yes | append, complete |
+/// | a file | there is no file sink | | | append |
 #[must_use = "a value does nothing until something of it is emitted"]
 pub struct Aggregated<'a, K, V> {
     emit: Box<dyn Emit<'a, K, V> + 'a>,
@@ -276,7 +288,9 @@ impl<'a, K: Key, A: Aggregate<Input: Exchange>> Emit<'a, K, A::Value> for Pendin
     fn complete(self: Box<Self>, options: Options<K, A::Value>) -> Stream<'a, (K, A::Value)> {
         let Pending { keyed, what, aggregate } = *self;
         built(aggregate, options, |with_table| {
-            keyed.with_notices().operate(what, true, Option::is_none, |_| Complete::new(with_table))
+            keyed
+                .with_notices()
+                .operate(what, (true, Emits::LastValues), Option::is_none, |_| Complete::new(with_table))
         })
     }
 
@@ -289,7 +303,7 @@ impl<'a, K: Key, A: Aggregate<Input: Exchange>> Emit<'a, K, A::Value> for Pendin
 
     fn of_batches(self: Box<Self>) -> Stream<'a, (K, A::Value)> {
         let Pending { keyed, what, aggregate } = *self;
-        keyed.operate(what, false, |_| false, |_| LastUpdates::new((aggregate, Table::new()), true))
+        keyed.operate(what, (false, Emits::PerBatch), |_| false, |_| LastUpdates::new((aggregate, Table::new()), true))
     }
 }
 
@@ -323,7 +337,12 @@ impl<'a, K: Key, V: Exchange> CompleteTable<'a, K, V> {
             return rows;
         }
         let compare = order.unwrap_or_else(|| Box::new(|_, _| Ordering::Equal));
-        rows.global().keyed(|row| row).operate("sort", false, |_| false, move |_| Sorted::new(compare, limit))
+        rows.global().keyed(|row| row).operate(
+            "sort",
+            (false, Emits::LastValues),
+            |_| false,
+            move |_| Sorted::new(compare, limit),
+        )
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::io::{Schedule, Spacing};
+use crate::run::graph::Emits;
 use crate::words::{Error, ErrorKind, Latencies, LatencySnapshot, Percentile, Print, Result, as_nanos};
 
 use super::job::Job;
@@ -90,8 +91,12 @@ impl Job {
     /// socket) are an error.
     ///
     /// Results are compared by the [`Fingerprint`](crate::connector::Fingerprint)s of the sinks:
-    /// the same
-    /// records in any order.
+    /// the same records in any order. Behind an operator that keeps state a sink gets more or fewer
+    /// updates, by the trigger, of which the last for each key is the same: there it is what the
+    /// operator keeps at the end that is compared, as it is encoded. What follows
+    /// [`per_batch`](crate::Stream::per_batch), or keeps state of such updates, is not comparable,
+    /// and [`Results`] says so. State begins empty in each run and is not kept: checkpoints cost
+    /// nothing here, and none is read or written.
     ///
     /// ```
     /// use millstream::{For, Job, Trigger, collect, generate};
@@ -130,16 +135,16 @@ impl Job {
             results: Results::Equal,
             runs: Vec::new(),
         };
-        let mut first: Option<Vec<Written>> = None;
+        let mut first: Option<Outcome> = None;
         let mut before = Vec::new();
         for trigger in triggers {
-            let (run, written, taken) = self.clone().compared(trigger, course, before)?;
+            let (run, outcome, taken) = self.clone().compared(trigger, course, before)?;
             tracing::info!(job = comparison.job, %trigger, latency = %run.latency, "compared");
             comparison.records = taken.iter().map(TakenBy::records).sum();
             before = taken;
             comparison.runs.push(run);
-            let first = first.get_or_insert_with(|| written.clone());
-            comparison.results = comparison.results.and(Results::of(trigger, first, &written));
+            let first = first.get_or_insert_with(|| outcome.clone());
+            comparison.results = comparison.results.and(Results::of(trigger, first, &outcome));
         }
         Ok(comparison)
     }
@@ -150,7 +155,7 @@ impl Job {
         trigger: Trigger,
         course: Course,
         before: Vec<TakenBy>,
-    ) -> Result<(ComparedRun, Vec<Written>, Vec<TakenBy>)> {
+    ) -> Result<(ComparedRun, Outcome, Vec<TakenBy>)> {
         let trial = Arc::new(Trial::new(course, before));
         let mut running = self.trigger(trigger).measured().start_trial(&trial)?;
         let (early, cpu) = (running.wait_for(course.warm_up), cpu_time());
@@ -170,7 +175,9 @@ impl Job {
             sink: report.name.clone(),
             records: sink.meter.acknowledged.get(),
             print: Some(sink.fingerprint.print()).filter(|print| print.records > 0),
+            follows: sink.follows,
         });
+        let outcome = Outcome { written: written.collect(), states: trial.states() };
         let run = ComparedRun {
             trigger: trigger.to_string(),
             records_in: records,
@@ -183,8 +190,16 @@ impl Job {
             acknowledgement: latencies.acknowledgement(),
             curve: latencies.curve(),
         };
-        Ok((run, written.collect(), taken))
+        Ok((run, outcome, taken))
     }
+}
+
+/// What a run led to.
+#[derive(Clone, Debug)]
+struct Outcome {
+    written: Vec<Written>,
+    /// What the operators kept at the end.
+    states: Vec<(String, Print)>,
 }
 
 /// What a sink wrote in a run.
@@ -194,6 +209,7 @@ struct Written {
     records: u64,
     /// `None` when the sink does not report what it writes.
     print: Option<Print>,
+    follows: Emits,
 }
 
 /// What [`Job::compare`] found: as a table ([`Display`](fmt::Display)), as a value, and through
@@ -251,10 +267,16 @@ pub struct ComparedRun {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[non_exhaustive]
 pub enum Results {
-    /// The same records, in any order.
+    /// The same records, in any order; behind operators with state, the same last value for each
+    /// key.
     Equal,
     /// The same number of records; these sinks do not report what they write.
     EqualCounts {
+        /// Their names.
+        sinks: Vec<String>,
+    },
+    /// The same as far as it can be compared. What these sinks got depends on when batches close.
+    Incomparable {
         /// Their names.
         sinks: Vec<String>,
     },
@@ -266,9 +288,23 @@ pub enum Results {
 }
 
 impl Results {
-    fn of(trigger: Trigger, first: &[Written], written: &[Written]) -> Results {
-        let mut unknown = Vec::new();
-        for (first, now) in first.iter().zip(written) {
+    fn of(trigger: Trigger, first: &Outcome, outcome: &Outcome) -> Results {
+        for ((name, first), (_, now)) in first.states.iter().zip(&outcome.states) {
+            if first != now {
+                let what = format!("`{name}` ended with other values under {trigger} than in the first run");
+                return Results::Different { what };
+            }
+        }
+        let (mut unknown, mut incomparable) = (Vec::new(), Vec::new());
+        for (first, now) in first.written.iter().zip(&outcome.written) {
+            match now.follows {
+                Emits::ByRecords => {}
+                Emits::LastValues => continue,
+                Emits::PerBatch => {
+                    incomparable.push(now.sink.clone());
+                    continue;
+                }
+            }
             if (first.records, first.print) != (now.records, now.print) {
                 let what = match first.records == now.records {
                     true => format!("different records under {trigger} than in the first run"),
@@ -280,13 +316,17 @@ impl Results {
                 unknown.push(now.sink.clone());
             }
         }
-        if unknown.is_empty() { Results::Equal } else { Results::EqualCounts { sinks: unknown } }
+        match (unknown.is_empty(), incomparable.is_empty()) {
+            (true, true) => Results::Equal,
+            (false, true) => Results::EqualCounts { sinks: unknown },
+            (_, false) => Results::Incomparable { sinks: incomparable },
+        }
     }
 
     fn and(self, other: Results) -> Results {
         match (&self, &other) {
             (Results::Different { .. }, _) => self,
-            (_, Results::Different { .. } | Results::EqualCounts { .. }) => other,
+            (_, Results::Different { .. } | Results::EqualCounts { .. } | Results::Incomparable { .. }) => other,
             (_, Results::Equal) => self,
         }
     }
@@ -303,6 +343,13 @@ impl fmt::Display for Results {
             Results::Equal => f.write_str("all runs wrote the same"),
             Results::EqualCounts { sinks } => {
                 write!(f, "all runs wrote equally many records; not compared by content: {}", sinks.join(", "))
+            }
+            Results::Incomparable { sinks } => {
+                write!(
+                    f,
+                    "what these sinks got depends on when batches close, and is not compared: {}",
+                    sinks.join(", ")
+                )
             }
             Results::Different { what } => write!(f, "THE RUNS WROTE DIFFERENT RECORDS: {what}"),
         }

@@ -19,12 +19,12 @@ use crate::operator::intake::{Intake, Limits};
 use crate::operator::ledger::Piece;
 use crate::operator::stage::{Chain, Consume, Counts, Setting, Tail, Within};
 use crate::operator::{egress, stage};
-use crate::run::graph::{Graph, Input, NodeKind, NodeTraits};
+use crate::run::graph::{Emits, Graph, Input, NodeKind, NodeTraits};
 use crate::run::plan::{Meter, Plan, PlannedSink, PlannedSource, Planning};
 use crate::run::shared::{Pipeline, Run};
 use crate::run::spec::Remembers;
 use crate::state::describe::Schema;
-use crate::words::{ByteSize, Error, Offsets, Result, SinkMeter, StageMeter, Wake, Worker};
+use crate::words::{ByteSize, Error, Fingerprint, Offsets, Result, SinkMeter, StageMeter, Wake, Worker};
 
 use super::stream::Stream;
 use super::trial::Trial;
@@ -216,6 +216,14 @@ impl<'a> Flow<'a> {
         Some(Place { node, name: run.plan.name(node).to_owned(), meter: Arc::clone(meter), scope, run })
     }
 
+    /// Where an operator says what it keeps at the end of the run, if that is to be compared.
+    pub(crate) fn state_print(&self, node: Node) -> Option<Arc<Fingerprint>> {
+        let Mode::Build(build) = &self.inner.mode else { return None };
+        let graph = &build.run.plan.graph;
+        let is_same = graph.follows(node) == Emits::ByRecords;
+        build.trial.as_ref().filter(|_| is_same).map(|trial| trial.state(graph.name(node)))
+    }
+
     /// Adds the ledger of a keyed operator for `gather`.
     pub(crate) fn ledger(&self, ledger: timely::dataflow::Stream<'a, u64, Vec<Piece>>) {
         if let Mode::Build(build) = &self.inner.mode {
@@ -345,7 +353,7 @@ impl Connect<'_> {
             buffer: ByteSize(spec.record_memory(keeps_state).0 / 4 / count.max(1) as u64),
             clock: spec.clock.clone(),
             wake: self.planning.control.clone(),
-            fingerprint: self.trial.map(|trial| trial.sink(&meter)),
+            fingerprint: self.trial.map(|trial| trial.sink(&meter, self.plan.borrow().graph.follows(node))),
         };
         let shared = Arc::new(sink.connect(open)?);
         let planned = PlannedSink { shared: Arc::clone(&shared) as _, typed: shared };

@@ -332,9 +332,13 @@ impl Job {
     }
 
     /// The job as a comparison runs it: without restarts, which would repeat outputs, on the
-    /// machine's clock, and without listeners.
+    /// machine's clock, without listeners, and with state that ends with the run.
     pub(crate) fn measured(self) -> Job {
-        Job { restart: Restart::Never, clock: Clock::system(), listeners: Vec::new(), ..self }
+        let remembers = match self.remembers {
+            Remembers::Nothing => Remembers::Nothing,
+            Remembers::InMemory | Remembers::InDirectory(_) => Remembers::InMemory,
+        };
+        Job { restart: Restart::Never, clock: Clock::system(), listeners: Vec::new(), remembers, ..self }
     }
 
     fn spec(&self) -> Result<Spec> {

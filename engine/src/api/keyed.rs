@@ -8,6 +8,7 @@ use std::marker::PhantomData;
 use crate::operator::aggregate::{Aggregate, First};
 use crate::operator::aggregates::{Count, Fold, Latest, Mean, Number, Reduce, Sum, TopK};
 use crate::operator::sketches::{CountDistinct, Distribution, Quantiles};
+use crate::run::graph::Emits;
 use crate::words::stable_hash;
 
 use super::aggregated::Aggregated;
@@ -223,7 +224,7 @@ impl<'a, K: Key, T: 'static> KeyedStream<'a, K, T> {
     where
         T: Exchange,
     {
-        self.keyed(|record| record).operate(what, true, |_| false, |_| First::new())
+        self.keyed(|record| record).operate(what, (true, Emits::ByRecords), |_| false, |_| First::new())
     }
 
     /// The stream of keys with what an operator needs of each record.

@@ -8,7 +8,7 @@ use crate::operator::exchange;
 use crate::operator::ingest::Release;
 use crate::operator::keyed::{self, ByTrigger, Keeping, KeyedStage, Operate};
 use crate::operator::stage::{self, Chain, Next};
-use crate::run::graph::NodeTraits;
+use crate::run::graph::{Emits, NodeTraits};
 
 use super::key::{Exchange, Key};
 use super::stream::Stream;
@@ -20,13 +20,13 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
     pub(super) fn operate<O: Operate<Key = K, Input = I>>(
         self,
         what: &str,
-        keeps_state: bool,
+        (keeps_state, emits): (bool, Emits),
         is_notice: fn(&I) -> bool,
         operate: impl FnOnce(bool) -> O + 'a,
     ) -> Stream<'a, O::Output> {
         let flow = self.flow.share();
         let waits_for_epochs = O::EMITS_AT_CLOSE;
-        let traits = NodeTraits { exchanges: true, keeps_state, waits_for_epochs, ..NodeTraits::default() };
+        let traits = NodeTraits { exchanges: true, keeps_state, waits_for_epochs, emits, ..NodeTraits::default() };
         let node = flow.stage_node::<(K, I), O::Output>(what, &[self.input()], traits);
         let Some(place) = flow.place(node) else {
             if flow.is_sketch()
@@ -38,6 +38,7 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
             return Stream::planned(flow, node, true);
         };
         let ports = self.into_ports();
+        let print = flow.state_print(node).filter(|_| keeps_state);
         let ends = flow.share();
         let chain: Chain<'a, O::Output> = Box::new(move |tail| {
             let (scope, name, setting) = (place.scope, place.name.as_str(), place.setting());
@@ -45,10 +46,11 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
             let keeping = Keeping {
                 node,
                 worker: (scope.worker().index(), scope.worker().peers()),
-                is_durable: place.run.is_durable,
+                checkpoints: place.run.checkpoint_meter.clone(),
                 restored: place.run.restored.clone(),
                 meter: Arc::clone(&place.meter),
                 budget: Arc::clone(&place.run.state_budget),
+                print,
             };
             let head = |builder: &mut _| {
                 let next = Next::new(Arc::clone(&place.meter), tail(builder)?);
@@ -95,7 +97,7 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
     {
         self.operate(
             what,
-            true,
+            (true, Emits::LastValues),
             |_| false,
             move |is_micro_batch| match is_micro_batch {
                 true => ByTrigger::InBatches(in_batches(aggregate)),

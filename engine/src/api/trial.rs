@@ -6,7 +6,7 @@
 //! A record arrives when it is *due*, whenever it is read, so a run that falls behind cannot hide
 //! it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -15,9 +15,10 @@ use crate::io::{
     AtStop, Closing, Committed, End, Extent, Lag, OpenSource, Polled, Reader, Resume, Revoked, Schedule, SharedSource,
     SourceEvent, Timer, together,
 };
+use crate::run::graph::Emits;
 use crate::words::{
-    CheckpointId, Clock, Error, ErrorKind, Fingerprint, Moment, Offsets, Partition, ReadBatch, Result, Room, SinkMeter,
-    Wake, lock,
+    CheckpointId, Clock, Error, ErrorKind, Fingerprint, Moment, Offsets, Partition, Print, ReadBatch, Result, Room,
+    SinkMeter, Wake, lock,
 };
 
 /// What each source of a comparison gives to each run.
@@ -34,6 +35,8 @@ pub(super) struct Trial {
     clock: Clock,
     turns: Mutex<Vec<Arc<Turn>>>,
     sinks: Mutex<Vec<TrialSink>>,
+    /// What the operators keep at the end, by name.
+    states: Mutex<BTreeMap<String, Arc<Fingerprint>>>,
     /// What the run before took, per source.
     before: Vec<TakenBy>,
     timer: Arc<Timer>,
@@ -44,6 +47,8 @@ pub(super) struct Trial {
 pub(super) struct TrialSink {
     pub(super) meter: Arc<SinkMeter>,
     pub(super) fingerprint: Arc<Fingerprint>,
+    /// What its records depend on.
+    pub(super) follows: Emits,
 }
 
 /// What a run took of a source.
@@ -63,6 +68,7 @@ impl Trial {
             clock: Clock::system(),
             turns: Mutex::default(),
             sinks: Mutex::default(),
+            states: Mutex::default(),
             before,
             timer: Arc::default(),
         }
@@ -116,10 +122,15 @@ impl Trial {
 
     /// Adds the next sink of the plan. Returns the fingerprint to which the sink adds what it
     /// writes.
-    pub(super) fn sink(&self, meter: &Arc<SinkMeter>) -> Arc<Fingerprint> {
+    pub(super) fn sink(&self, meter: &Arc<SinkMeter>, follows: Emits) -> Arc<Fingerprint> {
         let fingerprint = Arc::<Fingerprint>::default();
-        lock(&self.sinks).push(TrialSink { meter: Arc::clone(meter), fingerprint: Arc::clone(&fingerprint) });
+        lock(&self.sinks).push(TrialSink { meter: Arc::clone(meter), fingerprint: Arc::clone(&fingerprint), follows });
         fingerprint
+    }
+
+    /// The fingerprint of what an operator keeps at the end, over all workers.
+    pub(super) fn state(&self, operator: &str) -> Arc<Fingerprint> {
+        Arc::clone(lock(&self.states).entry(operator.to_owned()).or_default())
     }
 
     /// Starts the schedule, when all sources have begun.
@@ -135,6 +146,11 @@ impl Trial {
     /// What the run took, per source.
     pub(super) fn taken(&self) -> Vec<TakenBy> {
         lock(&self.turns).iter().map(|turn| lock(&turn.state).taken.clone()).collect()
+    }
+
+    /// What each operator kept at the end.
+    pub(super) fn states(&self) -> Vec<(String, Print)> {
+        lock(&self.states).iter().map(|(name, print)| (name.clone(), print.print())).collect()
     }
 
     /// The run's sinks.

@@ -17,7 +17,7 @@ use crate::operator::ingest::SourceIndex;
 use crate::operator::ledger::{Part, Piece};
 use crate::state::delta::Delta;
 use crate::state::store::Content;
-use crate::words::{CheckpointId, Clock, HeldReceipts, Offsets, Partition, Result, StageMeter};
+use crate::words::{CheckpointId, CheckpointMeter, Clock, HeldReceipts, Offsets, Partition, Result, StageMeter};
 
 use super::durable::Keeper;
 use super::gather::{Fact, Gathered, Reached};
@@ -45,6 +45,7 @@ pub(crate) struct Memories {
     /// The operators that keep state, in the order in which the keeper knows them.
     pub(crate) kept: Vec<(Node, Arc<StageMeter>)>,
     pub(crate) clock: Clock,
+    pub(crate) meter: Arc<CheckpointMeter>,
 }
 
 impl Memories {
@@ -109,6 +110,8 @@ pub(crate) struct Committer {
 /// A checkpoint that some sinks have not committed yet.
 struct AtSinks {
     checkpoint: CheckpointId,
+    /// When they were told.
+    since: Instant,
     /// The sinks that have not answered.
     unanswered: Vec<usize>,
     /// Per source.
@@ -225,13 +228,13 @@ impl Committer {
 
     /// Tells the sinks to commit a checkpoint.
     fn commit_sinks(&mut self, checkpoint: CheckpointId, offsets: Vec<Offsets>) -> Result<()> {
-        let mut unanswered = Vec::new();
+        let (mut unanswered, since) = (Vec::new(), Instant::now());
         for (index, sink) in self.sinks.iter().enumerate() {
             if sink.commit(checkpoint)? == Committed::Later {
                 unanswered.push(index);
             }
         }
-        self.at_sinks = Some(AtSinks { checkpoint, unanswered, offsets });
+        self.at_sinks = Some(AtSinks { checkpoint, since, unanswered, offsets });
         self.publish_if_committed()
     }
 
@@ -259,11 +262,14 @@ impl Committer {
 
     /// Tells the sources to publish their offsets once every sink has committed.
     fn publish_if_committed(&mut self) -> Result<()> {
-        let Some(AtSinks { checkpoint, offsets, .. }) =
+        let Some(AtSinks { checkpoint, since, offsets, .. }) =
             self.at_sinks.take_if(|at_sinks| at_sinks.unanswered.is_empty())
         else {
             return Ok(());
         };
+        if let Some(memories) = &self.memories {
+            memories.meter.committed(since.elapsed());
+        }
         self.published = checkpoint;
         for (index, offsets) in offsets.iter().enumerate().filter(|(_, offsets)| !offsets.is_empty()) {
             self.newest[index].merge(offsets);

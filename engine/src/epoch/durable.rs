@@ -148,7 +148,8 @@ fn keep(mut store: Store, orders: &Receiver<Order>, shown: &Durability, durable:
             }
             Some(Order::End) => return,
             None => {
-                let merged = store.merge().unwrap_or_else(|cause| {
+                let merged = tracing::debug_span!("merge").in_scope(|| store.merge());
+                let merged = merged.unwrap_or_else(|cause| {
                     tracing::warn!(cause = %cause, "cannot merge the files of checkpoints");
                     shown.count_failure();
                     merges_from = Instant::now() + MERGE_AGAIN_AFTER;
@@ -171,13 +172,16 @@ fn publish(
     checkpoint: CheckpointId,
     content: &Content,
 ) -> bool {
-    let entries = content.deltas.iter().map(|(_, delta)| delta.count()).sum();
+    let entries: u64 = content.deltas.iter().map(|(_, delta)| delta.count()).sum();
+    let span = tracing::debug_span!("checkpoint", number = %checkpoint, entries, bytes = tracing::field::Empty);
+    let _entered = span.enter();
     let (mut pause, pause_max) = PAUSE;
     let mut has_failed = false;
     let began = Instant::now();
     loop {
         match store.publish(checkpoint, content) {
             Ok(bytes) => {
+                span.record("bytes", bytes);
                 if has_failed {
                     tracing::info!(%checkpoint, "the checkpoint is durable now");
                 }

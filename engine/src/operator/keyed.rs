@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::ParallelizationContract;
@@ -25,8 +25,8 @@ use timely::progress::operate::FrontierInterest;
 
 use crate::state::table::Keep;
 use crate::words::{
-    Admission, Backlog, Batch, ByCheckpoint, ByteSize, CheckpointId, Clock, Epoch, Error, ErrorKind, EventTime,
-    HeldReceipts, Result, StageMeter, StateBudget,
+    Admission, Backlog, Batch, ByCheckpoint, ByteSize, CheckpointId, CheckpointMeter, Clock, Epoch, Error, ErrorKind,
+    EventTime, Fingerprint, HeldReceipts, Result, StageMeter, StateBudget,
 };
 
 use super::fault::Node;
@@ -134,13 +134,15 @@ pub(crate) struct Keeping {
     pub(crate) node: Node,
     /// Its place among how many.
     pub(crate) worker: (usize, usize),
-    /// Whether checkpoints keep it.
-    pub(crate) is_durable: bool,
+    /// What is counted of the checkpoints that keep it, if any do.
+    pub(crate) checkpoints: Option<Arc<CheckpointMeter>>,
     /// What the run begins with.
     pub(crate) restored: Option<Arc<Restored>>,
     pub(crate) meter: Arc<StageMeter>,
     /// The memory that all state of the job may take.
     pub(crate) budget: Arc<StateBudget>,
+    /// What the state is at the end of the run is added here.
+    pub(crate) print: Option<Arc<Fingerprint>>,
 }
 
 /// The first stage of the chain.
@@ -154,9 +156,8 @@ pub(crate) struct KeyedStage<O: Operate> {
     ledger: Option<Capability<u64>>,
     /// Whether the changes of the open checkpoint are cut.
     is_cut: bool,
-    /// The capability of the ledger for the checkpoint before, and its receipts, while its changes
-    /// are encoded.
-    encoding: Option<(Capability<u64>, HeldReceipts)>,
+    /// The checkpoint before, while its changes are encoded.
+    encoding: Option<Encoding>,
     /// Receipts of records that came in the open checkpoint.
     receipts: HeldReceipts,
     /// The number of entries, and the memory that they take, as last reported.
@@ -165,6 +166,14 @@ pub(crate) struct KeyedStage<O: Operate> {
 
 fn cannot_encode(cause: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::new(ErrorKind::State, "cannot encode the state of a key").caused_by(cause)
+}
+
+/// A checkpoint that was cut.
+struct Encoding {
+    /// The capability of the ledger for it.
+    at: Capability<u64>,
+    receipts: HeldReceipts,
+    began: Instant,
 }
 
 /// A piece, and the capability under which it is sent.
@@ -193,7 +202,7 @@ impl<O: Operate> KeyedStage<O> {
             Some(restored) => restored.load((self.keeping.node, name), worker, kept)?,
             None => kept.begin(&|group| group.worker(workers) == worker).map_err(cannot_encode)?,
         }
-        if !self.keeping.is_durable {
+        if self.keeping.checkpoints.is_none() {
             kept.drop_cut();
         }
         self.report()
@@ -220,7 +229,11 @@ impl<O: Operate> KeyedStage<O> {
         if !std::mem::replace(&mut self.is_cut, true)
             && let Some(kept) = self.operate.kept()
         {
+            let began = Instant::now();
             kept.cut();
+            if let (Some(meter), Some(_)) = (&self.keeping.checkpoints, &self.ledger) {
+                meter.cut(began.elapsed());
+            }
         }
         let mut out = Batch::under(None);
         let more = self.operate.close(ROWS_MAX, &mut out);
@@ -230,8 +243,12 @@ impl<O: Operate> KeyedStage<O> {
         if !more {
             (self.at, self.is_cut) = (None, false);
             self.report()?;
-            self.encoding = self.ledger.take().map(|ledger| (ledger, std::mem::take(&mut self.receipts)));
-            if !self.keeping.is_durable {
+            self.encoding = self.ledger.take().map(|at| Encoding {
+                at,
+                receipts: std::mem::take(&mut self.receipts),
+                began: Instant::now(),
+            });
+            if self.keeping.checkpoints.is_none() {
                 self.operate.kept().into_iter().for_each(Keep::drop_cut);
             }
         }
@@ -250,7 +267,7 @@ impl<O: Operate> KeyedStage<O> {
             return Ok(Vec::new());
         }
         let mut parts = Vec::new();
-        if let Some(kept) = self.operate.kept().filter(|_| self.keeping.is_durable) {
+        if let (Some(kept), Some(_)) = (self.operate.kept(), &self.keeping.checkpoints) {
             let deadline = clock.now().after(slice);
             let delta = loop {
                 let encoded = kept.encode(ENTRIES_MAX).map_err(cannot_encode)?;
@@ -263,7 +280,10 @@ impl<O: Operate> KeyedStage<O> {
             parts.push(Part::Changed(self.keeping.node, delta));
         }
         self.report()?;
-        let Some((at, receipts)) = self.encoding.take() else { return Ok(Vec::new()) };
+        let Some(Encoding { at, receipts, began }) = self.encoding.take() else { return Ok(Vec::new()) };
+        if let Some(meter) = self.keeping.checkpoints.as_ref().filter(|_| !parts.is_empty()) {
+            meter.encoded(began.elapsed());
+        }
         if !receipts.is_empty() {
             parts.push(Part::Received(receipts));
         }
@@ -297,6 +317,14 @@ impl<O: Operate> KeyedStage<O> {
     fn report_growth(&mut self) -> Result<()> {
         let entries = self.operate.kept().map_or(0, |kept| kept.len());
         if entries > self.reported.0 + self.reported.0 / 16 + 1_024 { self.report() } else { Ok(()) }
+    }
+}
+
+impl<O: Operate> Drop for KeyedStage<O> {
+    fn drop(&mut self) {
+        if let (Some(print), Some(kept)) = (&self.keeping.print, self.operate.kept()) {
+            kept.add_to(print);
+        }
     }
 }
 

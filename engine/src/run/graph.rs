@@ -58,6 +58,29 @@ pub(crate) struct NodeTraits {
     pub(crate) keeps_state: bool,
     /// It waits until epochs are complete.
     pub(crate) waits_for_epochs: bool,
+    pub(crate) emits: Emits,
+}
+
+/// Whether what a stage emits depends on when batches close, and so on the trigger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Emits {
+    /// The same under each trigger.
+    #[default]
+    ByRecords,
+    /// The last values that it emits are the same under each trigger.
+    LastValues,
+    /// What each batch leads to.
+    PerBatch,
+}
+
+impl Emits {
+    fn and(self, other: Emits) -> Emits {
+        match (self, other) {
+            (Emits::PerBatch, _) | (_, Emits::PerBatch) => Emits::PerBatch,
+            (Emits::LastValues, _) | (_, Emits::LastValues) => Emits::LastValues,
+            (Emits::ByRecords, Emits::ByRecords) => Emits::ByRecords,
+        }
+    }
 }
 
 /// A stream that a node reads.
@@ -156,6 +179,22 @@ impl Graph {
     /// Whether records change workers.
     pub(crate) fn exchanges(&self) -> bool {
         self.nodes.iter().any(|node| node.traits.exchanges)
+    }
+
+    /// What the records that a node gets depend on.
+    pub(crate) fn follows(&self, node: Node) -> Emits {
+        let inputs = self.nodes[node.0].inputs.iter().map(|input| self.emits(input.from));
+        inputs.fold(Emits::ByRecords, Emits::and)
+    }
+
+    /// What the records that a node emits depend on.
+    fn emits(&self, node: Node) -> Emits {
+        let NodeInfo { traits, .. } = self.nodes[node.0];
+        match self.follows(node) {
+            // It takes batches for more than the last values in them.
+            Emits::LastValues if traits.keeps_state => Emits::PerBatch,
+            follows => follows.and(traits.emits),
+        }
     }
 
     /// The name of the first operator that keeps state.

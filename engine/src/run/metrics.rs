@@ -13,8 +13,10 @@ use crate::words::{Latency, SinkMeter};
 use super::histogram;
 use super::labels::Labels;
 use super::names::{
-    COMMITS, EPOCHS, METRICS, Metric, MetricKind, RESTARTS, RUNNING, SINK_BYTES, SINK_LATENCY_RECENT, SINK_RECORDS,
-    SINK_SKIPPED, SOURCE_BYTES, SOURCE_LAG, SOURCE_RECORDS, STAGE_IN, STAGE_OUT, STAGE_RETRIED,
+    CHECKPOINT_AGE, CHECKPOINT_BYTES, CHECKPOINT_ENTRIES, CHECKPOINT_FAILURES, CHECKPOINT_MERGED, CHECKPOINT_RECENT,
+    CHECKPOINTS, COMMITS, EPOCHS, METRICS, Metric, MetricKind, RESTARTS, RUNNING, SINK_BYTES, SINK_LATENCY_RECENT,
+    SINK_RECORDS, SINK_SKIPPED, SOURCE_BYTES, SOURCE_LAG, SOURCE_RECORDS, STAGE_ENTRIES, STAGE_IN, STAGE_OUT,
+    STAGE_RETRIED, STAGE_STATE_BYTES,
 };
 use super::plan::Meter;
 use super::shared::Run;
@@ -28,7 +30,10 @@ pub(crate) struct Publisher {
     told_at: Instant,
     /// The published value of each count.
     told: HashMap<(&'static str, String), u64>,
-    latencies: HashMap<String, Latency>,
+    /// Of each sink, and of each part of checkpoints.
+    latencies: HashMap<(&'static str, String), Latency>,
+    /// When the run began.
+    began: Instant,
     /// Partitions whose lag was published.
     lagging: BTreeSet<(String, String)>,
 }
@@ -41,6 +46,7 @@ impl Publisher {
             told_at: Instant::now(),
             told: HashMap::new(),
             latencies: HashMap::new(),
+            began: Instant::now(),
             lagging: BTreeSet::new(),
         }
     }
@@ -65,6 +71,13 @@ impl Publisher {
         for (source, partition) in std::mem::take(&mut self.lagging) {
             self.lag(&source, &partition, 0);
         }
+        for (node, _) in run.plan.nodes().filter(|(node, _)| node.traits.keeps_state) {
+            self.gauge(&STAGE_ENTRIES, &[&node.name], 0.0);
+            self.gauge(&STAGE_STATE_BYTES, &[&node.name], 0.0);
+        }
+        if run.checkpoints().is_some() {
+            self.gauge(&CHECKPOINT_AGE, &[], 0.0);
+        }
         gauge!(RUNNING.name, self.job.of(&RUNNING, &[])).decrement(1.0);
     }
 
@@ -72,6 +85,7 @@ impl Publisher {
         self.told_at = Instant::now();
         self.count(&EPOCHS, &[], run.ticker.epochs());
         self.count(&COMMITS, &[], commits);
+        self.checkpoints(run);
         let mut lags = run.plan.sources.iter().map(|source| source.shared.lag());
         let mut lagging = BTreeSet::new();
         for (node, meter) in run.plan.nodes() {
@@ -89,12 +103,16 @@ impl Publisher {
                     self.count(&STAGE_IN, &[name], meter.records_in.get());
                     self.count(&STAGE_OUT, &[name], meter.records_out.get());
                     self.count(&STAGE_RETRIED, &[name], meter.retried.get());
+                    if node.traits.keeps_state {
+                        self.gauge(&STAGE_ENTRIES, &[name], meter.entries.get() as f64);
+                        self.gauge(&STAGE_STATE_BYTES, &[name], meter.state_bytes.get() as f64);
+                    }
                 }
                 Meter::Sink(meter) => {
                     self.count(&SINK_RECORDS, &[name], meter.acknowledged.get());
                     self.count(&SINK_BYTES, &[name], meter.bytes.get());
                     self.count(&SINK_SKIPPED, &[name], meter.skipped.get());
-                    self.latencies(name, meter);
+                    self.sink_latencies(name, meter);
                 }
             }
         }
@@ -112,26 +130,60 @@ impl Publisher {
         *told = count;
     }
 
-    fn lag(&self, source: &str, partition: &str, records: u64) {
-        gauge!(SOURCE_LAG.name, self.job.of(&SOURCE_LAG, &[source, partition])).set(records as f64);
+    fn gauge(&self, metric: &Metric, of: &[&str], value: f64) {
+        gauge!(metric.name, self.job.of(metric, of)).set(value);
     }
 
-    fn latencies(&mut self, sink: &str, meter: &SinkMeter) {
-        let told = self.latencies.entry(sink.to_owned()).or_default();
-        if meter.measured() == told.count() {
-            return;
+    fn lag(&self, source: &str, partition: &str, records: u64) {
+        self.gauge(&SOURCE_LAG, &[source, partition], records as f64);
+    }
+
+    fn checkpoints(&mut self, run: &Run) {
+        let Some((shown, meter)) = run.checkpoints() else { return };
+        let progress = shown.get();
+        self.count(&CHECKPOINTS, &[], progress.writing.count());
+        self.count(&CHECKPOINT_ENTRIES, &[], progress.entries);
+        self.count(&CHECKPOINT_BYTES, &[], progress.bytes);
+        self.count(&CHECKPOINT_MERGED, &[], progress.merged);
+        self.count(&CHECKPOINT_FAILURES, &[], progress.failures);
+        let newest = progress.newest.map_or(self.began, |(_, at)| at);
+        self.gauge(&CHECKPOINT_AGE, &[], newest.elapsed().as_secs_f64());
+        let parts = [
+            ("cutting", meter.cutting()),
+            ("encoding", meter.encoding()),
+            ("writing", progress.writing),
+            ("committing", meter.committing()),
+        ];
+        for (part, now) in parts {
+            self.latencies(&CHECKPOINT_RECENT, part, now);
         }
-        let Some(now) = meter.total() else { return };
+    }
+
+    fn sink_latencies(&mut self, sink: &str, meter: &SinkMeter) {
+        // A histogram is only copied when there is something new in it.
+        let told = self.latencies.get(&(SINK_LATENCY_RECENT.name, sink.to_owned())).map_or(0, Latency::count);
+        if meter.measured() != told
+            && let Some(since) = meter.total().and_then(|now| self.latencies(&SINK_LATENCY_RECENT, sink, now))
+        {
+            histogram::add(&self.job, sink, &since);
+        }
+    }
+
+    /// Publishes percentiles of what was measured since the last time, if anything was. Returns it.
+    fn latencies(&mut self, metric: &Metric, of: &str, now: Latency) -> Option<Latency> {
+        let told = self.latencies.entry((metric.name, of.to_owned())).or_default();
+        if now.count() == told.count() {
+            return None;
+        }
         let since = now.since(told);
-        histogram::add(&self.job, sink, &since);
+        *told = now;
         let recent = since.snapshot();
         let percentiles =
             [("50", recent.p50), ("90", recent.p90), ("99", recent.p99), ("99.9", recent.p999), ("100", recent.max)];
         for (percentile, latency) in percentiles {
-            let labels = self.job.of(&SINK_LATENCY_RECENT, &[sink, percentile]);
-            gauge!(SINK_LATENCY_RECENT.name, labels).set(latency.as_secs_f64());
+            self.gauge(metric, &[of, percentile], latency.as_secs_f64());
         }
-        *told = now;
+        Some(since)
     }
 }
 

@@ -88,6 +88,25 @@ metrics! {
         "millstream.stage.records_out" in "{record}", "Records that came out of a stage.";
     STAGE_RETRIED: Counter "millstream_stage_retried_calls_total" ["job_name", "stage"],
         "millstream.stage.retried_calls" in "{call}", "Calls that had failed and were made again.";
+    STAGE_ENTRIES: Gauge "millstream_stage_state_entries" ["job_name", "stage"],
+        "millstream.stage.state_entries" in "{entry}", "Entries of the state of a stage: one for each key.";
+    STAGE_STATE_BYTES: Gauge "millstream_stage_state_bytes" ["job_name", "stage"],
+        "millstream.stage.state" in "By", "Memory that the state of a stage takes.";
+    CHECKPOINTS: Counter "millstream_checkpoints_total" ["job_name"],
+        "millstream.checkpoints" in "{checkpoint}", "Checkpoints that became durable.";
+    CHECKPOINT_AGE: Gauge "millstream_checkpoint_age_seconds" ["job_name"],
+        "millstream.checkpoint.age" in "s", "Time since the newest checkpoint became durable, or since the start of the run.";
+    CHECKPOINT_ENTRIES: Counter "millstream_checkpoint_entries_total" ["job_name"],
+        "millstream.checkpoint.entries" in "{entry}", "Changed entries of state that checkpoints have written.";
+    CHECKPOINT_BYTES: Counter "millstream_checkpoint_written_bytes_total" ["job_name"],
+        "millstream.checkpoint.written" in "By", "Bytes written for checkpoints, without those of merges.";
+    CHECKPOINT_MERGED: Counter "millstream_checkpoint_merged_bytes_total" ["job_name"],
+        "millstream.checkpoint.merged" in "By", "Bytes written to merge what checkpoints had written.";
+    CHECKPOINT_FAILURES: Counter "millstream_checkpoint_failures_total" ["job_name"],
+        "millstream.checkpoint.failures" in "{failure}", "Attempts to write a checkpoint, or to merge, that failed.";
+    CHECKPOINT_RECENT: Gauge "millstream_checkpoint_part_recent_seconds" ["job_name", "part", "percentile"],
+        "millstream.checkpoint.part.recent" in "s",
+        "Percentile of the time that a part of a checkpoint took (cutting, encoding, writing or committing), in the last second with one.";
     SINK_RECORDS: Counter "millstream_sink_records_total" ["job_name", "sink"],
         "millstream.sink.records" in "{record}", "Records that a sink has acknowledged.";
     SINK_BYTES: Counter "millstream_sink_written_bytes_total" ["job_name", "sink"],

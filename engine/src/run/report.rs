@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::epoch::durable::Progress;
+use crate::epoch::durable::Durability;
 use crate::io::{End, Lag};
-use crate::words::{ByteSize, LatencySnapshot, SinkMeter, SourceMeter, StageMeter};
+use crate::words::{ByteSize, CheckpointMeter, LatencySnapshot, SinkMeter, SourceMeter, StageMeter};
 
 use super::plan::Meter;
 use super::shared::Run;
@@ -59,8 +59,15 @@ pub struct CheckpointReport {
     pub bytes: u64,
     /// Bytes written to merge what checkpoints had written.
     pub merged_bytes: u64,
+    /// The time in which an operator put aside what had changed, on one worker; it processes no
+    /// record meanwhile.
+    pub cutting: LatencySnapshot,
+    /// The time until the changes of an operator were encoded on one worker, between records.
+    pub encoding: LatencySnapshot,
     /// The time from handing a checkpoint to the thread that writes it until it was durable.
     pub writing: LatencySnapshot,
+    /// The time from then until all sinks had committed it.
+    pub committing: LatencySnapshot,
     /// Attempts that failed.
     pub failures: u64,
     /// Why the checkpoint that is being written is not durable yet: it is tried again.
@@ -180,7 +187,7 @@ impl Report {
             commits: run.pulse.commits(),
             epoch: run.ticker.durations(),
             frontier: run.ticker.frontiers(),
-            checkpoints: run.durability.as_ref().map(|shown| CheckpointReport::of(shown.get())),
+            checkpoints: run.checkpoints().map(|(shown, meter)| CheckpointReport::of(shown, meter)),
             ..Report::empty(job)
         };
         let mut sources = run.plan.sources.iter();
@@ -352,14 +359,18 @@ impl fmt::Display for Report {
 }
 
 impl CheckpointReport {
-    fn of(progress: Progress) -> CheckpointReport {
+    fn of(shown: &Durability, meter: &CheckpointMeter) -> CheckpointReport {
+        let progress = shown.get();
         CheckpointReport {
             durable: progress.newest.map(|(checkpoint, _)| checkpoint.number()),
             age_seconds: progress.newest.map(|(_, at)| at.elapsed().as_secs_f64()),
             entries: progress.entries,
             bytes: progress.bytes,
             merged_bytes: progress.merged,
+            cutting: meter.cutting().snapshot(),
+            encoding: meter.encoding().snapshot(),
             writing: progress.writing.snapshot(),
+            committing: meter.committing().snapshot(),
             failures: progress.failures,
             failing: progress.failing,
         }
@@ -374,7 +385,15 @@ impl fmt::Display for CheckpointReport {
         }
         let (entries, bytes, merged) = (self.entries, ByteSize(self.bytes), ByteSize(self.merged_bytes));
         writeln!(f, "  {entries} entries changed, {bytes} written, {merged} merged, {} failures", self.failures)?;
-        writeln!(f, "    {:27} {}", "writing", self.writing)?;
+        let parts = [
+            ("cutting, an operator", &self.cutting),
+            ("encoding, an operator", &self.encoding),
+            ("writing", &self.writing),
+            ("committing", &self.committing),
+        ];
+        for (part, latency) in parts {
+            writeln!(f, "    {part:27} {latency}")?;
+        }
         waiting(f, self.failing.as_ref().map(|cause| format!("the disk: {cause}")).as_deref())
     }
 }

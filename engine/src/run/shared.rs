@@ -15,7 +15,7 @@ use crate::operator::fault::{Fault, Node};
 use crate::operator::ingest::Release;
 use crate::operator::pulse::Pulse;
 use crate::operator::restored::Restored;
-use crate::words::{Budget, ByteSize, CheckpointId, Clock, Result, Stall, StateBudget, Wake, lock};
+use crate::words::{Budget, ByteSize, CheckpointId, CheckpointMeter, Clock, Result, Stall, StateBudget, Wake, lock};
 
 use super::events::Events;
 use super::graph::Graph;
@@ -52,10 +52,9 @@ pub(crate) struct Run {
     pub(crate) fault: Arc<Fault>,
     /// The state with which the run begins.
     pub(crate) restored: Option<Arc<Restored>>,
-    /// Whether checkpoints keep the state.
-    pub(crate) is_durable: bool,
-    /// What is shown of its checkpoints.
+    /// What is shown of the checkpoints that keep the state, if any do.
     pub(crate) durability: Option<Arc<Durability>>,
+    pub(crate) checkpoint_meter: Option<Arc<CheckpointMeter>>,
     pub(crate) vitals: Vitals,
     /// Per worker.
     pub(crate) budgets: Vec<Arc<Budget>>,
@@ -101,8 +100,8 @@ impl Run {
             pulse,
             fault: Arc::new(Fault::new()),
             restored: recovered.map(|recovered| Arc::new(Restored::new(recovered, spec.workers))),
-            is_durable: plan.resumed.is_some(),
             durability: plan.resumed.as_ref().map(|_| Arc::default()),
+            checkpoint_meter: plan.resumed.as_ref().map(|_| Arc::default()),
             vitals: Vitals::new(spec.workers, spec.stuck_after),
             state_budget: Arc::new(state_budget),
             budgets: (0..spec.workers).map(|_| Budget::new(budget)).collect(),
@@ -112,6 +111,11 @@ impl Run {
             calls: Mutex::default(),
             plan,
         }
+    }
+
+    /// What is shown of its checkpoints, if it keeps any.
+    pub(crate) fn checkpoints(&self) -> Option<(&Durability, &CheckpointMeter)> {
+        self.durability.as_deref().zip(self.checkpoint_meter.as_deref())
     }
 
     /// Starts the keeper of the checkpoints, if the job keeps any. It calls `durable` for each that
@@ -125,7 +129,12 @@ impl Run {
             Some(Meter::Stage(meter)) => Some((node, Arc::clone(meter))),
             _ => None,
         };
-        Ok(Some(Memories { keeper, kept: kept.into_iter().filter_map(meter).collect(), clock: self.clock.clone() }))
+        Ok(Some(Memories {
+            keeper,
+            kept: kept.into_iter().filter_map(meter).collect(),
+            clock: self.clock.clone(),
+            meter: self.checkpoint_meter.clone().unwrap_or_default(),
+        }))
     }
 
     /// Where this run's stages submit their calls. The threads start when this is first called.

@@ -17,7 +17,7 @@ use hashbrown::hash_table::{Entry as Slot, HashTable};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::words::{KEY_GROUPS, KeyGroup, Result};
+use crate::words::{Fingerprint, KEY_GROUPS, KeyGroup, Result};
 
 use super::delta::{Delta, NotEntries, RawEntries, decode};
 use super::describe::{Schema, Types};
@@ -369,6 +369,9 @@ pub(crate) trait Keep {
     fn bytes(&self) -> u64;
 
     fn schema(&self) -> Schema;
+
+    /// Adds all entries, as they are encoded.
+    fn add_to(&self, print: &Fingerprint);
 }
 
 /// Entries that were kept under another group than that of their key: the `Hash` of the key has
@@ -490,6 +493,12 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
 
     fn schema(&self) -> Schema {
         self.origin.schema()
+    }
+
+    fn add_to(&self, print: &Fingerprint) {
+        for entry in self.groups.iter().flatten() {
+            print.add(&(postcard::to_stdvec(&entry.key).ok(), postcard::to_stdvec(&entry.state).ok()));
+        }
     }
 }
 

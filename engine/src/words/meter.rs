@@ -158,6 +158,43 @@ impl SinkMeter {
     }
 }
 
+/// How long the parts of checkpoints take that are not the writing of files.
+#[derive(Debug, Default)]
+pub(crate) struct CheckpointMeter {
+    cutting: Mutex<Latency>,
+    encoding: Mutex<Latency>,
+    committing: Mutex<Latency>,
+}
+
+impl CheckpointMeter {
+    /// A worker has put aside what was changed in an operator; no record was processed meanwhile.
+    pub(crate) fn cut(&self, took: Duration) {
+        lock(&self.cutting).record(took, 1);
+    }
+
+    /// These changes are encoded, and between records; since the cut.
+    pub(crate) fn encoded(&self, took: Duration) {
+        lock(&self.encoding).record(took, 1);
+    }
+
+    /// All sinks have committed a checkpoint, since it was durable.
+    pub(crate) fn committed(&self, took: Duration) {
+        lock(&self.committing).record(took, 1);
+    }
+
+    pub(crate) fn cutting(&self) -> Latency {
+        lock(&self.cutting).clone()
+    }
+
+    pub(crate) fn encoding(&self) -> Latency {
+        lock(&self.encoding).clone()
+    }
+
+    pub(crate) fn committing(&self) -> Latency {
+        lock(&self.committing).clone()
+    }
+}
+
 /// The time from a record's arrival to its acknowledgement, in total and in parts. Every record is
 /// counted.
 #[derive(Clone, Debug, Default)]

@@ -43,7 +43,7 @@ pub use fingerprint::Fingerprint;
 pub(crate) use fingerprint::Print;
 pub(crate) use flight::Flight;
 pub(crate) use group::{KEY_GROUPS, KeyGroup, stable_hash};
-pub(crate) use meter::{Gauge, Latencies, Latency, SinkMeter, SourceMeter, StageMeter, as_nanos};
+pub(crate) use meter::{CheckpointMeter, Gauge, Latencies, Latency, SinkMeter, SourceMeter, StageMeter, as_nanos};
 pub use meter::{LatencySnapshot, Percentile};
 pub use offsets::{Offset, Offsets, Partition};
 pub use quantity::{ByteSize, RECORD_OVERHEAD, Room, Worker};

@@ -4,6 +4,7 @@ mod formats;
 mod groups;
 mod limits;
 mod mistakes;
+mod modes;
 mod offsets;
 mod outages;
 mod positions;
