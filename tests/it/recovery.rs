@@ -238,7 +238,7 @@ impl Plan {
             }
             First::Min | First::Mean | First::Latest => &[Second::None],
         };
-        let records = (random.i64(500..5_000) >> shrink).max(20);
+        let records = (random.i64(100..2_000) >> shrink).max(20);
         Plan {
             records,
             batch: records as u64 / random.u64(3..10),

@@ -18,6 +18,9 @@ mod test_run;
 mod trial;
 mod compare;
 
+#[cfg(test)]
+mod disk_tests;
+
 pub use aggregated::{Aggregated, CompleteTable};
 pub use calls::{Blocking, CallPolicy, Calls, RetriedCalls};
 pub use compare::{ComparedRun, Comparison, For, Results};

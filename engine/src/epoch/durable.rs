@@ -49,13 +49,26 @@ pub(crate) struct Progress {
     pub(crate) failures: u64,
     /// Why the checkpoint that is being written is not durable yet.
     pub(crate) failing: Option<String>,
+    /// Since when a call of the disk is awaited.
+    pub(crate) waiting: Option<Instant>,
     /// How long it took to make a checkpoint durable.
     pub(crate) writing: Latency,
 }
 
+/// A disk that takes longer than this to answer is shown.
+const SLOW: Duration = Duration::from_secs(1);
+
 impl Durability {
     pub(crate) fn get(&self) -> Progress {
-        lock(&self.0).clone()
+        let mut progress = lock(&self.0).clone();
+        if let Some(waits) = progress.waiting.map(|since| since.elapsed()).filter(|waits| *waits > SLOW) {
+            progress.failing = Some(format!("no answer for {} s", waits.as_secs()));
+        }
+        progress
+    }
+
+    fn begins(&self) {
+        lock(&self.0).waiting = Some(Instant::now());
     }
 
     fn succeeded(&self, checkpoint: CheckpointId, bytes: u64, entries: u64, took: Duration) {
@@ -64,6 +77,7 @@ impl Durability {
         progress.bytes += bytes;
         progress.entries += entries;
         progress.failing = None;
+        progress.waiting = None;
         progress.writing.record(took, 1);
     }
 
@@ -79,6 +93,7 @@ impl Durability {
         let progress = &mut *lock(&self.0);
         progress.failures += 1;
         progress.failing = Some(cause.to_string());
+        progress.waiting = None;
     }
 }
 
@@ -179,6 +194,7 @@ fn publish(
     let mut has_failed = false;
     let began = Instant::now();
     loop {
+        shown.begins();
         match store.publish(checkpoint, content) {
             Ok(bytes) => {
                 span.record("bytes", bytes);

@@ -151,11 +151,11 @@ impl Publisher {
         let parts = [
             ("cutting", meter.cutting()),
             ("encoding", meter.encoding()),
-            ("writing", progress.writing),
+            ("writing", Some(progress.writing)),
             ("committing", meter.committing()),
         ];
         for (part, now) in parts {
-            self.latencies(&CHECKPOINT_RECENT, part, now);
+            now.and_then(|now| self.latencies(&CHECKPOINT_RECENT, part, now));
         }
     }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::epoch::durable::Durability;
 use crate::io::{End, Lag};
-use crate::words::{ByteSize, CheckpointMeter, LatencySnapshot, SinkMeter, SourceMeter, StageMeter};
+use crate::words::{ByteSize, CheckpointMeter, Latency, LatencySnapshot, SinkMeter, SourceMeter, StageMeter};
 
 use super::plan::Meter;
 use super::shared::Run;
@@ -361,16 +361,17 @@ impl fmt::Display for Report {
 impl CheckpointReport {
     fn of(shown: &Durability, meter: &CheckpointMeter) -> CheckpointReport {
         let progress = shown.get();
+        let of = |part: Option<Latency>| part.as_ref().map(Latency::snapshot).unwrap_or_default();
         CheckpointReport {
             durable: progress.newest.map(|(checkpoint, _)| checkpoint.number()),
             age_seconds: progress.newest.map(|(_, at)| at.elapsed().as_secs_f64()),
             entries: progress.entries,
             bytes: progress.bytes,
             merged_bytes: progress.merged,
-            cutting: meter.cutting().snapshot(),
-            encoding: meter.encoding().snapshot(),
+            cutting: of(meter.cutting()),
+            encoding: of(meter.encoding()),
             writing: progress.writing.snapshot(),
-            committing: meter.committing().snapshot(),
+            committing: of(meter.committing()),
             failures: progress.failures,
             failing: progress.failing,
         }

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::words::lock;
 
@@ -11,7 +12,7 @@ use super::disk::{Disk, Input, Output};
 
 /// What happens to the operation at which the disk fails. All later ones fail too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fails {
+pub(crate) enum Fails {
     Before,
     /// Half of a write is done.
     InTheMiddle,
@@ -20,7 +21,7 @@ pub(super) enum Fails {
 
 /// What a crash leaves of what was not synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Leaves {
+pub(crate) enum Leaves {
     Nothing,
     /// Half of the bytes of each file, and half of the changes of names.
     Half,
@@ -29,6 +30,18 @@ pub(super) enum Leaves {
     /// The names, and no bytes.
     Names,
     Everything,
+}
+
+/// What is wrong with a disk for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// Nothing more can be written.
+    Full,
+    ReadOnly,
+    /// Steps of this kind do not return, such as `sync log`.
+    Hangs(&'static str),
+    /// The next step of this kind does not return, and all others do.
+    HangsOnce(&'static str),
 }
 
 #[derive(Clone, Debug, Default)]
@@ -48,13 +61,62 @@ struct State {
     /// What was done, such as `sync log`.
     steps: Vec<String>,
     fails: Option<(usize, Fails)>,
+    trouble: Option<Trouble>,
+    /// The number of steps that hang.
+    hanging: usize,
 }
 
 /// See the module.
 #[derive(Clone, Debug, Default)]
-pub(super) struct FaultyDisk(Arc<Mutex<State>>);
+pub(crate) struct FaultyDisk(Arc<Mutex<State>>, Arc<Condvar>);
+
+static MOUNTED: Mutex<BTreeMap<PathBuf, FaultyDisk>> = Mutex::new(BTreeMap::new());
+
+/// The disk that a job finds in place of that directory.
+pub(super) fn mounted(path: &Path) -> Option<FaultyDisk> {
+    lock(&MOUNTED).get(path).cloned()
+}
 
 impl FaultyDisk {
+    /// Puts the disk in place of a directory.
+    pub(crate) fn mount(&self, path: &Path) {
+        lock(&MOUNTED).insert(path.to_owned(), self.clone());
+    }
+
+    /// Something is wrong from now on, until it is over.
+    pub(crate) fn trouble(&self, trouble: Option<Trouble>) {
+        lock(&self.0).trouble = trouble;
+        self.1.notify_all();
+    }
+
+    /// The number of steps that hang now.
+    pub(crate) fn hanging(&self) -> usize {
+        lock(&self.0).hanging
+    }
+
+    /// Does a step, when the disk answers.
+    fn step<T>(&self, what: &str, name: &str, change: impl FnOnce(&mut State, bool) -> io::Result<T>) -> io::Result<T> {
+        let step = format!("{what} {}", kind_of(name));
+        let mut state = lock(&self.0);
+        match state.trouble {
+            Some(Trouble::Full) if what == "write" || what == "create" => return Err(io::ErrorKind::StorageFull.into()),
+            Some(Trouble::ReadOnly) => return Err(io::ErrorKind::ReadOnlyFilesystem.into()),
+            Some(trouble @ (Trouble::Hangs(kind) | Trouble::HangsOnce(kind))) if kind == step => {
+                // Over with the trouble; another one may have come by then.
+                if let Trouble::HangsOnce(_) = trouble {
+                    state.trouble = Some(Trouble::Hangs("no other step"));
+                }
+                state.hanging += 1;
+                while state.trouble.is_some() {
+                    state = self.1.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                state.hanging -= 1;
+            }
+            Some(_) | None => {}
+        }
+        state.step(step, change)
+    }
+
     /// A disk that fails at the step of that number, counted from 0.
     pub(super) fn failing(self, step: usize, fails: Fails) -> FaultyDisk {
         lock(&self.0).fails = Some((step, fails));
@@ -72,7 +134,7 @@ impl FaultyDisk {
     }
 
     /// The disk after a crash. It counts its steps from 0 and does not fail.
-    pub(super) fn after_crash(&self, leaves: Leaves) -> FaultyDisk {
+    pub(crate) fn after_crash(&self, leaves: Leaves) -> FaultyDisk {
         let state = lock(&self.0);
         let half = state.history.get(state.history.len() / 2).unwrap_or(&state.names);
         let names = match leaves {
@@ -90,7 +152,7 @@ impl FaultyDisk {
             Bytes { written: file.written[..file.synced + left].to_vec(), synced: file.synced + left }
         });
         let state = State { files: files.collect(), names: names.clone(), ..State::default() };
-        FaultyDisk(Arc::new(Mutex::new(state)))
+        FaultyDisk(Arc::new(Mutex::new(state)), Arc::default())
     }
 
     /// Changes the bytes of a file.
@@ -105,19 +167,17 @@ impl FaultyDisk {
     }
 }
 
+/// What a file is, by its name.
+fn kind_of(name: &str) -> &str {
+    if name.ends_with(".new") { "new manifest" } else { name.split('-').next().unwrap_or(name) }
+}
+
 impl State {
     /// Does a step, unless the disk fails at it or has failed. `change` is told whether only half
     /// of it is done.
-    fn step<T>(
-        &mut self,
-        what: &str,
-        name: &str,
-        change: impl FnOnce(&mut State, bool) -> io::Result<T>,
-    ) -> io::Result<T> {
+    fn step<T>(&mut self, step: String, change: impl FnOnce(&mut State, bool) -> io::Result<T>) -> io::Result<T> {
         let number = self.steps.len();
-        let kind = name.split('-').next().unwrap_or(name);
-        let kind = if name.ends_with(".new") { "new manifest" } else { kind };
-        self.steps.push(format!("{what} {kind}"));
+        self.steps.push(step);
         let failed = || Err(io::Error::other("the disk has failed"));
         match self.fails {
             Some((step, _)) if step < number => failed(),
@@ -150,7 +210,7 @@ impl Disk for FaultyDisk {
     }
 
     fn create(&self, name: &str) -> io::Result<Box<dyn Output>> {
-        let file = lock(&self.0).step("create", name, |state, _| {
+        let file = self.step("create", name, |state, _| {
             if state.names.contains_key(name) {
                 return Err(io::ErrorKind::AlreadyExists.into());
             }
@@ -170,7 +230,7 @@ impl Disk for FaultyDisk {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        lock(&self.0).step("rename to", to, |state, _| {
+        self.step("rename to", to, |state, _| {
             let file = state.find(from)?;
             state.change_names(|names| {
                 names.remove(from);
@@ -181,7 +241,7 @@ impl Disk for FaultyDisk {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        lock(&self.0).step("remove", name, |state, _| {
+        self.step("remove", name, |state, _| {
             state.find(name)?;
             state.change_names(|names| {
                 names.remove(name);
@@ -191,7 +251,7 @@ impl Disk for FaultyDisk {
     }
 
     fn sync_names(&self) -> io::Result<()> {
-        lock(&self.0).step("sync", "names", |state, _| {
+        self.step("sync", "names", |state, _| {
             state.history.clear();
             Ok(())
         })
@@ -206,7 +266,7 @@ struct FaultyFile {
 
 impl Output for FaultyFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        lock(&self.disk.0).step("write", &self.name, |state, is_half| {
+        self.disk.step("write", &self.name, |state, is_half| {
             let length = if is_half { bytes.len() / 2 } else { bytes.len() };
             state.files[self.file].written.extend_from_slice(&bytes[..length]);
             Ok(())
@@ -214,7 +274,7 @@ impl Output for FaultyFile {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        lock(&self.disk.0).step("sync", &self.name, |state, _| {
+        self.disk.step("sync", &self.name, |state, _| {
             let file = &mut state.files[self.file];
             file.synced = file.written.len();
             Ok(())

@@ -17,4 +17,4 @@ mod merge;
 pub(crate) mod recover;
 
 #[cfg(test)]
-mod faulty_disk;
+pub(crate) mod faulty_disk;

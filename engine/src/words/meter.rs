@@ -161,36 +161,37 @@ impl SinkMeter {
 /// How long the parts of checkpoints take that are not the writing of files.
 #[derive(Debug, Default)]
 pub(crate) struct CheckpointMeter {
-    cutting: Mutex<Latency>,
-    encoding: Mutex<Latency>,
-    committing: Mutex<Latency>,
+    // A histogram takes 260 KB.
+    cutting: Mutex<Option<Latency>>,
+    encoding: Mutex<Option<Latency>>,
+    committing: Mutex<Option<Latency>>,
 }
 
 impl CheckpointMeter {
     /// A worker has put aside what was changed in an operator; no record was processed meanwhile.
     pub(crate) fn cut(&self, took: Duration) {
-        lock(&self.cutting).record(took, 1);
+        lock(&self.cutting).get_or_insert_default().record(took, 1);
     }
 
     /// These changes are encoded, and between records; since the cut.
     pub(crate) fn encoded(&self, took: Duration) {
-        lock(&self.encoding).record(took, 1);
+        lock(&self.encoding).get_or_insert_default().record(took, 1);
     }
 
     /// All sinks have committed a checkpoint, since it was durable.
     pub(crate) fn committed(&self, took: Duration) {
-        lock(&self.committing).record(took, 1);
+        lock(&self.committing).get_or_insert_default().record(took, 1);
     }
 
-    pub(crate) fn cutting(&self) -> Latency {
+    pub(crate) fn cutting(&self) -> Option<Latency> {
         lock(&self.cutting).clone()
     }
 
-    pub(crate) fn encoding(&self) -> Latency {
+    pub(crate) fn encoding(&self) -> Option<Latency> {
         lock(&self.encoding).clone()
     }
 
-    pub(crate) fn committing(&self) -> Latency {
+    pub(crate) fn committing(&self) -> Option<Latency> {
         lock(&self.committing).clone()
     }
 }
@@ -314,6 +315,9 @@ impl Latency {
     }
 
     pub(crate) fn snapshot(&self) -> LatencySnapshot {
+        if self.count() == 0 {
+            return LatencySnapshot::default();
+        }
         let at = |quantile| Duration::from_nanos(self.0.value_at_quantile(quantile));
         LatencySnapshot {
             count: self.0.len(),
