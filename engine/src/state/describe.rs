@@ -3,13 +3,14 @@
 //! state of another type, and to show it.
 
 use std::any::type_name;
-use std::collections::BTreeSet;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_reflection::{Error, Format, Registry, Samples, Tracer, TracerConfig};
+use serde_reflection::{Format, Registry};
+
+use super::trace::shape;
 
 /// The types of an operator's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,42 +98,9 @@ impl Described {
     }
 }
 
-/// A type is looked at so often at most: each look shows one more variant of each enum in it.
-const LOOKS_MAX: usize = 1000;
-
 impl fmt::Display for Described {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)
-    }
-}
-
-fn shape<T: DeserializeOwned>() -> Option<Shape> {
-    let mut enums: BTreeSet<String> = BTreeSet::new();
-    loop {
-        let samples = Samples::new();
-        let mut tracer = Tracer::new(TracerConfig::default());
-        let mut looks = 0;
-        let format = loop {
-            let (format, _) = tracer.trace_type_once::<T>(&samples).ok()?;
-            looks += 1;
-            // All of them are asked: the answer clears the question.
-            let incomplete = enums.iter().filter(|name| tracer.check_incomplete_enum(name).is_some()).count();
-            if incomplete == 0 || looks == LOOKS_MAX {
-                break format;
-            }
-        };
-        match tracer.registry() {
-            Ok(registry) => return Some((format, registry)),
-            // Only now are the names of the enums known.
-            Err(Error::MissingVariants(missing)) => {
-                let before = enums.len();
-                enums.extend(missing);
-                if enums.len() == before {
-                    return None;
-                }
-            }
-            Err(_) => return None,
-        }
     }
 }
 

@@ -8,6 +8,7 @@
 pub(crate) mod table;
 pub(crate) mod delta;
 pub(crate) mod describe;
+mod trace;
 pub(crate) mod origin;
 pub(crate) mod disk;
 pub(crate) mod block;
