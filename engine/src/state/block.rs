@@ -20,7 +20,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use crate::words::KeyGroup;
 
 use super::delta::Delta;
-use super::disk::{Disk, Output};
+use super::disk::{Disk, Input, Output};
 
 /// How far a file reaches at a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,7 +164,14 @@ impl Verified {
 /// # Errors
 /// What is damaged, or the error of the system.
 pub(crate) fn verify(disk: &dyn Disk, file: &FileRef) -> io::Result<Verified> {
-    let mut input = disk.open(&file.name)?;
+    verify_opened(&mut *disk.open(&file.name)?, file)
+}
+
+/// As [`verify`], where the file is open already.
+///
+/// # Errors
+/// As there.
+pub(crate) fn verify_opened(input: &mut dyn Input, file: &FileRef) -> io::Result<Verified> {
     let size = input.seek(SeekFrom::End(0))?;
     if size < file.length {
         return Err(damaged(format!("it has {size} of {} bytes", file.length)));
@@ -230,15 +237,20 @@ fn take_head<T: DeserializeOwned>(body: &[u8]) -> Option<(T, &[u8])> {
 }
 
 /// Reads blocks of a file that was verified.
-pub(crate) struct BlockFile<'d> {
-    input: Box<dyn super::disk::Input>,
+pub(crate) struct BlockFile {
+    input: Box<dyn Input>,
     body: Vec<u8>,
-    name: &'d str,
+    name: String,
 }
 
-impl<'d> BlockFile<'d> {
-    pub(crate) fn open(disk: &dyn Disk, file: &'d Verified) -> io::Result<BlockFile<'d>> {
-        Ok(BlockFile { input: disk.open(&file.file.name)?, body: Vec::new(), name: &file.file.name })
+impl BlockFile {
+    pub(crate) fn open(disk: &dyn Disk, file: &Verified) -> io::Result<BlockFile> {
+        Ok(BlockFile::opened(disk.open(&file.file.name)?, file))
+    }
+
+    /// As [`open`](BlockFile::open), where the file is open already.
+    pub(crate) fn opened(input: Box<dyn Input>, file: &Verified) -> BlockFile {
+        BlockFile { input, body: Vec::new(), name: file.file.name.clone() }
     }
 
     /// The entries of a block that are of these groups, by group.

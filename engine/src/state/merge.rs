@@ -53,9 +53,7 @@ impl Merge {
         let inputs: Vec<Verified> = files.iter().map(|file| verify(disk, file)).collect::<io::Result<_>>()?;
         let mut parts = Vec::new();
         for (index, operator) in operators.iter().enumerate() {
-            let bytes = volume(&inputs, operator).bytes;
-            let count = (bytes / PART_BYTES + 1).min(KEY_GROUPS as u64) as usize;
-            parts.extend((0..count).map(|part| (index, part * KEY_GROUPS / count..(part + 1) * KEY_GROUPS / count)));
+            parts.extend(parts_of(volume(&inputs, operator)).map(|groups| (index, groups)));
         }
         parts.reverse();
         let image = BlockWriter::create(disk, name, head)?;
@@ -89,6 +87,12 @@ impl Merge {
     }
 }
 
+/// The key groups in parts, of which each fits into memory.
+pub(super) fn parts_of(volume: Volume) -> impl Iterator<Item = Range<usize>> {
+    let count = (volume.bytes / PART_BYTES + 1).min(KEY_GROUPS as u64) as usize;
+    (0..count).map(move |part| part * KEY_GROUPS / count..(part + 1) * KEY_GROUPS / count)
+}
+
 /// What the files hold of an operator.
 pub(super) fn volume(files: &[Verified], operator: &Operator) -> Volume {
     let mut volume = Volume::default();
@@ -103,28 +107,51 @@ pub(super) fn volume(files: &[Verified], operator: &Operator) -> Volume {
 
 /// The newest entry of each key in these groups.
 fn merged(disk: &dyn Disk, files: &[Verified], operator: &Operator, groups: &Range<usize>) -> io::Result<Delta> {
-    let mut read: BTreeMap<KeyGroup, Vec<Vec<u8>>> = BTreeMap::new();
+    let mut read = ReadEntries::default();
     for file in files.iter().skip(operator.since as usize) {
-        let mut blocks = BlockFile::open(disk, file)?;
+        read.add(file, &mut BlockFile::open(disk, file)?, operator, groups)?;
+    }
+    read.newest()
+}
+
+/// Entries of an operator as its files have them, by key group: the older ones first.
+#[derive(Debug, Default)]
+pub(super) struct ReadEntries(BTreeMap<KeyGroup, Vec<Vec<u8>>>);
+
+impl ReadEntries {
+    /// Reads what the next file has in these groups.
+    pub(super) fn add(
+        &mut self,
+        file: &Verified,
+        blocks: &mut BlockFile,
+        operator: &Operator,
+        groups: &Range<usize>,
+    ) -> io::Result<()> {
         for block in file.blocks_of(&operator.name, groups.clone()) {
             for (group, entries) in blocks.read(block, groups)? {
-                read.entry(group).or_default().push(entries.to_vec());
+                self.0.entry(group).or_default().push(entries.to_vec());
             }
         }
+        Ok(())
     }
-    let mut delta = Delta::default();
-    for (group, parts) in read {
-        let mut seen = HashSet::new();
-        // The newest first: what comes later is older.
-        for entries in parts.iter().rev() {
-            let entries: Result<Vec<_>, _> = RawEntries::new(entries).collect();
-            let entries = entries.map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "these are not entries"))?;
-            for entry in entries.into_iter().rev() {
-                if seen.insert(entry.key) && entry.state.is_some() {
-                    delta.copy(group, &entry);
+
+    /// The newest entry of each key that has a state.
+    pub(super) fn newest(self) -> io::Result<Delta> {
+        let mut delta = Delta::default();
+        for (group, parts) in self.0 {
+            let mut seen = HashSet::new();
+            // The newest first: what comes later is older.
+            for entries in parts.iter().rev() {
+                let entries: Result<Vec<_>, _> = RawEntries::new(entries).collect();
+                let entries =
+                    entries.map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "these are not entries"))?;
+                for entry in entries.into_iter().rev() {
+                    if seen.insert(entry.key) && entry.state.is_some() {
+                        delta.copy(group, &entry);
+                    }
                 }
             }
         }
+        Ok(delta)
     }
-    Ok(delta)
 }
