@@ -234,7 +234,8 @@ fn what_others_may_not_name() {
     may_name("rdkafka", &["connectors/src/kafka/"], "connectors/src");
     may_name("std::fs", &["engine/src/state/"], "engine/src");
     may_name("std::fs", &["connectors/src/file/", "connectors/src/security/"], "connectors/src");
-    may_name("serde_json", &[], "engine/src");
+    may_name("serde_json", &["engine/src/inspect", "engine/src/state/show"], "engine/src");
+    may_name("clap", &["engine/src/inspect"], "engine/src");
     may_name("rdkafka", &[], "engine/src");
 }
 

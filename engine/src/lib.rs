@@ -35,6 +35,7 @@
 //! | to see how continuous and micro-batch differ | [`Job::compare`] |
 //! | records on a schedule, to try a pipeline or measure it | [`generate`] |
 //! | to see what will run, before it runs | [`Job::explain`] |
+//! | to see what is in a directory of checkpoints | the command `millstream state`, with the feature `inspect` |
 //! | a connector of your own | the module [`connector`] |
 //!
 //! # Observing a job
@@ -82,6 +83,10 @@ mod run;
 mod api;
 
 pub mod connector;
+
+#[cfg(feature = "inspect")]
+#[doc(hidden)]
+pub mod inspect;
 
 pub use api::{
     Aggregated, Batches, Blocking, CallPolicy, Calls, ComparedRun, Comparison, CompleteTable, Exchange, ExplainedNode,

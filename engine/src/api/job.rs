@@ -168,7 +168,8 @@ impl Job {
     ///
     /// The directory is created, and locked for as long as the job runs: it belongs to one job.
     /// What is kept is found again by the names of operators and sources. Where two of a kind keep
-    /// state, both need a [name](crate::Stream::named).
+    /// state, both need a [name](crate::Stream::named). The command `millstream state`, with the
+    /// feature `inspect`, shows what is in it.
     pub fn checkpoints(self, directory: impl Into<PathBuf>) -> Job {
         Job { remembers: Remembers::InDirectory(directory.into()), ..self }
     }

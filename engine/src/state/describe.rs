@@ -85,7 +85,7 @@ impl Described {
     }
 
     /// Its shape, if it is known.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "inspect"))]
     pub(crate) fn shape(&self) -> Option<Shape> {
         postcard::from_bytes(self.shape.as_ref()?).ok()
     }
