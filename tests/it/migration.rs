@@ -296,7 +296,8 @@ fn keys_whose_hash_has_changed_keep_their_state() {
                 let changes = collect();
                 let sink = changes.clone();
                 let count = move |flow: &Flow<'_>| {
-                    // The keys 0 to 39, of which a run behind the first sees those that divide by 4.
+                    // The keys 0 to 39, of which a run behind the first sees those that divide by
+                    // 4.
                     let numbers = numbers(flow, end)?.filter(|n| *n < 40 || n % 4 == 0);
                     numbers.key_by(|n| Salted(n % 40)).count().changes().sink(&sink)
                 };

@@ -382,8 +382,8 @@ fn survive(seed: u64, shrink: u32) -> usize {
     unreachable!("the last run goes to the end")
 }
 
-/// As [`survive`]. A plan that fails is tried with half of its records, and half of those, as long as
-/// it still fails: a few runs each, for what fails may depend on the moment.
+/// As [`survive`]. A plan that fails is tried with half of its records, and half of those, as long
+/// as it still fails: a few runs each, for what fails may depend on the moment.
 fn shrinking(seed: u64) -> usize {
     let fails = |shrink| catch_unwind(AssertUnwindSafe(|| survive(seed, shrink)));
     let mut failure = match fails(0) {

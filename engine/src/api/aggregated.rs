@@ -13,8 +13,6 @@ use crate::state::table::Table;
 use crate::words::{Change, EventTime};
 
 use super::key::{Exchange, Key, State};
-#[cfg(doc)]
-use super::keyed::KeyedStream;
 use super::stream::Stream;
 
 /// A value for each key, which changes with each record of it. Its methods say what is emitted.
@@ -58,8 +56,8 @@ impl<'a, K: Key, V: 'static> Aggregated<'a, K, V> {
         Aggregated { emit: Box::new(Pending { keyed, what, aggregate }), options }
     }
 
-    /// Names the operator: in reports and errors, and for its state, which a checkpoint finds by its
-    /// name. Two of a kind must have names.
+    /// Names the operator: in reports and errors, and for its state, which a checkpoint finds by
+    /// its name. Two of a kind must have names.
     pub fn named(mut self, name: &str) -> Aggregated<'a, K, V> {
         self.options.name = Some(name.to_owned());
         self
@@ -70,13 +68,13 @@ impl<'a, K: Key, V: 'static> Aggregated<'a, K, V> {
     /// with [`complete`](Aggregated::complete). Of several rows with one key the first counts.
     ///
     /// The rows are used once in the life of a job: where a checkpoint has state of this operator,
-    /// they are not even asked for. Each worker goes through all of them, and takes those whose keys
-    /// it owns.
+    /// they are not even asked for. Each worker goes through all of them, and takes those whose
+    /// keys it owns.
     ///
-    /// A [`mean`](KeyedStream::mean) and the approximate aggregates know more than their value, and
-    /// cannot begin with one: the job is refused at start. The rows of a
-    /// [`top_k`](KeyedStream::top_k) must be in its order. A value that
-    /// [`latest`](KeyedStream::latest) begins with is older than each record.
+    /// A [`mean`](crate::KeyedStream::mean) and the approximate aggregates know more than their
+    /// value, and cannot begin with one: the job is refused at start. The rows of a
+    /// [`top_k`](crate::KeyedStream::top_k) must be in its order. A value that
+    /// [`latest`](crate::KeyedStream::latest) begins with is older than each record.
     ///
     /// ```
     /// use millstream::{Job, collect, rows};
@@ -118,9 +116,9 @@ impl<'a, K: Key, V: 'static> Aggregated<'a, K, V> {
     /// both types shows it. There may be a conversion for each older version; each leads to the
     /// value of now.
     ///
-    /// The state is converted while it is loaded, and the first checkpoint of the run has all of it
-    /// anew. The key keeps its type. A [`mean`](KeyedStream::mean) and the approximate aggregates
-    /// know more than their value, and cannot be converted: the job is refused at start.
+    /// The state is converted while it is loaded, and the first checkpoint of the run has all of
+    /// it. The key keeps its type. A [`mean`](crate::KeyedStream::mean) and the approximate
+    /// aggregates know more than their value, and cannot be converted: the job is refused at start.
     ///
     /// ```
     /// use millstream::{Job, Result, collect, rows};

@@ -29,7 +29,8 @@ fn mounted(disk: &FaultyDisk, name: &str) -> PathBuf {
     path
 }
 
-/// Counts numbers by their last digit, up to `end`. `tripped` ends the run at the next number, once.
+/// Counts numbers by their last digit, up to `end`. `tripped` ends the run at the next number,
+/// once.
 fn counting(path: PathBuf, end: u64, tripped: &Arc<AtomicBool>, counts: &Collected<(u64, u64)>) -> Job {
     let (counts, tripped) = (counts.clone(), Arc::clone(tripped));
     let job = Job::new("counting", move |flow| {

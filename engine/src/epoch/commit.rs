@@ -17,7 +17,7 @@ use crate::operator::ingest::SourceIndex;
 use crate::operator::ledger::{Part, Piece};
 use crate::state::delta::Delta;
 use crate::state::store::Content;
-use crate::words::{CheckpointId, CheckpointMeter, Clock, HeldReceipts, Offsets, Partition, Result, StageMeter};
+use crate::words::{CheckpointId, CheckpointMeter, Clock, HeldReceipts, Offsets, Partition, Result};
 
 use super::durable::Keeper;
 use super::gather::{Fact, Gathered, Reached};
@@ -43,7 +43,7 @@ impl Default for Memory {
 pub(crate) struct Memories {
     pub(crate) keeper: Keeper,
     /// The operators that keep state, in the order in which the keeper knows them.
-    pub(crate) kept: Vec<(Node, Arc<StageMeter>)>,
+    pub(crate) kept: Vec<Node>,
     pub(crate) clock: Clock,
     pub(crate) meter: Arc<CheckpointMeter>,
 }
@@ -56,11 +56,10 @@ impl Memories {
         sources: Vec<Offsets>,
         changes: impl Iterator<Item = (CheckpointId, Node, Delta)>,
     ) {
-        let place = |node: Node| self.kept.iter().position(|(kept, _)| *kept == node);
+        let place = |node: Node| self.kept.iter().position(|kept| *kept == node);
         let content = Content {
             sources,
             deltas: changes.filter_map(|(_, node, delta)| Some((place(node)?, delta))).collect(),
-            entries: self.kept.iter().map(|(_, meter)| meter.entries.get()).collect(),
             written: u64::try_from(self.clock.wall().0).unwrap_or(0),
         };
         self.keeper.publish(checkpoint, content);

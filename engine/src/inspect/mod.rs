@@ -33,8 +33,7 @@ enum Command {
 
 const AFTER_HELP: &str = "\
 Without a flag it lists the checkpoints, the newest first, and the positions of sources and the
-sizes of operators in the newest. Entries are those that there were when it was written, a moment
-after it was cut. It only reads, and may be used while the job runs.
+sizes of operators in the newest. It only reads, and may be used while the job runs.
 
 --show prints a line {\"key\":…,\"state\":…} for each entry, in the order of the keys; a large state
 is printed in parts, of which each has this order. Bytes are text in base 16, and so is what cannot

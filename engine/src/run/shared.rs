@@ -11,7 +11,7 @@ use crate::epoch::gather::Ends;
 use crate::epoch::ticker::{Pace, Ticker};
 use crate::io::Acknowledges;
 use crate::operator::call_threads::{CallDesk, CallThreads};
-use crate::operator::fault::{Fault, Node};
+use crate::operator::fault::Fault;
 use crate::operator::ingest::Release;
 use crate::operator::pulse::Pulse;
 use crate::operator::restored::Restored;
@@ -20,7 +20,7 @@ use crate::words::{Budget, ByteSize, CheckpointId, CheckpointMeter, Clock, Resul
 use super::events::Events;
 use super::graph::Graph;
 use super::memory::Resumed;
-use super::plan::{Meter, Plan, Planning};
+use super::plan::{Plan, Planning};
 use super::spec::Spec;
 use super::vitals::Vitals;
 
@@ -125,13 +125,9 @@ impl Run {
         let Resumed { store, gate, kept, .. } = *resumed;
         let shown = self.durability.clone().unwrap_or_default();
         let keeper = Keeper::start(store, gate, shown, durable)?;
-        let meter = |node: Node| match self.plan.meters.get(node.0) {
-            Some(Meter::Stage(meter)) => Some((node, Arc::clone(meter))),
-            _ => None,
-        };
         Ok(Some(Memories {
             keeper,
-            kept: kept.into_iter().filter_map(meter).collect(),
+            kept,
             clock: self.clock.clone(),
             meter: self.checkpoint_meter.clone().unwrap_or_default(),
         }))

@@ -29,6 +29,8 @@ pub(crate) struct Delta {
     groups: Vec<Entries>,
     count: u64,
     bytes: usize,
+    /// How many entries more there are after it.
+    pub(crate) grown: i64,
 }
 
 impl Delta {

@@ -115,8 +115,6 @@ pub(crate) struct Content {
     /// What has changed since the checkpoint before, with the operator's place among those of the
     /// run, in the order of the changes.
     pub(crate) deltas: Vec<(usize, Delta)>,
-    /// The number of entries of each operator.
-    pub(crate) entries: Vec<u64>,
     /// When it is written, in milliseconds since 1970.
     pub(crate) written: u64,
 }
@@ -181,13 +179,14 @@ impl Store {
         let chain: Vec<FileRef> = recovered.map(|recovered| recovered.manifest.files.clone()).unwrap_or_default();
         let operator = |kept: &Kept| {
             let mut known = recovered.into_iter().flat_map(|recovered| &recovered.manifest.operators);
-            // What was of another type is written anew.
-            let before = known.find(|known| known.name == kept.name && known.types.are(&kept.types));
+            // What was of another type is written again.
+            let before = known.find(|known| known.name == kept.name);
+            let same = before.filter(|before| before.types.are(&kept.types));
             Operator {
                 name: kept.name.clone(),
                 types: kept.types.clone(),
                 entries: before.map_or(0, |before| before.entries),
-                since: before.map_or(chain.len() as u32, |before| before.since),
+                since: same.map_or(chain.len() as u32, |same| same.since),
             }
         };
         let operators: Vec<Operator> = kept.iter().map(operator).collect();
@@ -275,8 +274,10 @@ impl Store {
             written = log.length - before;
             files.push(log);
         }
-        for (operator, entries) in self.operators.iter_mut().zip(&content.entries) {
-            operator.entries = *entries;
+        let mut operators = self.operators.clone();
+        for (operator, delta) in &content.deltas {
+            let entries = &mut operators[*operator].entries;
+            *entries = entries.saturating_add_signed(delta.grown);
         }
         let manifest = Manifest {
             job: self.head.job.clone(),
@@ -285,7 +286,7 @@ impl Store {
             checkpoint,
             written: content.written,
             sources: self.sources.iter().cloned().zip(content.sources.iter().cloned()).collect(),
-            operators: self.operators.clone(),
+            operators,
             files,
         };
         written += self.write_manifest(&manifest)?;
@@ -294,6 +295,7 @@ impl Store {
             *volume = Volume { count: volume.count + delta.count(), bytes: volume.bytes + delta.bytes() as u64 };
         }
         self.chain = manifest.files;
+        self.operators = manifest.operators;
         self.manifests.retain(|(known, _)| *known != checkpoint);
         self.manifests.push((checkpoint, names(&self.chain)));
         // What could not be removed is tried again with the next checkpoint.

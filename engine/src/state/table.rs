@@ -71,6 +71,8 @@ pub(crate) struct Table<K, S> {
     /// Seeded for each table: keys may come from somebody who wants them to collide.
     hasher: DefaultHashBuilder,
     entries: usize,
+    /// The number of entries at the last cut.
+    entries_before: usize,
     /// Counts cuts. Entries that were loaded, and never touched, have generation 0.
     generation: u32,
     /// Where each entry is that was touched in this generation.
@@ -126,6 +128,7 @@ impl<K: TableKey, S: TableState> Table<K, S> {
             groups: Vec::new(),
             hasher: DefaultHashBuilder::default(),
             entries: 0,
+            entries_before: 0,
             generation: 1,
             touched: Vec::new(),
             cut: Cut::default(),
@@ -240,7 +243,8 @@ impl<K: TableKey, S: TableState> Table<K, S> {
         self.groups[part].iter()
     }
 
-    fn insert_loaded(&mut self, group: KeyGroup, key: K, state: S) {
+    /// Adds an entry, or replaces its state. It counts as not touched.
+    fn insert(&mut self, group: KeyGroup, key: K, state: S) {
         self.allocate();
         let (hasher, hash) = (&self.hasher, self.hasher.hash_one(&key));
         let group = &mut self.groups[group.index()];
@@ -260,7 +264,7 @@ impl<K: TableKey, S: TableState> Table<K, S> {
         if self.groups[group.index()].find(hash, |entry| entry.key == key).is_none() {
             // It was not touched: it is no update.
             self.cut.delta.put(group, &key, &state)?;
-            self.insert_loaded(group, key, state);
+            self.insert(group, key, state);
         }
         Ok(())
     }
@@ -333,7 +337,7 @@ pub(crate) trait Keep {
     /// What will be loaded was kept as these types.
     fn expect_types(&mut self, known: &Types);
 
-    /// Called when everything is loaded. If it was converted, the next delta has all of it.
+    /// Called when everything is loaded, and before anything else. If it was converted, the next delta has all of it.
     ///
     /// # Errors
     /// When an entry cannot be encoded.
@@ -385,6 +389,8 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
         debug_assert!(self.cut.touched.is_empty(), "the checkpoint before is encoded");
         self.cut.touched = mem::take(&mut self.touched);
         self.cut.next = 0;
+        self.cut.delta.grown += self.entries as i64 - self.entries_before as i64;
+        self.entries_before = self.entries;
         if self.generation == u32::MAX {
             // Once in more than 4 billion checkpoints.
             self.groups.iter_mut().flat_map(HashTable::iter_mut).for_each(|entry| {
@@ -429,6 +435,7 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
     }
 
     fn loaded(&mut self) -> Result<(), postcard::Error> {
+        self.entries_before = self.entries;
         if !self.origin.converts() {
             return Ok(());
         }
@@ -456,7 +463,7 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
             match raw.state {
                 Some(state) if own == group => {
                     let state = self.origin.read(state)?;
-                    self.insert_loaded(own, key, state);
+                    self.insert(own, key, state);
                 }
                 Some(state) => drop(strays.insert((group, raw.key.to_vec()), (own, state.to_vec()))),
                 None if own == group => self.remove_loaded(own, &key),
@@ -475,6 +482,7 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
 
     fn disown(&mut self, group: KeyGroup, key: &[u8]) {
         self.cut.delta.delete(group, key);
+        self.cut.delta.grown -= 1;
     }
 
     fn has_changed(&self) -> bool {

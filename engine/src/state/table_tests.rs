@@ -1,3 +1,5 @@
+//! Tables, what is touched in them, and what a cut has, against a map.
+
 use std::collections::BTreeMap;
 
 use proptest::collection::vec;
@@ -39,7 +41,9 @@ fn count<K: TableKey + Copy + Ord + std::fmt::Debug>(generations: Vec<Vec<K>>) {
                 first.push(key);
             }
         }
+        let before = table.entries_before;
         table.cut();
+        assert_eq!(table.cut.delta.grown, table.entries as i64 - before as i64);
         let places = (0..table.cut_len()).map(|place| table.cut_entry(place).unwrap());
         let places: Vec<(K, u64)> = places.map(|entry| (entry.key, entry.state)).collect();
         assert_eq!(places, first.iter().map(|key| (*key, expected[key])).collect::<Vec<_>>());
