@@ -11,6 +11,7 @@ mod checkpoints;
 mod compare;
 mod ends;
 mod epochs;
+mod every;
 mod explain;
 mod faults;
 mod files;

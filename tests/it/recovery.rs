@@ -192,6 +192,7 @@ enum Emit {
     Updates,
     Complete,
     Changes,
+    Every,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -245,7 +246,7 @@ impl Plan {
             partitions: if matches!(first, First::Latest) { 1 } else { random.usize(1..6) },
             keys: random.i64(1..2_000),
             first,
-            emit: *random.choice(&[Emit::Updates, Emit::Complete, Emit::Changes]).unwrap(),
+            emit: *random.choice(&[Emit::Updates, Emit::Complete, Emit::Changes, Emit::Every]).unwrap(),
             second: *random.choice(second).unwrap(),
         }
     }
@@ -294,6 +295,7 @@ impl Plan {
         let values = values.named("first");
         let rows = match self.emit {
             Emit::Updates => values.updates(),
+            Emit::Every => values.every(Duration::from_micros(300)).updates(),
             Emit::Complete => values.complete().rows(),
             Emit::Changes => values.changes().flat_map(|change| match change {
                 Change::Insert(row) => Some(row),

@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::fmt;
 use std::marker::PhantomData;
+use std::time::Duration;
 
 use crate::operator::aggregate::{Aggregate, Changes, Complete, Form, LastChanges, LastUpdates, Sorted, Updates};
 use crate::run::graph::Emits;
@@ -13,6 +14,7 @@ use crate::state::table::Table;
 use crate::words::{Change, EventTime};
 
 use super::key::{Exchange, Key, State};
+use super::operate::Traits;
 use super::stream::Stream;
 
 /// A value for each key, which changes with each record of it. Its methods say what is emitted.
@@ -45,6 +47,7 @@ struct Options<K, V> {
     version: u32,
     older: Vec<Box<dyn Convert<K, V>>>,
     rows: Option<Box<dyn Iterator<Item = (K, V)>>>,
+    every: Option<Duration>,
 }
 
 impl<'a, K: Key, V: 'static> Aggregated<'a, K, V> {
@@ -52,7 +55,7 @@ impl<'a, K: Key, V: 'static> Aggregated<'a, K, V> {
     where
         A: Aggregate<Input: Exchange, Value = V>,
     {
-        let options = Options { name: None, version: 0, older: Vec::new(), rows: None };
+        let options = Options { name: None, version: 0, older: Vec::new(), rows: None, every: None };
         Aggregated { emit: Box::new(Pending { keyed, what, aggregate }), options }
     }
 
@@ -152,6 +155,36 @@ impl<'a, K: Key, V: 'static> Aggregated<'a, K, V> {
     /// ```
     pub fn migrate_from<Old: State>(mut self, version: u32, f: impl Fn(Old) -> V + 'static) -> Aggregated<'a, K, V> {
         self.options.older.push(Box::new(Conversion { version, f, old: PhantomData }));
+        self
+    }
+
+    /// Emits [`updates`](Aggregated::updates) and [`changes`](Aggregated::changes) less often: what
+    /// has changed leaves within this time, once for each key, with its last value.
+    ///
+    /// A checkpoint also emits all that has changed, so that nothing is forgotten in a crash. So the
+    /// time may not be longer than [`Job::checkpoint_every`](crate::Job::checkpoint_every), a second
+    /// by default; longer ones are refused at start. Under `MicroBatch` values leave with each
+    /// batch, whatever is said here. [`complete`](Aggregated::complete) refuses it: its table leaves
+    /// with each checkpoint.
+    ///
+    /// ```
+    /// use millstream::{Job, collect, generate};
+    /// use std::time::Duration;
+    ///
+    /// let counts = collect();
+    /// let sink = counts.clone();
+    /// Job::new("views", move |flow| {
+    ///     let views = flow.source(generate(|n| n).count(10_000))?;
+    ///     views.key_by(|n| n % 10).count().every(Duration::from_millis(100)).updates().sink(&sink)
+    /// })
+    /// .state_in_memory()
+    /// .run()?;
+    /// let counts = counts.values();
+    /// assert!(counts.len() < 10_000 && counts.contains(&(7, 1_000)), "{}", counts.len());
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
+    pub fn every(mut self, time: Duration) -> Aggregated<'a, K, V> {
+        self.options.every = Some(time);
         self
     }
 
@@ -278,30 +311,39 @@ fn built<'a, K: Key, A: Aggregate, T: 'static>(
 impl<'a, K: Key, A: Aggregate<Input: Exchange>> Emit<'a, K, A::Value> for Pending<'a, K, A> {
     fn updates(self: Box<Self>, options: Options<K, A::Value>) -> Stream<'a, (K, A::Value)> {
         let Pending { keyed, what, aggregate } = *self;
+        let every = options.every;
         built(aggregate, options, |with_table| {
-            keyed.operate_by_trigger(what, with_table, Updates::new, |with_table| LastUpdates::new(with_table, false))
+            keyed.operate_by_trigger(what, every, with_table, Updates::new, |with_table| {
+                LastUpdates::new(with_table, false)
+            })
         })
     }
 
     fn complete(self: Box<Self>, options: Options<K, A::Value>) -> Stream<'a, (K, A::Value)> {
         let Pending { keyed, what, aggregate } = *self;
-        built(aggregate, options, |with_table| {
-            keyed
-                .with_notices()
-                .operate(what, (true, Emits::LastValues), Option::is_none, |_| Complete::new(with_table))
-        })
+        let is_timed = options.every.is_some();
+        let traits = Traits { keeps_state: true, emits: Emits::LastValues, every: None };
+        let rows = built(aggregate, options, |with_table| {
+            keyed.with_notices().operate(what, traits, Option::is_none, |_| Complete::new(with_table))
+        });
+        if is_timed {
+            rows.refuse("the complete table leaves with each checkpoint, and not `every` so often".to_owned());
+        }
+        rows
     }
 
     fn changes(self: Box<Self>, options: Options<K, A::Value>) -> Stream<'a, Change<(K, A::Value)>> {
         let Pending { keyed, what, aggregate } = *self;
+        let every = options.every;
         built(aggregate, options, |with_table| {
-            keyed.operate_by_trigger(what, with_table, Changes::new, LastChanges::new)
+            keyed.operate_by_trigger(what, every, with_table, Changes::new, LastChanges::new)
         })
     }
 
     fn of_batches(self: Box<Self>) -> Stream<'a, (K, A::Value)> {
         let Pending { keyed, what, aggregate } = *self;
-        keyed.operate(what, (false, Emits::PerBatch), |_| false, |_| LastUpdates::new((aggregate, Table::new()), true))
+        let traits = Traits { keeps_state: false, emits: Emits::PerBatch, every: None };
+        keyed.operate(what, traits, |_| false, |_| LastUpdates::new((aggregate, Table::new()), true))
     }
 }
 
@@ -335,12 +377,8 @@ impl<'a, K: Key, V: Exchange> CompleteTable<'a, K, V> {
             return rows;
         }
         let compare = order.unwrap_or_else(|| Box::new(|_, _| Ordering::Equal));
-        rows.global().keyed(|row| row).operate(
-            "sort",
-            (false, Emits::LastValues),
-            |_| false,
-            move |_| Sorted::new(compare, limit),
-        )
+        let traits = Traits { keeps_state: false, emits: Emits::LastValues, every: None };
+        rows.global().keyed(|row| row).operate("sort", traits, |_| false, move |_| Sorted::new(compare, limit))
     }
 }
 

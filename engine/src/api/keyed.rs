@@ -13,6 +13,7 @@ use crate::words::stable_hash;
 
 use super::aggregated::Aggregated;
 use super::key::{Exchange, Key, State};
+use super::operate::Traits;
 use super::stream::Stream;
 
 /// A stream whose records have keys; see [`Stream::key_by`].
@@ -224,7 +225,12 @@ impl<'a, K: Key, T: 'static> KeyedStream<'a, K, T> {
     where
         T: Exchange,
     {
-        self.keyed(|record| record).operate(what, (true, Emits::ByRecords), |_| false, |_| First::new())
+        self.keyed(|record| record).operate(
+            what,
+            Traits { keeps_state: true, emits: Emits::ByRecords, every: None },
+            |_| false,
+            |_| First::new(),
+        )
     }
 
     /// The stream of keys with what an operator needs of each record.

@@ -1,6 +1,7 @@
 //! How a keyed operator joins a pipeline: behind an exchange by key, at the head of a new chain.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use timely::dataflow::channels::pact::Pipeline;
 
@@ -13,6 +14,15 @@ use crate::run::graph::{Emits, NodeTraits};
 use super::key::{Exchange, Key};
 use super::stream::Stream;
 
+/// What the graph is told about a keyed operator.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Traits {
+    pub(super) keeps_state: bool,
+    pub(super) emits: Emits,
+    /// How long what it emits as a whole may wait, where records come alone.
+    pub(super) every: Option<Duration>,
+}
+
 impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
     /// Brings each key to its worker, where `operate` makes what is done with it. The function is
     /// told whether records come in micro-batches. Inputs for which `is_notice` holds
@@ -20,13 +30,15 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
     pub(super) fn operate<O: Operate<Key = K, Input = I>>(
         self,
         what: &str,
-        (keeps_state, emits): (bool, Emits),
+        traits: Traits,
         is_notice: fn(&I) -> bool,
         operate: impl FnOnce(bool) -> O + 'a,
     ) -> Stream<'a, O::Output> {
         let flow = self.flow.share();
         let waits_for_epochs = O::EMITS_AT_CLOSE;
-        let traits = NodeTraits { exchanges: true, keeps_state, waits_for_epochs, emits, ..NodeTraits::default() };
+        let Traits { keeps_state, emits, every } = traits;
+        let traits =
+            NodeTraits { exchanges: true, keeps_state, waits_for_epochs, emits, every, ..NodeTraits::default() };
         let node = flow.stage_node::<(K, I), O::Output>(what, &[self.input()], traits);
         let Some(place) = flow.place(node) else {
             if flow.is_sketch()
@@ -42,7 +54,8 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
         let ends = flow.share();
         let chain: Chain<'a, O::Output> = Box::new(move |tail| {
             let (scope, name, setting) = (place.scope, place.name.as_str(), place.setting());
-            let operate = operate(place.run.release == Release::AtTicks);
+            let is_micro_batch = place.run.release == Release::AtTicks;
+            let operate = operate(is_micro_batch);
             let keeping = Keeping {
                 node,
                 worker: (scope.worker().index(), scope.worker().peers()),
@@ -51,6 +64,7 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
                 meter: Arc::clone(&place.meter),
                 budget: Arc::clone(&place.run.state_budget),
                 print,
+                emits_every: every.filter(|_| !is_micro_batch),
             };
             let head = |builder: &mut _| {
                 let next = Next::new(Arc::clone(&place.meter), tail(builder)?);
@@ -82,11 +96,12 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
         self.through(node, move |batch| Ok(batch.with_notices(peers)))
     }
 
-    /// As [`operate`](Stream::operate), with an operator for records that come alone and another
-    /// for micro-batches.
+    /// As [`operate`](Stream::operate), with an operator for records that come alone, and another
+    /// for micro-batches and where not every change is to be emitted.
     pub(super) fn operate_by_trigger<A: 'static, O, B>(
         self,
         what: &str,
+        every: Option<Duration>,
         aggregate: A,
         alone: fn(A) -> O,
         in_batches: fn(A) -> B,
@@ -97,9 +112,9 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
     {
         self.operate(
             what,
-            (true, Emits::LastValues),
+            Traits { keeps_state: true, emits: Emits::LastValues, every },
             |_| false,
-            move |is_micro_batch| match is_micro_batch {
+            move |is_micro_batch| match is_micro_batch || every.is_some() {
                 true => ByTrigger::InBatches(in_batches(aggregate)),
                 false => ByTrigger::Alone(alone(aggregate)),
             },

@@ -128,10 +128,12 @@ impl Ticker {
     fn look(&self) -> Option<Moment> {
         let state = &mut *lock(&self.state);
         let now = self.clock.now();
-        match self.pace {
+        let alarm = self.pulse.wake_due(now);
+        let next = match self.pace {
             Pace::Continuous { checkpoint_every } => self.look_continuous(state, now, checkpoint_every),
             Pace::MicroBatch { interval } => self.look_micro_batch(state, now, interval),
-        }
+        };
+        next.into_iter().chain(alarm).min()
     }
 
     fn look_continuous(&self, state: &mut State, now: Moment, checkpoint_every: Duration) -> Option<Moment> {

@@ -26,7 +26,7 @@ use timely::progress::operate::FrontierInterest;
 use crate::state::table::Keep;
 use crate::words::{
     Admission, Backlog, Batch, ByCheckpoint, ByteSize, CheckpointId, CheckpointMeter, Clock, Epoch, Error, ErrorKind,
-    EventTime, Fingerprint, HeldReceipts, Result, StageMeter, StateBudget,
+    EventTime, Fingerprint, HeldReceipts, Moment, Result, StageMeter, StateBudget,
 };
 
 use super::fault::Node;
@@ -143,6 +143,8 @@ pub(crate) struct Keeping {
     pub(crate) budget: Arc<StateBudget>,
     /// What the state is at the end of the run is added here.
     pub(crate) print: Option<Arc<Fingerprint>>,
+    /// How long what is emitted as a whole may wait, where no checkpoint is closed before.
+    pub(crate) emits_every: Option<Duration>,
 }
 
 /// The first stage of the chain.
@@ -255,6 +257,11 @@ impl<O: Operate> KeyedStage<O> {
         Ok(more)
     }
 
+    /// Whether something was changed and is not emitted yet.
+    fn is_pending(&self) -> bool {
+        self.at.is_some()
+    }
+
     /// Whether changes of the checkpoint before are not told to the ledger yet.
     fn is_encoding(&self) -> bool {
         self.encoding.is_some()
@@ -363,8 +370,19 @@ type Arrived<O> = ByCheckpoint<(Capabilities, KeyedBatch<O>)>;
 /// The checkpoint that the state is in.
 struct Open {
     checkpoint: CheckpointId,
-    /// Whether all its records are applied, and it has more to emit.
-    is_closing: bool,
+    /// Whether it has something to emit as a whole now.
+    emits: Emits,
+}
+
+/// What is emitted as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Emits {
+    /// Nothing now: records are applied.
+    Nothing,
+    /// What has changed so far. More records follow.
+    SoFar,
+    /// What is left when all records are applied.
+    All,
 }
 
 impl Open {
@@ -374,10 +392,24 @@ impl Open {
         arrived: &mut Arrived<O>,
         (chain, pace): (&mut Chain<O>, &mut Pace),
         frontier: Option<Epoch>,
-        setting: &Setting,
+        (setting, is_due): (&Setting, bool),
     ) -> Result<bool> {
+        // At most once: records come in between.
+        let mut is_due = is_due && self.emits == Emits::Nothing;
         loop {
-            if !self.is_closing && pace.run(arrived, chain, setting, Some(self.checkpoint))? {
+            if std::mem::take(&mut is_due)
+                && !setting.stall.holds(self.checkpoint)
+                && !chain.work(|stage| Ok(stage.is_encoding()))?
+            {
+                self.emits = Emits::SoFar;
+            }
+            if self.emits == Emits::SoFar {
+                if chain.work(KeyedStage::close)? {
+                    return Ok(true);
+                }
+                self.emits = Emits::Nothing;
+            }
+            if self.emits == Emits::Nothing && pace.run(arrived, chain, setting, Some(self.checkpoint))? {
                 return Ok(true);
             }
             let is_applied = arrived.oldest().is_none_or(|oldest| oldest > self.checkpoint);
@@ -389,10 +421,11 @@ impl Open {
                 // One checkpoint at a time.
                 return Ok(true);
             }
-            self.is_closing = chain.work(KeyedStage::close)?;
-            if self.is_closing {
+            self.emits = Emits::All;
+            if chain.work(KeyedStage::close)? {
                 return Ok(true);
             }
+            self.emits = Emits::Nothing;
             // More of the frontier's checkpoint may come, and what has arrived may be older.
             let next = arrived.oldest().into_iter().chain(frontier.map(Epoch::checkpoint)).min();
             self.checkpoint = next.unwrap_or(CheckpointId::FIRST).max(self.checkpoint.next());
@@ -422,6 +455,7 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
             return Err(error);
         }
     };
+    let every = chain.work(|stage| Ok(stage.keeping.emits_every)).unwrap_or(None);
     // Behind the ports of the chain, which are numbered from 0.
     let ledger_port = builder.shape().outputs();
     let (ledger, ledger_stream) = builder.new_output::<Vec<Piece>>();
@@ -435,7 +469,8 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
         });
         let mut ledger = OutputBuilder::<u64, CapacityContainerBuilder<Vec<Piece>>>::from(ledger);
         let mut arrived: Arrived<O> = ByCheckpoint::default();
-        let mut open = Open { checkpoint: setting.pulse.first(), is_closing: false };
+        let mut open = Open { checkpoint: setting.pulse.first(), emits: Emits::Nothing };
+        let mut due: Option<Moment> = None;
         let mut pace = Pace::default();
         let pulse = Arc::clone(&setting.pulse);
         let mut backlog = Backlog::new(setting.stall.clone(), move || pulse.wake_ingests());
@@ -463,12 +498,20 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
             if setting.fault.is_set() {
                 return;
             }
-            let more = open.run::<O>(&mut arrived, (&mut chain, &mut pace), frontier, &setting);
+            let is_due = due.is_some_and(|due| due <= began);
+            let more = open.run::<O>(&mut arrived, (&mut chain, &mut pace), frontier, (&setting, is_due));
             let more = more.and_then(|more| chain.step().map(|()| more)).and_then(|more| {
                 let took = setting.clock.now() - began;
                 let slice = took.clamp(slice, SLICE.1);
                 for (piece, at) in chain.work(|stage| stage.encode(&setting.clock, slice))? {
                     ledger.activate().session(&at).give(piece);
+                }
+                if let Some(every) = every {
+                    let is_pending = chain.work(|stage| Ok(stage.is_pending()))?;
+                    if is_pending && due.is_none() {
+                        setting.pulse.wake_at(began.after(every), wake.clone());
+                    }
+                    due = is_pending.then_some(due.unwrap_or(began.after(every)));
                 }
                 Ok(more || chain.work(|stage| Ok(stage.is_encoding()))?)
             });

@@ -13,6 +13,7 @@
 //! has listened. So it either sees the write or is woken again ([`Wake`], [`Bell`]). These are
 //! stores followed by loads of other fields, hence SeqCst throughout.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
@@ -45,6 +46,8 @@ pub(crate) struct Pulse {
     /// Stages that wait while a writer has no room.
     for_room: Mutex<Vec<Wake>>,
     egresses: Mutex<Vec<Wake>>,
+    /// Operators that wait for a time to come.
+    alarms: Mutex<BTreeMap<Moment, Vec<Wake>>>,
 }
 
 impl Pulse {
@@ -64,6 +67,7 @@ impl Pulse {
             ingests: Mutex::default(),
             for_room: Mutex::default(),
             egresses: Mutex::default(),
+            alarms: Mutex::default(),
         }
     }
 
@@ -136,6 +140,18 @@ impl Pulse {
         lock(&self.for_room).iter().for_each(Wake::wake);
     }
 
+    /// Wakes an operator when the clock has reached that moment.
+    pub(crate) fn wake_at(&self, moment: Moment, wake: Wake) {
+        let mut alarms = lock(&self.alarms);
+        let is_first = alarms.first_key_value().is_none_or(|(first, _)| moment < *first);
+        alarms.entry(moment).or_default().push(wake);
+        drop(alarms);
+        if is_first {
+            // The ticker sleeps for longer.
+            self.bell.ring();
+        }
+    }
+
     pub(crate) fn source_ended(&self) {
         if self.sources.fetch_sub(1, SeqCst) == 1 {
             // After the count: an egress that is woken sees that all sources have ended, and one
@@ -205,6 +221,15 @@ impl Pulse {
 
     pub(crate) fn is_hurried(&self) -> bool {
         self.hurry.load(SeqCst)
+    }
+
+    /// Wakes the operators whose moment has come. Returns when the next one comes.
+    pub(crate) fn wake_due(&self, now: Moment) -> Option<Moment> {
+        let mut alarms = lock(&self.alarms);
+        while let Some(due) = alarms.first_entry().filter(|first| *first.key() <= now) {
+            due.remove().iter().for_each(Wake::wake);
+        }
+        alarms.first_key_value().map(|(next, _)| *next)
     }
 
     /// Makes the ticker look.

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use crate::operator::fault::Node;
 use crate::operator::intake::Limits;
@@ -59,6 +60,8 @@ pub(crate) struct NodeTraits {
     /// It waits until epochs are complete.
     pub(crate) waits_for_epochs: bool,
     pub(crate) emits: Emits,
+    /// How long what it emits as a whole may wait, if it was asked to emit before the checkpoint.
+    pub(crate) every: Option<Duration>,
 }
 
 /// Whether what a stage emits depends on when batches close, and so on the trigger.
@@ -237,6 +240,27 @@ impl Graph {
                      name both (`named`)"
                 );
                 return Err(Error::new(ErrorKind::Pipeline, doing));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the times after which operators emit against that between checkpoints.
+    ///
+    /// # Errors
+    /// When one of them cannot be.
+    pub(crate) fn check_times(&self, checkpoint_every: Duration) -> Result<()> {
+        let timed = self.nodes.iter().filter_map(|node| Some((&node.name, node.traits.every?)));
+        for (name, every) in timed {
+            let wrong = |doing: String| Err(Error::new(ErrorKind::Config, format!("`{name}`: {doing}")));
+            if every.is_zero() {
+                return wrong("`every` must be greater than zero".to_owned());
+            }
+            if every > checkpoint_every {
+                return wrong(format!(
+                    "`every({every:?})` must not be longer than the time between checkpoints, which emit all that has \
+                     changed ({checkpoint_every:?}, `Job::checkpoint_every`)"
+                ));
             }
         }
         Ok(())

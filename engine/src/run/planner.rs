@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
+use crate::epoch::ticker::Pace;
 use crate::operator::fault::panicked;
 use crate::words::{Error, ErrorKind, Result, spawn};
 
@@ -29,6 +30,9 @@ pub(crate) fn sketch(spec: &Spec, pipeline: &dyn Pipeline) -> Result<Graph> {
         }
         if matches!(spec.remembers, Remembers::InDirectory(_)) {
             graph.check_names()?;
+        }
+        if let Pace::Continuous { checkpoint_every } = spec.pace {
+            graph.check_times(checkpoint_every)?;
         }
         Ok(graph)
     })
