@@ -19,6 +19,7 @@ mod golden;
 mod health;
 mod intake;
 mod keyed;
+mod keyed_calls;
 mod kafka;
 mod listeners;
 mod memory;

@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::future::Future;
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::panic::resume_unwind;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -11,7 +13,8 @@ use std::time::Duration;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::Span;
 
-use crate::operator::calls::{CallOptions, RetryPolicy};
+use crate::operator::call_queue::{LaneId, LaneOf};
+use crate::operator::calls::{CallOptions, CallPlan, RetryPolicy};
 
 /// How many calls run at once on each worker, in which order their answers are handed on, how long
 /// a call may take, and whether failed calls are retried; see
@@ -42,6 +45,51 @@ impl Calls {
         Calls(CallOptions { is_ordered: false, ..options })
     }
 
+    /// At most `at_once` calls at a time, and one for each key: the call of a record is made when
+    /// the record of the same key before it is answered, also after retries. So the answers of a
+    /// key are in the order of its records, and a key whose calls are slow does not hold up the
+    /// others. Answers of different keys are handed on as they come.
+    ///
+    /// Records that wait for their key do not count as calls, but their memory stays counted
+    /// ([`Job::memory`](crate::Job::memory)), and so does that of the records that were read
+    /// together with them. If a key gets more records than its calls can answer for so long that
+    /// the memory is used up, nothing more is read, and the other keys wait too.
+    ///
+    /// The order is that of the records of one worker. All records of a key are on one worker when
+    /// they come from one partition, or from what is computed by that key
+    /// ([`key_by`](crate::Stream::key_by)). Two keys with the same hash count as one; that happens
+    /// by chance only, about once in 18 billion billion pairs of keys.
+    ///
+    /// ```
+    /// use millstream::{Calls, Job, collect, rows};
+    /// use std::time::Duration;
+    ///
+    /// let results = collect();
+    /// let sink = results.clone();
+    /// Job::new("accounts", move |flow| {
+    ///     let payments = [("ann", 1), ("ann", 2), ("bob", 3), ("bob", 4)];
+    ///     let book = |(account, amount)| async move {
+    ///         let is_slow = account == "ann";
+    ///         tokio::time::sleep(Duration::from_millis(if is_slow { 200 } else { 1 })).await;
+    ///         amount
+    ///     };
+    ///     let calls = Calls::by_key(|(account, _): &(&'static str, u64)| *account, 16);
+    ///     flow.source(rows(payments).partitions(1))?.map_async(calls, book).or_stop().sink(&sink)
+    /// })
+    /// .run()?;
+    /// assert_eq!(results.values(), [3, 4, 1, 2]);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    /// When `at_once` is 0.
+    pub fn by_key<T: 'static, K: Hash>(key: impl Fn(&T) -> K + 'static, at_once: usize) -> KeyedCalls<T> {
+        let Calls(options) = Calls::unordered(at_once);
+        // With a seed of its own: keys may come from a client that wants them to collide.
+        let hasher = RandomState::new();
+        KeyedCalls { options, lane_of: Rc::new(move |record| LaneId(hasher.hash_one(key(record)))) }
+    }
+
     /// How long a call may take, from when it is made; 10 s by default. A call that takes longer is
     /// dropped, and its record is handed on as [`TimedOut`](crate::TimedOut), even when its future
     /// blocks its thread.
@@ -57,7 +105,7 @@ impl Calls {
     /// A record that waits for its next attempt does not count as one of the `at_once`: calls for
     /// other records are made meanwhile, and in order as many as [`ordered`](Calls::ordered) says.
     /// Its memory stays counted ([`Job::memory`](crate::Job::memory)). In order, the answers behind
-    /// it wait for it. A [stop](crate::JobHandle::stop) waits for retries; after the deadline of a
+    /// it wait for it; [by key](Calls::by_key), the records behind it of the same key. A [stop](crate::JobHandle::stop) waits for retries; after the deadline of a
     /// [`stop_within`](crate::JobHandle::stop_within) none is made. Futures must resolve to a
     /// `Result`. An error that a retry cannot help should be returned as `Ok`, such as
     /// `Ok(Err(no_such_customer))`. Each attempt is made with a clone of the record, so records
@@ -84,7 +132,7 @@ impl Calls {
     /// assert_eq!(results.values(), [0, 3, 6, 9]);
     /// # Ok::<(), millstream::Error>(())
     /// ```
-    pub fn retry(self, times: u32, pause: Duration) -> RetriedCalls {
+    pub fn retry(self, times: u32, pause: Duration) -> RetriedCalls<Calls> {
         RetriedCalls { calls: self, times, pause }
     }
 
@@ -132,18 +180,43 @@ impl Calls {
     }
 }
 
-/// [`Calls`] that retries failed calls; see [`Calls::retry`].
+/// Calls in order by key; see [`Calls::by_key`].
+#[must_use = "it only configures `Stream::map_async`"]
+pub struct KeyedCalls<T> {
+    options: CallOptions,
+    lane_of: LaneOf<T>,
+}
+
+impl<T> KeyedCalls<T> {
+    /// As [`Calls::within`].
+    pub fn within(self, limit: Duration) -> KeyedCalls<T> {
+        KeyedCalls { options: CallOptions { within: limit, ..self.options }, ..self }
+    }
+
+    /// As [`Calls::retry`]. The records behind it of the same key wait for it.
+    pub fn retry(self, times: u32, pause: Duration) -> RetriedCalls<KeyedCalls<T>> {
+        RetriedCalls { calls: self, times, pause }
+    }
+}
+
+impl<T> fmt::Debug for KeyedCalls<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyedCalls({:?})", self.options)
+    }
+}
+
+/// Calls that are retried when they fail; see [`Calls::retry`].
 #[derive(Clone, Copy, Debug)]
 #[must_use = "it only configures `Stream::map_async`"]
-pub struct RetriedCalls {
-    calls: Calls,
+pub struct RetriedCalls<C> {
+    calls: C,
     times: u32,
     pause: Duration,
 }
 
 /// How [`Stream::map_async`](crate::Stream::map_async) makes calls for records of type `T` with
-/// futures that resolve to a `U`: [`Calls`] for any types, [`RetriedCalls`] where `T` is `Clone`
-/// and `U` is a `Result`.
+/// futures that resolve to a `U`: [`Calls`] for any types, [`KeyedCalls`] for records that have its
+/// keys, [`RetriedCalls`] where `T` is `Clone` and `U` is a `Result`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot make calls for records of type `{T}` with futures that resolve to `{U}`",
     note = "`Calls::retry` needs records that are `Clone`, and futures that resolve to a `Result`"
@@ -152,30 +225,39 @@ pub trait CallPolicy<T, U>: sealed::Sealed<T, U> {}
 
 impl<T, U> CallPolicy<T, U> for Calls {}
 
-impl<T: Clone, V, E> CallPolicy<T, Result<V, E>> for RetriedCalls {}
+impl<T, U> CallPolicy<T, U> for KeyedCalls<T> {}
+
+impl<T: Clone, V, E, C: CallPolicy<T, Result<V, E>>> CallPolicy<T, Result<V, E>> for RetriedCalls<C> {}
 
 pub(super) mod sealed {
-    use super::{CallOptions, RetryPolicy};
+    use super::CallPlan;
 
     pub trait Sealed<T, U> {
         fn parts(self) -> Parts<T, U>;
     }
 
     #[derive(Debug)]
-    pub struct Parts<T, U>(pub(crate) CallOptions, pub(crate) Option<RetryPolicy<T, U>>);
+    pub struct Parts<T, U>(pub(crate) CallPlan<T, U>);
 }
 
 impl<T, U> sealed::Sealed<T, U> for Calls {
     fn parts(self) -> sealed::Parts<T, U> {
-        sealed::Parts(self.0, None)
+        sealed::Parts(CallPlan { options: self.0, retry: None, lane_of: None })
     }
 }
 
-impl<T: Clone, V, E> sealed::Sealed<T, Result<V, E>> for RetriedCalls {
+impl<T, U> sealed::Sealed<T, U> for KeyedCalls<T> {
+    fn parts(self) -> sealed::Parts<T, U> {
+        sealed::Parts(CallPlan { options: self.options, retry: None, lane_of: Some(self.lane_of) })
+    }
+}
+
+impl<T: Clone, V, E, C: CallPolicy<T, Result<V, E>>> sealed::Sealed<T, Result<V, E>> for RetriedCalls<C> {
     fn parts(self) -> sealed::Parts<T, Result<V, E>> {
-        let RetriedCalls { calls: Calls(options), times, pause } = self;
+        let RetriedCalls { calls, times, pause } = self;
         let has_failed = |answer: &_| !matches!(answer, Ok(Ok(_)));
-        sealed::Parts(options, Some(RetryPolicy { times, pause, copy: T::clone, has_failed }))
+        let sealed::Parts(plan) = calls.parts();
+        sealed::Parts(CallPlan { retry: Some(RetryPolicy { times, pause, copy: T::clone, has_failed }), ..plan })
     }
 }
 

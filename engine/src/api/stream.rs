@@ -233,7 +233,7 @@ impl<'a, T: 'static> Stream<'a, T> {
         U: Send + 'static,
         Fut: Future<Output = U> + Send + 'static,
     {
-        let Parts(options, retry) = calls.parts();
+        let Parts(plan) = calls.parts();
         let flow = self.flow.share();
         let traits = NodeTraits { keeps_records: true, ..NodeTraits::default() };
         let node = flow.stage_node::<T, U>("map_async", &[self.input()], traits);
@@ -251,7 +251,7 @@ impl<'a, T: 'static> Stream<'a, T> {
                 let (name, meter) = (place.name.clone(), Arc::clone(&place.meter));
                 let next = Next::new(Arc::clone(&meter), tail(builder)?);
                 let at = calls::Place { node, name, meter, desk, wake, stall, backlog };
-                Ok(Box::new(place.within(calls::Calls::new(at, (options, retry), f, next))))
+                Ok(Box::new(place.within(calls::Calls::new(at, plan, f, next))))
             }))
         });
         Stream::chain(flow, node, longer)

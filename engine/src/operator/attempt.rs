@@ -15,6 +15,7 @@ use tracing::{Instrument, Span};
 
 use crate::words::{CheckpointId, Clock, Moment};
 
+use super::call_queue::LaneId;
 use super::call_threads::CallDesk;
 use super::fault::Node;
 
@@ -28,10 +29,17 @@ pub(super) type Outcome<U> = Result<U, Box<dyn Any + Send>>;
 /// comes first.
 pub(super) type GroupId = (CheckpointId, u64);
 
-/// An open call.
-pub(super) struct Attempt {
+/// The record of a call: its place in its batch, and its key where records have any.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RecordId {
     pub(super) group: GroupId,
     pub(super) index: usize,
+    pub(super) lane: Option<LaneId>,
+}
+
+/// An open call.
+pub(super) struct Attempt {
+    pub(super) record: RecordId,
     /// When it times out.
     pub(super) deadline: Instant,
     polled: Arc<Polled>,
@@ -69,8 +77,7 @@ fn now() -> Moment {
 /// Where a call belongs.
 pub(super) struct Whose<'s> {
     pub(super) stage: (Node, &'s str),
-    pub(super) group: GroupId,
-    pub(super) index: usize,
+    pub(super) record: RecordId,
     pub(super) deadline: Instant,
 }
 
@@ -108,8 +115,8 @@ impl Attempt {
             tell(outcome);
         };
         let task = desk.calls.spawn(call.instrument(Span::current())).abort_handle();
-        let Whose { group, index, deadline, .. } = *whose;
-        Attempt { group, index, deadline, polled, task }
+        let Whose { record, deadline, .. } = *whose;
+        Attempt { record, deadline, polled, task }
     }
 
     /// How long the current poll has lasted.

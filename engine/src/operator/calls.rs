@@ -1,6 +1,6 @@
 //! Calls to other services, as a stage: a future for each record, several at once, their results in
-//! order or as they come. A batch with open calls holds capabilities of its epoch, so a cut waits
-//! for it as for records in flight.
+//! order, in order by key, or as they come. A batch with open calls holds capabilities of its epoch,
+//! so a cut waits for it as for records in flight.
 //!
 //! Futures run on threads of the run (`call_threads`); they report through a channel and wake the
 //! operator. The operator itself handles time limits and the pauses before retries: an alarm wakes
@@ -9,7 +9,6 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::future::Future;
-use std::mem;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
@@ -18,7 +17,8 @@ use crate::words::{
     Admission, Backlog, Batch, ByCheckpoint, EventTime, Result, StageMeter, Stall, TimedOut, Wake, deadline_after,
 };
 
-use super::attempt::{Attempt, BLOCKS_AFTER, GroupId, Outcome, Whose};
+use super::attempt::{Attempt, BLOCKS_AFTER, GroupId, Outcome, RecordId, Whose};
+use super::call_queue::{CallQueue, LaneOf, Waiting};
 use super::call_threads::CallDesk;
 use super::fault::{self, Node};
 use super::stage::{Capabilities, Consume, Next, checkpoint_of};
@@ -29,6 +29,21 @@ pub(crate) struct CallOptions {
     pub(crate) at_once: usize,
     pub(crate) is_ordered: bool,
     pub(crate) within: Duration,
+}
+
+/// How the calls of a stage are made: options, retries, and the key by which they are in order.
+pub(crate) struct CallPlan<T, U> {
+    pub(crate) options: CallOptions,
+    pub(crate) retry: Option<RetryPolicy<T, U>>,
+    pub(crate) lane_of: Option<LaneOf<T>>,
+}
+
+impl<T, U> fmt::Debug for CallPlan<T, U> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { options, retry, lane_of } = self;
+        let has_keys = lane_of.is_some();
+        write!(f, "CallPlan({options:?}, retry: {retry:?}, by key: {has_keys})")
+    }
 }
 
 /// When a failed call is retried.
@@ -63,15 +78,6 @@ struct Answered<U> {
     outcome: Outcome<U>,
 }
 
-/// A record whose call is to be made.
-struct Waiting<T> {
-    group: GroupId,
-    index: usize,
-    value: T,
-    /// The number of attempts that have failed.
-    failed: u32,
-}
-
 /// The calls of a batch.
 struct Group<U> {
     at: Capabilities,
@@ -79,9 +85,7 @@ struct Group<U> {
     times: VecDeque<EventTime>,
     /// With an order: the results that are not handed on yet, with gaps.
     results: VecDeque<Option<Answer<U>>>,
-    /// Without an order: the results that can be handed on.
-    ready: Batch<Answer<U>>,
-    /// The number of results that were handed on.
+    /// With an order: the number of results that were handed on.
     emitted: usize,
     open: usize,
 }
@@ -106,21 +110,20 @@ pub(crate) struct Calls<F, T, U> {
     f: F,
     desk: CallDesk,
     next: Next<Answer<U>>,
-    /// Records whose calls are not made yet.
-    waiting: ByCheckpoint<Waiting<T>>,
+    /// Records whose calls are not made yet, or are to be made again.
+    waiting: CallQueue<T>,
     /// Open calls in the order in which they were made, which is the order of their deadlines.
     under_way: BTreeMap<u64, Attempt>,
     next_call: u64,
     /// Copies of the records of open calls, for a retry.
     copies: HashMap<u64, Waiting<T>>,
-    /// Records whose calls have failed, by the time of their retry.
-    paused: BTreeMap<(Instant, u64), Waiting<T>>,
     /// When the operator is woken next, at the latest.
     alarm: Option<Instant>,
     logged_failures: Option<Instant>,
     groups: BTreeMap<GroupId, Group<U>>,
-    /// Without an order: groups that have results ready.
-    answered: ByCheckpoint<GroupId>,
+    /// Without an order: results that can be handed on, in the order of the answers. Those of one
+    /// group that follow each other are one batch.
+    answered: ByCheckpoint<(GroupId, Batch<Answer<U>>)>,
     next_group: u64,
     sender: Sender<Answered<U>>,
     receiver: Receiver<Answered<U>>,
@@ -151,7 +154,7 @@ pub(crate) struct Place {
 impl<F, T, U> Calls<F, T, U> {
     pub(crate) fn new(
         place: Place,
-        (options, retry): (CallOptions, Option<RetryPolicy<T, U>>),
+        CallPlan { options, retry, lane_of }: CallPlan<T, U>,
         f: F,
         next: Next<Answer<U>>,
     ) -> Calls<F, T, U> {
@@ -168,11 +171,10 @@ impl<F, T, U> Calls<F, T, U> {
             f,
             desk,
             next,
-            waiting: ByCheckpoint::default(),
+            waiting: CallQueue::new(lane_of),
             under_way: BTreeMap::new(),
             next_call: 0,
             copies: HashMap::new(),
-            paused: BTreeMap::new(),
             alarm: None,
             logged_failures: None,
             groups: BTreeMap::new(),
@@ -205,13 +207,12 @@ where
             admission: batch.admission().cloned(),
             times: batch.take_times(),
             results: (0..holes).map(|_| None).collect(),
-            ready: Batch::under(batch.admission().cloned()),
             emitted: 0,
             open: records,
         };
         self.groups.insert(group, calls);
         let values = batch.take_values().into_iter().enumerate();
-        values.for_each(|(index, value)| self.waiting.push(checkpoint, Waiting { group, index, value, failed: 0 }));
+        values.for_each(|(index, value)| self.waiting.push(group, index, value));
         self.call();
         Ok(())
     }
@@ -222,10 +223,10 @@ where
             // A call that has just timed out was answered already.
             let Some(attempt) = self.under_way.remove(&call) else { continue };
             let answer = outcome.map_err(|payload| fault::panicked(&self.name, &*payload))?;
-            self.hear(call, &attempt, Ok(answer));
+            self.hear(call, attempt.record, Ok(answer));
         }
         self.expire();
-        self.resume();
+        self.waiting.resume(Instant::now());
         self.call();
         self.hand_on()?;
         // These calls waited until an answer was handed on.
@@ -247,16 +248,15 @@ where
         let desk = self.desk.clone();
         let _in_runtime = desk.calls.enter();
         while self.under_way.len() < self.options.at_once && self.may_call() {
-            let record = self.waiting.pop_front().expect("`may_call` saw it");
+            let Waiting { id, value, failed } = self.waiting.pop().expect("`may_call` saw it");
             let call = self.next_call;
             self.next_call += 1;
-            let Waiting { group, index, value, failed } = record;
             if let Some(retry) = self.retry.as_ref().filter(|retry| failed < retry.times) {
-                self.copies.insert(call, Waiting { group, index, value: (retry.copy)(&value), failed });
+                self.copies.insert(call, Waiting { id, value: (retry.copy)(&value), failed });
             }
             let (sender, wake) = (self.sender.clone(), self.wake.clone());
             let deadline = deadline_after(self.options.within);
-            let whose = Whose { stage: (self.node, &self.name), group, index, deadline };
+            let whose = Whose { stage: (self.node, &self.name), record: id, deadline };
             let attempt = Attempt::begin(&self.desk, &whose, (self.f)(value), move |outcome| {
                 // Fails when the run is over.
                 drop(sender.send(Answered { call, outcome }));
@@ -272,13 +272,13 @@ where
     /// writer has no room, only open calls are finished; with an order, only a few calls run ahead
     /// of the first.
     fn may_call(&mut self) -> bool {
-        let Some((checkpoint, record)) = self.waiting.front_mut() else { return false };
+        let Some((checkpoint, is_retry)) = self.waiting.front() else { return false };
         if self.stall.holds(checkpoint) {
             return false;
         }
         // All others may wait for a retried call, or for one of an older checkpoint.
         let newest = self.groups.last_key_value().map(|((checkpoint, _), _)| *checkpoint);
-        let is_waited_for = record.failed > 0 || newest.is_some_and(|newest| newest > checkpoint);
+        let is_waited_for = is_retry || newest.is_some_and(|newest| newest > checkpoint);
         let ahead = self.under_way.len() + self.held;
         is_waited_for || ahead < self.options.at_once.saturating_mul(AHEAD).max(AHEAD_MIN)
     }
@@ -294,20 +294,12 @@ where
         }
         while let Some(first) = self.under_way.first_entry().filter(|first| first.get().deadline <= now) {
             let (call, attempt) = first.remove_entry();
-            self.hear(call, &attempt, Err(TimedOut { limit: self.options.within }));
+            self.hear(call, attempt.record, Err(TimedOut { limit: self.options.within }));
             attempt.abort();
         }
     }
 
-    /// Moves records whose pause is over to the front: their calls are made before those of records
-    /// that came later.
-    fn resume(&mut self) {
-        let later = self.paused.split_off(&(Instant::now(), u64::MAX));
-        let due = mem::replace(&mut self.paused, later);
-        due.into_values().rev().for_each(|record| self.waiting.push_front(record.group.0, record));
-    }
-
-    fn hear(&mut self, call: u64, &Attempt { group, index, .. }: &Attempt, answer: Answer<U>) {
+    fn hear(&mut self, call: u64, id: RecordId, answer: Answer<U>) {
         if let Some(retry) = &self.retry
             && let Some(record) = self.copies.remove(&call)
             && (retry.has_failed)(&answer)
@@ -316,22 +308,29 @@ where
             let pause = retry.pause.saturating_mul(1 << record.failed.min(16)).min(pause_max);
             let failed = record.failed + 1;
             self.meter.retried.add(1);
-            self.paused.insert((deadline_after(pause), call), Waiting { failed, ..record });
+            self.waiting.pause(deadline_after(pause), call, Waiting { failed, ..record });
             if self.logged_failures.is_none_or(|logged| logged.elapsed() >= LOG_EVERY) {
                 self.logged_failures = Some(Instant::now());
                 tracing::warn!(stage = self.name, failed, ?pause, "a call failed and will be retried");
             }
             return;
         }
+        self.waiting.answered(id);
+        let RecordId { group, index, .. } = id;
         let of = self.groups.get_mut(&group).expect("a group stays until all its calls are answered");
         if self.options.is_ordered {
             of.results[index - of.emitted] = Some(answer);
             self.held += 1;
-        } else {
-            if of.ready.is_empty() {
-                self.answered.push(group.0, group);
+            return;
+        }
+        let time = of.times.get(index).copied();
+        match self.answered.last_mut(group.0) {
+            Some((last, batch)) if *last == group => batch.append(answer, time),
+            _ => {
+                let mut batch = Batch::under(of.admission.clone());
+                batch.append(answer, time);
+                self.answered.push(group.0, (group, batch));
             }
-            of.ready.append(answer, of.times.get(index).copied());
         }
     }
 
@@ -340,8 +339,7 @@ where
     fn set_alarm(&mut self) {
         let now = Instant::now();
         let look = self.under_way.first_key_value().map(|(_, first)| first.deadline.min(now + LOOK_EVERY));
-        let paused = self.paused.first_key_value().map(|((until, _), _)| *until);
-        let Some(next) = look.into_iter().chain(paused).min() else { return };
+        let Some(next) = look.into_iter().chain(self.waiting.paused_until()).min() else { return };
         if self.alarm.is_some_and(|alarm| alarm > now && alarm <= next) {
             return;
         }
@@ -354,7 +352,7 @@ where
     }
 
     /// Hands on results, for about a millisecond and as long as writers have room: with an order,
-    /// those before the first gap; otherwise all that are ready.
+    /// those before the first gap; otherwise all, in the order of the answers.
     fn hand_on(&mut self) -> Result<()> {
         // As for a poll (`ingest`).
         const STEP: Duration = Duration::from_millis(1);
@@ -384,10 +382,7 @@ where
         if self.stall.holds(self.answered.oldest()?) {
             return None;
         }
-        let id = self.answered.pop_front()?;
-        let group = self.groups.get_mut(&id).expect("it has answers to hand on");
-        let out = mem::replace(&mut group.ready, Batch::under(group.admission.clone()));
-        Some((id, out))
+        self.answered.pop_front()
     }
 
     /// Hands on answers of a group.

@@ -16,6 +16,7 @@ pub(crate) mod ingest;
 pub(crate) mod stage;
 pub(crate) mod call_threads;
 mod attempt;
+pub(crate) mod call_queue;
 pub(crate) mod calls;
 pub(crate) mod exchange;
 pub(crate) mod restored;

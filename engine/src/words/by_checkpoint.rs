@@ -35,6 +35,11 @@ impl<T> ByCheckpoint<T> {
         }
     }
 
+    /// The last item of a checkpoint.
+    pub(crate) fn last_mut(&mut self, checkpoint: CheckpointId) -> Option<&mut T> {
+        self.0.iter_mut().rev().find(|(own, _)| *own == checkpoint).and_then(|(_, items)| items.back_mut())
+    }
+
     /// The oldest checkpoint, and the first of its items.
     pub(crate) fn front_mut(&mut self) -> Option<(CheckpointId, &mut T)> {
         let (checkpoint, items) = self.0.front_mut()?;
@@ -81,6 +86,7 @@ mod tests {
         queue.push_front(one, "f");
         assert_eq!((queue.len(), queue.oldest()), (6, Some(one)));
         assert_eq!(queue.front_mut(), Some((one, &mut "f")));
+        assert_eq!([one, two, three].map(|own| queue.last_mut(own).copied()), [Some("e"), Some("c"), Some("b")]);
         assert_eq!(std::iter::from_fn(|| queue.pop_front()).collect::<String>(), "fdeacb");
         assert_eq!((queue.len(), queue.oldest()), (0, None));
     }
