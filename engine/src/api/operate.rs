@@ -7,8 +7,9 @@ use timely::dataflow::channels::pact::Pipeline;
 
 use crate::operator::exchange;
 use crate::operator::ingest::Release;
-use crate::operator::keyed::{self, ByTrigger, Keeping, KeyedStage, Operate};
+use crate::operator::keyed::{self, ByTrigger, KeyedStage, Operate};
 use crate::operator::stage::{self, Chain, Next};
+use crate::operator::state_ledger::Keeping;
 use crate::run::graph::{Emits, NodeTraits};
 
 use super::key::{Exchange, Key};
@@ -64,11 +65,11 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
                 meter: Arc::clone(&place.meter),
                 budget: Arc::clone(&place.run.state_budget),
                 print,
-                emits_every: every.filter(|_| !is_micro_batch),
             };
             let head = |builder: &mut _| {
                 let next = Next::new(Arc::clone(&place.meter), tail(builder)?);
-                let mut stage = place.within(KeyedStage::new(operate, keeping, next));
+                let mut stage =
+                    place.within(KeyedStage::new(operate, every.filter(|_| !is_micro_batch), keeping, next));
                 stage.work(|stage| stage.load(name))?;
                 Ok(stage)
             };

@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::ParallelizationContract;
@@ -24,16 +24,12 @@ use timely::dataflow::{Scope, Stream};
 use timely::progress::operate::FrontierInterest;
 
 use crate::state::table::Keep;
-use crate::words::{
-    Admission, Backlog, Batch, ByCheckpoint, ByteSize, CheckpointId, CheckpointMeter, Clock, Epoch, Error, ErrorKind,
-    EventTime, Fingerprint, HeldReceipts, Moment, Result, StageMeter, StateBudget,
-};
+use crate::words::{Backlog, Batch, ByCheckpoint, CheckpointId, Clock, Epoch, EventTime, Moment, Result};
 
-use super::fault::Node;
 use super::inputs::{Frontiers, Input};
-use super::ledger::{Part, Piece};
-use super::restored::Restored;
-use super::stage::{Capabilities, Consume, Next, Pace, Setting, Within, checkpoint_of, give_up, retain, wake_of};
+use super::ledger::Piece;
+use super::stage::{Capabilities, Consume, Next, Pace, Setting, Within, give_up, retain, wake_of};
+use super::state_ledger::{Keeping, Sent, StateLedger};
 
 /// How many rows leave at once when a checkpoint is closed.
 const ROWS_MAX: usize = 4096;
@@ -41,8 +37,6 @@ const ROWS_MAX: usize = 4096;
 /// come, no longer than these took, but at least for the shorter time: a reader that returns five
 /// records at a time would fall behind if each of its polls waited for 0.2 ms of this.
 const SLICE: (Duration, Duration) = (Duration::from_micros(20), Duration::from_micros(200));
-/// After so many entries the clock is asked.
-const ENTRIES_MAX: usize = 32;
 
 /// What a keyed operator does.
 pub(crate) trait Operate: 'static {
@@ -129,101 +123,33 @@ impl<O: Operate, B: Operate<Key = O::Key, Input = O::Input, Output = O::Output>>
     }
 }
 
-/// What the harness of an operator is told about its state.
-pub(crate) struct Keeping {
-    pub(crate) node: Node,
-    /// Its place among how many.
-    pub(crate) worker: (usize, usize),
-    /// What is counted of the checkpoints that keep it, if any do.
-    pub(crate) checkpoints: Option<Arc<CheckpointMeter>>,
-    /// What the run begins with.
-    pub(crate) restored: Option<Arc<Restored>>,
-    pub(crate) meter: Arc<StageMeter>,
-    /// The memory that all state of the job may take.
-    pub(crate) budget: Arc<StateBudget>,
-    /// What the state is at the end of the run is added here.
-    pub(crate) print: Option<Arc<Fingerprint>>,
-    /// How long what is emitted as a whole may wait, where no checkpoint is closed before.
-    pub(crate) emits_every: Option<Duration>,
-}
-
 /// The first stage of the chain.
 pub(crate) struct KeyedStage<O: Operate> {
     operate: O,
-    keeping: Keeping,
+    ledger: StateLedger,
     next: Next<O::Output>,
     /// Capabilities of the newest epoch of the open checkpoint, for what it emits as a whole.
     at: Option<Capabilities>,
-    /// The capability of the ledger, from the first change of the open checkpoint.
-    ledger: Option<Capability<u64>>,
     /// Whether the changes of the open checkpoint are cut.
     is_cut: bool,
-    /// The checkpoint before, while its changes are encoded.
-    encoding: Option<Encoding>,
-    /// Receipts of records that came in the open checkpoint.
-    receipts: HeldReceipts,
-    /// The number of entries, and the memory that they take, as last reported.
-    reported: (u64, u64),
+    /// How long what is emitted as a whole may wait, where no checkpoint is closed before.
+    every: Option<Duration>,
 }
-
-fn cannot_encode(cause: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(ErrorKind::State, "cannot encode the state of a key").caused_by(cause)
-}
-
-/// A checkpoint that was cut.
-struct Encoding {
-    /// The capability of the ledger for it.
-    at: Capability<u64>,
-    receipts: HeldReceipts,
-    began: Instant,
-}
-
-/// A piece, and the capability under which it is sent.
-type Sent = (Piece, Capability<u64>);
 
 impl<O: Operate> KeyedStage<O> {
-    pub(crate) fn new(operate: O, keeping: Keeping, next: Next<O::Output>) -> KeyedStage<O> {
-        KeyedStage {
-            operate,
-            keeping,
-            next,
-            at: None,
-            ledger: None,
-            is_cut: false,
-            encoding: None,
-            receipts: HeldReceipts::default(),
-            reported: (0, 0),
-        }
+    pub(crate) fn new(operate: O, every: Option<Duration>, keeping: Keeping, next: Next<O::Output>) -> KeyedStage<O> {
+        KeyedStage { operate, ledger: StateLedger::new(keeping), next, at: None, is_cut: false, every }
     }
 
     /// Loads what the run begins with.
     pub(crate) fn load(&mut self, name: &str) -> Result<()> {
-        let Some(kept) = self.operate.kept() else { return Ok(()) };
-        let (worker, workers) = self.keeping.worker;
-        match self.keeping.restored.as_ref().filter(|restored| restored.knows(name)) {
-            Some(restored) => restored.load((self.keeping.node, name), worker, kept)?,
-            None => kept.begin(&|group| group.worker(workers) == worker).map_err(cannot_encode)?,
-        }
-        if self.keeping.checkpoints.is_none() {
-            kept.drop_cut();
-        }
-        self.report()
+        self.operate.kept().map_or(Ok(()), |kept| self.ledger.load(name, kept))
     }
 
     /// Called when the operator is first scheduled, before any record, with a capability of the
-    /// ledger for the first epoch of the run. Keeps it when there is a change already.
-    fn begin(&mut self, ledger: Capability<u64>) -> Result<()> {
-        let Some(kept) = self.operate.kept() else { return Ok(()) };
-        let wrong = |_| Error::new(ErrorKind::State, "what was kept is not of these types");
-        if let Some(restored) = self.keeping.restored.take() {
-            for (key, state) in restored.take(self.keeping.node, self.keeping.worker.0) {
-                kept.adopt(&key, &state).map_err(wrong)?;
-            }
-        }
-        if kept.has_changed() {
-            self.ledger = Some(ledger);
-        }
-        Ok(())
+    /// ledger for the first epoch of the run.
+    fn begin(&mut self, at: Capability<u64>) -> Result<()> {
+        self.operate.kept().map_or(Ok(()), |kept| self.ledger.begin(at, kept))
     }
 
     /// Emits some of what the checkpoint emits as a whole. Returns whether there is more.
@@ -231,11 +157,7 @@ impl<O: Operate> KeyedStage<O> {
         if !std::mem::replace(&mut self.is_cut, true)
             && let Some(kept) = self.operate.kept()
         {
-            let began = Instant::now();
-            kept.cut();
-            if let (Some(meter), Some(_)) = (&self.keeping.checkpoints, &self.ledger) {
-                meter.cut(began.elapsed());
-            }
+            self.ledger.cut(kept);
         }
         let mut out = Batch::under(None);
         let more = self.operate.close(ROWS_MAX, &mut out);
@@ -244,15 +166,7 @@ impl<O: Operate> KeyedStage<O> {
         }
         if !more {
             (self.at, self.is_cut) = (None, false);
-            self.report()?;
-            self.encoding = self.ledger.take().map(|at| Encoding {
-                at,
-                receipts: std::mem::take(&mut self.receipts),
-                began: Instant::now(),
-            });
-            if self.keeping.checkpoints.is_none() {
-                self.operate.kept().into_iter().for_each(Keep::drop_cut);
-            }
+            self.ledger.close(self.operate.kept())?;
         }
         Ok(more)
     }
@@ -262,94 +176,31 @@ impl<O: Operate> KeyedStage<O> {
         self.at.is_some()
     }
 
-    /// Whether changes of the checkpoint before are not told to the ledger yet.
     fn is_encoding(&self) -> bool {
-        self.encoding.is_some()
+        self.ledger.is_encoding()
     }
 
-    /// Encodes some of the changes of the checkpoint that was closed. Returns what the ledger is
-    /// told of it, once that is complete.
     fn encode(&mut self, clock: &Clock, slice: Duration) -> Result<Vec<Sent>> {
-        if self.encoding.is_none() {
-            return Ok(Vec::new());
-        }
-        let mut parts = Vec::new();
-        if let (Some(kept), Some(_)) = (self.operate.kept(), &self.keeping.checkpoints) {
-            let deadline = clock.now().after(slice);
-            let delta = loop {
-                let encoded = kept.encode(ENTRIES_MAX).map_err(cannot_encode)?;
-                match encoded {
-                    Some(delta) => break delta,
-                    None if clock.now() >= deadline => return Ok(Vec::new()),
-                    None => {}
-                }
-            };
-            parts.push(Part::Changed(self.keeping.node, delta));
-        }
-        self.report()?;
-        let Some(Encoding { at, receipts, began }) = self.encoding.take() else { return Ok(Vec::new()) };
-        if let Some(meter) = self.keeping.checkpoints.as_ref().filter(|_| !parts.is_empty()) {
-            meter.encoded(began.elapsed());
-        }
-        if !receipts.is_empty() {
-            parts.push(Part::Received(receipts));
-        }
-        let checkpoint = checkpoint_of(&at);
-        Ok(parts.into_iter().map(|part| (Piece { checkpoint, part }, at.clone())).collect())
-    }
-
-    /// Counts the entries and the memory that they take.
-    ///
-    /// # Errors
-    /// When the state of the job has outgrown its memory.
-    fn report(&mut self) -> Result<()> {
-        let Some(kept) = self.operate.kept() else { return Ok(()) };
-        let (entries, bytes) = std::mem::replace(&mut self.reported, (kept.len(), kept.bytes()));
-        self.keeping.meter.entries.change(entries, self.reported.0);
-        self.keeping.meter.state_bytes.change(bytes, self.reported.1);
-        match self.keeping.budget.change(bytes, self.reported.1) {
-            None => Ok(()),
-            Some((limit, used)) => {
-                let (entries, own) = (self.keeping.meter.entries.get(), ByteSize(self.keeping.meter.state_bytes.get()));
-                let doing = format!(
-                    "state has outgrown its memory: the job keeps {used} of {limit} (`Job::state_memory`), {own} of it \
-                     here, in {entries} entries"
-                );
-                Err(Error::new(ErrorKind::State, doing))
-            }
-        }
-    }
-
-    /// Reports when the state has grown by a sixteenth since it was reported last.
-    fn report_growth(&mut self) -> Result<()> {
-        let entries = self.operate.kept().map_or(0, |kept| kept.len());
-        if entries > self.reported.0 + self.reported.0 / 16 + 1_024 { self.report() } else { Ok(()) }
+        self.ledger.encode(self.operate.kept(), clock, slice)
     }
 }
 
 impl<O: Operate> Drop for KeyedStage<O> {
     fn drop(&mut self) {
-        if let (Some(print), Some(kept)) = (&self.keeping.print, self.operate.kept()) {
-            kept.add_to(print);
-        }
+        self.operate.kept().into_iter().for_each(|kept| self.ledger.end(kept));
     }
 }
 
 impl<O: Operate> Consume<(O::Key, O::Input)> for KeyedStage<O> {
     fn consume(&mut self, mut batch: Batch<(O::Key, O::Input)>, at: &Capabilities) -> Result<()> {
         let mut out = Batch::under(batch.admission().cloned());
-        if let Some(receipts) = batch.admission().and_then(Admission::receipts) {
-            self.receipts.hold(receipts);
-        }
+        self.ledger.note(batch.admission(), at);
         let times = batch.take_times();
         self.operate.apply(batch.take_values().into(), times, &mut out)?;
-        if self.ledger.is_none() {
-            self.ledger = at.last().cloned();
-        }
         if self.operate.emits_at_close() {
             self.at = Some(at.clone());
         }
-        self.report_growth()?;
+        self.ledger.report_growth(self.operate.kept())?;
         self.next.hand_on(out, at)
     }
 
@@ -455,7 +306,7 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
             return Err(error);
         }
     };
-    let every = chain.work(|stage| Ok(stage.keeping.emits_every)).unwrap_or(None);
+    let every = chain.work(|stage| Ok(stage.every)).unwrap_or(None);
     // Behind the ports of the chain, which are numbered from 0.
     let ledger_port = builder.shape().outputs();
     let (ledger, ledger_stream) = builder.new_output::<Vec<Piece>>();

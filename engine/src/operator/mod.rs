@@ -20,6 +20,7 @@ pub(crate) mod call_queue;
 pub(crate) mod calls;
 pub(crate) mod exchange;
 pub(crate) mod restored;
+pub(crate) mod state_ledger;
 pub(crate) mod keyed;
 pub(crate) mod aggregate;
 pub(crate) mod aggregates;

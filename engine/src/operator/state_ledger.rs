@@ -1,0 +1,217 @@
+//! What an operator tells its ledger about its state, checkpoint by checkpoint: the changes, and the
+//! receipts of records that are safe once these are committed.
+//!
+//! From the first change of a checkpoint until its changes are encoded it holds a capability of the
+//! ledger, which shows `gather` what is cut.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use timely::dataflow::operators::Capability;
+
+use crate::state::table::Keep;
+use crate::words::{
+    Admission, ByteSize, CheckpointMeter, Clock, Error, ErrorKind, Fingerprint, HeldReceipts, Result, StageMeter,
+    StateBudget,
+};
+
+use super::fault::Node;
+use super::ledger::{Part, Piece};
+use super::restored::Restored;
+use super::stage::{Capabilities, checkpoint_of};
+
+/// After so many entries the clock is asked.
+const ENTRIES_MAX: usize = 32;
+
+/// What an operator is told about its state.
+pub(crate) struct Keeping {
+    pub(crate) node: Node,
+    /// Its place among how many.
+    pub(crate) worker: (usize, usize),
+    /// What is counted of the checkpoints that keep it, if any do.
+    pub(crate) checkpoints: Option<Arc<CheckpointMeter>>,
+    /// What the run begins with.
+    pub(crate) restored: Option<Arc<Restored>>,
+    pub(crate) meter: Arc<StageMeter>,
+    /// The memory that all state of the job may take.
+    pub(crate) budget: Arc<StateBudget>,
+    /// What the state is at the end of the run is added here.
+    pub(crate) print: Option<Arc<Fingerprint>>,
+}
+
+/// A piece, and the capability under which it is sent.
+pub(super) type Sent = (Piece, Capability<u64>);
+
+/// The ledger of an operator with state.
+pub(super) struct StateLedger {
+    keeping: Keeping,
+    /// The capability of the ledger, from the first change of the open checkpoint.
+    at: Option<Capability<u64>>,
+    /// The checkpoint before, while its changes are encoded.
+    encoding: Option<Encoding>,
+    /// Receipts of records that came in the open checkpoint.
+    receipts: HeldReceipts,
+    /// The number of entries, and the memory that they take, as last reported.
+    reported: (u64, u64),
+}
+
+/// A checkpoint that was cut.
+struct Encoding {
+    /// The capability of the ledger for it.
+    at: Capability<u64>,
+    receipts: HeldReceipts,
+    began: Instant,
+}
+
+fn cannot_encode(cause: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(ErrorKind::State, "cannot encode the state of a key").caused_by(cause)
+}
+
+impl StateLedger {
+    pub(super) fn new(keeping: Keeping) -> StateLedger {
+        StateLedger { keeping, at: None, encoding: None, receipts: HeldReceipts::default(), reported: (0, 0) }
+    }
+
+    /// Loads what the run begins with.
+    pub(super) fn load(&mut self, name: &str, kept: &mut dyn Keep) -> Result<()> {
+        let (worker, workers) = self.keeping.worker;
+        match self.keeping.restored.as_ref().filter(|restored| restored.knows(name)) {
+            Some(restored) => restored.load((self.keeping.node, name), worker, kept)?,
+            None => kept.begin(&|group| group.worker(workers) == worker).map_err(cannot_encode)?,
+        }
+        if self.keeping.checkpoints.is_none() {
+            kept.drop_cut();
+        }
+        self.report(kept)
+    }
+
+    /// Called when the operator is first scheduled, before any record, with a capability of the
+    /// ledger for the first epoch of the run. Keeps it when there is a change already.
+    pub(super) fn begin(&mut self, at: Capability<u64>, kept: &mut dyn Keep) -> Result<()> {
+        let wrong = |_| Error::new(ErrorKind::State, "what was kept is not of these types");
+        if let Some(restored) = self.keeping.restored.take() {
+            for (key, state) in restored.take(self.keeping.node, self.keeping.worker.0) {
+                kept.adopt(&key, &state).map_err(wrong)?;
+            }
+        }
+        if kept.has_changed() {
+            self.at = Some(at);
+        }
+        Ok(())
+    }
+
+    /// Records of that admission change the state; the ledger's is the last of the capabilities.
+    pub(super) fn note(&mut self, admission: Option<&Admission>, at: &Capabilities) {
+        if let Some(receipts) = admission.and_then(Admission::receipts) {
+            self.receipts.hold(receipts);
+        }
+        if self.at.is_none() {
+            self.at = at.last().cloned();
+        }
+    }
+
+    /// Puts the changes of the open checkpoint aside.
+    pub(super) fn cut(&mut self, kept: &mut dyn Keep) {
+        let began = Instant::now();
+        kept.cut();
+        if let (Some(meter), Some(_)) = (&self.keeping.checkpoints, &self.at) {
+            meter.cut(began.elapsed());
+        }
+    }
+
+    /// The open checkpoint, whose changes are [cut](StateLedger::cut), is closed.
+    ///
+    /// # Errors
+    /// When the state of the job has outgrown its memory.
+    pub(super) fn close(&mut self, kept: Option<&mut dyn Keep>) -> Result<()> {
+        self.encoding = self.at.take().map(|at| Encoding {
+            at,
+            receipts: std::mem::take(&mut self.receipts),
+            began: Instant::now(),
+        });
+        let Some(kept) = kept else { return Ok(()) };
+        if self.keeping.checkpoints.is_none() {
+            kept.drop_cut();
+        }
+        self.report(kept)
+    }
+
+    /// Whether changes of the checkpoint before are not told to the ledger yet.
+    pub(super) fn is_encoding(&self) -> bool {
+        self.encoding.is_some()
+    }
+
+    /// Encodes some of the changes of the checkpoint that was closed. Returns what the ledger is
+    /// told of it, once that is complete.
+    pub(super) fn encode(
+        &mut self,
+        mut kept: Option<&mut dyn Keep>,
+        clock: &Clock,
+        slice: Duration,
+    ) -> Result<Vec<Sent>> {
+        if self.encoding.is_none() {
+            return Ok(Vec::new());
+        }
+        let mut parts = Vec::new();
+        if let (Some(kept), Some(_)) = (kept.as_mut(), &self.keeping.checkpoints) {
+            let deadline = clock.now().after(slice);
+            let delta = loop {
+                let encoded = kept.encode(ENTRIES_MAX).map_err(cannot_encode)?;
+                match encoded {
+                    Some(delta) => break delta,
+                    None if clock.now() >= deadline => return Ok(Vec::new()),
+                    None => {}
+                }
+            };
+            parts.push(Part::Changed(self.keeping.node, delta));
+        }
+        if let Some(kept) = kept {
+            self.report(kept)?;
+        }
+        let Some(Encoding { at, receipts, began }) = self.encoding.take() else { return Ok(Vec::new()) };
+        if let Some(meter) = self.keeping.checkpoints.as_ref().filter(|_| !parts.is_empty()) {
+            meter.encoded(began.elapsed());
+        }
+        if !receipts.is_empty() {
+            parts.push(Part::Received(receipts));
+        }
+        let checkpoint = checkpoint_of(&at);
+        Ok(parts.into_iter().map(|part| (Piece { checkpoint, part }, at.clone())).collect())
+    }
+
+    /// Counts the entries and the memory that they take.
+    ///
+    /// # Errors
+    /// When the state of the job has outgrown its memory.
+    fn report(&mut self, kept: &dyn Keep) -> Result<()> {
+        let (entries, bytes) = std::mem::replace(&mut self.reported, (kept.len(), kept.bytes()));
+        self.keeping.meter.entries.change(entries, self.reported.0);
+        self.keeping.meter.state_bytes.change(bytes, self.reported.1);
+        match self.keeping.budget.change(bytes, self.reported.1) {
+            None => Ok(()),
+            Some((limit, used)) => {
+                let (entries, own) = (self.keeping.meter.entries.get(), ByteSize(self.keeping.meter.state_bytes.get()));
+                let doing = format!(
+                    "state has outgrown its memory: the job keeps {used} of {limit} (`Job::state_memory`), {own} of it \
+                     here, in {entries} entries"
+                );
+                Err(Error::new(ErrorKind::State, doing))
+            }
+        }
+    }
+
+    /// The run has ended with that state.
+    pub(super) fn end(&self, kept: &dyn Keep) {
+        if let Some(print) = &self.keeping.print {
+            kept.add_to(print);
+        }
+    }
+
+    /// Reports when the state has grown by a sixteenth since it was reported last.
+    pub(super) fn report_growth(&mut self, kept: Option<&mut dyn Keep>) -> Result<()> {
+        match kept {
+            Some(kept) if kept.len() > self.reported.0 + self.reported.0 / 16 + 1_024 => self.report(kept),
+            _ => Ok(()),
+        }
+    }
+}
