@@ -90,8 +90,8 @@ pub mod inspect;
 
 pub use api::{
     Aggregated, Batches, Blocking, CallPolicy, Calls, ComparedRun, Comparison, CompleteTable, Exchange, ExplainedNode,
-    ExplainedOperator, Explanation, Flow, For, Job, JobHandle, Key, KeyedBatches, KeyedCalls, KeyedStream, Restart,
-    Results, RetriedCalls, Running, SourceControl, State, Stream, TestRun, Trigger, jobs,
+    ExplainedOperator, Explanation, Flow, For, Job, JobHandle, KeptCalls, Key, KeyedBatches, KeyedCalls, KeyedStream,
+    Restart, Results, RetriedCalls, Running, SourceControl, State, Stream, TestRun, Trigger, jobs,
 };
 pub use io::{
     ChannelSource, Collected, CollectedWithKeys, Discard, End, Generate, KeyedSink, Lag, Receipt, Rows, SendError,

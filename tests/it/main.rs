@@ -21,6 +21,7 @@ mod intake;
 mod keyed;
 mod keyed_calls;
 mod kafka;
+mod kept_calls;
 mod listeners;
 mod memory;
 mod migration;

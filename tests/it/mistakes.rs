@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-use millstream::{ByteSize, Error, ErrorKind, Flow, Job, Restart, Result, channel, discard, rows};
+use millstream::{ByteSize, Calls, Error, ErrorKind, Flow, Job, Restart, Result, channel, discard, rows};
 
 use crate::support::eventually;
 
@@ -40,6 +40,15 @@ fn in_a_pipeline() {
     check(job(fork), ErrorKind::Pipeline, "`forked` does not reach a sink");
     let twins = |flow: &Flow<'_>| flow.source(rows(0..3))?.map(|n| n).named("x").map(|n| n).named("x").sink(discard());
     check(job(twins), ErrorKind::Pipeline, "two operators are named `x`");
+    let calls = |flow: &Flow<'_>| {
+        let prices = flow.source(rows(0..3))?.map_async(Calls::ordered(1), |n| async move { n }).named("prices");
+        prices.or_stop().rebalance().map(|n| n).key_by(|n| *n).count().updates().named("counts").sink(discard())
+    };
+    check(job(calls).state_in_memory(), ErrorKind::Pipeline, "`prices` makes calls before `counts`");
+    let kept = |flow: &Flow<'_>| {
+        flow.source(rows(0..3))?.map_async(Calls::ordered(1).kept(), |n| async move { n }).or_stop().sink(discard())
+    };
+    check(job(kept), ErrorKind::Config, "`map_async`");
     let own = |_: &Flow<'_>| Err(Error::new(ErrorKind::Config, "my own check"));
     check(job(own), ErrorKind::Config, "my own check");
     check(job(|_| panic!("in the plan")), ErrorKind::Panic, "`mistaken`");

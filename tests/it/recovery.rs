@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 use std::time::Duration;
 
 use millstream::{
-    Aggregated, Change, Collected, ErrorKind, Flow, Job, Quantiles, Restart, Result, Stream, Trigger, collect, rows,
+    Aggregated, Calls, Change, Collected, ErrorKind, Flow, Job, Quantiles, Restart, Result, State, Stream, Trigger,
+    collect, rows,
 };
 
 /// Fails at a record, once.
@@ -204,6 +205,32 @@ enum Second {
     Distinct,
 }
 
+/// Calls of a random pipeline, in one of three orders.
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    AsRecords,
+    ByKey,
+    AsAnswers,
+}
+
+impl Order {
+    /// Makes calls of which a few take longer than a checkpoint.
+    fn call<'a, T: State + Send>(self, name: &str, records: Stream<'a, T>, key: fn(&T) -> i64) -> Stream<'a, T> {
+        let call = move |record: T| async move {
+            if key(&record) % 64 == 7 {
+                tokio::time::sleep(Duration::from_millis(3)).await;
+            }
+            record
+        };
+        let answers = match self {
+            Order::AsRecords => records.map_async(Calls::ordered(64).kept(), call),
+            Order::ByKey => records.map_async(Calls::by_key(key, 64).kept(), call),
+            Order::AsAnswers => records.map_async(Calls::unordered(64).kept(), call),
+        };
+        answers.named(name).or_stop()
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Plan {
     records: i64,
@@ -213,6 +240,8 @@ struct Plan {
     first: First,
     emit: Emit,
     second: Second,
+    /// Calls before each of the two.
+    calls: [Option<Order>; 2],
 }
 
 impl Plan {
@@ -248,6 +277,12 @@ impl Plan {
             first,
             emit: *random.choice(&[Emit::Updates, Emit::Complete, Emit::Changes, Emit::Every]).unwrap(),
             second: *random.choice(second).unwrap(),
+            calls: [(); 2].map(|()| match random.u8(0..6) {
+                0 => Some(Order::AsRecords),
+                1 => Some(Order::ByKey),
+                2 => Some(Order::AsAnswers),
+                _ => None,
+            }),
         }
     }
 
@@ -262,6 +297,11 @@ impl Plan {
     /// The pipeline: all values that come out, under their keys.
     fn build<'a>(&self, numbers: Stream<'a, i64>) -> Stream<'a, (i64, i64)> {
         let keys = self.keys;
+        let numbers = match self.calls[0] {
+            // With another number of workers the order is lost.
+            Some(order) if !matches!(self.first, First::Latest) => order.call("calls", numbers, |n| *n),
+            _ => numbers,
+        };
         let by_key = numbers.key_by(move |n| n % keys);
         let first = match self.first {
             First::Dedup => by_key.dedup().named("first").map(move |n| (n % keys, n % keys)),
@@ -274,6 +314,11 @@ impl Plan {
             First::Fold => self.emitted(by_key.aggregate(|| 7, |sum, n| *sum += n), |sum| sum),
             First::TopK => self.emitted(by_key.top_k(3, Ord::cmp), |top| top.iter().sum()),
             First::Latest => self.emitted(by_key.latest(), |latest| latest),
+        };
+        let first = match self.calls[1] {
+            // What comes out of the last one must be in order, also with another number of workers.
+            Some(order) if !matches!(self.second, Second::None) => order.call("more calls", first, |(key, _)| *key),
+            _ => first,
         };
         let second = match self.second {
             Second::None => return first,

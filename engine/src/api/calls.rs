@@ -15,6 +15,9 @@ use tracing::Span;
 
 use crate::operator::call_queue::{LaneId, LaneOf};
 use crate::operator::calls::{CallOptions, CallPlan, RetryPolicy};
+use crate::state::pending::Codec;
+
+use super::key::State;
 
 /// How many calls run at once on each worker, in which order their answers are handed on, how long
 /// a call may take, and whether failed calls are retried; see
@@ -105,7 +108,8 @@ impl Calls {
     /// A record that waits for its next attempt does not count as one of the `at_once`: calls for
     /// other records are made meanwhile, and in order as many as [`ordered`](Calls::ordered) says.
     /// Its memory stays counted ([`Job::memory`](crate::Job::memory)). In order, the answers behind
-    /// it wait for it; [by key](Calls::by_key), the records behind it of the same key. A [stop](crate::JobHandle::stop) waits for retries; after the deadline of a
+    /// it wait for it; [by key](Calls::by_key), the records behind it of the same key. A
+    /// [stop](crate::JobHandle::stop) waits for retries; after the deadline of a
     /// [`stop_within`](crate::JobHandle::stop_within) none is made. Futures must resolve to a
     /// `Result`. An error that a retry cannot help should be returned as `Ok`, such as
     /// `Ok(Err(no_such_customer))`. Each attempt is made with a clone of the record, so records
@@ -134,6 +138,53 @@ impl Calls {
     /// ```
     pub fn retry(self, times: u32, pause: Duration) -> RetriedCalls<Calls> {
         RetriedCalls { calls: self, times, pause }
+    }
+
+    /// Keeps open calls in checkpoints: no checkpoint waits for a call. Calls before what keeps
+    /// state must be kept ([`Stream::key_by`](crate::Stream::key_by)).
+    ///
+    /// The records of open calls are state, from when they come until their answers are handed on.
+    /// A run that goes on from a checkpoint makes the calls of the records in it again, so **a call
+    /// may be made twice**: the service must accept that. Time-outs and failures are values, as
+    /// without this, and calls that have had their time before the crash get it again. An answer
+    /// belongs to the checkpoint that is open when it is handed on, which under
+    /// [micro-batches](crate::Trigger::MicroBatch) may be a later batch than that of its record.
+    ///
+    /// Checkpoints find the records by the name of the stage. If there are several, name each
+    /// directly behind `map_async` ([`named`](crate::Stream::named)).
+    ///
+    /// The job needs [`checkpoints`](crate::Job::checkpoints) or
+    /// [`state_in_memory`](crate::Job::state_in_memory), and records must be something that serde
+    /// can write and read. The receipt of a record ([`channel`](crate::channel)) resolves when the
+    /// checkpoint that has the record is committed, also while its call is open. A
+    /// [stop](crate::JobHandle::stop), and a run whose input ends, still wait for open calls. After
+    /// the deadline of a [`stop_within`](crate::JobHandle::stop_within), the calls in the last
+    /// checkpoint are made by the next run. The order of answers holds over a restart with the same
+    /// number of workers; with another number, records of one partition may be on two workers for
+    /// as long as the older of them have open calls.
+    ///
+    /// ```
+    /// use millstream::{Calls, Job, collect, rows};
+    /// use std::collections::BTreeMap;
+    ///
+    /// async fn country(user: u64) -> &'static str {
+    ///     if user % 3 == 0 { "NL" } else { "BE" }
+    /// }
+    ///
+    /// let counts = collect();
+    /// let sink = counts.clone();
+    /// Job::new("users by country", move |flow| {
+    ///     let countries = flow.source(rows(0..300_u64))?.map_async(Calls::unordered(64).kept(), country).or_stop();
+    ///     countries.key_by(|country| country.to_string()).count().updates().sink(&sink)
+    /// })
+    /// .state_in_memory()
+    /// .run()?;
+    /// let last: BTreeMap<String, u64> = counts.values().into_iter().collect();
+    /// assert_eq!((last["NL"], last["BE"]), (100, 200));
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
+    pub fn kept(self) -> KeptCalls<Calls> {
+        KeptCalls { calls: self }
     }
 
     /// Makes calls of a function that blocks. Pass the result to
@@ -197,6 +248,11 @@ impl<T> KeyedCalls<T> {
     pub fn retry(self, times: u32, pause: Duration) -> RetriedCalls<KeyedCalls<T>> {
         RetriedCalls { calls: self, times, pause }
     }
+
+    /// As [`Calls::kept`].
+    pub fn kept(self) -> KeptCalls<KeyedCalls<T>> {
+        KeptCalls { calls: self }
+    }
 }
 
 impl<T> fmt::Debug for KeyedCalls<T> {
@@ -214,12 +270,28 @@ pub struct RetriedCalls<C> {
     pause: Duration,
 }
 
+impl<C> RetriedCalls<C> {
+    /// As [`Calls::kept`]. A record that is called again after a crash has all its attempts.
+    pub fn kept(self) -> KeptCalls<RetriedCalls<C>> {
+        KeptCalls { calls: self }
+    }
+}
+
+/// Calls whose records are kept in checkpoints until they are answered; see [`Calls::kept`].
+#[derive(Clone, Copy, Debug)]
+#[must_use = "it only configures `Stream::map_async`"]
+pub struct KeptCalls<C> {
+    calls: C,
+}
+
 /// How [`Stream::map_async`](crate::Stream::map_async) makes calls for records of type `T` with
 /// futures that resolve to a `U`: [`Calls`] for any types, [`KeyedCalls`] for records that have its
-/// keys, [`RetriedCalls`] where `T` is `Clone` and `U` is a `Result`.
+/// keys, [`RetriedCalls`] where `T` is `Clone` and `U` is a `Result`, [`KeptCalls`] where serde can
+/// write and read `T`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot make calls for records of type `{T}` with futures that resolve to `{U}`",
-    note = "`Calls::retry` needs records that are `Clone`, and futures that resolve to a `Result`"
+    note = "`Calls::retry` needs records that are `Clone`, and futures that resolve to a `Result`",
+    note = "`Calls::kept` needs records that serde can write and read"
 )]
 pub trait CallPolicy<T, U>: sealed::Sealed<T, U> {}
 
@@ -228,6 +300,8 @@ impl<T, U> CallPolicy<T, U> for Calls {}
 impl<T, U> CallPolicy<T, U> for KeyedCalls<T> {}
 
 impl<T: Clone, V, E, C: CallPolicy<T, Result<V, E>>> CallPolicy<T, Result<V, E>> for RetriedCalls<C> {}
+
+impl<T: State, U, C: CallPolicy<T, U>> CallPolicy<T, U> for KeptCalls<C> {}
 
 pub(super) mod sealed {
     use super::CallPlan;
@@ -242,13 +316,13 @@ pub(super) mod sealed {
 
 impl<T, U> sealed::Sealed<T, U> for Calls {
     fn parts(self) -> sealed::Parts<T, U> {
-        sealed::Parts(CallPlan { options: self.0, retry: None, lane_of: None })
+        sealed::Parts(CallPlan { options: self.0, retry: None, lane_of: None, kept: None })
     }
 }
 
 impl<T, U> sealed::Sealed<T, U> for KeyedCalls<T> {
     fn parts(self) -> sealed::Parts<T, U> {
-        sealed::Parts(CallPlan { options: self.options, retry: None, lane_of: Some(self.lane_of) })
+        sealed::Parts(CallPlan { options: self.options, retry: None, lane_of: Some(self.lane_of), kept: None })
     }
 }
 
@@ -258,6 +332,13 @@ impl<T: Clone, V, E, C: CallPolicy<T, Result<V, E>>> sealed::Sealed<T, Result<V,
         let has_failed = |answer: &_| !matches!(answer, Ok(Ok(_)));
         let sealed::Parts(plan) = calls.parts();
         sealed::Parts(CallPlan { retry: Some(RetryPolicy { times, pause, copy: T::clone, has_failed }), ..plan })
+    }
+}
+
+impl<T: State, U, C: CallPolicy<T, U>> sealed::Sealed<T, U> for KeptCalls<C> {
+    fn parts(self) -> sealed::Parts<T, U> {
+        let sealed::Parts(plan) = self.calls.parts();
+        sealed::Parts(CallPlan { kept: Some(Codec::new()), ..plan })
     }
 }
 

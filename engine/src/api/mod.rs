@@ -22,7 +22,7 @@ mod compare;
 mod disk_tests;
 
 pub use aggregated::{Aggregated, CompleteTable};
-pub use calls::{Blocking, CallPolicy, Calls, KeyedCalls, RetriedCalls};
+pub use calls::{Blocking, CallPolicy, Calls, KeptCalls, KeyedCalls, RetriedCalls};
 pub use compare::{ComparedRun, Comparison, For, Results};
 pub use explain::{ExplainedNode, ExplainedOperator, Explanation};
 pub use flow::Flow;

@@ -1,17 +1,25 @@
-//! How a keyed operator joins a pipeline: behind an exchange by key, at the head of a new chain.
+//! How an operator with state joins a pipeline, at the head of a new chain: a keyed one behind an
+//! exchange by key, calls that are kept where their records are.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use timely::dataflow::channels::pact::Pipeline;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
+use crate::operator::calls::{self, CallPlan};
 use crate::operator::exchange;
 use crate::operator::ingest::Release;
+use crate::operator::kept_calls::{self, KeptCalls};
 use crate::operator::keyed::{self, ByTrigger, KeyedStage, Operate};
 use crate::operator::stage::{self, Chain, Next};
 use crate::operator::state_ledger::Keeping;
 use crate::run::graph::{Emits, NodeTraits};
+use crate::state::pending::Codec;
+use crate::words::{Backlog, Result, TimedOut};
 
+use super::flow::Place;
 use super::key::{Exchange, Key};
 use super::stream::Stream;
 
@@ -22,6 +30,74 @@ pub(super) struct Traits {
     pub(super) emits: Emits,
     /// How long what it emits as a whole may wait, where records come alone.
     pub(super) every: Option<Duration>,
+}
+
+impl Place<'_> {
+    /// What the stage is told about its state.
+    fn keeping(&self) -> Keeping {
+        let worker = self.scope.worker();
+        Keeping {
+            node: self.node,
+            worker: (worker.index(), worker.peers()),
+            checkpoints: self.run.checkpoint_meter.clone(),
+            restored: self.run.restored.clone(),
+            meter: Arc::clone(&self.meter),
+            budget: Arc::clone(&self.run.state_budget),
+            print: None,
+        }
+    }
+
+    /// The place of a stage of calls, whose operator is being built.
+    pub(super) fn of_calls(&self, builder: &OperatorBuilder<'_, u64>) -> Result<calls::Place> {
+        let (scope, run) = (self.scope, &self.run);
+        let wake = stage::wake_of(scope, builder);
+        run.pulse.wakes_for_room(wake.clone());
+        let stall = run.stalls[scope.worker().index()].clone();
+        let pulse = Arc::clone(&run.pulse);
+        let backlog = Backlog::new(stall.clone(), move || pulse.wake_ingests());
+        let desk = run.call_desk()?;
+        let (name, meter) = (self.name.clone(), Arc::clone(&self.meter));
+        Ok(calls::Place { node: self.node, name, meter, desk, wake, stall, backlog })
+    }
+}
+
+impl<'a, T: 'static> Stream<'a, T> {
+    /// Makes calls whose records are kept in checkpoints until they are answered: at the head of a
+    /// new chain, on the worker where the records are.
+    pub(super) fn kept_calls<U, Fut>(
+        self,
+        plan: CallPlan<T, U>,
+        codec: Codec<T>,
+        f: impl Fn(T) -> Fut + 'static,
+    ) -> Stream<'a, Result<U, TimedOut>>
+    where
+        U: Send + 'static,
+        Fut: Future<Output = U> + Send + 'static,
+    {
+        let flow = self.flow.share();
+        let traits = NodeTraits { begins_chain: true, keeps_records: true, keeps_state: true, ..NodeTraits::default() };
+        let node = flow.stage_node::<T, U>("map_async", &[self.input()], traits);
+        let Some(place) = flow.place(node) else {
+            flow.keep(node, codec.schema());
+            self.consumed();
+            return Stream::planned(flow, node, true);
+        };
+        let ports = self.into_ports();
+        let ends = flow.share();
+        let chain: Chain<'a, Result<U, TimedOut>> = Box::new(move |tail| {
+            let (scope, name, pulse) = (place.scope, place.name.as_str(), Arc::clone(&place.run.pulse));
+            let head = |builder: &mut OperatorBuilder<'a, u64>| {
+                let at = place.of_calls(builder)?;
+                let next = Next::new(Arc::clone(&place.meter), tail(builder)?);
+                let mut stage = place.within(KeptCalls::new((at, plan, codec), f, place.keeping(), next, pulse));
+                stage.work(|stage| stage.load(name))?;
+                Ok(stage)
+            };
+            ends.ledger(kept_calls::build(scope, name, ports, place.setting(), head)?);
+            Ok(())
+        });
+        Stream::chain(flow, node, chain)
+    }
 }
 
 impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
@@ -57,17 +133,9 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
             let (scope, name, setting) = (place.scope, place.name.as_str(), place.setting());
             let is_micro_batch = place.run.release == Release::AtTicks;
             let operate = operate(is_micro_batch);
-            let keeping = Keeping {
-                node,
-                worker: (scope.worker().index(), scope.worker().peers()),
-                checkpoints: place.run.checkpoint_meter.clone(),
-                restored: place.run.restored.clone(),
-                meter: Arc::clone(&place.meter),
-                budget: Arc::clone(&place.run.state_budget),
-                print,
-            };
             let head = |builder: &mut _| {
                 let next = Next::new(Arc::clone(&place.meter), tail(builder)?);
+                let keeping = Keeping { print, ..place.keeping() };
                 let mut stage =
                     place.within(KeyedStage::new(operate, every.filter(|_| !is_micro_batch), keeping, next));
                 stage.work(|stage| stage.load(name))?;

@@ -15,7 +15,7 @@ use crate::operator::fault::Node;
 use crate::operator::stage::{self, Chain, Consume, Next, Port, Split, Stage};
 use crate::operator::{calls, exchange};
 use crate::run::graph::{Input, NodeTraits};
-use crate::words::{Backlog, Batch, BatchValues, Error, Keyed, Result, TimedOut};
+use crate::words::{Batch, BatchValues, Error, Keyed, Result, TimedOut};
 
 use super::calls::CallPolicy;
 use super::calls::sealed::Parts;
@@ -202,8 +202,10 @@ impl<'a, T: 'static> Stream<'a, T> {
     /// warning of `tracing` names the stage. Functions that block belong in [`Calls::blocking`].
     ///
     /// A record whose call is under way counts as in flight: nothing after it is committed, and a
-    /// job that stops waits for it. After a crash, calls are made again. Time-outs follow the
-    /// machine's clock, even under a simulated one. A future that panics ends the run.
+    /// job that stops waits for it. After a crash, calls are made again. Before what keeps state,
+    /// where every checkpoint would wait for all open calls, they must be
+    /// [kept](crate::Calls::kept). Time-outs follow the machine's clock, even under a simulated one.
+    /// A future that panics ends the run.
     ///
     /// ```
     /// use millstream::{Calls, Job, collect, rows};
@@ -233,7 +235,10 @@ impl<'a, T: 'static> Stream<'a, T> {
         U: Send + 'static,
         Fut: Future<Output = U> + Send + 'static,
     {
-        let Parts(plan) = calls.parts();
+        let Parts(mut plan) = calls.parts();
+        if let Some(codec) = plan.kept.take() {
+            return self.kept_calls(plan, codec, f);
+        }
         let flow = self.flow.share();
         let traits = NodeTraits { keeps_records: true, ..NodeTraits::default() };
         let node = flow.stage_node::<T, U>("map_async", &[self.input()], traits);
@@ -241,17 +246,9 @@ impl<'a, T: 'static> Stream<'a, T> {
         let Some((chain, place)) = chain.zip(place) else { return Stream::planned(flow, node, true) };
         let longer: Chain<'a, Result<U, TimedOut>> = Box::new(move |tail| {
             chain(Box::new(move |builder| {
-                let (scope, run) = (place.scope, &place.run);
-                let wake = stage::wake_of(scope, builder);
-                run.pulse.wakes_for_room(wake.clone());
-                let stall = run.stalls[scope.worker().index()].clone();
-                let pulse = Arc::clone(&run.pulse);
-                let backlog = Backlog::new(stall.clone(), move || pulse.wake_ingests());
-                let desk = run.call_desk()?;
-                let (name, meter) = (place.name.clone(), Arc::clone(&place.meter));
-                let next = Next::new(Arc::clone(&meter), tail(builder)?);
-                let at = calls::Place { node, name, meter, desk, wake, stall, backlog };
-                Ok(Box::new(place.within(calls::Calls::new(at, plan, f, next))))
+                let at = place.of_calls(builder)?;
+                let next = Next::new(Arc::clone(&place.meter), tail(builder)?);
+                Ok(Box::new(place.within(calls::CallStage::new(at, plan, f, next))))
             }))
         });
         Stream::chain(flow, node, longer)

@@ -260,16 +260,19 @@ impl Ticker {
         let state = &mut *lock(&self.state);
         let open = self.pulse.epoch();
         let done = self.committed() >= open.checkpoint().previous();
+        // Read after what is done, and before the reason: a record of a checkpoint that is done
+        // has its call counted, and an answer is a reason before its call is not.
+        let is_answered = self.pulse.calls() == 0;
         match self.pace {
             Pace::Continuous { .. } if self.pulse.has_reason() || state.uncut => {
                 state.wanted = true;
                 self.pulse.ring();
                 false
             }
-            Pace::Continuous { .. } => done,
+            Pace::Continuous { .. } => done && is_answered,
             Pace::MicroBatch { .. } => {
                 let is_due = self.pulse.has_reason() && state.next_tick <= self.clock.now();
-                done && !is_due && Epoch::from_raw(self.through.load(SeqCst)) >= open
+                done && is_answered && !is_due && Epoch::from_raw(self.through.load(SeqCst)) >= open
             }
         }
     }

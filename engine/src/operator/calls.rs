@@ -1,6 +1,7 @@
 //! Calls to other services, as a stage: a future for each record, several at once, their results in
-//! order, in order by key, or as they come. A batch with open calls holds capabilities of its epoch,
-//! so a cut waits for it as for records in flight.
+//! order, in order by key, or as they come. A batch with open calls holds capabilities of its
+//! epoch, so a cut waits for it as for records in flight ([`kept_calls`](super::kept_calls) makes
+//! calls for which no cut waits).
 //!
 //! Futures run on threads of the run (`call_threads`); they report through a channel and wake the
 //! operator. The operator itself handles time limits and the pauses before retries: an alarm wakes
@@ -13,8 +14,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
+use crate::state::pending::Codec;
 use crate::words::{
-    Admission, Backlog, Batch, ByCheckpoint, EventTime, Result, StageMeter, Stall, TimedOut, Wake, deadline_after,
+    Admission, Backlog, Batch, ByCheckpoint, CheckpointId, EventTime, Result, StageMeter, Stall, TimedOut, Wake,
+    deadline_after,
 };
 
 use super::attempt::{Attempt, BLOCKS_AFTER, GroupId, Outcome, RecordId, Whose};
@@ -36,13 +39,14 @@ pub(crate) struct CallPlan<T, U> {
     pub(crate) options: CallOptions,
     pub(crate) retry: Option<RetryPolicy<T, U>>,
     pub(crate) lane_of: Option<LaneOf<T>>,
+    /// How records of open calls are kept in checkpoints, if they are.
+    pub(crate) kept: Option<Codec<T>>,
 }
 
 impl<T, U> fmt::Debug for CallPlan<T, U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { options, retry, lane_of } = self;
-        let has_keys = lane_of.is_some();
-        write!(f, "CallPlan({options:?}, retry: {retry:?}, by key: {has_keys})")
+        let Self { options, retry, lane_of, kept } = self;
+        write!(f, "CallPlan({options:?}, retry: {retry:?}, by key: {}, kept: {kept:?})", lane_of.is_some())
     }
 }
 
@@ -79,8 +83,8 @@ struct Answered<U> {
 }
 
 /// The calls of a batch.
-struct Group<U> {
-    at: Capabilities,
+struct Group<U, G> {
+    of: G,
     admission: Option<Admission>,
     times: VecDeque<EventTime>,
     /// With an order: the results that are not handed on yet, with gaps.
@@ -90,7 +94,7 @@ struct Group<U> {
     open: usize,
 }
 
-impl<U> Drop for Group<U> {
+impl<U, G> Drop for Group<U, G> {
     fn drop(&mut self) {
         if self.open > 0
             && let Some(admission) = &self.admission
@@ -100,8 +104,22 @@ impl<U> Drop for Group<U> {
     }
 }
 
-/// The stage.
-pub(crate) struct Calls<F, T, U> {
+/// Answers that can be handed on.
+pub(super) struct Answers<U> {
+    group: GroupId,
+    pub(super) batch: Batch<Answer<U>>,
+    /// The places of their records in the batch in which these came.
+    pub(super) indices: Vec<usize>,
+}
+
+/// The stage of calls for which a cut waits.
+pub(crate) struct CallStage<F, T, U> {
+    calls: Calls<F, T, U, Capabilities>,
+    next: Next<Answer<U>>,
+}
+
+/// Calls under way, and what waits before and after them. `G` is what a stage knows of a batch.
+pub(crate) struct Calls<F, T, U, G> {
     node: Node,
     name: String,
     meter: Arc<StageMeter>,
@@ -109,7 +127,6 @@ pub(crate) struct Calls<F, T, U> {
     retry: Option<RetryPolicy<T, U>>,
     f: F,
     desk: CallDesk,
-    next: Next<Answer<U>>,
     /// Records whose calls are not made yet, or are to be made again.
     waiting: CallQueue<T>,
     /// Open calls in the order in which they were made, which is the order of their deadlines.
@@ -120,11 +137,13 @@ pub(crate) struct Calls<F, T, U> {
     /// When the operator is woken next, at the latest.
     alarm: Option<Instant>,
     logged_failures: Option<Instant>,
-    groups: BTreeMap<GroupId, Group<U>>,
+    groups: BTreeMap<GroupId, Group<U, G>>,
     /// Without an order: results that can be handed on, in the order of the answers. Those of one
     /// group that follow each other are one batch.
-    answered: ByCheckpoint<(GroupId, Batch<Answer<U>>)>,
+    answered: ByCheckpoint<Answers<U>>,
     next_group: u64,
+    /// The checkpoint in which answers leave, where it is not that of their records.
+    leaves_in: Option<CheckpointId>,
     sender: Sender<Answered<U>>,
     receiver: Receiver<Answered<U>>,
     /// With an order: the number of answers that wait for an earlier one.
@@ -151,13 +170,39 @@ pub(crate) struct Place {
     pub(crate) backlog: Backlog,
 }
 
-impl<F, T, U> Calls<F, T, U> {
-    pub(crate) fn new(
+impl<F, T, U> CallStage<F, T, U> {
+    pub(crate) fn new(place: Place, plan: CallPlan<T, U>, f: F, next: Next<Answer<U>>) -> CallStage<F, T, U> {
+        CallStage { calls: Calls::new(place, plan, f), next }
+    }
+}
+
+impl<F, Fut, T, U> Consume<T> for CallStage<F, T, U>
+where
+    F: Fn(T) -> Fut,
+    Fut: Future<Output = U> + Send + 'static,
+    U: Send + 'static,
+{
+    fn consume(&mut self, batch: Batch<T>, at: &Capabilities) -> Result<()> {
+        let checkpoint = checkpoint_of(at.first().expect("a stage of calls ends in a port or in an egress"));
+        let admission = batch.admission().cloned();
+        self.calls.take(checkpoint, batch, admission, at.clone());
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<()> {
+        self.calls.turn()?;
+        let next = &mut self.next;
+        self.calls.hand_on(|at, answers| next.hand_on(answers.batch, at))?;
+        self.next.step()
+    }
+}
+
+impl<F, T, U, G> Calls<F, T, U, G> {
+    pub(super) fn new(
         place: Place,
-        CallPlan { options, retry, lane_of }: CallPlan<T, U>,
+        CallPlan { options, retry, lane_of, kept: _ }: CallPlan<T, U>,
         f: F,
-        next: Next<Answer<U>>,
-    ) -> Calls<F, T, U> {
+    ) -> Calls<F, T, U, G> {
         // Unbounded, because a future's thread must not wait; there is one answer for each open
         // call, and those have a limit.
         let (sender, receiver) = mpsc::channel();
@@ -170,7 +215,6 @@ impl<F, T, U> Calls<F, T, U> {
             retry,
             f,
             desk,
-            next,
             waiting: CallQueue::new(lane_of),
             under_way: BTreeMap::new(),
             next_call: 0,
@@ -180,6 +224,7 @@ impl<F, T, U> Calls<F, T, U> {
             groups: BTreeMap::new(),
             answered: ByCheckpoint::default(),
             next_group: 0,
+            leaves_in: None,
             sender,
             receiver,
             held: 0,
@@ -188,23 +233,34 @@ impl<F, T, U> Calls<F, T, U> {
             stall,
         }
     }
+
+    /// Whether any record has no answer that was handed on.
+    pub(super) fn is_open(&self) -> bool {
+        !self.groups.is_empty()
+    }
+
+    /// Answers leave in that checkpoint from now on.
+    pub(super) fn leave_in(&mut self, checkpoint: CheckpointId) {
+        self.leaves_in = Some(checkpoint);
+    }
 }
 
-impl<F, Fut, T, U> Consume<T> for Calls<F, T, U>
+impl<F, Fut, T, U, G> Calls<F, T, U, G>
 where
     F: Fn(T) -> Fut,
     Fut: Future<Output = U> + Send + 'static,
     U: Send + 'static,
 {
-    fn consume(&mut self, mut batch: Batch<T>, at: &Capabilities) -> Result<()> {
-        let checkpoint = checkpoint_of(at.first().expect("a stage of calls ends in a port or in an egress"));
+    /// Takes the records of a batch, whose calls are made as soon as there may be more. Their
+    /// answers are under that admission.
+    pub(super) fn take(&mut self, checkpoint: CheckpointId, mut batch: Batch<T>, admission: Option<Admission>, of: G) {
         let group = (checkpoint, self.next_group);
         self.next_group += 1;
         let records = batch.len();
         let holes = if self.options.is_ordered { records } else { 0 };
         let calls = Group {
-            at: at.clone(),
-            admission: batch.admission().cloned(),
+            of,
+            admission,
             times: batch.take_times(),
             results: (0..holes).map(|_| None).collect(),
             emitted: 0,
@@ -214,10 +270,10 @@ where
         let values = batch.take_values().into_iter().enumerate();
         values.for_each(|(index, value)| self.waiting.push(group, index, value));
         self.call();
-        Ok(())
     }
 
-    fn step(&mut self) -> Result<()> {
+    /// Hears answers, and makes calls.
+    pub(super) fn turn(&mut self) -> Result<()> {
         self.wake.listen();
         while let Ok(Answered { call, outcome }) = self.receiver.try_recv() {
             // A call that has just timed out was answered already.
@@ -228,19 +284,9 @@ where
         self.expire();
         self.waiting.resume(Instant::now());
         self.call();
-        self.hand_on()?;
-        // These calls waited until an answer was handed on.
-        self.call();
-        self.next.step()
+        Ok(())
     }
-}
 
-impl<F, Fut, T, U> Calls<F, T, U>
-where
-    F: Fn(T) -> Fut,
-    Fut: Future<Output = U> + Send + 'static,
-    U: Send + 'static,
-{
     /// Makes as many calls as there may be at once.
     fn call(&mut self) {
         let _entered = fault::enter(self.node);
@@ -273,14 +319,20 @@ where
     /// of the first.
     fn may_call(&mut self) -> bool {
         let Some((checkpoint, is_retry)) = self.waiting.front() else { return false };
-        if self.stall.holds(checkpoint) {
+        if self.holds(checkpoint) {
             return false;
         }
-        // All others may wait for a retried call, or for one of an older checkpoint.
+        // All others may wait for a retried call, or for one of an older checkpoint, unless no cut
+        // waits for calls.
         let newest = self.groups.last_key_value().map(|((checkpoint, _), _)| *checkpoint);
-        let is_waited_for = is_retry || newest.is_some_and(|newest| newest > checkpoint);
+        let is_older = self.leaves_in.is_none() && newest.is_some_and(|newest| newest > checkpoint);
         let ahead = self.under_way.len() + self.held;
-        is_waited_for || ahead < self.options.at_once.saturating_mul(AHEAD).max(AHEAD_MIN)
+        is_retry || is_older || ahead < self.options.at_once.saturating_mul(AHEAD).max(AHEAD_MIN)
+    }
+
+    /// Whether a writer has no room for answers to records of that checkpoint.
+    fn holds(&self, checkpoint: CheckpointId) -> bool {
+        self.stall.holds(self.leaves_in.unwrap_or(checkpoint))
     }
 
     /// Answers calls that have timed out, and checks whether one blocks its thread.
@@ -325,11 +377,14 @@ where
         }
         let time = of.times.get(index).copied();
         match self.answered.last_mut(group.0) {
-            Some((last, batch)) if *last == group => batch.append(answer, time),
+            Some(last) if last.group == group => {
+                last.batch.append(answer, time);
+                last.indices.push(index);
+            }
             _ => {
                 let mut batch = Batch::under(of.admission.clone());
                 batch.append(answer, time);
-                self.answered.push(group.0, (group, batch));
+                self.answered.push(group.0, Answers { group, batch, indices: vec![index] });
             }
         }
     }
@@ -353,52 +408,50 @@ where
 
     /// Hands on results, for about a millisecond and as long as writers have room: with an order,
     /// those before the first gap; otherwise all, in the order of the answers.
-    fn hand_on(&mut self) -> Result<()> {
+    pub(super) fn hand_on(&mut self, mut take: impl FnMut(&G, Answers<U>) -> Result<()>) -> Result<()> {
         // As for a poll (`ingest`).
         const STEP: Duration = Duration::from_millis(1);
         let began = Instant::now();
         // A writer wakes this operator when it has room again.
-        while let Some((id, out)) = self.next_out() {
-            self.emit(id, out)?;
+        while let Some(answers) = self.next_out() {
+            let (id, records) = (answers.group, answers.indices.len());
+            let group = self.groups.get_mut(&id).expect("it has answers to hand on");
+            take(&group.of, answers)?;
+            group.open -= records;
+            if group.open == 0 {
+                self.groups.remove(&id);
+            }
             if began.elapsed() > STEP {
                 self.wake.wake();
                 break;
             }
         }
+        // These calls waited until an answer was handed on.
+        self.call();
         Ok(())
     }
 
-    /// The next results that may leave, and their group.
-    fn next_out(&mut self) -> Option<(GroupId, Batch<Answer<U>>)> {
-        if self.options.is_ordered {
-            let (id, group) = self.groups.iter_mut().next()?;
-            if self.stall.holds(id.0) {
-                return None;
-            }
-            let out = group.beginning();
-            self.held -= out.len();
-            return (!out.is_empty()).then_some((*id, out));
+    /// The next results that may leave.
+    fn next_out(&mut self) -> Option<Answers<U>> {
+        if !self.options.is_ordered {
+            let oldest = self.answered.oldest()?;
+            return if self.holds(oldest) { None } else { self.answered.pop_front() };
         }
-        if self.stall.holds(self.answered.oldest()?) {
+        let (id, _) = self.groups.first_key_value()?;
+        if self.holds(id.0) {
             return None;
         }
-        self.answered.pop_front()
-    }
-
-    /// Hands on answers of a group.
-    fn emit(&mut self, id: GroupId, out: Batch<Answer<U>>) -> Result<()> {
-        let group = self.groups.get_mut(&id).expect("it has answers to hand on");
-        let records = out.len();
-        self.next.hand_on(out, &group.at)?;
-        group.open -= records;
-        if group.open == 0 {
-            self.groups.remove(&id);
-        }
-        Ok(())
+        let mut first = self.groups.first_entry()?;
+        let (group, first) = (*first.key(), first.get_mut());
+        let from = first.emitted;
+        let batch = first.beginning();
+        self.held -= batch.len();
+        let indices = (from..first.emitted).collect();
+        (!batch.is_empty()).then_some(Answers { group, batch, indices })
     }
 }
 
-impl<U> Group<U> {
+impl<U, G> Group<U, G> {
     /// The results before the first gap.
     fn beginning(&mut self) -> Batch<Answer<U>> {
         let mut out = Batch::under(self.admission.clone());

@@ -36,7 +36,7 @@ const ROWS_MAX: usize = 4096;
 /// How long changes are encoded at a time: nothing else runs on the worker meanwhile. Where records
 /// come, no longer than these took, but at least for the shorter time: a reader that returns five
 /// records at a time would fall behind if each of its polls waited for 0.2 ms of this.
-const SLICE: (Duration, Duration) = (Duration::from_micros(20), Duration::from_micros(200));
+pub(super) const SLICE: (Duration, Duration) = (Duration::from_micros(20), Duration::from_micros(200));
 
 /// What a keyed operator does.
 pub(crate) trait Operate: 'static {

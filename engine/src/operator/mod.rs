@@ -22,6 +22,7 @@ pub(crate) mod exchange;
 pub(crate) mod restored;
 pub(crate) mod state_ledger;
 pub(crate) mod keyed;
+pub(crate) mod kept_calls;
 pub(crate) mod aggregate;
 pub(crate) mod aggregates;
 pub(crate) mod sketches;

@@ -42,9 +42,12 @@ pub(crate) struct Pulse {
     stopping: AtomicBool,
     /// The number of sources that have not ended.
     sources: AtomicUsize,
+    /// The number of open calls for which no checkpoint waits.
+    calls: AtomicUsize,
     ingests: Mutex<Vec<Wake>>,
     /// Stages that wait while a writer has no room.
     for_room: Mutex<Vec<Wake>>,
+    /// Egresses, and what else is woken by a boundary.
     egresses: Mutex<Vec<Wake>>,
     /// Operators that wait for a time to come.
     alarms: Mutex<BTreeMap<Moment, Vec<Wake>>>,
@@ -64,6 +67,7 @@ impl Pulse {
             hurry: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             sources: AtomicUsize::new(0),
+            calls: AtomicUsize::new(0),
             ingests: Mutex::default(),
             for_room: Mutex::default(),
             egresses: Mutex::default(),
@@ -165,6 +169,21 @@ impl Pulse {
         lock(&self.egresses).push(wake);
     }
 
+    /// Adds a stage to wake at a boundary, and when the last source has ended.
+    pub(crate) fn wakes_at_cuts(&self, wake: Wake) {
+        lock(&self.egresses).push(wake);
+    }
+
+    /// Counts calls for which no checkpoint waits.
+    pub(crate) fn calls_begin(&self, calls: usize) {
+        self.calls.fetch_add(calls, SeqCst);
+    }
+
+    /// The answers of such calls were handed on.
+    pub(crate) fn calls_end(&self, calls: usize) {
+        self.calls.fetch_sub(calls, SeqCst);
+    }
+
     // For the ticker and the control thread.
 
     /// Moves the sources to `epoch`, once what arrived until `until` is released.
@@ -230,6 +249,11 @@ impl Pulse {
             due.remove().iter().for_each(Wake::wake);
         }
         alarms.first_key_value().map(|(next, _)| *next)
+    }
+
+    /// The number of open calls for which no checkpoint waits.
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.load(SeqCst)
     }
 
     /// Makes the ticker look.

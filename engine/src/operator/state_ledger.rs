@@ -1,5 +1,5 @@
-//! What an operator tells its ledger about its state, checkpoint by checkpoint: the changes, and the
-//! receipts of records that are safe once these are committed.
+//! What an operator tells its ledger about its state, checkpoint by checkpoint: the changes, and
+//! the receipts of records that are safe once these are committed.
 //!
 //! From the first change of a checkpoint until its changes are encoded it holds a capability of the
 //! ledger, which shows `gather` what is cut.
@@ -110,6 +110,11 @@ impl StateLedger {
         }
     }
 
+    /// What is still to be done will change the state: keeps a capability of the ledger.
+    pub(super) fn expect_changes(&mut self, at: &Capabilities) {
+        self.note(None, at);
+    }
+
     /// Puts the changes of the open checkpoint aside.
     pub(super) fn cut(&mut self, kept: &mut dyn Keep) {
         let began = Instant::now();
@@ -134,6 +139,11 @@ impl StateLedger {
             kept.drop_cut();
         }
         self.report(kept)
+    }
+
+    /// Whether anything has changed in the open checkpoint, or is expected to.
+    pub(super) fn is_open(&self) -> bool {
+        self.at.is_some()
     }
 
     /// Whether changes of the checkpoint before are not told to the ledger yet.

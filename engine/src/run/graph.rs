@@ -52,6 +52,8 @@ pub enum NodeKind {
 pub(crate) struct NodeTraits {
     /// Records change workers before it.
     pub(crate) exchanges: bool,
+    /// It is the beginning of an operator, although records do not change workers before it.
+    pub(crate) begins_chain: bool,
     /// It keeps records for a while and hands them on at another time, as calls do: what follows it
     /// is not a source's own chain any more.
     pub(crate) keeps_records: bool,
@@ -115,7 +117,7 @@ impl Graph {
         let same = self.nodes.iter().filter(|other| other.what == what).count();
         let name = if same == 0 { what.to_owned() } else { format!("{what} {}", same + 1) };
         let chain = match inputs {
-            [input] if input.is_chain && !traits.exchanges => self.nodes.get(input.from.0),
+            [input] if input.is_chain && !traits.exchanges && !traits.begins_chain => self.nodes.get(input.from.0),
             _ => None,
         };
         let node = Node(self.nodes.len());
@@ -203,6 +205,22 @@ impl Graph {
     /// The name of the first operator that keeps state.
     pub(crate) fn keeps_state(&self) -> Option<&str> {
         self.nodes.iter().find(|node| node.traits.keeps_state).map(|node| node.name.as_str())
+    }
+
+    /// A stage that keeps records before one that keeps state, which would wait for them at each
+    /// cut.
+    fn records_before_state(&self) -> Option<(&str, &str)> {
+        // The last such stage before each node. Inputs come before what reads them.
+        let mut before: Vec<Option<Node>> = Vec::new();
+        for (index, info) in self.nodes.iter().enumerate() {
+            let input = info.inputs.iter().find_map(|input| *before.get(input.from.0)?);
+            if let Some(input) = input.filter(|_| info.traits.keeps_state) {
+                return Some((self.name(input), &info.name));
+            }
+            let own = info.traits.keeps_records && !info.traits.keeps_state;
+            before.push(own.then_some(Node(index)).or(input));
+        }
+        None
     }
 
     pub(crate) fn count(&self, kind: NodeKind) -> usize {
@@ -299,6 +317,12 @@ impl Graph {
         if let Some((option, node)) = &self.misplaced {
             let name = self.name(*node);
             return wrong(format!("`{option}` limits a source and must directly follow it, not `{name}`"));
+        }
+        if let Some((calls, state)) = self.records_before_state() {
+            return wrong(format!(
+                "`{calls}` makes calls before `{state}`, which keeps state: each checkpoint would wait until all of \
+                 them are answered (`Calls::kept` keeps open calls in the checkpoint)"
+            ));
         }
         if let Some((node, why)) = &self.refused {
             return wrong(format!("`{}`: {why}", self.name(*node)));

@@ -42,6 +42,19 @@ impl Delta {
         })
     }
 
+    /// The state of a key, both already encoded.
+    pub(crate) fn put_encoded(&mut self, group: KeyGroup, key: &[u8], state: &[u8]) {
+        let copy = |from: &[u8], to: &mut Vec<u8>| {
+            to.extend_from_slice(from);
+            Ok(())
+        };
+        let added = self.add(group, |bytes| {
+            framed(bytes, |length| (length as u64) << 1 | 1, |bytes| copy(key, bytes))?;
+            framed(bytes, |length| length as u64, |bytes| copy(state, bytes))
+        });
+        added.expect("bytes are copied");
+    }
+
     /// A key, already encoded, has no state any more.
     pub(crate) fn delete(&mut self, group: KeyGroup, key: &[u8]) {
         let added = self.add(group, |bytes| {

@@ -10,6 +10,7 @@ pub(crate) mod delta;
 pub(crate) mod describe;
 mod trace;
 pub(crate) mod origin;
+pub(crate) mod pending;
 pub(crate) mod disk;
 pub(crate) mod block;
 pub(crate) mod manifest;

@@ -22,7 +22,12 @@ pub(crate) enum Outcome {
 
 /// The token of one admitted batch; clones are the same token.
 #[derive(Clone, Debug)]
-pub(crate) struct Admission(Arc<Admitted>);
+pub(crate) struct Admission {
+    // Before the receipts: the memory is free when these resolve.
+    admitted: Arc<Admitted>,
+    /// None when there are none.
+    receipts: Option<Receipts>,
+}
 
 struct Admitted {
     arrival: Moment,
@@ -31,8 +36,6 @@ struct Admitted {
     released: AtomicU64,
     bytes: u64,
     budget: Arc<Budget>,
-    /// None when there are none.
-    receipts: Option<Receipts>,
 }
 
 /// Who is told what became of a batch; clones are the same. They outlive its admission when a
@@ -112,48 +115,54 @@ impl Admission {
     /// Charges a batch that arrived at `arrival` to the budget.
     pub(crate) fn new(arrival: Moment, bytes: ByteSize, budget: &Arc<Budget>, receipts: Vec<Receipt>) -> Admission {
         budget.charge(bytes.0);
-        Admission(Arc::new(Admitted {
+        let admitted = Admitted {
             arrival,
             released: AtomicU64::new(arrival.as_nanos()),
             bytes: bytes.0,
             budget: Arc::clone(budget),
-            receipts: Receipts::new(receipts),
-        }))
+        };
+        Admission { admitted: Arc::new(admitted), receipts: Receipts::new(receipts) }
+    }
+
+    /// The same token for records whose receipts are held by state: it keeps the memory, and the
+    /// receipts do not wait for it.
+    pub(crate) fn without_receipts(&self) -> Admission {
+        Admission { admitted: Arc::clone(&self.admitted), receipts: None }
     }
 
     /// When the reader returned the batch, before any wait.
     pub(crate) fn arrival(&self) -> Moment {
-        self.0.arrival
+        self.admitted.arrival
     }
 
     /// The memory that is charged for the batch.
     pub(crate) fn bytes(&self) -> ByteSize {
-        ByteSize(self.0.bytes)
+        ByteSize(self.admitted.bytes)
     }
 
     /// When the batch left the ingest queue and got its epoch.
     pub(crate) fn released(&self) -> Moment {
-        Moment::from_nanos(self.0.released.load(Relaxed))
+        Moment::from_nanos(self.admitted.released.load(Relaxed))
     }
 
     pub(crate) fn release(&self, now: Moment) {
-        self.0.released.store(now.as_nanos(), Relaxed);
+        self.admitted.released.store(now.as_nanos(), Relaxed);
     }
 
     /// Notes that a sink's policy disposed of some of the batch.
     pub(crate) fn refuse(&self) {
-        self.0.receipts.iter().for_each(|receipts| receipts.0.refused.store(true, Relaxed));
+        self.receipts.iter().for_each(|receipts| receipts.0.refused.store(true, Relaxed));
     }
 
     /// Notes that some of the batch was dropped before its outcome was known: delivery is never
     /// assumed.
     pub(crate) fn lose(&self) {
-        self.0.receipts.iter().for_each(Receipts::lose);
+        self.receipts.iter().for_each(Receipts::lose);
     }
 
     /// Its receipts, if there are any.
     pub(crate) fn receipts(&self) -> Option<Receipts> {
-        self.0.receipts.clone()
+        self.receipts.clone()
     }
 }
 
