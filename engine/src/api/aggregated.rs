@@ -161,11 +161,11 @@ impl<'a, K: Key, V: 'static> Aggregated<'a, K, V> {
     /// Emits [`updates`](Aggregated::updates) and [`changes`](Aggregated::changes) less often: what
     /// has changed leaves within this time, once for each key, with its last value.
     ///
-    /// A checkpoint also emits all that has changed, so that nothing is forgotten in a crash. So the
-    /// time may not be longer than [`Job::checkpoint_every`](crate::Job::checkpoint_every), a second
-    /// by default; longer ones are refused at start. Under `MicroBatch` values leave with each
-    /// batch, whatever is said here. [`complete`](Aggregated::complete) refuses it: its table leaves
-    /// with each checkpoint.
+    /// A checkpoint also emits all that has changed, so that nothing is forgotten in a crash. So
+    /// the time may not be longer than [`Job::checkpoint_every`](crate::Job::checkpoint_every), a
+    /// second by default; longer ones are refused at start. Under `MicroBatch` values leave with
+    /// each batch, whatever is said here. [`complete`](Aggregated::complete) refuses it: its table
+    /// leaves with each checkpoint.
     ///
     /// ```
     /// use millstream::{Job, collect, generate};

@@ -204,8 +204,8 @@ impl<'a, T: 'static> Stream<'a, T> {
     /// A record whose call is under way counts as in flight: nothing after it is committed, and a
     /// job that stops waits for it. After a crash, calls are made again. Before what keeps state,
     /// where every checkpoint would wait for all open calls, they must be
-    /// [kept](crate::Calls::kept). Time-outs follow the machine's clock, even under a simulated one.
-    /// A future that panics ends the run.
+    /// [kept](crate::Calls::kept). Time-outs follow the machine's clock, even under a simulated
+    /// one. A future that panics ends the run.
     ///
     /// ```
     /// use millstream::{Calls, Job, collect, rows};

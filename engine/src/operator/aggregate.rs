@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 
-use crate::state::table::{Entry, Found, Keep, Table, TableKey, TableState};
+use crate::state::keep::Keep;
+use crate::state::table::{Entry, Found, Table, TableKey, TableState};
 use crate::words::{Batch, Change, EventTime, Result};
 
 use super::keyed::Operate;

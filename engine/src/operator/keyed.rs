@@ -23,7 +23,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::{Scope, Stream};
 use timely::progress::operate::FrontierInterest;
 
-use crate::state::table::Keep;
+use crate::state::keep::Keep;
 use crate::words::{Backlog, Batch, ByCheckpoint, CheckpointId, Clock, Epoch, EventTime, Moment, Result};
 
 use super::inputs::{Frontiers, Input};

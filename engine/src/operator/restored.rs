@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use crate::state::keep::{Keep, Strays};
 use crate::state::recover::Recovered;
-use crate::state::table::{Keep, Strays};
 use crate::words::{KEY_GROUPS, KeyGroup, Result, lock};
 
 use super::fault::{Fault, Node};

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use timely::dataflow::operators::Capability;
 
-use crate::state::table::Keep;
+use crate::state::keep::Keep;
 use crate::words::{
     Admission, ByteSize, CheckpointMeter, Clock, Error, ErrorKind, Fingerprint, HeldReceipts, Result, StageMeter,
     StateBudget,

@@ -5,6 +5,7 @@
 //! to a checkpoint in a [`manifest`]; all of that is the [`store`]. [`recover`] finds the newest
 //! checkpoint that is whole. [`inspect`] and [`show`] are for the command that looks at all of it.
 
+pub(crate) mod keep;
 pub(crate) mod table;
 pub(crate) mod delta;
 pub(crate) mod describe;

@@ -16,7 +16,8 @@ use crate::words::{CheckpointId, EventTime, Fingerprint, KeyGroup};
 
 use super::delta::{Delta, NotEntries, RawEntries, decode};
 use super::describe::{Look, Schema, Types};
-use super::table::{Keep, Strays, TableState};
+use super::keep::{Keep, Strays};
+use super::table::TableState;
 
 /// The number of a record. A worker gives its records one *tag* after another run has given them
 /// another: all records of a tag belong to one key group, so that they stay together, in their

@@ -9,8 +9,8 @@ use crate::words::{CheckpointId, Error, ErrorKind, Result};
 
 use super::block::{BlockFile, Verified, verify};
 use super::disk::Disk;
+use super::keep::{Keep, Strays};
 use super::manifest::Manifest;
-use super::table::{Keep, Strays};
 
 /// A checkpoint that was read and found whole.
 #[derive(Debug)]

@@ -233,8 +233,8 @@ impl Store {
         Ok(())
     }
 
-    /// A damaged manifest must not be mistaken for a checkpoint of this run, and may help whoever
-    /// looks for the reason.
+    /// A damaged manifest must not be mistaken for a checkpoint of this run, and may help to
+    /// find the reason.
     fn set_aside(&self, name: &str) -> io::Result<()> {
         let _pass = self.gate.pass()?;
         self.place.disk.rename(name, &format!("damaged-{name}-{}", self.head.run))

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::faulty_disk::{Fails, FaultyDisk, Leaves};
+use super::super::keep::{Keep, Strays};
 use super::super::recover::recover;
-use super::super::table::{Keep, Strays, Table};
+use super::super::table::Table;
 use super::*;
 use crate::words::{ErrorKind, KEY_GROUPS, KeyGroup, Offset, Partition, Result};
 
