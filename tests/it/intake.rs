@@ -214,8 +214,9 @@ fn a_batch_is_not_released_for_memory_that_is_free_again() {
     (0..20).for_each(|n| drop(numbers.try_send(n).unwrap()));
     // Memory is used up, so the batch does not wait for its tick, and nothing more can be read: it
     // has ten records, or eleven if the last poll found room for one.
-    eventually("the batch is released", || valve.taken().len() >= 10);
-    probe.rounds(20);
+    let is_released =
+        || running.report().records_in() >= 10 && valve.taken().len() as u64 == running.report().records_in();
+    eventually("the batch is released", is_released);
     let released = valve.taken().len();
     assert!(released <= 11, "{released}");
     valve.open();
