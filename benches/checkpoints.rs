@@ -7,15 +7,22 @@
 //! due until its update is written, at a fixed rate that changes one key in a hundred each second,
 //! with and without checkpoints, one worker and two; and while a table grows from nothing. (3) The
 //! time from `start` to the first output of a job that goes on from a checkpoint, at the longest
-//! chain: nine of ten entries are in the files twice. Not shown: a disk with a slow sync, other
-//! loads.
+//! chain: nine of ten entries are in the files twice. (4) The memory of the process for each key of
+//! a count, beside a hash table by hand that was filled in the same way; each in a process of its
+//! own. (5) The time from opening an epoch until it is through, by the number of keyed operators
+//! that get nothing. Not shown: a disk with a slow sync, other loads.
 //!
-//! `cargo bench --bench checkpoints`; `-- --only throughput`, `stalls` or `recovery` for a part
+//! `cargo bench --bench checkpoints`; `-- --only throughput`, `stalls`, `recovery`, `memory` or
+//! `idle` for a part
 
+use std::collections::HashMap;
+use std::hint::black_box;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use millstream::{ByteSize, Job, Report, Trigger, collect, discard, generate};
+use millstream::{ByteSize, Job, Report, Trigger, channel, collect, discard, generate};
+use millstream_benches::machine::memory;
 use millstream_benches::statistics::median;
 
 /// More than the largest state here needs.
@@ -37,6 +44,18 @@ fn main() {
     }
     if wants("recovery") {
         recovery(if smoke { 10_000 } else { 10_000_000 });
+    }
+    if wants("memory") {
+        let sizes: &[u64] = if smoke { &[10_000] } else { &[1_000_000, 1_400_000, 2_000_000, 5_000_000, 10_000_000] };
+        sizes.iter().for_each(|keys| memory_for_each_key(*keys));
+    }
+    if let Some(part) = only.and_then(|only| only.strip_prefix("one-")) {
+        let keys =
+            arguments.last().and_then(|keys| keys.parse().ok()).expect("the number of keys is the last argument");
+        println!("{}", held(part == "engine", keys));
+    }
+    if wants("idle") {
+        idle(if smoke { &[0, 10] } else { &[0, 1_000, 2_000] });
     }
 }
 
@@ -159,5 +178,96 @@ fn recovery(keys: u64) {
             counts.take()
         );
         running.wait().expect("nothing can fail");
+    }
+}
+
+/// Prints the memory for each key in processes of their own: what one has freed another would use.
+fn memory_for_each_key(keys: u64) {
+    let [hand, engine] = ["one-hand", "one-engine"].map(|part| {
+        let this = std::env::current_exe().expect("this program has a path");
+        let output = Command::new(this).args(["--only", part, &keys.to_string()]).output().expect("it runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.trim().parse::<u64>().unwrap_or_else(|_| panic!("{text}{}", String::from_utf8_lossy(&output.stderr)))
+    });
+    let each = |bytes: u64| bytes as f64 / keys as f64;
+    println!(
+        "{keys} counts by u64: {:.1} bytes a key by hand, {:.1} by the engine, {:.2} (target: no more)",
+        each(hand),
+        each(engine),
+        engine as f64 / hand as f64
+    );
+}
+
+/// How many bytes of memory so many counts take, in this process.
+fn held(is_engine: bool, keys: u64) -> u64 {
+    if !is_engine {
+        let before = memory(std::process::id()).0;
+        let mut counts = HashMap::<u64, (u64, u32)>::new();
+        let mut touched = Vec::new();
+        for n in 0..keys {
+            counts.insert(spread(n, u64::MAX), (1, 0));
+            touched.push(n);
+            // A checkpoint each million.
+            if n % 1_000_000 == 0 {
+                touched = Vec::new();
+            }
+        }
+        black_box((&counts, &touched));
+        return memory(std::process::id()).0 - before;
+    }
+    let source = generate(|n| spread(n, u64::MAX)).count(keys + 1).partitions(1);
+    let (more, last) = channel::<u64>(1);
+    let (place, counts) = (directory(), collect());
+    let sink = counts.clone();
+    let job = Job::new("memory", move |flow| {
+        let all = flow.source(&source)?.named("all").union(flow.source(&last)?);
+        all.key_by(|key| *key).count().updates().filter(|(_, count)| *count > 1).sink(&sink)
+    });
+    let before = memory(std::process::id()).0;
+    let running = job.checkpoints(place.path()).state_memory(STATE).start().expect("nothing can fail");
+    while running.report().records_in() < keys {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // Until what was touched last is encoded and written.
+    std::thread::sleep(Duration::from_secs(3));
+    let held = memory(std::process::id()).0 - before;
+    drop(more);
+    running.abort();
+    drop(running.wait());
+    held
+}
+
+/// Epochs beside keyed operators that get nothing.
+fn idle(counts: &[u64]) {
+    for operators in counts.iter().copied() {
+        let (nothing, idle) = channel::<u64>(1);
+        let busy = generate(|n| n % 1_000).rate(10_000.0).count(50_000);
+        let job = Job::new("idle", move |flow| {
+            flow.source(&busy)?
+                .named("busy")
+                .key_by(|key| *key)
+                .count()
+                .named("busy counts")
+                .updates()
+                .sink(discard())?;
+            let idle = flow.source(&idle)?.named("idle");
+            for operator in 0..operators {
+                let name = format!("idle {operator}");
+                idle.clone().key_by(|key| *key).count().named(&name).updates().sink(discard())?;
+            }
+            idle.sink(discard())
+        });
+        let place = directory();
+        let running = job.checkpoints(place.path()).state_memory(STATE).start().expect("nothing can fail");
+        while running.report().records_in() < 50_000 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let report = running.report();
+        running.abort();
+        drop((running.wait(), nothing));
+        println!(
+            "{operators} idle keyed operators: an epoch takes p50 {:?}, p99 {:?}, {} epochs (target: 50 µs more for each 1 000)",
+            report.epoch.p50, report.epoch.p99, report.epochs
+        );
     }
 }

@@ -2,8 +2,11 @@
 //! cost something, serialise, produce under the same key; offsets are committed once a second,
 //! after their records are acknowledged. One thread, no library but the client. Usage:
 //! `floor BROKERS INPUT OUTPUT GROUP`; its driver ends it. It may be replaced by a better one.
+//!
+//! With `counts` behind that, it writes how many orders their customer has had, of a hash table in
+//! memory, which no checkpoint keeps.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -31,6 +34,14 @@ struct Invoice {
     pad: String,
 }
 
+#[derive(Serialize)]
+struct Count {
+    id: u64,
+    due: u64,
+    customer: u64,
+    count: u64,
+}
+
 /// For each of four partitions, the offsets in flight and the next offset to read.
 #[derive(Default)]
 struct Partitions {
@@ -54,7 +65,10 @@ impl ProducerContext for Reports {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
-    let [_, brokers, input, output, group] = &arguments[..] else { panic!("floor BROKERS INPUT OUTPUT GROUP") };
+    let [_, brokers, input, output, group, rest @ ..] = &arguments[..] else {
+        panic!("floor BROKERS INPUT OUTPUT GROUP [counts]")
+    };
+    let mut counts = (rest == ["counts"]).then(HashMap::<u64, u64>::new);
     let partitions: &'static Partitions = Box::leak(Box::default());
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
@@ -87,8 +101,17 @@ fn main() {
             let order: Order = serde_json::from_slice(message.payload().unwrap()).unwrap();
             if order.cents > 0 {
                 let Order { id, due, customer, cents, pad } = order;
-                let invoice = Invoice { id, due, customer, amount: cents as f64 / 100.0, pad };
-                let payload = serde_json::to_vec(&invoice).unwrap();
+                let payload = match &mut counts {
+                    None => {
+                        let invoice = Invoice { id, due, customer, amount: cents as f64 / 100.0, pad };
+                        serde_json::to_vec(&invoice).unwrap()
+                    }
+                    Some(counts) => {
+                        let count = counts.entry(customer).or_default();
+                        *count += 1;
+                        serde_json::to_vec(&Count { id, due, customer, count: *count }).unwrap()
+                    }
+                };
                 partitions.open[partition].lock().unwrap().insert(offset);
                 let opaque = (offset as usize) << 2 | partition;
                 let key = message.key().unwrap();

@@ -19,6 +19,14 @@
 //! cargo bench --bench k2k -- --brokers 127.0.0.1:19092 --ticks 10ms,100ms,1s
 //! cargo bench --bench k2k -- --brokers 127.0.0.1:19092 --footprint
 //! ```
+//!
+//! With `--counts` E is the `counts` example with a checkpoint each second, and F counts in a hash
+//! table that it does not keep:
+//!
+//! ```text
+//! cargo build --release --example counts --bin floor
+//! cargo bench --bench k2k -- --brokers 127.0.0.1:19092 --counts --rates 1000
+//! ```
 
 use std::fs;
 use std::path::PathBuf;
@@ -59,6 +67,9 @@ struct Options {
     /// Batches for each interval
     #[arg(long, default_value_t = 1_000)]
     batches: u64,
+    /// Count the orders of each customer instead of making invoices
+    #[arg(long)]
+    counts: bool,
     /// Measure start time, idle CPU, memory and program size
     #[arg(long)]
     footprint: bool,
@@ -107,7 +118,7 @@ fn main() {
 
 /// The path of a program in the folder of release builds, beside this one.
 fn program(name: &str) -> PathBuf {
-    machine::program(name, "cargo build --release --example transform --bin floor")
+    machine::program(name, "cargo build --release --example transform --example counts --bin floor")
 }
 
 /// A process under test, with its own topics.
@@ -116,6 +127,8 @@ struct Subject {
     input: String,
     output: String,
     report: PathBuf,
+    /// Removed with it.
+    _checkpoints: tempfile::TempDir,
 }
 
 impl Subject {
@@ -132,21 +145,27 @@ impl Subject {
     fn start(who: Who, options: &Options, (input, output): (String, String), trigger: &str) -> Subject {
         let group = &format!("bench-{}", fastrand::u64(..));
         let report = std::env::temp_dir().join(format!("{output}.jsonl"));
+        let checkpoints = tempfile::tempdir().expect("there is room for a directory");
         let mut command = match who {
             Who::Floor => {
                 let mut command = Command::new(program("floor"));
                 command.args([&options.brokers, &input, &output, group]);
+                command.args(options.counts.then_some("counts"));
                 command
             }
             Who::Engine => {
-                let mut command = Command::new(program("examples/transform"));
+                let example = if options.counts { "counts" } else { "transform" };
+                let mut command = Command::new(program(&format!("examples/{example}")));
                 command.args(["--brokers", &options.brokers, "--input", &input, "--output", &output, "--group", group]);
                 command.args(["--trigger", trigger]).arg("--report").arg(&report);
+                if options.counts {
+                    command.arg("--checkpoints").arg(checkpoints.path());
+                }
                 command
             }
         };
         let child = command.stdout(Stdio::null()).stderr(Stdio::inherit()).spawn().expect("the program starts");
-        Subject { child, input, output, report }
+        Subject { child, input, output, report, _checkpoints: checkpoints }
     }
 
     fn drive(&self, options: &Options, rate: u64, seconds: u64) -> Run {

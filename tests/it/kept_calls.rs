@@ -195,7 +195,7 @@ fn a_bounded_run_ends_when_all_are_answered() {
                 let sink = counts.clone();
                 let job = Job::new("bounded", move |flow| {
                     let call = |n: u64| async move {
-                        if n % 50 == 0 {
+                        if n.is_multiple_of(50) {
                             tokio::time::sleep(5 * MILLI).await;
                         }
                         n

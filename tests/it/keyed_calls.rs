@@ -34,7 +34,7 @@ fn are_answered_in_order_of_their_key_under_any_trigger() {
                     let (under_way, open, failures) =
                         (Arc::clone(&under_way), Arc::clone(&open), Arc::clone(&failures));
                     async move {
-                        tokio::time::sleep(MILLI * if n % 3 == 0 { 2 } else { 0 }).await;
+                        tokio::time::sleep(MILLI * if n.is_multiple_of(3) { 2 } else { 0 }).await;
                         under_way.fetch_sub(1, SeqCst);
                         open.lock().unwrap().remove(&(n % 12));
                         if failures.fetch_add(1, SeqCst) % 7 == 0 { Err("not yet") } else { Ok(n) }

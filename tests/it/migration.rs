@@ -60,7 +60,7 @@ fn rows_are_the_beginning_of_a_job_and_not_of_a_run() {
                     let count = move |flow: &Flow<'_>| {
                         emit(numbers(flow, end)?.key_by(|n| n % 5).count().initial(initial(wanted)), &sink)
                     };
-                    job(directory.path(), count).trigger(trigger.clone()).workers(workers).run().unwrap();
+                    job(directory.path(), count).trigger(trigger).workers(workers).run().unwrap();
                     results.take().into_iter().collect::<BTreeMap<_, _>>()
                 };
                 let what = || format!("{name}, {trigger:?}, {workers:?}");
@@ -118,8 +118,11 @@ fn key(n: u64) -> u64 {
 type OfNumbers = for<'a> fn(Stream<'a, u64>) -> Aggregated<'a, u64, u64>;
 type OfNamed = for<'a> fn(Stream<'a, Named>) -> Aggregated<'a, u64, Named>;
 
+/// What a number leads to with what there was before.
+type Plus = fn(u64, u64) -> u64;
+
 /// The same aggregates of numbers and of named numbers, and what a number adds to another.
-const AGGREGATES: [(&str, OfNumbers, OfNamed, fn(u64, u64) -> u64); 4] = [
+const AGGREGATES: [(&str, OfNumbers, OfNamed, Plus); 4] = [
     (
         "aggregate",
         |numbers| numbers.key_by(|n| key(*n)).aggregate(|| 0, |sum, n| *sum += n),
@@ -185,7 +188,7 @@ fn run(directory: &Path, (numeric, of_named): (OfNumbers, OfNamed), version: Ver
     done.ok().map(|_| results.take().into_iter().collect())
 }
 
-fn add(table: &mut BTreeMap<u64, u64>, numbers: std::ops::Range<u64>, add: fn(u64, u64) -> u64) {
+fn add(table: &mut BTreeMap<u64, u64>, numbers: std::ops::Range<u64>, add: Plus) {
     for n in numbers {
         let before = table.get(&key(n)).copied();
         table.insert(key(n), before.map_or(n, |before| add(before, n)));
@@ -301,7 +304,7 @@ fn keys_whose_hash_has_changed_keep_their_state() {
                     let numbers = numbers(flow, end)?.filter(|n| *n < 40 || n % 4 == 0);
                     numbers.key_by(|n| Salted(n % 40)).count().changes().sink(&sink)
                 };
-                job(directory.path(), count).trigger(trigger.clone()).workers(workers).run().unwrap();
+                job(directory.path(), count).trigger(trigger).workers(workers).run().unwrap();
                 let mut changes: Vec<Change<(Salted, u64)>> = changes.take();
                 changes.sort_by_key(|change| match change {
                     Change::Delete((Salted(key), _)) => (*key, 0),
