@@ -213,7 +213,7 @@ fn held(is_engine: bool, keys: u64) -> u64 {
             }
         }
         black_box((&counts, &touched));
-        return memory(std::process::id()).0 - before;
+        return memory(std::process::id()).0.saturating_sub(before);
     }
     let source = generate(|n| spread(n, u64::MAX)).count(keys + 1).partitions(1);
     let (more, last) = channel::<u64>(1);
@@ -230,7 +230,7 @@ fn held(is_engine: bool, keys: u64) -> u64 {
     }
     // Until what was touched last is encoded and written.
     std::thread::sleep(Duration::from_secs(3));
-    let held = memory(std::process::id()).0 - before;
+    let held = memory(std::process::id()).0.saturating_sub(before);
     drop(more);
     running.abort();
     drop(running.wait());

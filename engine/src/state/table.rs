@@ -68,8 +68,6 @@ pub(crate) enum Found {
 pub(crate) struct Table<K, S> {
     /// By key group; none before the first entry, because a job may have thousands of operators.
     groups: Vec<HashTable<Entry<K, S>>>,
-    /// With how many entries each group is made larger. As far as is known: it may be more.
-    grows_at: Vec<usize>,
     /// Seeded for each table: keys may come from an attacker who wants them to collide.
     hasher: DefaultHashBuilder,
     entries: usize,
@@ -128,7 +126,6 @@ impl<K: TableKey, S: TableState> Table<K, S> {
     pub(crate) fn with(origin: Origin<K, S>) -> Table<K, S> {
         Table {
             groups: Vec::new(),
-            grows_at: Vec::new(),
             hasher: DefaultHashBuilder::default(),
             entries: 0,
             entries_before: 0,
@@ -161,7 +158,7 @@ impl<K: TableKey, S: TableState> Table<K, S> {
         let mut records = records.into_iter().enumerate();
         for ahead in places.chunks(AHEAD) {
             self.load_into_caches(ahead);
-            let Table { groups, grows_at, hasher, generation, touched, cut, entries, .. } = self;
+            let Table { groups, hasher, generation, touched, cut, entries, .. } = self;
             for (&place, (index, (key, input))) in ahead.iter().zip(&mut records) {
                 let group = &mut groups[place.group().index()];
                 // `entry` would make room for one more first.
@@ -180,10 +177,6 @@ impl<K: TableKey, S: TableState> Table<K, S> {
                     Entry { key: key.clone(), state: zero(), generation: *generation, place: touched.len() as u32 };
                 touched.push(place);
                 *entries += 1;
-                let grows_at = &mut grows_at[place.group().index()];
-                if group.len() >= *grows_at {
-                    *grows_at = grown(group, place.group(), hasher);
-                }
                 let mut entry = group.insert_unique(place.0, entry, |entry| hasher.hash_one(&entry.key));
                 change(index, key, input, &mut entry.get_mut().state, Found::Nothing)?;
             }
@@ -207,7 +200,6 @@ impl<K: TableKey, S: TableState> Table<K, S> {
 
     fn allocate(&mut self) {
         self.groups.extend((self.groups.len()..KEY_GROUPS).map(|_| HashTable::new()));
-        self.grows_at.resize(KEY_GROUPS, 0);
     }
 
     /// Estimates what an entry points to: as much as it is long when it is encoded.
@@ -285,22 +277,6 @@ impl<K: TableKey, S: TableState> Table<K, S> {
             self.entries -= 1;
         }
     }
-}
-
-/// Makes a group larger if it is full enough. Returns with how many entries it must be made larger
-/// next.
-///
-/// Left to itself each would double when seven eighths of its places are taken: all of them at
-/// nearly the same time, because they are filled evenly. So each has its own measure, from six
-/// eighths on, and a table that grows stops its worker for one group at a time.
-#[cold]
-fn grown<K: Hash, S>(group: &mut HashTable<Entry<K, S>>, index: KeyGroup, hasher: &DefaultHashBuilder) -> usize {
-    let grows_at = |capacity: usize| capacity - capacity / 7 * index.index() / KEY_GROUPS;
-    if group.len() >= grows_at(group.capacity()) {
-        let more = group.capacity() - group.len() + 1;
-        group.reserve(more, |entry| hasher.hash_one(&entry.key));
-    }
-    grows_at(group.capacity())
 }
 
 impl Cut {
