@@ -99,6 +99,26 @@ fn rows_are_in_the_first_checkpoint_or_the_next_run_begins_with_them() {
     }
 }
 
+/// A worker that gets no record has rows too, and so has a run that gets none: they are in its
+/// checkpoint, if it takes one.
+#[test]
+fn rows_are_kept_without_a_record() {
+    for (records, workers) in [(0, 1), (0, 3), (1, 3)] {
+        let (directory, results) = (tempfile::tempdir().unwrap(), collect());
+        for (end, has_begun) in [(records, false), (100, records > 0)] {
+            let sink = results.clone();
+            let count = move |flow: &Flow<'_>| {
+                let before = (100..200).map(|key| (key, 7)).inspect(move |_| assert!(!has_begun, "asked for again"));
+                numbers(flow, end)?.key_by(|n| n % 5).count().initial(before).complete().rows().sink(&sink)
+            };
+            job(directory.path(), count).workers(workers).run().unwrap();
+        }
+        let last: BTreeMap<u64, u64> = results.take().into_iter().collect();
+        let expected = (0..5).map(|key| (key, 20)).chain((100..200).map(|key| (key, 7)));
+        assert_eq!(last, expected.collect(), "{records} records, {workers} workers");
+    }
+}
+
 /// What a value was a number before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Named {
