@@ -14,7 +14,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::Pipeline;
@@ -28,11 +27,10 @@ use crate::words::{Admission, Backlog, Batch, ByCheckpoint, CheckpointId, Clock,
 
 use super::calls::{Answer, CallPlan, Calls, Place};
 use super::inputs::{Frontiers, Input};
-use super::keyed::SLICE;
 use super::ledger::Piece;
 use super::pulse::Pulse;
 use super::stage::{Capabilities, Consume, Next, Pace, Setting, Within, checkpoint_of, give_up, retain, wake_of};
-use super::state_ledger::{Keeping, Sent, StateLedger};
+use super::state_ledger::{Keeping, Sent, StateLedger, Turn};
 
 /// The first stage of the chain.
 pub(crate) struct KeptCalls<F, T, U> {
@@ -131,8 +129,8 @@ where
         self.at.is_none() && self.ledger.is_open()
     }
 
-    fn encode(&mut self, clock: &Clock, slice: Duration) -> Result<Vec<Sent>> {
-        self.ledger.encode(Some(&mut self.pending), clock, slice)
+    fn encode(&mut self, clock: &Clock, turn: Turn) -> Result<Vec<Sent>> {
+        self.ledger.encode(Some(&mut self.pending), clock, turn)
     }
 }
 
@@ -278,12 +276,12 @@ where
                 setting.fault.record(error);
             }
             let frontier = Frontiers::new(frontiers).least(&inputs);
-            let (began, mut slice) = (setting.clock.now(), SLICE.1);
+            let mut turn = Turn::begin(setting.clock.now());
             for input in &mut inputs {
                 input.for_each(|capability, batch| {
                     let epoch = Epoch::from_raw(*capability.least().expect("a batch is sent at one epoch"));
                     arrived.push(epoch.checkpoint(), (retain(&capability, ledger_port + 1), std::mem::take(batch)));
-                    slice = SLICE.0;
+                    turn.has_records();
                 });
             }
             // After a fault everything stays as it is: the capabilities are kept.
@@ -297,9 +295,7 @@ where
             });
             let more = more.and_then(|frontier| open.run(&mut arrived, (&mut chain, &mut pace), frontier, &setting));
             let more = more.and_then(|more| chain.step().map(|()| more)).and_then(|more| {
-                let took = setting.clock.now() - began;
-                let slice = took.clamp(slice, SLICE.1);
-                for (piece, at) in chain.work(|stage| stage.encode(&setting.clock, slice))? {
+                for (piece, at) in chain.work(|stage| stage.encode(&setting.clock, turn))? {
                     ledger.activate().session(&at).give(piece);
                 }
                 // When inputs have ended, no frontier wakes this operator for its last checkpoint.

@@ -29,14 +29,10 @@ use crate::words::{Backlog, Batch, ByCheckpoint, CheckpointId, Clock, Epoch, Eve
 use super::inputs::{Frontiers, Input};
 use super::ledger::Piece;
 use super::stage::{Capabilities, Consume, Next, Pace, Setting, Within, give_up, retain, wake_of};
-use super::state_ledger::{Keeping, Sent, StateLedger};
+use super::state_ledger::{Keeping, Sent, StateLedger, Turn};
 
 /// How many rows leave at once when a checkpoint is closed.
 const ROWS_MAX: usize = 4096;
-/// How long changes are encoded at a time: nothing else runs on the worker meanwhile. Where records
-/// come, no longer than these took, but at least for the shorter time: a reader that returns five
-/// records at a time would fall behind if each of its polls waited for 0.2 ms of this.
-pub(super) const SLICE: (Duration, Duration) = (Duration::from_micros(20), Duration::from_micros(200));
 
 /// What a keyed operator does.
 pub(crate) trait Operate: 'static {
@@ -180,8 +176,8 @@ impl<O: Operate> KeyedStage<O> {
         self.ledger.is_encoding()
     }
 
-    fn encode(&mut self, clock: &Clock, slice: Duration) -> Result<Vec<Sent>> {
-        self.ledger.encode(self.operate.kept(), clock, slice)
+    fn encode(&mut self, clock: &Clock, turn: Turn) -> Result<Vec<Sent>> {
+        self.ledger.encode(self.operate.kept(), clock, turn)
     }
 }
 
@@ -333,7 +329,8 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
                 setting.fault.record(error);
             }
             let frontier = Frontiers::new(frontiers).least(&inputs);
-            let (began, mut slice) = (setting.clock.now(), SLICE.1);
+            let began = setting.clock.now();
+            let mut turn = Turn::begin(began);
             for input in &mut inputs {
                 input.for_each(|capability, batch| {
                     let epoch = Epoch::from_raw(*capability.least().expect("a batch is sent at one epoch"));
@@ -342,7 +339,7 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
                     }
                     let at = retain(&capability, ledger_port + 1);
                     arrived.push(epoch.checkpoint(), (at, std::mem::take(batch)));
-                    slice = SLICE.0;
+                    turn.has_records();
                 });
             }
             // After a fault everything stays as it is: the capabilities are kept.
@@ -352,9 +349,7 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
             let is_due = due.is_some_and(|due| due <= began);
             let more = open.run::<O>(&mut arrived, (&mut chain, &mut pace), frontier, (&setting, is_due));
             let more = more.and_then(|more| chain.step().map(|()| more)).and_then(|more| {
-                let took = setting.clock.now() - began;
-                let slice = took.clamp(slice, SLICE.1);
-                for (piece, at) in chain.work(|stage| stage.encode(&setting.clock, slice))? {
+                for (piece, at) in chain.work(|stage| stage.encode(&setting.clock, turn))? {
                     ledger.activate().session(&at).give(piece);
                 }
                 if let Some(every) = every {

@@ -11,8 +11,8 @@ use timely::dataflow::operators::Capability;
 
 use crate::state::keep::Keep;
 use crate::words::{
-    Admission, ByteSize, CheckpointMeter, Clock, Error, ErrorKind, Fingerprint, HeldReceipts, Result, StageMeter,
-    StateBudget,
+    Admission, ByteSize, CheckpointMeter, Clock, Error, ErrorKind, Fingerprint, HeldReceipts, Moment, Result,
+    StageMeter, StateBudget,
 };
 
 use super::fault::Node;
@@ -22,6 +22,34 @@ use super::stage::{Capabilities, checkpoint_of};
 
 /// After so many entries the clock is asked.
 const ENTRIES_MAX: usize = 32;
+
+/// How long changes are encoded at a time: nothing else runs on the worker meanwhile. Where records
+/// come, no longer than these took, but at least for the shorter time: a reader that returns five
+/// records at a time would fall behind if each of its polls waited for 0.2 ms of this.
+const SLICE: (Duration, Duration) = (Duration::from_micros(20), Duration::from_micros(200));
+
+/// One activation of an operator, of which encoding gets its part.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Turn {
+    began: Moment,
+    least: Duration,
+}
+
+impl Turn {
+    pub(super) fn begin(now: Moment) -> Turn {
+        Turn { began: now, least: SLICE.1 }
+    }
+
+    /// Records have come in it.
+    pub(super) fn has_records(&mut self) {
+        self.least = SLICE.0;
+    }
+
+    /// Until when changes are encoded, from now on.
+    fn deadline(self, now: Moment) -> Moment {
+        now.after((now - self.began).clamp(self.least, SLICE.1))
+    }
+}
 
 /// What an operator is told about its state.
 pub(crate) struct Keeping {
@@ -153,18 +181,13 @@ impl StateLedger {
 
     /// Encodes some of the changes of the checkpoint that was closed. Returns what the ledger is
     /// told of it, once that is complete.
-    pub(super) fn encode(
-        &mut self,
-        mut kept: Option<&mut dyn Keep>,
-        clock: &Clock,
-        slice: Duration,
-    ) -> Result<Vec<Sent>> {
+    pub(super) fn encode(&mut self, mut kept: Option<&mut dyn Keep>, clock: &Clock, turn: Turn) -> Result<Vec<Sent>> {
         if self.encoding.is_none() {
             return Ok(Vec::new());
         }
         let mut parts = Vec::new();
         if let (Some(kept), Some(_)) = (kept.as_mut(), &self.keeping.checkpoints) {
-            let deadline = clock.now().after(slice);
+            let deadline = turn.deadline(clock.now());
             let delta = loop {
                 let encoded = kept.encode(ENTRIES_MAX).map_err(cannot_encode)?;
                 match encoded {
