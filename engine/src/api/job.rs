@@ -151,6 +151,8 @@ impl Job {
     }
 
     /// How long revoked partitions may drain before they are unassigned anyway; 500 ms by default.
+    /// Records of them that are not committed by then are read again by the next reader, and a
+    /// warning is logged.
     pub fn drain_within(self, limit: Duration) -> Job {
         Job { drain_within: limit, ..self }
     }

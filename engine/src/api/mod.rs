@@ -20,6 +20,8 @@ mod compare;
 
 #[cfg(test)]
 mod disk_tests;
+#[cfg(test)]
+mod memory_tests;
 
 pub use aggregated::{Aggregated, CompleteTable};
 pub use calls::{Blocking, CallPolicy, Calls, KeptCalls, KeyedCalls, RetriedCalls};

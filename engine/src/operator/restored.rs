@@ -44,11 +44,17 @@ impl Restored {
     ///
     /// # Errors
     /// When it cannot be read, or is not of the types of the table.
-    pub(crate) fn load(&self, (node, name): (Node, &str), worker: usize, table: &mut dyn Keep) -> Result<()> {
+    pub(crate) fn load(
+        &self,
+        (node, name): (Node, &str),
+        worker: usize,
+        table: &mut dyn Keep,
+        loading: &mut dyn FnMut(&dyn Keep) -> Result<()>,
+    ) -> Result<()> {
         let groups = (0..KEY_GROUPS).filter(|group| KeyGroup::from_index(*group as u8).worker(self.workers) == worker);
         let (first, count) = (groups.clone().next().unwrap_or(0), groups.count());
         let mut strays = Strays::new();
-        self.recovered.load(name, first..first + count, table, &mut strays)?;
+        self.recovered.load(name, first..first + count, table, &mut strays, loading)?;
         for ((kept_under, key), (group, state)) in strays {
             table.disown(kept_under, &key);
             let owner = (node, group.worker(self.workers));

@@ -103,8 +103,10 @@ impl StateLedger {
     /// Loads what the run begins with.
     pub(super) fn load(&mut self, name: &str, kept: &mut dyn Keep) -> Result<()> {
         let (worker, workers) = self.keeping.worker;
-        match self.keeping.restored.as_ref().filter(|restored| restored.knows(name)) {
-            Some(restored) => restored.load((self.keeping.node, name), worker, kept)?,
+        match self.keeping.restored.clone().filter(|restored| restored.knows(name)) {
+            Some(restored) => {
+                restored.load((self.keeping.node, name), worker, kept, &mut |kept| self.report(kept))?;
+            }
             None => kept.begin(&|group| group.worker(workers) == worker).map_err(cannot_encode)?,
         }
         if self.keeping.checkpoints.is_none() {
@@ -221,6 +223,9 @@ impl StateLedger {
         self.keeping.meter.entries.change(entries, self.reported.0);
         self.keeping.meter.state_bytes.change(bytes, self.reported.1);
         match self.keeping.budget.change(bytes, self.reported.1) {
+            None if self.keeping.budget.is_exhausted() => {
+                Err(Error::new(ErrorKind::State, "the process has no more memory for state"))
+            }
             None => Ok(()),
             Some((limit, used)) => {
                 let (entries, own) = (self.keeping.meter.entries.get(), ByteSize(self.keeping.meter.state_bytes.get()));

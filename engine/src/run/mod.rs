@@ -29,5 +29,9 @@ mod terminal;
 pub(crate) mod planner;
 mod worker;
 mod revocation;
+mod memory_guard;
 mod server;
 pub(crate) mod supervisor;
+
+#[cfg(test)]
+pub(crate) use memory_guard::tests::pretend_that_memory_is_scarce;

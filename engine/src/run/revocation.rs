@@ -70,10 +70,19 @@ impl Draining {
         if is_answered && !is_drained && run.pulse.epoch().checkpoint() <= newest {
             run.ticker.cut_now();
         }
-        if is_drained || Instant::now() >= self.deadline {
-            return Ok(Committed { source: self.source, revoked: self.revoked, until: newest });
+        if !is_drained {
+            if Instant::now() < self.deadline {
+                return Err(self);
+            }
+            if self.drain.released == Released::Committed {
+                tracing::warn!(
+                    partitions = %self.revoked,
+                    "revoked partitions are not committed in time, their next reader repeats records \
+                     (`Job::drain_within`)"
+                );
+            }
         }
-        Err(self)
+        Ok(Committed { source: self.source, revoked: self.revoked, until: newest })
     }
 }
 

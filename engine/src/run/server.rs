@@ -19,6 +19,7 @@ use crate::words::{Clock, Error, ErrorKind, Moment, Result, Wake, deadline_after
 
 use super::events::{Event, Events};
 use super::handle::Handle;
+use super::memory_guard::MemoryGuard;
 use super::metrics::Publisher;
 use super::plan::Planning;
 use super::planner::plan;
@@ -48,6 +49,8 @@ pub(super) struct Server<'s> {
     /// When the workers were last checked.
     looked: Instant,
     stopping: Option<Instant>,
+    /// In a job with state.
+    memory_guard: Option<MemoryGuard>,
     metrics: Option<Publisher>,
     #[cfg(feature = "terminal")]
     line: Option<(super::terminal::Line, Instant)>,
@@ -99,6 +102,7 @@ impl<'s> Server<'s> {
             refreshed: spec.clock.now(),
             looked: Instant::now(),
             stopping: None,
+            memory_guard: run.plan.graph.keeps_state().map(|_| MemoryGuard::new(&spec.job)),
             metrics: handle.labels().cloned().map(Publisher::new),
             #[cfg(feature = "terminal")]
             line: super::terminal::Line::new().filter(|_| spec.live).map(|line| (line, Instant::now())),
@@ -142,13 +146,16 @@ impl<'s> Server<'s> {
     fn begin(&mut self, events: &Receiver<Event>) -> Result<()> {
         let mut built = 0;
         while built < self.spec.workers {
-            match events.recv().expect("a sender is kept") {
-                Event::Built => built += 1,
-                Event::NotBuilt(error) => return Err(error),
+            match events.recv_timeout(self.longest_wait()) {
+                Ok(Event::Built) => built += 1,
+                Ok(Event::NotBuilt(error)) => return Err(error),
                 // A worker of a small pipeline may have ended, or failed, before the others are
                 // built.
-                event => self.take(event)?,
+                Ok(event) => self.take(event)?,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => unreachable!("a sender is kept"),
             }
+            self.guard_memory()?;
         }
         for source in &self.run.plan.sources {
             source.shared.begin()?;
@@ -178,6 +185,7 @@ impl<'s> Server<'s> {
             self.drain()?;
             self.obey(handle)?;
             self.look_after_workers()?;
+            self.guard_memory()?;
             self.draw(handle);
             let commits = self.committer.commits();
             self.metrics.iter_mut().for_each(|metrics| metrics.tell_sometimes(&self.run, commits));
@@ -197,10 +205,14 @@ impl<'s> Server<'s> {
     }
 
     fn longest_wait(&self) -> Duration {
-        match self.stopping {
-            Some(deadline) => deadline.saturating_duration_since(Instant::now()).min(SERVE_EVERY),
-            None => SERVE_EVERY,
-        }
+        let asked = self.stopping.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let guard = self.memory_guard.as_ref().map(MemoryGuard::wait);
+        asked.into_iter().chain(guard).fold(SERVE_EVERY, Duration::min)
+    }
+
+    /// Checks that the system has memory for the state of the job.
+    fn guard_memory(&mut self) -> Result<()> {
+        self.memory_guard.as_mut().map_or(Ok(()), |guard| guard.look(&self.run))
     }
 
     fn take(&mut self, event: Event) -> Result<()> {

@@ -97,6 +97,7 @@ impl Recovered {
         groups: Range<usize>,
         table: &mut dyn Keep,
         strays: &mut Strays,
+        loading: &mut dyn FnMut(&dyn Keep) -> Result<()>,
     ) -> Result<()> {
         let cannot = |file: &Verified| {
             let doing = format!("cannot load the state of `{operator}` from `{}`", file.file.name);
@@ -114,6 +115,7 @@ impl Recovered {
                         .load(group, entries, strays)
                         .map_err(|_| cannot(file).caused_by("the bytes are not entries of these types"))?;
                 }
+                loading(table)?;
             }
         }
         table.loaded().map_err(|cause| {

@@ -41,7 +41,9 @@ impl Copy {
                 .map(|message: Message<u64>| message.map(|n| n))
                 .sink(kafka.topic(&copy.output).json().with_metadata())
         });
-        job.workers(2).trigger(trigger).checkpoint_every(Duration::from_millis(100)).start().unwrap()
+        // A busy machine may need longer than the default.
+        let job = job.workers(2).trigger(trigger).drain_within(PATIENCE);
+        job.checkpoint_every(Duration::from_millis(100)).start().unwrap()
     }
 
     fn findings(&self, broker: &Broker) -> Findings {
@@ -95,7 +97,7 @@ fn come_and_go(protocol: GroupProtocol, trigger: Trigger) {
     let findings = copy.findings(broker);
     println!("{protocol:?}, {trigger:?}: {findings}");
     assert!(count > 1_000 && findings.at_least_once(), "{findings}");
-    assert!(findings.doubled.is_empty(), "a partition is committed before it moves: {findings}");
+    assert!(findings.doubled.is_empty(), "a partition is committed before it moves, if there is time: {findings}");
 }
 
 #[test]

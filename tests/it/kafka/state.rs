@@ -1,11 +1,14 @@
 //! Checkpoints are the memory of a job, and its consumer group shows others how far it is.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use millstream::{Job, Report, Trigger, collect};
+use millstream::{Job, Report, Running, Trigger, collect, discard};
+use millstream_connectors::{StartAt, Topic};
 
 use super::kafka;
 use crate::support::broker::shared;
+use crate::support::eventually;
 
 /// Counts the numbers of a topic by their last digit, goes on from where its checkpoint is, and
 /// returns the last count of each.
@@ -65,4 +68,54 @@ fn reads_a_partition_that_is_new_since_the_checkpoint_from_its_beginning() {
     broker.commit(&format!("count-{topic}"), &topic, &[10, 7]);
     let (counts, report) = count(&topic, directory.path());
     assert_eq!((counts.values().sum::<u64>(), report.records_in()), (20, 10));
+}
+
+/// Counts the numbers of what is read, without an end.
+fn counting(name: &str, topic: Topic, directory: &std::path::Path) -> Running {
+    let job = Job::new(format!("count-{name}"), move |flow| {
+        let numbers = flow.source(topic.clone().json::<u64>())?.or_stop();
+        numbers.key_by(|n| n % 10).count().updates().sink(discard())
+    });
+    job.checkpoints(directory).checkpoint_every(Duration::from_millis(50)).workers(2).start().unwrap()
+}
+
+#[test]
+fn reads_partitions_that_are_added_while_it_runs_from_their_beginning() {
+    let broker = shared();
+    let (topic, directory) = (broker.topic("grows-state", 1), tempfile::tempdir().unwrap());
+    let write = |partition: i32, from: u64| {
+        let numbers: Vec<String> = (from..from + 10).map(|n| n.to_string()).collect();
+        broker.write(&topic, numbers.iter().map(|n| (Some(partition), n.as_str(), Some(n.as_str()))));
+    };
+    // What this run finds later it reads from its beginning all the same.
+    let kafka = kafka(broker).set("topic.metadata.refresh.interval.ms", "200");
+    write(0, 0);
+    let running = counting(&topic, kafka.topic(&topic).start_at(StartAt::Latest), directory.path());
+    eventually("it reads", || running.report().sources[0].lag.len() == 1);
+    write(0, 10);
+    broker.add_partitions(&topic, 4);
+    (1..4).for_each(|partition| write(partition, 10 + 10 * partition as u64));
+    eventually("it has read them all", || running.report().records_out() == 40);
+    assert_eq!(running.report().sources[0].lag.len(), 4);
+    running.stop();
+    running.wait().unwrap();
+    write(3, 50);
+    let (counts, report) = count(&topic, directory.path());
+    let exactly: BTreeMap<u64, u64> = (0..10).map(|key| (key, 5)).collect();
+    assert_eq!((counts, report.records_in()), (exactly, 10), "it goes on behind them");
+}
+
+#[test]
+fn reads_topics_of_its_pattern_that_are_created_while_it_runs() {
+    let broker = shared();
+    let (family, directory) = (broker.topic("family-state", 1), tempfile::tempdir().unwrap());
+    let kafka = kafka(broker).set("topic.metadata.refresh.interval.ms", "200");
+    let running = counting(&family, kafka.topics_matching(format!("{family}.*")), directory.path());
+    broker.write(&family, [(None, "", Some("1"))]);
+    eventually("it has read the first", || running.report().records_out() == 1);
+    let later = broker.topic(&format!("{family}-later"), 1);
+    broker.write(&later, [(None, "", Some("2")), (None, "", Some("3"))]);
+    eventually("it has read the other", || running.report().records_out() == 3);
+    running.stop();
+    running.wait().unwrap();
 }

@@ -39,8 +39,8 @@ pub(crate) struct Coordinator {
     pub(crate) group: String,
     /// The end offsets when the run started, for a start that depends on when it is looked up.
     pub(crate) at_start: BTreeMap<(String, i32), i64>,
-    /// The topics of a member that names them by a pattern.
-    pub(crate) pattern: Option<Pattern>,
+    /// What is looked for while the run goes on.
+    pub(crate) looks_for: LooksFor,
     /// How long a member may be unable to commit; `None` for a run that is not a member.
     pub(crate) patience: Option<Duration>,
     /// Signs the commits of a run that the group does not know, because it is not a member.
@@ -48,6 +48,21 @@ pub(crate) struct Coordinator {
     /// Whether the job remembers its positions by what the group has committed. Otherwise commits
     /// are for others to see, and one that fails is no fault.
     pub(crate) is_memory: bool,
+}
+
+/// What a run looks for while it goes on, because nobody tells it.
+pub(crate) enum LooksFor {
+    Nothing,
+    /// Topics that match the pattern. The group assigns their partitions.
+    Topics(Pattern),
+    /// Partitions of these topics, or of those that match the pattern: the run assigns them to
+    /// itself.
+    Partitions {
+        topics: Vec<String>,
+        pattern: Option<Pattern>,
+        /// Those that it has found.
+        known: BTreeSet<(String, i32)>,
+    },
 }
 
 impl Coordinator {
@@ -92,6 +107,48 @@ impl Coordinator {
         Ok(spans)
     }
 
+    /// Partitions that are new since the last look. They begin at their earliest record, wherever
+    /// the run began: what was written before it looked must not be lost.
+    pub(crate) fn added(&mut self) -> Result<Vec<Span>> {
+        let LooksFor::Partitions { topics, pattern, known } = &mut self.looks_for else { return Ok(Vec::new()) };
+        if let Some(pattern) = pattern {
+            *topics = pattern
+                .topics(&self.consumer)
+                .map_err(|cause| error(ErrorKind::Unreachable, "cannot list the topics", cause))?;
+        }
+        let options = SourceOptions { start_at: None, ..self.options.clone() };
+        let starting = Starting {
+            consumer: &self.consumer,
+            settings: &self.settings,
+            events: &self.consumer.context().events,
+            named: topics,
+            topics,
+            options: &options,
+            group: &self.group,
+            end: &EndAt::Never,
+            resume: None,
+            is_checkpoint: true,
+            leaves_no_trace: true,
+            at_start: None,
+        };
+        let mut added = Vec::new();
+        for topic in topics.iter() {
+            match (Starting { topics: std::slice::from_ref(topic), ..starting }).existing() {
+                Ok(partitions) => added.extend(partitions),
+                // It was deleted.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        added.retain(|partition| !known.contains(partition));
+        if added.is_empty() {
+            return Ok(Vec::new());
+        }
+        let spans = starting.spans_of(&added, None)?;
+        known.extend(added);
+        Ok(spans)
+    }
+
     pub(crate) fn complain(&self, concern: Concern, reason: String) {
         self.consumer.context().events.complain(concern, reason);
     }
@@ -103,7 +160,7 @@ impl Coordinator {
     /// Whether a commit failed because a topic that matched the pattern may be deleted. Such
     /// commits fail until the group learns of it.
     pub(crate) fn has_lost_topic(&self, code: Code) -> bool {
-        self.pattern.is_some() && code == Code::UnknownTopicOrPartition
+        matches!(self.looks_for, LooksFor::Topics(_)) && code == Code::UnknownTopicOrPartition
     }
 
     /// Moves the client to the beginning of the topic's partitions.

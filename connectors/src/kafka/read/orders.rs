@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use millstream::connector::{CheckpointId, Closing, Offsets, Partition, Wake, spawn_watched};
 use millstream::{Error, ErrorKind, Result};
-use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
-use super::coordinator::Coordinator;
+use super::coordinator::{Coordinator, LooksFor};
 use super::lease::{Life, RENEW_EVERY};
 use super::partition::{Positions, Span, next, topic_of};
+use super::pattern::look_every;
 use crate::kafka::client_events::Concern;
 use crate::kafka::error::{is_changing, is_lost, is_transient};
 use crate::lock;
@@ -58,6 +58,8 @@ pub(crate) enum Answer {
     Started(Vec<Span>),
     /// The topics that match the pattern now.
     Topics(Vec<String>),
+    /// Partitions that are new.
+    Added(Vec<Span>),
     Rewound(String),
 }
 
@@ -149,14 +151,18 @@ struct Work {
     is_left: Arc<AtomicBool>,
     /// The committed offset of each partition.
     done: HashMap<Partition, i64>,
-    /// When to look again for topics that match the pattern.
+    /// When to look again for topics or partitions.
     look_at: Option<Instant>,
 }
 
 impl Work {
     fn new(coordinator: Coordinator, (answers, wake): (Answers, Wake), is_left: Arc<AtomicBool>) -> Work {
         Work {
-            look_at: coordinator.pattern.is_some().then(Instant::now),
+            look_at: match &coordinator.looks_for {
+                LooksFor::Nothing => None,
+                LooksFor::Topics(_) => Some(Instant::now()),
+                LooksFor::Partitions { .. } => Some(Instant::now() + look_every(&coordinator.settings)),
+            },
             coordinator,
             answers,
             wake,
@@ -186,7 +192,7 @@ impl Work {
             }
             orders.try_iter().for_each(|order| self.take(order));
             self.find_starts();
-            self.look_for_topics();
+            self.look();
             match self.look_for_others() {
                 Look::Alone => {}
                 Look::Unknown => {
@@ -250,26 +256,36 @@ impl Work {
         }
     }
 
-    /// Looks for the topics that match the pattern now, when that is due.
-    fn look_for_topics(&mut self) {
+    /// Looks for topics or partitions, when that is due.
+    fn look(&mut self) {
         if self.look_at.take_if(|at| *at <= Instant::now()).is_none() {
             return;
         }
-        let pattern = self.coordinator.pattern.as_mut().expect("`look_at` is set only with a pattern");
-        let mut pause = pattern.refresh;
-        match pattern.topics(&self.coordinator.consumer) {
-            Ok(topics) => {
-                self.coordinator.consumer.context().events.passes(Concern::Topics);
-                if topics.is_empty() {
+        let found = match &mut self.coordinator.looks_for {
+            LooksFor::Nothing => return,
+            LooksFor::Topics(pattern) => match pattern.topics(&self.coordinator.consumer) {
+                Ok(topics) => Ok((!topics.is_empty(), pattern.note(&topics).then_some(Answer::Topics(topics)))),
+                Err(cause) => Err(format!("cannot list the topics: {cause}")),
+            },
+            LooksFor::Partitions { .. } => match self.coordinator.added() {
+                Ok(added) => Ok((true, (!added.is_empty()).then_some(Answer::Added(added)))),
+                Err(cause) => Err(format!("cannot look for new partitions: {cause:#}")),
+            },
+        };
+        let mut pause = look_every(&self.coordinator.settings);
+        match found {
+            Ok((has_topics, answer)) => {
+                self.coordinator.passes(Concern::Topics);
+                if !has_topics {
                     pause = pause.min(LOOK_FOR_FIRST_EVERY);
                 }
-                if pattern.note(&topics) {
-                    self.answer(Ok(Answer::Topics(topics)));
+                if let Some(answer) = answer {
+                    self.answer(Ok(answer));
                 }
             }
-            Err(cause) => {
+            Err(reason) => {
                 pause = pause.min(LOOK_FOR_FIRST_EVERY);
-                self.coordinator.complain(Concern::Topics, format!("cannot list the topics: {cause}"));
+                self.coordinator.complain(Concern::Topics, reason);
             }
         }
         self.look_at = Some(Instant::now() + pause);

@@ -172,6 +172,13 @@ static CLAIMED: Mutex<BTreeSet<(String, String, String)>> = Mutex::new(BTreeSet:
 
 impl Claim {
     pub(crate) fn new(brokers: &str, group: &str, spans: &[Span]) -> Result<Claim> {
+        let mut claim = Claim(Vec::new());
+        claim.extend(brokers, group, spans)?;
+        Ok(claim)
+    }
+
+    /// Claims these partitions too.
+    pub(crate) fn extend(&mut self, brokers: &str, group: &str, spans: &[Span]) -> Result<()> {
         let of = |span: &Span| (brokers.to_owned(), group.to_owned(), span.name.name().to_owned());
         let wanted: Vec<_> = spans.iter().map(of).collect();
         let mut claimed = lock(&CLAIMED);
@@ -181,7 +188,8 @@ impl Claim {
             return Err(Error::new(ErrorKind::Config, doing));
         }
         claimed.extend(wanted.iter().cloned());
-        Ok(Claim(wanted))
+        self.0.extend(wanted);
+        Ok(())
     }
 }
 

@@ -19,11 +19,16 @@ const ASK_WITHIN: Duration = Duration::from_secs(5);
 /// How often the list is fetched, unless `topic.metadata.refresh.interval.ms` is set.
 const REFRESH: Duration = Duration::from_secs(30);
 
+/// How often to look for topics and partitions that are new.
+pub(crate) fn look_every(settings: &Settings) -> Duration {
+    let set = settings.number("topic.metadata.refresh.interval.ms");
+    set.filter(|pause| *pause > 0).map_or(REFRESH, Duration::from_millis)
+}
+
 /// A pattern and the topics that last matched it.
 #[derive(Debug)]
 pub(crate) struct Pattern {
     whole: Regex,
-    pub(crate) refresh: Duration,
     known: Vec<String>,
 }
 
@@ -43,9 +48,7 @@ impl Pattern {
             let doing = format!("`{name}` is not a valid topic pattern (the syntax is that of the regex crate)");
             Error::new(ErrorKind::Config, doing).caused_by(cause)
         })?;
-        let refresh = topic.settings.number("topic.metadata.refresh.interval.ms");
-        let refresh = refresh.filter(|pause| *pause > 0).map_or(REFRESH, Duration::from_millis);
-        Ok(Some(Pattern { whole, refresh, known: Vec::new() }))
+        Ok(Some(Pattern { whole, known: Vec::new() }))
     }
 
     /// The topics that match now, at the start of a job.

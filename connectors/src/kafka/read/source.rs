@@ -22,7 +22,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::{Offset, Statistics, TopicPartitionList};
 
 use super::consumer::{Context, PARTITIONS_EXPECTED, create, listen, session_timeout};
-use super::coordinator::Coordinator;
+use super::coordinator::{Coordinator, LooksFor};
 use super::group::{Rebalance, list_of};
 use super::lease::Lease;
 use super::orders::{Answer, Order, Orders};
@@ -68,8 +68,9 @@ pub struct KafkaShared<R> {
 
 /// How this source gets its partitions.
 pub(crate) enum Mode {
-    /// It assigns them to itself, once, at the start.
-    Assigned { spans: Vec<Span>, claim: Mutex<Option<Claim>> },
+    /// It assigns them to itself at the start. If it `follows` its topics, partitions that are added
+    /// to them come later.
+    Assigned { spans: Vec<Span>, claim: Mutex<Option<Claim>>, follows: bool },
     /// The group assigns partitions of these topics.
     Member { topics: Mutex<Vec<String>>, pattern: Option<String>, claims: Claims },
 }
@@ -157,12 +158,21 @@ impl<R: Read> KafkaShared<R> {
                 topic.settings.ask("reach Kafka", events, || listen(&consumer), ask)?;
             }
         }
+        let follows = !joins && end == EndAt::Never && topic.source.partitions.is_none();
+        let partitions = |spans: &[Span]| spans.iter().map(|span| (span.topic.clone(), span.partition)).collect();
+        let looks_for = match (joins, pattern) {
+            (true, Some(pattern)) => LooksFor::Topics(pattern),
+            (false, pattern) if follows => {
+                LooksFor::Partitions { topics: topics.clone(), pattern, known: partitions(&spans) }
+            }
+            _ => LooksFor::Nothing,
+        };
         let at_start = spans.iter().map(|span| ((span.topic.clone(), span.partition), span.high)).collect();
         let mode = if joins {
-            let described = pattern.as_ref().map(|_| topic.names[0].clone());
+            let described = topic.is_pattern.then(|| topic.names[0].clone());
             Mode::Member { topics: Mutex::new(topics), pattern: described, claims: open.claims() }
         } else {
-            Mode::Assigned { spans, claim: Mutex::default() }
+            Mode::Assigned { spans, claim: Mutex::default(), follows }
         };
         let (consumer, held) = (Arc::new(consumer), Arc::<Assignment>::default());
         let coordinator = Coordinator {
@@ -172,7 +182,7 @@ impl<R: Read> KafkaShared<R> {
             options: topic.source.clone(),
             group: group.clone(),
             at_start,
-            pattern: pattern.filter(|_| joins),
+            looks_for,
             patience: joins.then(|| 2 * session_timeout(&topic.settings)),
             lease,
             is_memory: !open.is_checkpointed,
@@ -261,6 +271,18 @@ impl<R: Read> KafkaShared<R> {
         membership.assign(&self.consumer, &self.hand_out(spans)?);
         // The next request may wait for this answer.
         self.wake.wake();
+        Ok(names)
+    }
+
+    /// Takes in partitions that were added to the topics of a run that assigns them to itself.
+    fn take_in(&self, spans: Vec<Span>) -> Result<Vec<Partition>> {
+        if let Mode::Assigned { claim, .. } = &self.mode
+            && let Some(claim) = &mut *lock(claim)
+        {
+            claim.extend(&self.settings.brokers, &self.group, &spans)?;
+        }
+        let names = spans.iter().map(|span| span.name.clone()).collect();
+        self.consumer.incremental_assign(&self.hand_out(spans)?).map_err(|cause| self.cannot_read(cause))?;
         Ok(names)
     }
 
@@ -367,7 +389,7 @@ impl<R: Read> KafkaShared<R> {
 impl<R: Read> SharedSource for KafkaShared<R> {
     fn begin(&self) -> Result<()> {
         match &self.mode {
-            Mode::Assigned { spans, claim } => {
+            Mode::Assigned { spans, claim, follows } => {
                 *lock(claim) = Some(Claim::new(&self.settings.brokers, &self.group, spans)?);
                 // A process that dies before its first commit must find the same start again, so a
                 // start that may change is committed now. Offsets that other runs have committed
@@ -376,7 +398,9 @@ impl<R: Read> SharedSource for KafkaShared<R> {
                 let told = spans.iter().filter(|span| span.must_commit_start || span.is_known);
                 let starts: Offsets = told.map(|span| (span.name.clone(), next(span.start))).collect();
                 let list = self.hand_out(spans.clone())?;
-                self.inboxes.iter().for_each(Inbox::close);
+                if !follows {
+                    self.inboxes.iter().for_each(Inbox::close);
+                }
                 if !starts.is_empty() && !self.leaves_no_trace {
                     self.orders.order(Order::Commit(CheckpointId::default(), starts));
                 }
@@ -411,6 +435,7 @@ impl<R: Read> SharedSource for KafkaShared<R> {
                 Answer::Committed(checkpoint) => changes.push(SourceEvent::Committed(checkpoint)),
                 Answer::Started(spans) => changes.push(SourceEvent::Assigned(self.take_over(spans)?)),
                 Answer::Topics(topics) => self.follow(&topics)?,
+                Answer::Added(spans) => changes.push(SourceEvent::Assigned(self.take_in(spans)?)),
                 Answer::Rewound(topic) => {
                     lock(&self.rewinding).remove(&topic);
                     self.consumer.context().rewound(&topic);
