@@ -71,6 +71,24 @@ fn a_lost_partition_is_not_committed() {
     assert!(!committed.contains_key("p3") && committed["p0"] == 1_000, "{committed:?}");
 }
 
+#[test]
+fn a_partition_that_is_lost_while_it_drains_is_unassigned_at_once_and_once() {
+    let (script, valve, clock) = (Script::numbers(4_000, 4, 2).endless(), Valve::shut(), Clock::simulated());
+    let (log, sink) = (script.log.clone(), valve.clone());
+    let job = Job::new("lost later", move |flow| flow.source(&script)?.sink(&sink)).clock(clock);
+    let running = job.drain_within(Duration::from_secs(300)).start().unwrap();
+    eventually("the sink has taken all records", || valve.taken().len() == 4_000);
+    log.revoke(&["p2"]);
+    log.lose(&["p2"]);
+    eventually("the partition is unassigned", || !log.unassigned.lock().unwrap().is_empty());
+    valve.open();
+    running.stop();
+    running.wait().unwrap();
+    assert_eq!(*log.unassigned.lock().unwrap(), ["p2"]);
+    let committed = log.committed.lock().unwrap();
+    assert!(!committed.contains_key("p2") && committed["p0"] == 1_000, "{committed:?}");
+}
+
 /// A checkpoint that includes a partition is cut, and waits for acknowledgements. When the
 /// partition is lost meanwhile, its offset is left out of the commit.
 #[test]

@@ -322,7 +322,8 @@ pub enum SourceEvent {
     /// Partitions are revoked: the engine first waits until what was released of them is
     /// acknowledged and committed.
     Revoked(Revoked),
-    /// Partitions are lost: nothing of them can be committed any more.
+    /// Partitions are lost: nothing of them can be committed any more. They may be revoked already
+    /// and not be unassigned yet; then they are unassigned once, for both.
     Lost(Revoked),
     /// The commit of this checkpoint, and of those before it, was answered, or replaced by a newer
     /// commit.

@@ -60,6 +60,11 @@ impl Draining {
         Draining { source, revoked, drain, deadline: deadline_after(spec.drain_within) }
     }
 
+    /// Whether it is for nothing because these partitions are lost.
+    pub(super) fn is_of(&self, source: SourceIndex, lost: &Revoked) -> bool {
+        self.source == source && self.revoked.partitions().iter().all(|own| lost.partitions().contains(own))
+    }
+
     /// Takes the next step, if possible now. `have_ended` says that no worker runs any more.
     pub(super) fn poll(self, run: &Run, have_ended: bool) -> Result<Committed, Draining> {
         let newest = self.drain.newest();

@@ -274,6 +274,10 @@ impl<'s> Server<'s> {
         let (count, lost) = (revoked.partitions().len(), released == Released::Dropped);
         tracing::info!(source = self.source_name(source), count, lost, "partitions revoked");
         tracing::debug!(partitions = %revoked, "revoked");
+        if lost {
+            // What was revoked may be lost while it is drained.
+            self.draining.retain(|draining| !draining.is_of(source, &revoked));
+        }
         let draining = Draining::begin(source, revoked, released, &self.run, self.spec, &mut self.committer);
         self.draining.push(draining);
     }

@@ -127,6 +127,18 @@ impl Membership {
         *lock(&self.open) = Some(asked);
     }
 
+    /// The partitions of the open request, when another member owns them by now, although they were
+    /// only asked back. Returns them once.
+    pub(crate) fn lost<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>) -> Option<Vec<(String, i32)>> {
+        match &mut *lock(&self.open) {
+            Some(Rebalance::Revoked { partitions, lost }) if !*lost && consumer.assignment_lost() => {
+                *lost = true;
+                Some(partitions.clone())
+            }
+            _ => None,
+        }
+    }
+
     /// Closes the open request to take partitions, which is answered now. Returns whether there was
     /// one.
     pub(crate) fn taken(&self) -> bool {

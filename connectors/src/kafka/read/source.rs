@@ -234,6 +234,10 @@ impl<R: Read> KafkaShared<R> {
     /// Handles the requests of the group, as far as possible now.
     fn answer_group(&self, changes: &mut Vec<SourceEvent>) {
         let membership = &self.consumer.context().membership;
+        // A commit would fail until the client has an answer.
+        if let Some(partitions) = membership.lost(&self.consumer) {
+            changes.push(SourceEvent::Lost(self.recall(&partitions)));
+        }
         while let Some(asked) = membership.next() {
             match &asked {
                 Rebalance::Assigned(partitions) if partitions.is_empty() => {
@@ -246,19 +250,24 @@ impl<R: Read> KafkaShared<R> {
                 }
                 Rebalance::Assigned(partitions) => self.orders.order(Order::Start(partitions.clone())),
                 Rebalance::Revoked { partitions, lost } => {
-                    let is_asked = |shared: &Shared| partitions.iter().any(|(topic, number)| shared.is(topic, *number));
-                    let recalled = self.held.all().into_iter().filter(|shared| is_asked(shared));
-                    let names = recalled.map(|shared| {
-                        // Before the readers are told: one that has not taken it in never will.
-                        shared.is_revoked.store(true, SeqCst);
-                        shared.span.name.clone()
-                    });
-                    let taken = Revoked::new(names.collect());
+                    let taken = self.recall(partitions);
                     changes.push(if *lost { SourceEvent::Lost(taken) } else { SourceEvent::Revoked(taken) });
                 }
             }
             membership.open(asked);
         }
+    }
+
+    /// Marks partitions as revoked.
+    fn recall(&self, partitions: &[(String, i32)]) -> Revoked {
+        let is_asked = |shared: &Shared| partitions.iter().any(|(topic, number)| shared.is(topic, *number));
+        let recalled = self.held.all().into_iter().filter(|shared| is_asked(shared));
+        let names = recalled.map(|shared| {
+            // Before the readers are told: one that has not taken it in never will.
+            shared.is_revoked.store(true, SeqCst);
+            shared.span.name.clone()
+        });
+        Revoked::new(names.collect())
     }
 
     /// Takes over assigned partitions: where they begin is known now.
