@@ -157,7 +157,7 @@ impl<K: TableKey, S: TableState> Table<K, S> {
         self.allocate();
         let mut records = records.into_iter().enumerate();
         for ahead in places.chunks(AHEAD) {
-            self.load_into_caches(ahead);
+            self.load_into_caches(ahead.iter());
             let Table { groups, hasher, generation, touched, cut, entries, .. } = self;
             for (&place, (index, (key, input))) in ahead.iter().zip(&mut records) {
                 let group = &mut groups[place.group().index()];
@@ -188,14 +188,14 @@ impl<K: TableKey, S: TableState> Table<K, S> {
     /// Looks at entries that are needed next. These looks do not depend on each other, so the
     /// processor waits for many of them at once.
     #[inline]
-    fn load_into_caches(&self, places: &[Place]) {
+    fn load_into_caches<'p>(&self, places: impl Iterator<Item = &'p Place>) {
         if self.entries <= CACHED_MAX {
             return;
         }
         let look = |place: &Place| {
             self.groups[place.group().index()].find(place.0, |_| true).map_or(0, |entry| entry.generation)
         };
-        std::hint::black_box(places.iter().map(look).fold(0, u32::wrapping_add));
+        std::hint::black_box(places.map(look).fold(0, u32::wrapping_add));
     }
 
     fn allocate(&mut self) {
@@ -244,11 +244,11 @@ impl<K: TableKey, S: TableState> Table<K, S> {
     }
 
     /// Adds an entry, or replaces its state. It counts as not touched.
-    fn insert(&mut self, group: KeyGroup, key: K, state: S) {
+    fn insert(&mut self, at: Place, key: K, state: S) {
         self.allocate();
-        let (hasher, hash) = (&self.hasher, self.hasher.hash_one(&key));
-        let group = &mut self.groups[group.index()];
-        match group.entry(hash, |entry| entry.key == key, |entry| hasher.hash_one(&entry.key)) {
+        let hasher = &self.hasher;
+        let group = &mut self.groups[at.group().index()];
+        match group.entry(at.0, |entry| entry.key == key, |entry| hasher.hash_one(&entry.key)) {
             Slot::Vacant(slot) => {
                 slot.insert(Entry { key, state, generation: 0, place: 0 });
                 self.entries += 1;
@@ -259,20 +259,19 @@ impl<K: TableKey, S: TableState> Table<K, S> {
 
     /// Adds an entry, unless its key has one, that no file of a checkpoint has.
     fn insert_unwritten(&mut self, key: K, state: S) -> Result<(), postcard::Error> {
-        let (hash, group) = (self.hasher.hash_one(&key), KeyGroup::of(&key));
+        let at = Place::of(&key, &self.hasher);
         self.allocate();
-        if self.groups[group.index()].find(hash, |entry| entry.key == key).is_none() {
+        if self.groups[at.group().index()].find(at.0, |entry| entry.key == key).is_none() {
             // It was not touched: it is no update.
-            self.cut.delta.put(group, &key, &state)?;
-            self.insert(group, key, state);
+            self.cut.delta.put(at.group(), &key, &state)?;
+            self.insert(at, key, state);
         }
         Ok(())
     }
 
-    fn remove_loaded(&mut self, group: KeyGroup, key: &K) {
-        let hash = self.hasher.hash_one(key);
-        let Some(group) = self.groups.get_mut(group.index()) else { return };
-        if let Ok(entry) = group.find_entry(hash, |entry| entry.key == *key) {
+    fn remove_loaded(&mut self, at: Place, key: &K) {
+        let Some(group) = self.groups.get_mut(at.group().index()) else { return };
+        if let Ok(entry) = group.find_entry(at.0, |entry| entry.key == *key) {
             entry.remove();
             self.entries -= 1;
         }
@@ -339,7 +338,7 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
         let end = self.cut.touched.len().min(self.cut.next + entries);
         for from in (self.cut.next..end).step_by(AHEAD) {
             let ahead = from..end.min(from + AHEAD);
-            self.load_into_caches(&self.cut.touched[ahead.clone()]);
+            self.load_into_caches(self.cut.touched[ahead.clone()].iter());
             for place in ahead {
                 // It is not found when a record has changed it since: then it was encoded before.
                 if let Some(entry) = self.cut.find(place, &self.groups, self.generation) {
@@ -386,21 +385,29 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
     }
 
     fn load(&mut self, group: KeyGroup, entries: &[u8], strays: &mut Strays) -> Result<(), NotEntries> {
-        for entry in RawEntries::new(entries) {
-            let raw = entry?;
-            let key: K = decode(raw.key).map_err(|_| NotEntries)?;
-            let own = KeyGroup::of(&key);
-            match raw.state {
-                Some(state) if own == group => {
-                    let state = self.origin.read(state)?;
-                    self.insert(own, key, state);
+        let (mut entries, mut ahead) = (RawEntries::new(entries), Vec::with_capacity(AHEAD));
+        loop {
+            for entry in entries.by_ref().take(AHEAD) {
+                let raw = entry?;
+                let key: K = decode(raw.key).map_err(|_| NotEntries)?;
+                ahead.push((Place::of(&key, &self.hasher), key, raw));
+            }
+            if ahead.is_empty() {
+                return Ok(());
+            }
+            self.load_into_caches(ahead.iter().map(|(at, ..)| at));
+            for (at, key, raw) in ahead.drain(..) {
+                match raw.state {
+                    Some(state) if at.group() == group => {
+                        let state = self.origin.read(state)?;
+                        self.insert(at, key, state);
+                    }
+                    Some(state) => drop(strays.insert((group, raw.key.to_vec()), (at.group(), state.to_vec()))),
+                    None if at.group() == group => self.remove_loaded(at, &key),
+                    None => drop(strays.remove(&(group, raw.key.to_vec()))),
                 }
-                Some(state) => drop(strays.insert((group, raw.key.to_vec()), (own, state.to_vec()))),
-                None if own == group => self.remove_loaded(own, &key),
-                None => drop(strays.remove(&(group, raw.key.to_vec()))),
             }
         }
-        Ok(())
     }
 
     fn adopt(&mut self, key: &[u8], state: &[u8]) -> Result<(), NotEntries> {
