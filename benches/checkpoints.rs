@@ -10,7 +10,7 @@
 //! chain: nine of ten entries are in the files twice. (4) The memory of the process for each key of
 //! a count, beside a hash table by hand that was filled in the same way; each in a process of its
 //! own. (5) The time from opening an epoch until it is through, by the number of keyed operators
-//! that get nothing. Not shown: a disk with a slow sync, other loads.
+//! that get nothing, in the same job and in others of the process. Not shown: a disk with a slow sync, other loads.
 //!
 //! `cargo bench --bench checkpoints`; `-- --only throughput`, `stalls`, `recovery`, `memory` or
 //! `idle` for a part
@@ -21,7 +21,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use millstream::{ByteSize, Job, Report, Trigger, channel, collect, discard, generate};
+use millstream::{ByteSize, Job, Report, Stream, Trigger, channel, collect, discard, generate};
 use millstream_benches::machine::memory;
 use millstream_benches::statistics::median;
 
@@ -237,37 +237,60 @@ fn held(is_engine: bool, keys: u64) -> u64 {
     held
 }
 
-/// Epochs beside keyed operators that get nothing.
+/// Epochs beside keyed operators that get nothing: in the job itself, and in other jobs of the
+/// process, a hundred in each.
 fn idle(counts: &[u64]) {
     for operators in counts.iter().copied() {
-        let (nothing, idle) = channel::<u64>(1);
-        let busy = generate(|n| n % 1_000).rate(10_000.0).count(50_000);
-        let job = Job::new("idle", move |flow| {
-            flow.source(&busy)?
-                .named("busy")
-                .key_by(|key| *key)
-                .count()
-                .named("busy counts")
-                .updates()
-                .sink(discard())?;
-            let idle = flow.source(&idle)?.named("idle");
-            for operator in 0..operators {
-                let name = format!("idle {operator}");
-                idle.clone().key_by(|key| *key).count().named(&name).updates().sink(discard())?;
-            }
-            idle.sink(discard())
-        });
-        let place = directory();
-        let running = job.checkpoints(place.path()).state_memory(STATE).start().expect("nothing can fail");
-        while running.report().records_in() < 50_000 {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let report = running.report();
-        running.abort();
-        drop((running.wait(), nothing));
-        println!(
-            "{operators} idle keyed operators: an epoch takes p50 {:?}, p99 {:?}, {} epochs (target: 50 µs more for each 1 000)",
-            report.epoch.p50, report.epoch.p99, report.epochs
-        );
+        print_epochs(&format!("{operators} idle keyed operators in the job"), operators);
     }
+    for operators in counts.iter().copied() {
+        let (mut jobs, mut inputs) = (Vec::new(), Vec::new());
+        for number in 0..operators / 100 {
+            let (input, nothing) = channel::<u64>(1);
+            let place = directory();
+            let job = Job::new(format!("idle {number}"), move |flow| {
+                let nothing = flow.source(&nothing)?;
+                keyed(&nothing, 100)?;
+                nothing.sink(discard())
+            });
+            jobs.push((job.checkpoints(place.path()).start().expect("nothing can fail"), place));
+            inputs.push(input);
+        }
+        print_epochs(&format!("{operators} idle keyed operators in other jobs"), 0);
+        drop(inputs);
+        jobs.iter().for_each(|(running, _)| running.abort());
+        jobs.into_iter().for_each(|(running, _)| drop(running.wait()));
+    }
+}
+
+/// So many keyed operators behind a stream.
+fn keyed(stream: &Stream<'_, u64>, operators: u64) -> millstream::Result<()> {
+    (0..operators).try_for_each(|operator| {
+        let name = format!("idle {operator}");
+        stream.clone().key_by(|key| *key).count().named(&name).updates().sink(discard())
+    })
+}
+
+/// How long epochs take in a job with one busy keyed operator, and so many that get nothing.
+fn print_epochs(what: &str, operators: u64) {
+    let (nothing, idle) = channel::<u64>(1);
+    let busy = generate(|n| n % 1_000).rate(10_000.0).count(50_000);
+    let job = Job::new("idle", move |flow| {
+        flow.source(&busy)?.named("busy").key_by(|key| *key).count().named("busy counts").updates().sink(discard())?;
+        let idle = flow.source(&idle)?.named("idle");
+        keyed(&idle, operators)?;
+        idle.sink(discard())
+    });
+    let place = directory();
+    let running = job.checkpoints(place.path()).state_memory(STATE).start().expect("nothing can fail");
+    while running.report().records_in() < 50_000 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let report = running.report();
+    running.abort();
+    drop((running.wait(), nothing));
+    println!(
+        "{what}: an epoch takes p50 {:?}, p99 {:?}, {} epochs (target: 50 µs more for each 1 000)",
+        report.epoch.p50, report.epoch.p99, report.epochs
+    );
 }

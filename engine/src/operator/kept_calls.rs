@@ -30,7 +30,7 @@ use super::inputs::{Frontiers, Input};
 use super::ledger::Piece;
 use super::pulse::Pulse;
 use super::stage::{Capabilities, Consume, Next, Pace, Setting, Within, checkpoint_of, give_up, retain, wake_of};
-use super::state_ledger::{Keeping, Sent, StateLedger, Turn};
+use super::state_ledger::{Keeping, Sent, StateLedger};
 
 /// The first stage of the chain.
 pub(crate) struct KeptCalls<F, T, U> {
@@ -129,8 +129,8 @@ where
         self.at.is_none() && self.ledger.is_open()
     }
 
-    fn encode(&mut self, clock: &Clock, turn: Turn) -> Result<Vec<Sent>> {
-        self.ledger.encode(Some(&mut self.pending), clock, turn)
+    fn encode(&mut self, clock: &Clock, is_busy: bool) -> Result<Vec<Sent>> {
+        self.ledger.encode(Some(&mut self.pending), clock, is_busy)
     }
 }
 
@@ -276,12 +276,12 @@ where
                 setting.fault.record(error);
             }
             let frontier = Frontiers::new(frontiers).least(&inputs);
-            let mut turn = Turn::begin(setting.clock.now());
+            let mut has_come = false;
             for input in &mut inputs {
                 input.for_each(|capability, batch| {
                     let epoch = Epoch::from_raw(*capability.least().expect("a batch is sent at one epoch"));
                     arrived.push(epoch.checkpoint(), (retain(&capability, ledger_port + 1), std::mem::take(batch)));
-                    turn.has_records();
+                    has_come = true;
                 });
             }
             // After a fault everything stays as it is: the capabilities are kept.
@@ -295,7 +295,7 @@ where
             });
             let more = more.and_then(|frontier| open.run(&mut arrived, (&mut chain, &mut pace), frontier, &setting));
             let more = more.and_then(|more| chain.step().map(|()| more)).and_then(|more| {
-                for (piece, at) in chain.work(|stage| stage.encode(&setting.clock, turn))? {
+                for (piece, at) in chain.work(|stage| stage.encode(&setting.clock, has_come || more))? {
                     ledger.activate().session(&at).give(piece);
                 }
                 // When inputs have ended, no frontier wakes this operator for its last checkpoint.

@@ -29,7 +29,7 @@ use crate::words::{Backlog, Batch, ByCheckpoint, CheckpointId, Clock, Epoch, Eve
 use super::inputs::{Frontiers, Input};
 use super::ledger::Piece;
 use super::stage::{Capabilities, Consume, Next, Pace, Setting, Within, give_up, retain, wake_of};
-use super::state_ledger::{Keeping, Sent, StateLedger, Turn};
+use super::state_ledger::{Keeping, Sent, StateLedger};
 
 /// How many rows leave at once when a checkpoint is closed.
 const ROWS_MAX: usize = 4096;
@@ -176,8 +176,8 @@ impl<O: Operate> KeyedStage<O> {
         self.ledger.is_encoding()
     }
 
-    fn encode(&mut self, clock: &Clock, turn: Turn) -> Result<Vec<Sent>> {
-        self.ledger.encode(self.operate.kept(), clock, turn)
+    fn encode(&mut self, clock: &Clock, is_busy: bool) -> Result<Vec<Sent>> {
+        self.ledger.encode(self.operate.kept(), clock, is_busy)
     }
 }
 
@@ -330,7 +330,7 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
             }
             let frontier = Frontiers::new(frontiers).least(&inputs);
             let began = setting.clock.now();
-            let mut turn = Turn::begin(began);
+            let mut has_come = false;
             for input in &mut inputs {
                 input.for_each(|capability, batch| {
                     let epoch = Epoch::from_raw(*capability.least().expect("a batch is sent at one epoch"));
@@ -339,7 +339,7 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
                     }
                     let at = retain(&capability, ledger_port + 1);
                     arrived.push(epoch.checkpoint(), (at, std::mem::take(batch)));
-                    turn.has_records();
+                    has_come = true;
                 });
             }
             // After a fault everything stays as it is: the capabilities are kept.
@@ -349,7 +349,7 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
             let is_due = due.is_some_and(|due| due <= began);
             let more = open.run::<O>(&mut arrived, (&mut chain, &mut pace), frontier, (&setting, is_due));
             let more = more.and_then(|more| chain.step().map(|()| more)).and_then(|more| {
-                for (piece, at) in chain.work(|stage| stage.encode(&setting.clock, turn))? {
+                for (piece, at) in chain.work(|stage| stage.encode(&setting.clock, has_come || more))? {
                     ledger.activate().session(&at).give(piece);
                 }
                 if let Some(every) = every {

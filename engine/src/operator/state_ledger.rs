@@ -23,33 +23,10 @@ use super::stage::{Capabilities, checkpoint_of};
 /// After so many entries the clock is asked.
 const ENTRIES_MAX: usize = 32;
 
-/// How long changes are encoded at a time: nothing else runs on the worker meanwhile. Where records
-/// come, no longer than these took, but at least for the shorter time: a reader that returns five
-/// records at a time would fall behind if each of its polls waited for 0.2 ms of this.
+/// The shortest and the longest time for which changes are encoded at once: nothing else runs on the
+/// worker meanwhile. While records come, changes get no more than half of the time. A reader that
+/// returns five records at a time would fall behind if each of its polls waited for this.
 const SLICE: (Duration, Duration) = (Duration::from_micros(20), Duration::from_micros(200));
-
-/// One activation of an operator, of which encoding gets its part.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Turn {
-    began: Moment,
-    least: Duration,
-}
-
-impl Turn {
-    pub(super) fn begin(now: Moment) -> Turn {
-        Turn { began: now, least: SLICE.1 }
-    }
-
-    /// Records have come in it.
-    pub(super) fn has_records(&mut self) {
-        self.least = SLICE.0;
-    }
-
-    /// Until when changes are encoded, from now on.
-    fn deadline(self, now: Moment) -> Moment {
-        now.after((now - self.began).clamp(self.least, SLICE.1))
-    }
-}
 
 /// What an operator is told about its state.
 pub(crate) struct Keeping {
@@ -79,6 +56,8 @@ pub(super) struct StateLedger {
     encoding: Option<Encoding>,
     /// Receipts of records that came in the open checkpoint.
     receipts: HeldReceipts,
+    /// When changes were encoded last.
+    encoded: Moment,
     /// The number of entries, and the memory that they take, as last reported.
     reported: (u64, u64),
 }
@@ -97,7 +76,14 @@ fn cannot_encode(cause: impl std::error::Error + Send + Sync + 'static) -> Error
 
 impl StateLedger {
     pub(super) fn new(keeping: Keeping) -> StateLedger {
-        StateLedger { keeping, at: None, encoding: None, receipts: HeldReceipts::default(), reported: (0, 0) }
+        StateLedger {
+            keeping,
+            at: None,
+            encoding: None,
+            receipts: HeldReceipts::default(),
+            encoded: Moment::default(),
+            reported: (0, 0),
+        }
     }
 
     /// Loads what the run begins with.
@@ -181,20 +167,32 @@ impl StateLedger {
         self.encoding.is_some()
     }
 
-    /// Encodes some of the changes of the checkpoint that was closed. Returns what the ledger is
-    /// told of it, once that is complete.
-    pub(super) fn encode(&mut self, mut kept: Option<&mut dyn Keep>, clock: &Clock, turn: Turn) -> Result<Vec<Sent>> {
+    /// Encodes some of the changes of the checkpoint that was closed; `is_busy` says that records
+    /// come too. Returns what the ledger is told of it, once that is complete.
+    pub(super) fn encode(
+        &mut self,
+        mut kept: Option<&mut dyn Keep>,
+        clock: &Clock,
+        is_busy: bool,
+    ) -> Result<Vec<Sent>> {
         if self.encoding.is_none() {
             return Ok(Vec::new());
         }
         let mut parts = Vec::new();
         if let (Some(kept), Some(_)) = (kept.as_mut(), &self.keeping.checkpoints) {
-            let deadline = turn.deadline(clock.now());
+            let now = clock.now();
+            let slice = if is_busy { (now - self.encoded).min(SLICE.1) } else { SLICE.1 };
+            if slice < SLICE.0 {
+                return Ok(Vec::new());
+            }
+            let deadline = now.after(slice);
             let delta = loop {
                 let encoded = kept.encode(ENTRIES_MAX).map_err(cannot_encode)?;
+                let now = clock.now();
+                self.encoded = now;
                 match encoded {
                     Some(delta) => break delta,
-                    None if clock.now() >= deadline => return Ok(Vec::new()),
+                    None if now >= deadline => return Ok(Vec::new()),
                     None => {}
                 }
             };
