@@ -23,9 +23,9 @@ use super::stage::{Capabilities, checkpoint_of};
 /// After so many entries the clock is asked.
 const ENTRIES_MAX: usize = 32;
 
-/// The shortest and the longest time for which changes are encoded at once: nothing else runs on the
-/// worker meanwhile. While records come, changes get no more than half of the time. A reader that
-/// returns five records at a time would fall behind if each of its polls waited for this.
+/// The shortest and the longest time for which changes are encoded at once: nothing else runs on
+/// the worker meanwhile. While records come, changes get no more than half of the time. A reader
+/// that returns five records at a time would fall behind if each of its polls waited for this.
 const SLICE: (Duration, Duration) = (Duration::from_micros(20), Duration::from_micros(200));
 
 /// What an operator is told about its state.

@@ -50,7 +50,7 @@ pub(crate) struct Coordinator {
     pub(crate) is_memory: bool,
 }
 
-/// What a run looks for while it goes on, because nobody tells it.
+/// What a run looks for while it goes on, because it is not told.
 pub(crate) enum LooksFor {
     Nothing,
     /// Topics that match the pattern. The group assigns their partitions.
