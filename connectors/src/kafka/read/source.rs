@@ -68,8 +68,8 @@ pub struct KafkaShared<R> {
 
 /// How this source gets its partitions.
 pub(crate) enum Mode {
-    /// It assigns them to itself at the start. If it `follows` its topics, partitions that are added
-    /// to them come later.
+    /// It assigns them to itself at the start. If it `follows` its topics, partitions that are
+    /// added to them come later.
     Assigned { spans: Vec<Span>, claim: Mutex<Option<Claim>>, follows: bool },
     /// The group assigns partitions of these topics.
     Member { topics: Mutex<Vec<String>>, pattern: Option<String>, claims: Claims },
