@@ -10,7 +10,8 @@
 //! chain: nine of ten entries are in the files twice. (4) The memory of the process for each key of
 //! a count, beside a hash table by hand that was filled in the same way; each in a process of its
 //! own. (5) The time from opening an epoch until it is through, by the number of keyed operators
-//! that get nothing, in the same job and in others of the process. Not shown: a disk with a slow sync, other loads.
+//! that get nothing, in the same job and in others of the process. Not shown: a disk with a slow
+//! sync, other loads.
 //!
 //! `cargo bench --bench checkpoints`; `-- --only throughput`, `stalls`, `recovery`, `memory` or
 //! `idle` for a part
