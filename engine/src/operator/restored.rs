@@ -49,7 +49,7 @@ impl Restored {
         (node, name): (Node, &str),
         worker: usize,
         table: &mut dyn Keep,
-        loading: &mut dyn FnMut(&dyn Keep) -> Result<()>,
+        loading: &mut dyn FnMut(&dyn Keep, u64) -> Result<()>,
     ) -> Result<()> {
         let groups = (0..KEY_GROUPS).filter(|group| KeyGroup::from_index(*group as u8).worker(self.workers) == worker);
         let (first, count) = (groups.clone().next().unwrap_or(0), groups.count());

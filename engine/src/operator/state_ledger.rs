@@ -91,7 +91,10 @@ impl StateLedger {
         let (worker, workers) = self.keeping.worker;
         match self.keeping.restored.clone().filter(|restored| restored.knows(name)) {
             Some(restored) => {
-                restored.load((self.keeping.node, name), worker, kept, &mut |kept| self.report(kept))?;
+                restored.load((self.keeping.node, name), worker, kept, &mut |kept, filled| {
+                    self.keeping.budget.fill(filled);
+                    self.report(kept)
+                })?;
             }
             None => kept.begin(&|group| group.worker(workers) == worker).map_err(cannot_encode)?,
         }
@@ -243,11 +246,13 @@ impl StateLedger {
         }
     }
 
-    /// Reports when the state has grown by a sixteenth since it was reported last.
+    /// Reports when the state has grown by a sixteenth since it was reported last, and when its
+    /// tables have.
     pub(super) fn report_growth(&mut self, kept: Option<&mut dyn Keep>) -> Result<()> {
-        match kept {
-            Some(kept) if kept.len() > self.reported.0 + self.reported.0 / 16 + 1_024 => self.report(kept),
-            _ => Ok(()),
+        let Some(kept) = kept else { return Ok(()) };
+        if kept.has_grown() || kept.len() > self.reported.0 + self.reported.0 / 16 + 1_024 {
+            return self.report(kept);
         }
+        Ok(())
     }
 }

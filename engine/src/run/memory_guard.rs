@@ -13,10 +13,10 @@ use super::shared::Run;
 
 /// The longest and the shortest time between two looks.
 const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
-/// The run ends when less than this part of the memory is left,
-const RESERVE: u64 = 16;
-/// and less than this.
-const RESERVE_MAX: u64 = 256 << 20;
+/// The run ends when less than this part of the memory is left, or than the least: what is loaded
+/// at once, a block of a file, takes some megabytes. The most is enough for any.
+const RESERVE_PART: u64 = 16;
+const RESERVE: (u64, u64) = (16 << 20, 256 << 20);
 
 /// The memory that the process may take, by one of the limits of the system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub(super) struct SystemMemory {
 impl SystemMemory {
     /// Whether the system will soon end a process, and most likely this one.
     fn is_scarce(self) -> bool {
-        self.left < (self.total / RESERVE).min(RESERVE_MAX) && self.resident > self.total / 4
+        self.left < (self.total / RESERVE_PART).clamp(RESERVE.0, RESERVE.1) && self.resident > self.total / 4
     }
 
     /// When to look again: sooner when little would be left by then. `left` is what was left that
@@ -46,7 +46,7 @@ impl SystemMemory {
 }
 
 /// How the memory of the process is found out; `None` when the system does not tell.
-type Ask = Box<dyn FnMut() -> Option<SystemMemory>>;
+type Ask = Box<dyn FnMut() -> Option<SystemMemory> + Send>;
 
 /// Looks at the memory of the process.
 pub(super) struct MemoryGuard {
@@ -75,12 +75,22 @@ impl MemoryGuard {
         if now < self.next {
             return Ok(());
         }
+        self.look_now(run)
+    }
+
+    /// As [`look`](MemoryGuard::look), whatever the time.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn look_now(&mut self, run: &Run) -> Result<()> {
+        let now = Instant::now();
         self.next = now + LOOK_EVERY.1;
         let Some(memory) = (self.ask)() else { return Ok(()) };
         if memory.is_scarce() {
             run.state_budget.exhaust();
             return Err(is_scarce(memory, run));
         }
+        run.state_budget.allow(ByteSize(memory.left));
         if let Some((left, looked)) = self.before.replace((memory.left, now)) {
             self.next = now + memory.pause(left, now - looked);
         }
@@ -168,6 +178,7 @@ pub(crate) mod tests {
         assert!(memory(1_024, 63, 900).is_scarce());
         assert!(!memory(1_024, 65, 900).is_scarce());
         assert!(!memory(1_024, 10, 200).is_scarce(), "others have it");
+        assert!(memory(60, 15, 40).is_scarce(), "a block would not fit any more");
         assert!(!memory(64 * 1_024, 300, 60_000).is_scarce(), "no more is reserved of much memory");
         assert!(memory(64 * 1_024, 250, 60_000).is_scarce());
     }

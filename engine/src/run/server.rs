@@ -2,8 +2,8 @@
 //! gathered, stops, and takes everything down again, in an order in which nothing waits for a part
 //! that is gone. Clients are destroyed here, because that blocks.
 
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::io::{Closing, SinkEvent, SourceEvent};
 use crate::operator::drain::Released;
 use crate::operator::ingest::SourceIndex;
 use crate::state::store::Place;
-use crate::words::{Clock, Error, ErrorKind, Moment, Result, Wake, deadline_after, spawn};
+use crate::words::{Clock, Error, ErrorKind, Moment, Result, Wake, deadline_after, lock, spawn};
 
 use super::events::{Event, Events};
 use super::handle::Handle;
@@ -50,7 +50,7 @@ pub(super) struct Server<'s> {
     looked: Instant,
     stopping: Option<Instant>,
     /// In a job with state.
-    memory_guard: Option<MemoryGuard>,
+    memory_guard: Option<Arc<Mutex<MemoryGuard>>>,
     metrics: Option<Publisher>,
     #[cfg(feature = "terminal")]
     line: Option<(super::terminal::Line, Instant)>,
@@ -102,7 +102,7 @@ impl<'s> Server<'s> {
             refreshed: spec.clock.now(),
             looked: Instant::now(),
             stopping: None,
-            memory_guard: run.plan.graph.keeps_state().map(|_| MemoryGuard::new(&spec.job)),
+            memory_guard: guard(&run, spec),
             metrics: handle.labels().cloned().map(Publisher::new),
             #[cfg(feature = "terminal")]
             line: super::terminal::Line::new().filter(|_| spec.live).map(|line| (line, Instant::now())),
@@ -148,7 +148,8 @@ impl<'s> Server<'s> {
         while built < self.spec.workers {
             match events.recv_timeout(self.longest_wait()) {
                 Ok(Event::Built) => built += 1,
-                Ok(Event::NotBuilt(error)) => return Err(error),
+                // Why it was not built may be known better elsewhere.
+                Ok(Event::NotBuilt(error)) => return Err(self.run.fault.take().unwrap_or(error)),
                 // A worker of a small pipeline may have ended, or failed, before the others are
                 // built.
                 Ok(event) => self.take(event)?,
@@ -206,13 +207,13 @@ impl<'s> Server<'s> {
 
     fn longest_wait(&self) -> Duration {
         let asked = self.stopping.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let guard = self.memory_guard.as_ref().map(MemoryGuard::wait);
+        let guard = self.memory_guard.as_ref().map(|guard| lock(guard).wait());
         asked.into_iter().chain(guard).fold(SERVE_EVERY, Duration::min)
     }
 
     /// Checks that the system has memory for the state of the job.
     fn guard_memory(&mut self) -> Result<()> {
-        self.memory_guard.as_mut().map_or(Ok(()), |guard| guard.look(&self.run))
+        self.memory_guard.as_ref().map_or(Ok(()), |guard| lock(guard).look(&self.run))
     }
 
     fn take(&mut self, event: Event) -> Result<()> {
@@ -384,6 +385,20 @@ impl Server<'_> {
         }
         keeper.end_before(deadline);
     }
+}
+
+/// The guard of the memory of a job with state. Its workers ask it too, when state has grown.
+fn guard(run: &Arc<Run>, spec: &Spec) -> Option<Arc<Mutex<MemoryGuard>>> {
+    run.plan.graph.keeps_state()?;
+    let guard = Arc::new(Mutex::new(MemoryGuard::new(&spec.job)));
+    let (asked, weak) = (Arc::clone(&guard), Arc::downgrade(run));
+    run.state_budget.asks(move || {
+        let Some(run) = weak.upgrade() else { return };
+        if let Err(error) = lock(&asked).look_now(&run) {
+            run.fault.record(error);
+        }
+    });
+    Some(guard)
 }
 
 /// One allocator for each worker; they connect the workers with each other.

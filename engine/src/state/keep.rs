@@ -61,6 +61,9 @@ pub(crate) trait Keep {
     /// Whether the next delta will have anything.
     fn has_changed(&self) -> bool;
 
+    /// Whether its tables have grown since this was last asked.
+    fn has_grown(&mut self) -> bool;
+
     /// The number of entries.
     fn len(&self) -> u64;
 

@@ -236,6 +236,10 @@ impl<T> Keep for Pending<T> {
         !self.fresh.is_empty() || !self.done.is_empty() || self.cut.delta.count() > 0
     }
 
+    fn has_grown(&mut self) -> bool {
+        false
+    }
+
     fn len(&self) -> u64 {
         self.count
     }

@@ -88,6 +88,7 @@ fn verify_all(disk: &dyn Disk, manifest: &Manifest) -> io::Result<Vec<Verified>>
 
 impl Recovered {
     /// Loads the state that an operator has in these key groups.
+    /// Calls `loading` now and then, with the memory that was filled since.
     ///
     /// # Errors
     /// When it cannot be read, or is not of the types of the table.
@@ -97,7 +98,7 @@ impl Recovered {
         groups: Range<usize>,
         table: &mut dyn Keep,
         strays: &mut Strays,
-        loading: &mut dyn FnMut(&dyn Keep) -> Result<()>,
+        loading: &mut dyn FnMut(&dyn Keep, u64) -> Result<()>,
     ) -> Result<()> {
         let cannot = |file: &Verified| {
             let doing = format!("cannot load the state of `{operator}` from `{}`", file.file.name);
@@ -106,6 +107,7 @@ impl Recovered {
         let Some(known) = self.manifest.operators.iter().find(|known| known.name == operator) else { return Ok(()) };
         table.expect_types(&known.types);
         table.expect(groups.clone(), known.entries * groups.len() as u64 / crate::words::KEY_GROUPS as u64);
+        let each = table.bytes() / known.entries.max(1);
         for file in self.files.iter().skip(known.since as usize) {
             let mut blocks = BlockFile::open(&*self.disk, file).map_err(|cause| cannot(file).caused_by(cause))?;
             for block in file.blocks_of(operator, groups.clone()) {
@@ -115,7 +117,7 @@ impl Recovered {
                         .load(group, entries, strays)
                         .map_err(|_| cannot(file).caused_by("the bytes are not entries of these types"))?;
                 }
-                loading(table)?;
+                loading(table, block.count * each + block.bytes())?;
             }
         }
         table.loaded().map_err(|cause| {

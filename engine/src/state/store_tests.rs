@@ -34,7 +34,7 @@ fn loaded(recovered: &Recovered, operator: &str) -> Result<Table<u64, String>> {
     let (mut table, mut strays) = (Table::new(), Strays::new());
     // As two workers would.
     for groups in [0..100, 100..KEY_GROUPS] {
-        recovered.load(operator, groups, &mut table, &mut strays, &mut |_| Ok(()))?;
+        recovered.load(operator, groups, &mut table, &mut strays, &mut |_, _| Ok(()))?;
     }
     assert!(strays.is_empty(), "{strays:?}");
     Ok(table)
@@ -310,7 +310,7 @@ fn entries_under_another_group_than_that_of_their_key_are_strays() {
     store.publish(CheckpointId::new(1), &content).unwrap();
     let recovered = recover(&disk, JOB).unwrap().unwrap();
     let (mut table, mut strays) = (Table::<u64, String>::new(), Strays::new());
-    recovered.load("first", 0..KEY_GROUPS, &mut table, &mut strays, &mut |_| Ok(())).unwrap();
+    recovered.load("first", 0..KEY_GROUPS, &mut table, &mut strays, &mut |_, _| Ok(())).unwrap();
     assert_eq!((table.len(), strays.len()), (0, 1));
     let ((group, key), (own, state)) = strays.into_iter().next().unwrap();
     assert_eq!((group, own), (other, KeyGroup::of(&1_u64)));

@@ -71,6 +71,8 @@ pub(crate) struct Table<K, S> {
     /// Seeded for each table: keys may come from an attacker who wants them to collide.
     hasher: DefaultHashBuilder,
     entries: usize,
+    /// A table of a group has grown.
+    has_grown: bool,
     /// The number of entries at the last cut.
     entries_before: usize,
     /// Counts cuts. Entries that were loaded, and never touched, have generation 0.
@@ -128,6 +130,7 @@ impl<K: TableKey, S: TableState> Table<K, S> {
             groups: Vec::new(),
             hasher: DefaultHashBuilder::default(),
             entries: 0,
+            has_grown: false,
             entries_before: 0,
             generation: 1,
             touched: Vec::new(),
@@ -158,7 +161,7 @@ impl<K: TableKey, S: TableState> Table<K, S> {
         let mut records = records.into_iter().enumerate();
         for ahead in places.chunks(AHEAD) {
             self.load_into_caches(ahead.iter());
-            let Table { groups, hasher, generation, touched, cut, entries, .. } = self;
+            let Table { groups, hasher, generation, touched, cut, entries, has_grown, .. } = self;
             for (&place, (index, (key, input))) in ahead.iter().zip(&mut records) {
                 let group = &mut groups[place.group().index()];
                 // `entry` would make room for one more first.
@@ -177,6 +180,7 @@ impl<K: TableKey, S: TableState> Table<K, S> {
                     Entry { key: key.clone(), state: zero(), generation: *generation, place: touched.len() as u32 };
                 touched.push(place);
                 *entries += 1;
+                *has_grown |= group.len() == group.capacity();
                 let mut entry = group.insert_unique(place.0, entry, |entry| hasher.hash_one(&entry.key));
                 change(index, key, input, &mut entry.get_mut().state, Found::Nothing)?;
             }
@@ -424,6 +428,14 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
 
     fn has_changed(&self) -> bool {
         !self.touched.is_empty() || self.cut.delta.count() > 0
+    }
+
+    fn has_grown(&mut self) -> bool {
+        let has_grown = mem::take(&mut self.has_grown);
+        if has_grown {
+            self.look_beside();
+        }
+        has_grown
     }
 
     fn len(&self) -> u64 {
