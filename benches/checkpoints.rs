@@ -45,6 +45,8 @@ fn main() {
     }
     if wants("recovery") {
         recovery(if smoke { 10_000 } else { 10_000_000 });
+        recovery_of_texts(if smoke { 1_000 } else { 4_000_000 });
+        recovery_of_texts(if smoke { 1_000 } else { 4_000_000 });
     }
     if wants("memory") {
         let sizes: &[u64] = if smoke { &[10_000] } else { &[1_000_000, 1_400_000, 2_000_000, 5_000_000, 10_000_000] };
@@ -177,6 +179,39 @@ fn recovery(keys: u64) {
             bytes as f64 / 1e6,
             begin.elapsed(),
             counts.take()
+        );
+        running.wait().expect("nothing can fail");
+    }
+}
+
+/// The same for the newest text of 240 bytes for each key.
+fn recovery_of_texts(keys: u64) {
+    let (place, text) = (directory(), |n: u64| (n, format!("{n:0240}")));
+    for (name, count) in [("all", keys), ("again", keys * 9 / 10)] {
+        let source = generate(text).count(count).partitions(1);
+        let job = Job::new("checkpoints", move |flow| {
+            let texts = flow.source(&source)?.named(name);
+            texts.key_by(|(n, _)| *n).reduce(|_, newest| newest).updates().sink(discard())
+        });
+        job.checkpoints(place.path()).forget_state(["all"]).state_memory(STATE).run().expect("nothing can fail");
+    }
+    for workers in [1, 2] {
+        let (texts, source) = (collect(), generate(text).rate(100.0).count(1));
+        let sink = texts.clone();
+        let job = Job::new("checkpoints", move |flow| {
+            let loaded = flow.source(&source)?.named(&format!("load {workers}"));
+            loaded.key_by(|(n, _)| *n).reduce(|_, newest| newest).updates().sink(&sink)
+        });
+        let job = job.checkpoints(place.path()).forget_state(["again", "load 1"]).trigger(Trigger::Continuous);
+        let begin = Instant::now();
+        let running = job.workers(workers).state_memory(STATE).start().expect("nothing can fail");
+        while texts.is_empty() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        println!(
+            "{keys} texts, {:.0} MB of state, {workers} workers: first output after {:?} (target: 4 s)",
+            keys as f64 * 250.0 / 1e6,
+            begin.elapsed()
         );
         running.wait().expect("nothing can fail");
     }

@@ -42,10 +42,11 @@
 //!
 //! A [`Report`] counts every record and measures its latency, while the job runs and when it has
 //! ended. Events of [`tracing`] are in spans: `job` with its `name`, and within it `worker` with
-//! its `index`, including the program's own events in a stage. Once a second the counts are
-//! published to the [`metrics`] facade, so that any exporter that the program has installed shows
-//! [`METRICS`], except the histogram of latencies: [`histograms`] returns it as text for
-//! Prometheus, to be appended to the exporter's.
+//! its `index`, including the program's own events in a stage; the thread that writes checkpoints
+//! has `checkpoint`, with its `number`, `entries` and `bytes`, and `merge`. Once a second the
+//! counts are published to the [`metrics`] facade, so that any exporter that the program has
+//! installed shows [`METRICS`], except the histogram of latencies: [`histograms`] returns it as
+//! text for Prometheus, to be appended to the exporter's.
 //!
 //! [`Job::on_progress`] calls a function of the program with what happens to the job,
 //! [`JobHandle::health`] tells whether it is alive and ready, and [`jobs()`] lists the jobs of the

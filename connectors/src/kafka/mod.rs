@@ -13,9 +13,11 @@
 //! The group of a source has the job's name unless [`group`](Topic::group) sets another. A job
 //! without an end joins the group: any number of its processes share the partitions, and a
 //! partition that moves is drained and committed first. A bounded job, or one that names its
-//! partitions, assigns them to itself. Two such jobs must not share a group: the second fails at
-//! start, or it ends the first ([`fence_other_run`](Topic::fence_other_run)). The error names the
-//! other run.
+//! partitions or keeps state, assigns them to itself. One with state and without an end also reads
+//! partitions that are added later, and topics that match its pattern later: it looks for them each
+//! 30 s (`topic.metadata.refresh.interval.ms`). Two such jobs must not share a group: the second
+//! fails at start, or it ends the first ([`fence_other_run`](Topic::fence_other_run)). The error
+//! names the other run.
 
 mod error;
 mod options;

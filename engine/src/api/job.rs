@@ -124,6 +124,12 @@ impl Job {
     /// state gives half of its memory to it, and records have the other half. State that outgrows
     /// it ends the run with an error that says how much there is, and in which operator. What keys
     /// and states point to is estimated: by how long they are when they are encoded.
+    ///
+    /// A run of a job with state also ends, with such an error, when the system has next to no
+    /// memory left, most of it is this process's, and the system would soon end the process: less
+    /// than a sixteenth of what the machine or its control group has, but at least 16 MiB and at
+    /// most 256. Where the system does not tell (others than Linux, macOS, Windows and the BSDs),
+    /// only the limit above counts.
     pub fn state_memory(self, limit: ByteSize) -> Job {
         Job { state_memory: Some(limit), ..self }
     }

@@ -1,5 +1,7 @@
 //! Jobs whose state outgrows the memory that there is for it.
 
+use std::time::Duration;
+
 use crate::io::{collect, discard, generate};
 use crate::run::pretend_that_memory_is_scarce;
 use crate::words::{ByteSize, ErrorKind};
@@ -18,12 +20,12 @@ fn counting(name: &str, end: u64) -> Job {
 #[test]
 fn a_run_ends_before_the_system_ends_the_process() {
     let job = counting("scarce", u64::MAX);
-    let running = job.start().unwrap();
+    let mut running = job.start().unwrap();
     while running.report().stages.iter().all(|stage| stage.entries < 10_000) {
         std::thread::yield_now();
     }
     pretend_that_memory_is_scarce("scarce");
-    let error = running.wait().unwrap_err();
+    let error = running.wait_for(Duration::from_secs(60)).expect("it ends").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::State, "{error:#}");
     let text = format!("{error:#}");
     for part in ["`many` has the most state of the job", "50 MiB are left of 1024 MiB", "900 MiB in memory"] {

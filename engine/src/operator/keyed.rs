@@ -218,12 +218,12 @@ type Arrived<O> = ByCheckpoint<(Capabilities, KeyedBatch<O>)>;
 struct Open {
     checkpoint: CheckpointId,
     /// Whether it has something to emit as a whole now.
-    emits: Emits,
+    emits: Emission,
 }
 
 /// What is emitted as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Emits {
+enum Emission {
     /// Nothing now: records are applied.
     Nothing,
     /// What has changed so far. More records follow.
@@ -242,21 +242,21 @@ impl Open {
         (setting, is_due): (&Setting, bool),
     ) -> Result<bool> {
         // At most once: records come in between.
-        let mut is_due = is_due && self.emits == Emits::Nothing;
+        let mut is_due = is_due && self.emits == Emission::Nothing;
         loop {
             if std::mem::take(&mut is_due)
                 && !setting.stall.holds(self.checkpoint)
                 && !chain.work(|stage| Ok(stage.is_encoding()))?
             {
-                self.emits = Emits::SoFar;
+                self.emits = Emission::SoFar;
             }
-            if self.emits == Emits::SoFar {
+            if self.emits == Emission::SoFar {
                 if chain.work(KeyedStage::close)? {
                     return Ok(true);
                 }
-                self.emits = Emits::Nothing;
+                self.emits = Emission::Nothing;
             }
-            if self.emits == Emits::Nothing && pace.run(arrived, chain, setting, Some(self.checkpoint))? {
+            if self.emits == Emission::Nothing && pace.run(arrived, chain, setting, Some(self.checkpoint))? {
                 return Ok(true);
             }
             let is_applied = arrived.oldest().is_none_or(|oldest| oldest > self.checkpoint);
@@ -268,11 +268,11 @@ impl Open {
                 // One checkpoint at a time.
                 return Ok(true);
             }
-            self.emits = Emits::All;
+            self.emits = Emission::All;
             if chain.work(KeyedStage::close)? {
                 return Ok(true);
             }
-            self.emits = Emits::Nothing;
+            self.emits = Emission::Nothing;
             // More of the frontier's checkpoint may come, and what has arrived may be older.
             let next = arrived.oldest().into_iter().chain(frontier.map(Epoch::checkpoint)).min();
             self.checkpoint = next.unwrap_or(CheckpointId::FIRST).max(self.checkpoint.next());
@@ -316,7 +316,7 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
         });
         let mut ledger = OutputBuilder::<u64, CapacityContainerBuilder<Vec<Piece>>>::from(ledger);
         let mut arrived: Arrived<O> = ByCheckpoint::default();
-        let mut open = Open { checkpoint: setting.pulse.first(), emits: Emits::Nothing };
+        let mut open = Open { checkpoint: setting.pulse.first(), emits: Emission::Nothing };
         let mut due: Option<Moment> = None;
         let mut pace = Pace::default();
         let pulse = Arc::clone(&setting.pulse);
