@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use millstream::{Error, ErrorKind, Result};
@@ -174,6 +175,10 @@ impl Settings {
                     return Ok(answer);
                 }
                 Err(cause) if wait < left && events.refusal().is_none() && error::is_silence(&cause) => wait *= 2,
+                Err(cause) if wait < left && error::is_unheard_of(&cause) => {
+                    thread::sleep(wait);
+                    wait *= 2;
+                }
                 Err(cause) => return Err(self.unreachable(doing, cause, events)),
             }
         }

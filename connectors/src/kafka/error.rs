@@ -52,6 +52,11 @@ pub(crate) fn is_silence(cause: &KafkaError) -> bool {
     )
 }
 
+/// The client does not know a partition that the brokers have named. It learns of it in a moment.
+pub(crate) fn is_unheard_of(cause: &KafkaError) -> bool {
+    cause.rdkafka_error_code() == Some(Code::UnknownPartition)
+}
+
 /// This record cannot be written; the next one can.
 pub(crate) fn is_of_record(code: Code) -> bool {
     is_of_batch(code)

@@ -24,7 +24,7 @@ use super::lease::{Lease, await_expiry};
 use super::partition::Span;
 use crate::kafka::client::{Settings, partitions_of};
 use crate::kafka::client_events::ClientEvents;
-use crate::kafka::error::{error, is_changing, is_refusal, is_transient};
+use crate::kafka::error::{error, is_changing, is_refusal, is_transient, is_unheard_of};
 use crate::kafka::options::{EndAt, GroupProtocol, OnDataLoss, SourceOptions, StartAt};
 
 /// A committed offset, with the lease of the run that committed it, if there is one.
@@ -281,7 +281,15 @@ impl Starting<'_> {
 
     fn offsets(&self, partitions: &[(String, i32)], time: Offset) -> Result<Vec<((String, i32), Offset)>> {
         let list = self.list(partitions, time)?;
-        let found = self.ask("find offsets", |wait| self.consumer.offsets_for_times(list.clone(), wait))?;
+        let found = self.ask("find offsets", |wait| {
+            let found = self.consumer.offsets_for_times(list.clone(), wait);
+            if found.as_ref().is_err_and(is_unheard_of) {
+                // It would answer from what it remembers for minutes.
+                let topics: HashSet<&String> = partitions.iter().map(|(topic, _)| topic).collect();
+                topics.into_iter().for_each(|topic| drop(self.consumer.fetch_metadata(Some(topic), wait)));
+            }
+            found
+        })?;
         found
             .elements()
             .iter()
