@@ -57,7 +57,10 @@ impl Copy {
 fn settled(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + 3 * PATIENCE;
     while !holds() {
-        assert!(Instant::now() < deadline, "timed out waiting until {what}");
+        if Instant::now() > deadline {
+            let logged = events::lines_with(&["revoked", "assigned", "commit", "group", "lost", "stopping"]);
+            panic!("timed out waiting until {what}; it was logged: {logged:#?}");
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -69,6 +72,7 @@ fn share(running: &Running) -> usize {
 
 fn come_and_go(protocol: GroupProtocol, trigger: Trigger) {
     let Some(broker) = real("the embedded broker does not share partitions out") else { return };
+    events::begin();
     let copy = Copy::new(broker, protocol);
     let first = copy.start("first", trigger);
     let (count, rest) = broker.under_load(

@@ -49,6 +49,12 @@ pub fn panic_at(thread: &str, part: &str) {
     WATCHED.lock().unwrap().fatal.push([thread.to_owned(), part.to_owned()]);
 }
 
+/// The lines of our own log so far that contain one of these.
+pub fn lines_with(parts: &[&str]) -> Vec<String> {
+    let watched = WATCHED.lock().unwrap();
+    watched.lines.iter().filter(|line| parts.iter().any(|part| line.contains(part))).cloned().collect()
+}
+
 /// Checks a text that is not a line of a log.
 pub fn look(text: &str) {
     WATCHED.lock().unwrap().look(text, false);
