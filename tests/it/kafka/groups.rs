@@ -34,7 +34,7 @@ impl Copy {
     fn start(&self, name: &str, trigger: Trigger) -> Running {
         let copy = self.clone();
         let kafka = self.kafka.clone().set("client.id", name);
-        let job = Job::new(name, move |flow| {
+        let job = Job::new(format!("{name}-{}", self.input), move |flow| {
             let topic = kafka.topic(&copy.input).group(&copy.input).group_protocol(copy.protocol);
             let numbers = flow.source(topic.json::<u64>().with_metadata())?.or_stop();
             numbers
@@ -101,7 +101,12 @@ fn come_and_go(protocol: GroupProtocol, trigger: Trigger) {
     let findings = copy.findings(broker);
     println!("{protocol:?}, {trigger:?}: {findings}");
     assert!(count > 1_000 && findings.at_least_once(), "{findings}");
-    assert!(findings.doubled.is_empty(), "a partition is committed before it moves, if there is time: {findings}");
+    // A broker that is busy for longer than a session takes partitions from a member without
+    // asking.
+    let revoked = |lost: &str| events::times_logged(&[&copy.input, "partitions revoked", lost]);
+    assert!(revoked("lost=false") > 0, "each revocation is logged");
+    let lost = revoked("lost=true");
+    assert!(findings.doubled.is_empty() || lost > 0, "a partition is committed before it moves: {findings}");
 }
 
 #[test]
