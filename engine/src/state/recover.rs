@@ -87,8 +87,8 @@ fn verify_all(disk: &dyn Disk, manifest: &Manifest) -> io::Result<Vec<Verified>>
 }
 
 impl Recovered {
-    /// Loads the state that an operator has in these key groups.
-    /// Calls `loading` now and then, with the memory that was filled since.
+    /// Loads the state that an operator has in these key groups. Calls `loading` now and then, with
+    /// the memory that was filled since.
     ///
     /// # Errors
     /// When it cannot be read, or is not of the types of the table.
@@ -106,8 +106,9 @@ impl Recovered {
         };
         let Some(known) = self.manifest.operators.iter().find(|known| known.name == operator) else { return Ok(()) };
         table.expect_types(&known.types);
-        table.expect(groups.clone(), known.entries * groups.len() as u64 / crate::words::KEY_GROUPS as u64);
-        let each = table.bytes() / known.entries.max(1);
+        let expected = known.entries * groups.len() as u64 / crate::words::KEY_GROUPS as u64;
+        table.expect(groups.clone(), expected);
+        let each = table.bytes() / expected.max(1);
         for file in self.files.iter().skip(known.since as usize) {
             let mut blocks = BlockFile::open(&*self.disk, file).map_err(|cause| cannot(file).caused_by(cause))?;
             for block in file.blocks_of(operator, groups.clone()) {

@@ -52,14 +52,17 @@ fn goes_on_at_the_checkpoint_wherever_the_group_stands() {
     }
 }
 
+/// Writes ten numbers to a partition.
+fn write_ten(topic: &str, partition: i32, from: u64) {
+    let numbers: Vec<String> = (from..from + 10).map(|n| n.to_string()).collect();
+    shared().write(topic, numbers.iter().map(|n| (Some(partition), n.as_str(), Some(n.as_str()))));
+}
+
 #[test]
 fn reads_a_partition_that_is_new_since_the_checkpoint_from_its_beginning() {
     let broker = shared();
     let (topic, directory) = (broker.topic("grown-state", 1), tempfile::tempdir().unwrap());
-    let write = |partition: i32, from: u64| {
-        let numbers: Vec<String> = (from..from + 10).map(|n| n.to_string()).collect();
-        broker.write(&topic, numbers.iter().map(|n| (Some(partition), n.as_str(), Some(n.as_str()))));
-    };
+    let write = |partition, from| write_ten(&topic, partition, from);
     write(0, 0);
     assert_eq!(count(&topic, directory.path()).1.records_in(), 10);
     broker.add_partitions(&topic, 2);
@@ -83,10 +86,7 @@ fn counting(name: &str, topic: Topic, directory: &std::path::Path) -> Running {
 fn reads_partitions_that_are_added_while_it_runs_from_their_beginning() {
     let broker = shared();
     let (topic, directory) = (broker.topic("grows-state", 1), tempfile::tempdir().unwrap());
-    let write = |partition: i32, from: u64| {
-        let numbers: Vec<String> = (from..from + 10).map(|n| n.to_string()).collect();
-        broker.write(&topic, numbers.iter().map(|n| (Some(partition), n.as_str(), Some(n.as_str()))));
-    };
+    let write = |partition, from| write_ten(&topic, partition, from);
     // What this run finds later it reads from its beginning all the same.
     let kafka = kafka(broker).set("topic.metadata.refresh.interval.ms", "200");
     write(0, 0);

@@ -89,14 +89,7 @@ impl Coordinator {
         };
         // The client sends no request for partitions that it does not know, and a broker may not
         // know the newest ones yet.
-        let mut all = Vec::new();
-        for topic in &topics {
-            match (Starting { topics: std::slice::from_ref(topic), ..starting }).existing() {
-                Ok(partitions) => all.extend(partitions),
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let mut all = starting.existing_yet()?;
         if !self.options.start_is_time_dependent() {
             return starting.spans_of(partitions, None);
         }
@@ -131,15 +124,7 @@ impl Coordinator {
             leaves_no_trace: true,
             at_start: None,
         };
-        let mut added = Vec::new();
-        for topic in topics.iter() {
-            match (Starting { topics: std::slice::from_ref(topic), ..starting }).existing() {
-                Ok(partitions) => added.extend(partitions),
-                // It was deleted.
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let mut added = starting.existing_yet()?;
         added.retain(|partition| !known.contains(partition));
         if added.is_empty() {
             return Ok(Vec::new());

@@ -243,6 +243,20 @@ impl Starting<'_> {
         Ok(partitions)
     }
 
+    /// As [`existing`](Starting::existing), without topics that a broker does not know, yet or any
+    /// more.
+    pub(crate) fn existing_yet(&self) -> Result<Vec<(String, i32)>> {
+        let mut all = Vec::new();
+        for topic in self.topics {
+            match (Starting { topics: std::slice::from_ref(topic), ..*self }).existing() {
+                Ok(partitions) => all.extend(partitions),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(all)
+    }
+
     /// The log start offset or the end offset of each partition.
     fn ends(&self, partitions: &[(String, i32)], which: Offset) -> Result<BTreeMap<(String, i32), i64>> {
         // A request for offsets by time accepts both as times, so it takes one request per broker
