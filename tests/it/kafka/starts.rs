@@ -12,7 +12,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::BaseRecord;
 
 use super::kafka;
-use crate::support::broker::{Broker, flush, real, send, shared};
+use crate::support::broker::proxy::{LIST_OFFSETS, OFFSET_FETCH};
+use crate::support::broker::{Broker, OwnBroker, flush, real, send, shared};
 use crate::support::{PATIENCE, events, eventually, wire};
 
 /// Writes numbers into partition 0.
@@ -415,6 +416,38 @@ fn a_position_that_moves_without_records_is_committed() {
         let running = started.expect("no record is gone");
         write(broker, &topic, 20..21);
         eventually("it reads on", || running.report().records_out() == 1);
+        drop(running);
+    }
+}
+
+/// The log's ends were asked for first. What another member committed before the answer about
+/// commits was beyond the end, and records seemed to be gone.
+#[test]
+fn commits_of_other_members_meanwhile_are_no_data_loss() {
+    if real("the embedded broker has no proxy before it").is_none() {
+        return;
+    }
+    let (own, proxy) = OwnBroker::behind_a_proxy();
+    let broker = &own.broker;
+    for held in [OFFSET_FETCH, LIST_OFFSETS] {
+        let topic = broker.topic("meanwhile", 1);
+        write(broker, &topic, 0..10);
+        broker.commit(&topic, &topic, &[5]);
+        proxy.hold(Some(held));
+        let (kafka, of_job) = (kafka(broker), topic.clone());
+        let job = Job::new(topic.clone(), move |flow| {
+            flow.source(kafka.topic(&of_job).group(&of_job).json::<u64>())?.or_stop().sink(discard())
+        });
+        let starting = std::thread::spawn(move || job.start());
+        eventually("it asks", || proxy.held() > 0);
+        write(broker, &topic, 10..20);
+        broker.commit(&topic, &topic, &[15]);
+        if held == LIST_OFFSETS {
+            broker.delete_before(&topic, 0, 12);
+        }
+        proxy.hold(None);
+        let running = starting.join().unwrap().expect("no record is gone");
+        eventually("it reads on", || running.report().records_out() == 5);
         drop(running);
     }
 }

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 /// The api key of Produce in Kafka's protocol.
 const PRODUCE: i16 = 0;
+/// The api key of ListOffsets, which finds the ends of logs.
+pub const LIST_OFFSETS: i16 = 2;
 /// The api key of OffsetFetch, which reads the committed offsets of a group.
 pub const OFFSET_FETCH: i16 = 9;
 /// The api key of no request.

@@ -30,6 +30,9 @@ use crate::kafka::options::{EndAt, GroupProtocol, OnDataLoss, SourceOptions, Sta
 /// A committed offset, with the lease of the run that committed it, if there is one.
 type Committed = (i64, Option<Lease>);
 
+/// The log start or end offsets.
+type Ends = BTreeMap<(String, i32), i64>;
+
 /// What is needed to fix the start.
 pub(crate) struct Starting<'s> {
     pub(crate) consumer: &'s BaseConsumer<Context>,
@@ -48,7 +51,7 @@ pub(crate) struct Starting<'s> {
     pub(crate) leaves_no_trace: bool,
     /// End offsets at the moment of start, for a start that may change later. Partitions that are
     /// missing were created since.
-    pub(crate) at_start: Option<&'s BTreeMap<(String, i32), i64>>,
+    pub(crate) at_start: Option<&'s Ends>,
 }
 
 impl Starting<'_> {
@@ -69,9 +72,7 @@ impl Starting<'_> {
 
     /// Where these partitions begin and end.
     pub(crate) fn spans_of(&self, partitions: &[(String, i32)], own: Option<&Lease>) -> Result<Vec<Span>> {
-        let low = self.ends(partitions, Offset::Beginning)?;
-        let high = self.ends(partitions, Offset::End)?;
-        let committed = if self.leaves_no_trace { BTreeMap::new() } else { self.committed(partitions)? };
+        let (committed, low, high) = self.limits(partitions)?;
         let known: HashSet<&str> = committed.keys().map(|(topic, _)| topic.as_str()).collect();
         let at_time = self.at_time(partitions, &high)?;
         let resumed = self.resume.filter(|_| self.is_checkpoint);
@@ -112,6 +113,27 @@ impl Starting<'_> {
         Ok(spans)
     }
 
+    /// The committed offsets, and the log start and end offsets. The other members read, commit and
+    /// perhaps delete while this asks. So the ends are asked for last, and what is outside of them is
+    /// only believed if nothing was committed meanwhile.
+    fn limits(&self, partitions: &[(String, i32)]) -> Result<(BTreeMap<(String, i32), Committed>, Ends, Ends)> {
+        let ask = || if self.leaves_no_trace { Ok(BTreeMap::new()) } else { self.committed(partitions) };
+        let mut committed = ask()?;
+        loop {
+            let low = self.ends(partitions, Offset::Beginning)?;
+            let high = self.ends(partitions, Offset::End)?;
+            let is_gone = |(key, (next, _)): (&(String, i32), &Committed)| !(low[key]..=high[key]).contains(next);
+            if !committed.iter().any(is_gone) {
+                return Ok((committed, low, high));
+            }
+            let before = std::mem::replace(&mut committed, ask()?);
+            let has_moved = committed.iter().any(|(key, (next, _))| before.get(key).is_none_or(|(was, _)| was != next));
+            if !has_moved {
+                return Ok((committed, low, high));
+            }
+        }
+    }
+
     /// Commits starts that are not committed yet.
     pub(crate) fn remember(&self, spans: &[Span]) -> Result<()> {
         let passing = || spans.iter().filter(|span| span.must_commit_start);
@@ -146,13 +168,7 @@ impl Starting<'_> {
     }
 
     /// Where a partition begins that the group has not read before.
-    fn first_start(
-        &self,
-        key: &(String, i32),
-        low: i64,
-        high: i64,
-        at_time: Option<&BTreeMap<(String, i32), i64>>,
-    ) -> Result<i64> {
+    fn first_start(&self, key: &(String, i32), low: i64, high: i64, at_time: Option<&Ends>) -> Result<i64> {
         let start_at = self.options.start_at.as_ref().unwrap_or(&StartAt::Earliest);
         if let (StartAt::Latest, Some(ends)) = (start_at, self.at_start) {
             return Ok(ends.get(key).map_or(low, |end| (*end).min(high).max(low)));
@@ -258,7 +274,7 @@ impl Starting<'_> {
     }
 
     /// The log start offset or the end offset of each partition.
-    fn ends(&self, partitions: &[(String, i32)], which: Offset) -> Result<BTreeMap<(String, i32), i64>> {
+    fn ends(&self, partitions: &[(String, i32)], which: Offset) -> Result<Ends> {
         // A request for offsets by time accepts both as times, so it takes one request per broker
         // instead of one per partition.
         self.offsets(partitions, which)?
@@ -274,11 +290,7 @@ impl Starting<'_> {
     }
 
     /// The offsets of a start by timestamp.
-    fn at_time(
-        &self,
-        partitions: &[(String, i32)],
-        high: &BTreeMap<(String, i32), i64>,
-    ) -> Result<Option<BTreeMap<(String, i32), i64>>> {
+    fn at_time(&self, partitions: &[(String, i32)], high: &Ends) -> Result<Option<Ends>> {
         let Some(StartAt::Timestamp(time)) = self.options.start_at else { return Ok(None) };
         let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let milliseconds = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
