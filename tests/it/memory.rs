@@ -39,8 +39,9 @@ impl<T: 'static> Writer<T> for NeverRoom {
 }
 
 const MEMORY: u64 = 32 << 20;
-/// Stacks, the allocator's overhead, and a batch that was in progress when the sink had no room.
-const BESIDE: u64 = 24 << 20;
+/// Stacks, the allocator's overhead, and a batch that was in progress when the sink had no room: on
+/// each worker, and behind a fork twice.
+const BESIDE: u64 = 32 << 20;
 const CASE: &str = "MILLSTREAM_MEMORY_CASE";
 const DIRECTORY: &str = "MILLSTREAM_MEMORY_DIRECTORY";
 

@@ -88,7 +88,7 @@ fn reads_partitions_that_are_added_while_it_runs_from_their_beginning() {
     let (topic, directory) = (broker.topic("grows-state", 1), tempfile::tempdir().unwrap());
     let write = |partition, from| write_ten(&topic, partition, from);
     // What this run finds later it reads from its beginning all the same.
-    let kafka = kafka(broker).set("topic.metadata.refresh.interval.ms", "200");
+    let kafka = kafka(broker).set("topic.metadata.refresh.interval.ms", "1000");
     write(0, 0);
     let running = counting(&topic, kafka.topic(&topic).start_at(StartAt::Latest), directory.path());
     eventually("it reads", || running.report().sources[0].lag.len() == 1);
@@ -109,7 +109,7 @@ fn reads_partitions_that_are_added_while_it_runs_from_their_beginning() {
 fn reads_topics_of_its_pattern_that_are_created_while_it_runs() {
     let broker = shared();
     let (family, directory) = (broker.topic("family-state", 1), tempfile::tempdir().unwrap());
-    let kafka = kafka(broker).set("topic.metadata.refresh.interval.ms", "200");
+    let kafka = kafka(broker).set("topic.metadata.refresh.interval.ms", "1000");
     let running = counting(&family, kafka.topics_matching(format!("{family}.*")), directory.path());
     broker.write(&family, [(None, "", Some("1"))]);
     eventually("it has read the first", || running.report().records_out() == 1);
