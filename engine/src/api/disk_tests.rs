@@ -3,11 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use crate::io::{Collected, collect, generate};
+use crate::io::{
+    Accepted, Acknowledges, Collected, Committed, Delivery, OpenSink, SharedSink, Sink, Writer, collect, generate,
+};
+use crate::state::disk::Disk;
 use crate::state::faulty_disk::{FaultyDisk, Leaves, Trouble};
+
+use crate::words::{Batch, ByteSize, CheckpointId, Result, Wake, Worker};
 
 use super::job::Job;
 use super::running::Running;
@@ -94,6 +99,87 @@ fn a_disk_in_trouble_stops_no_record() {
         // Beyond what was ever read.
         check_what_is_left(&disk, &name, (counts.len() as u64 / 10 + 100) * 10);
     }
+}
+
+/// What is appended to a damaged file is of no use, so the run does not go on with it.
+#[test]
+fn a_file_that_is_damaged_while_the_job_runs_is_named_and_left() {
+    let (disk, counts) = (FaultyDisk::default(), collect());
+    let running = counting(mounted(&disk, "damaged"), 20_000, &Arc::default(), &counts).start().unwrap();
+    eventually("it works", || durable(&running) > 3);
+    let names = disk.names().unwrap();
+    let image = names.iter().find(|name| name.starts_with("image-")).expect("the state has a copy").clone();
+    disk.damage(&image, |bytes| bytes[20] ^= 1);
+    eventually("another run has taken over", || running.report().restarts == 1);
+    let report = running.wait().unwrap();
+    assert_eq!(report.restarts, 1);
+    let last: BTreeMap<u64, u64> = counts.take().into_iter().collect();
+    assert_eq!(last, (0..10).map(|key| (key, 2_000)).collect());
+}
+
+/// A sink that publishes with a commit, and looks at each what the disk has.
+#[derive(Clone)]
+struct AtCommit {
+    disk: FaultyDisk,
+    /// Commits, and those of checkpoints that were durable already.
+    commits: Arc<[AtomicU64; 2]>,
+}
+
+impl<T: 'static> Sink<T> for AtCommit {
+    type Shared = AtCommit;
+    type Writer = AtCommit;
+
+    fn name(&self) -> String {
+        "at commit".to_owned()
+    }
+
+    fn connect(self, _: OpenSink) -> Result<AtCommit> {
+        Ok(self)
+    }
+
+    fn writer(shared: &Arc<AtCommit>, _: Worker, _: Wake) -> Result<AtCommit> {
+        Ok(AtCommit::clone(shared))
+    }
+}
+
+impl SharedSink for AtCommit {
+    fn acknowledges(&self) -> Acknowledges {
+        Acknowledges::WhenCommitted
+    }
+
+    fn commit(&self, checkpoint: CheckpointId) -> Result<Committed> {
+        let name = format!("{:020}", checkpoint.number());
+        let is_durable = self.disk.names().unwrap().iter().any(|known| known.ends_with(&name));
+        self.commits[0].fetch_add(1, SeqCst);
+        self.commits[1].fetch_add(u64::from(is_durable), SeqCst);
+        Ok(Committed::Now)
+    }
+}
+
+impl<T: 'static> Writer<T> for AtCommit {
+    fn write(&mut self, batch: &mut Batch<T>, delivery: &Delivery) -> Result<Accepted> {
+        let records = batch.by_ref().count() as u64;
+        delivery.stage(records);
+        delivery.settle(records, ByteSize(0));
+        Ok(Accepted::All)
+    }
+}
+
+/// The next run begins behind the newest durable checkpoint. What a sink had held back for its
+/// commit would be lost with the process, had the checkpoint been durable first.
+#[test]
+fn a_checkpoint_is_durable_only_when_its_sinks_have_published() {
+    let disk = FaultyDisk::default();
+    let sink = AtCommit { disk: disk.clone(), commits: Arc::default() };
+    let of_job = sink.clone();
+    let job = Job::new("publishing", move |flow| {
+        let numbers = flow.source(generate(|n| n).rate(5_000.0).count(2_000).partitions(2))?;
+        numbers.key_by(|n| n % 10).count().updates().sink(&of_job)
+    });
+    let job = job.checkpoints(mounted(&disk, "publishing")).checkpoint_every(Duration::from_millis(5));
+    job.run().unwrap();
+    let [commits, late] = [0, 1].map(|index| sink.commits[index].load(SeqCst));
+    assert!(commits > 10 && late == 0, "{late} of {commits} checkpoints were durable before");
 }
 
 /// The thread of the checkpoints hangs in a call, and its run is replaced. When the call returns,

@@ -170,9 +170,14 @@ impl Job {
     ///
     /// A checkpoint is taken [at an interval](Job::checkpoint_every), or with each micro-batch. It
     /// writes what has changed since the one before, beside the records and without stopping them.
-    /// It is durable before sinks and sources commit. Three checkpoints are kept. A damaged file is
-    /// named in the log, and the checkpoint before it is used. While the disk is full or does not
-    /// answer, records go on and the checkpoint is tried again; the report says so.
+    /// Sinks commit before it is durable, and sources after. The last three are kept, and one that
+    /// shares no file with the last. A damaged file is named in the log, and the newest checkpoint
+    /// without it is used.
+    ///
+    /// While the disk is full or does not answer, the checkpoint is tried again, and the report says
+    /// so. Records go on meanwhile. What leaves only with a checkpoint waits, and so do batches of
+    /// [`MicroBatch`](crate::Trigger::MicroBatch): the next one begins when the one before is
+    /// durable.
     ///
     /// The directory is created, and locked for as long as the job runs: it belongs to one job.
     /// What is kept is found again by the names of operators and sources. Where two of a kind keep

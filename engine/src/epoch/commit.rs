@@ -1,8 +1,11 @@
 //! The last step of an epoch, on the control thread. When a checkpoint is cut and acknowledged on
-//! every worker, it is made durable, if the job keeps checkpoints; then sinks commit it; when all
-//! of them have answered, each source publishes the offsets of its own cut; when all of these have
+//! every worker, sinks commit it; when all of them have answered, it is made durable, if the job
+//! keeps checkpoints; then each source publishes the offsets of its own cut; when all of these have
 //! answered, the checkpoint is committed, and the ticker may cut the next. Nothing here waits for
 //! an answer.
+//!
+//! In this order a crash repeats outputs and loses none: what a sink holds back until the commit
+//! goes with the process, and the next run begins behind the newest durable checkpoint.
 //!
 //! Where checkpoints are the memory of the job, sources publish for others to see, at most once a
 //! second, and no checkpoint waits for their answers.
@@ -197,8 +200,8 @@ impl Committer {
         least.or(last).expect("a job has a worker")
     }
 
-    /// Hands over what is complete, one checkpoint at a time: to the keeper, if there is one, and
-    /// then to the sinks.
+    /// Hands over what is complete, one checkpoint at a time: to the sinks, and then to the keeper,
+    /// if there is one.
     fn hand_over(&mut self) -> Result<()> {
         let complete = self.complete();
         if complete <= self.handed_over || self.at_keeper.is_some() || self.at_sinks.is_some() {
@@ -207,34 +210,22 @@ impl Committer {
         self.handed_over = complete;
         self.unassigned.retain(|(_, _, until)| *until > complete);
         let offsets = self.offsets_until(complete);
-        let Some(memories) = &self.memories else { return self.commit_sinks(complete, offsets) };
-        let sources = self.newest.iter().zip(&offsets).map(|(newest, moved)| newest.clone().merged(moved)).collect();
-        // In the order of the checkpoints; of one worker they come in that order.
-        self.changes.sort_by_key(|(own, ..)| *own);
-        let ready = self.changes.partition_point(|(own, ..)| *own <= complete);
-        memories.publish(complete, sources, self.changes.drain(..ready));
-        self.at_keeper = Some((complete, offsets));
-        Ok(())
+        let (mut unanswered, since) = (Vec::new(), Instant::now());
+        for (index, sink) in self.sinks.iter().enumerate() {
+            if sink.commit(complete)? == Committed::Later {
+                unanswered.push(index);
+            }
+        }
+        self.at_sinks = Some(AtSinks { checkpoint: complete, since, unanswered, offsets });
+        self.publish_if_committed()
     }
 
     /// The keeper has made this checkpoint durable.
     pub(crate) fn is_durable(&mut self, checkpoint: CheckpointId) -> Result<()> {
         match self.at_keeper.take_if(|(own, _)| *own == checkpoint) {
-            Some((checkpoint, offsets)) => self.commit_sinks(checkpoint, offsets),
+            Some((checkpoint, offsets)) => self.publish(checkpoint, &offsets),
             None => Ok(()),
         }
-    }
-
-    /// Tells the sinks to commit a checkpoint.
-    fn commit_sinks(&mut self, checkpoint: CheckpointId, offsets: Vec<Offsets>) -> Result<()> {
-        let (mut unanswered, since) = (Vec::new(), Instant::now());
-        for (index, sink) in self.sinks.iter().enumerate() {
-            if sink.commit(checkpoint)? == Committed::Later {
-                unanswered.push(index);
-            }
-        }
-        self.at_sinks = Some(AtSinks { checkpoint, since, unanswered, offsets });
-        self.publish_if_committed()
     }
 
     /// Takes out the offsets of all checkpoints up to this one, per source.
@@ -259,16 +250,26 @@ impl Committer {
         self.publish_if_committed()
     }
 
-    /// Tells the sources to publish their offsets once every sink has committed.
+    /// Has the checkpoint made durable, or tells the sources, once every sink has committed.
     fn publish_if_committed(&mut self) -> Result<()> {
         let Some(AtSinks { checkpoint, since, offsets, .. }) =
             self.at_sinks.take_if(|at_sinks| at_sinks.unanswered.is_empty())
         else {
             return Ok(());
         };
-        if let Some(memories) = &self.memories {
-            memories.meter.committed(since.elapsed());
-        }
+        let Some(memories) = &self.memories else { return self.publish(checkpoint, &offsets) };
+        memories.meter.committed(since.elapsed());
+        let sources = self.newest.iter().zip(&offsets).map(|(newest, moved)| newest.clone().merged(moved)).collect();
+        // In the order of the checkpoints; of one worker they come in that order.
+        self.changes.sort_by_key(|(own, ..)| *own);
+        let ready = self.changes.partition_point(|(own, ..)| *own <= checkpoint);
+        memories.publish(checkpoint, sources, self.changes.drain(..ready));
+        self.at_keeper = Some((checkpoint, offsets));
+        Ok(())
+    }
+
+    /// Tells the sources to publish the offsets of a checkpoint that needs nothing else.
+    fn publish(&mut self, checkpoint: CheckpointId, offsets: &[Offsets]) -> Result<()> {
         self.published = checkpoint;
         for (index, offsets) in offsets.iter().enumerate().filter(|(_, offsets)| !offsets.is_empty()) {
             self.newest[index].merge(offsets);

@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::state::recover::is_damage;
 use crate::state::store::{Content, Gate, Merged, Store};
-use crate::words::{CheckpointId, Latency, Result, lock, spawn};
+use crate::words::{CheckpointId, Error, ErrorKind, Latency, Result, lock, spawn};
 
 /// The pauses between attempts.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
@@ -98,15 +99,17 @@ impl Durability {
 }
 
 impl Keeper {
-    /// Starts the thread. It calls `durable` for each checkpoint that has become durable.
+    /// Starts the thread. It calls `told` for each checkpoint that has become durable, and with an
+    /// error when the files before it are damaged: then only the next run can go on, from a checkpoint
+    /// that is whole.
     pub(crate) fn start(
         store: Store,
         gate: Arc<Gate>,
         shown: Arc<Durability>,
-        durable: impl Fn(CheckpointId) + Send + 'static,
+        told: impl Fn(Result<CheckpointId>) + Send + 'static,
     ) -> Result<Keeper> {
         let (orders, received) = mpsc::channel();
-        let thread = spawn("checkpoint", move || keep(store, &received, &shown, durable))?;
+        let thread = spawn("checkpoint", move || keep(store, &received, &shown, told))?;
         Ok(Keeper { orders, gate, thread })
     }
 
@@ -138,7 +141,7 @@ impl fmt::Debug for Keeper {
 }
 
 /// The body of the thread.
-fn keep(mut store: Store, orders: &Receiver<Order>, shown: &Durability, durable: impl Fn(CheckpointId)) {
+fn keep(mut store: Store, orders: &Receiver<Order>, shown: &Durability, told: impl Fn(Result<CheckpointId>)) {
     let mut is_merging = false;
     let mut merges_from = Instant::now();
     loop {
@@ -158,12 +161,20 @@ fn keep(mut store: Store, orders: &Receiver<Order>, shown: &Durability, durable:
                 if !publish(&mut store, orders, shown, checkpoint, &content) {
                     return;
                 }
-                durable(checkpoint);
+                told(Ok(checkpoint));
                 is_merging = is_merging || Instant::now() >= merges_from;
             }
             Some(Order::End) => return,
             None => {
                 let merged = tracing::debug_span!("merge").in_scope(|| store.merge());
+                if let Err(cause) = &merged
+                    && is_damage(cause)
+                {
+                    let doing = "a file of the checkpoints is damaged, and what follows it is of no use";
+                    // The next run may succeed.
+                    told(Err(Error::new(ErrorKind::System, doing).caused_by(cause.to_string())));
+                    return;
+                }
                 let merged = merged.unwrap_or_else(|cause| {
                     tracing::warn!(cause = %cause, "cannot merge the files of checkpoints");
                     shown.count_failure();

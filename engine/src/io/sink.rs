@@ -108,7 +108,9 @@ pub trait SharedSink: Send + Sync + 'static {
 
     /// Called when every record of the checkpoint, and of those before it, has been taken:
     /// publishes what waited for that. The answer may come later, as [`SinkEvent::Committed`].
-    /// Sources commit after all sinks have committed; the next checkpoint waits for that.
+    /// The checkpoint becomes durable and sources commit after all sinks have committed; the next
+    /// checkpoint waits for that. So a crash in between publishes the same records again, perhaps
+    /// under another number.
     ///
     /// # Errors
     /// An error ends the run.

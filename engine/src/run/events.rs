@@ -18,8 +18,8 @@ pub(crate) enum Event {
     NotBuilt(Error),
     /// A worker has seen a fact about a checkpoint.
     Gathered(Gathered),
-    /// A checkpoint has become durable.
-    Durable(CheckpointId),
+    /// A checkpoint has become durable, or no more can.
+    Kept(Result<CheckpointId>),
     WorkerEnded,
     /// There is something to look at: a client has an event, a worker has answered a drain, the
     /// program has a request, or a fault was recorded.

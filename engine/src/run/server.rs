@@ -80,7 +80,7 @@ impl<'s> Server<'s> {
         let plan = plan(planning, pipeline, handle, &events, receiver)?;
         let (asked, durable) = (events.clone(), events.clone());
         let mut run = Run::new(spec, plan, events, wake);
-        let memories = run.keep(move |checkpoint| durable.send(Event::Durable(checkpoint)))?;
+        let memories = run.keep(move |told| durable.send(Event::Kept(told)))?;
         let run = Arc::new(run);
         run.fault.on_record(move || asked.send(Event::Look));
         let sources = run.plan.sources.iter().map(|source| Arc::clone(&source.shared)).collect();
@@ -221,13 +221,13 @@ impl<'s> Server<'s> {
             // The fault flag is read after the frontier was: a frontier that moved because of a
             // fault is never committed.
             Event::Gathered(gathered) if !self.run.fault.is_set() => self.committer.gather(gathered),
-            Event::Durable(checkpoint) if !self.run.fault.is_set() => self.committer.is_durable(checkpoint),
+            Event::Kept(told) if !self.run.fault.is_set() => self.committer.is_durable(told?),
             Event::WorkerEnded => {
                 self.ended += 1;
                 Ok(())
             }
             Event::Gathered(_)
-            | Event::Durable(_)
+            | Event::Kept(_)
             | Event::Planned(_)
             | Event::Built
             | Event::NotBuilt(_)

@@ -118,13 +118,13 @@ impl Run {
         self.durability.as_deref().zip(self.checkpoint_meter.as_deref())
     }
 
-    /// Starts the keeper of the checkpoints, if the job keeps any. It calls `durable` for each that
-    /// has become durable.
-    pub(crate) fn keep(&mut self, durable: impl Fn(CheckpointId) + Send + 'static) -> Result<Option<Memories>> {
+    /// Starts the keeper of the checkpoints, if the job keeps any. It calls `told` for each that has
+    /// become durable, and when it cannot go on.
+    pub(crate) fn keep(&mut self, told: impl Fn(Result<CheckpointId>) + Send + 'static) -> Result<Option<Memories>> {
         let Some(resumed) = self.plan.resumed.take() else { return Ok(None) };
         let Resumed { store, gate, kept, .. } = *resumed;
         let shown = self.durability.clone().unwrap_or_default();
-        let keeper = Keeper::start(store, gate, shown, durable)?;
+        let keeper = Keeper::start(store, gate, shown, told)?;
         Ok(Some(Memories {
             keeper,
             kept,

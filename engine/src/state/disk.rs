@@ -67,8 +67,7 @@ impl Directory {
     /// overwrite each other's checkpoints.
     pub(crate) fn locked(path: &Path) -> Result<(Directory, DirectoryLock)> {
         let wrong = |what: &str| Error::new(ErrorKind::Checkpoint, format!("{what} `{}`", path.display()));
-        fs::create_dir_all(path)
-            .map_err(|cause| wrong("cannot create the directory of checkpoints").caused_by(cause))?;
+        create_durably(path).map_err(|cause| wrong("cannot create the directory of checkpoints").caused_by(cause))?;
         let file = File::options().create(true).truncate(false).write(true).open(path.join(LOCK));
         let file = file.map_err(|cause| wrong("cannot write to the directory of checkpoints").caused_by(cause))?;
         match file.try_lock() {
@@ -116,9 +115,21 @@ impl Disk for Directory {
     }
 
     fn sync_names(&self) -> io::Result<()> {
-        // Only Unix lets a directory be synced; elsewhere names are durable with their files.
-        if cfg!(unix) { File::open(&self.path)?.sync_all() } else { Ok(()) }
+        sync_names(&self.path)
     }
+}
+
+fn sync_names(directory: &Path) -> io::Result<()> {
+    // Only Unix lets a directory be synced; elsewhere names are durable with their files.
+    if cfg!(unix) { File::open(directory)?.sync_all() } else { Ok(()) }
+}
+
+/// Creates a directory, and those in which it is, so that they are there after a crash too.
+fn create_durably(path: &Path) -> io::Result<()> {
+    let path = std::path::absolute(path)?;
+    let new: Vec<&Path> = path.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
+    fs::create_dir_all(&path)?;
+    new.into_iter().filter_map(Path::parent).try_for_each(sync_names)
 }
 
 impl Output for File {

@@ -38,6 +38,8 @@ pub(crate) enum Trouble {
     /// Nothing more can be written.
     Full,
     ReadOnly,
+    /// No file can be opened to read it, as in a process that has too many open.
+    Unreadable,
     /// Steps of this kind do not return, such as `sync log`.
     Hangs(&'static str),
     /// The next step of this kind does not return, and all others do.
@@ -156,7 +158,7 @@ impl FaultyDisk {
     }
 
     /// Changes the bytes of a file.
-    pub(super) fn damage(&self, name: &str, damage: impl FnOnce(&mut Vec<u8>)) {
+    pub(crate) fn damage(&self, name: &str, damage: impl FnOnce(&mut Vec<u8>)) {
         let state = &mut *lock(&self.0);
         damage(&mut state.files[state.names[name]].written);
     }
@@ -226,6 +228,9 @@ impl Disk for FaultyDisk {
 
     fn open(&self, name: &str) -> io::Result<Box<dyn Input>> {
         let state = lock(&self.0);
+        if state.trouble == Some(Trouble::Unreadable) {
+            return Err(io::Error::other("too many open files"));
+        }
         Ok(Box::new(io::Cursor::new(state.files[state.find(name)?].written.clone())))
     }
 

@@ -13,6 +13,7 @@ use super::block::{BlockFile, BlockWriter, FileHead, FileRef, Verified, verify};
 use super::delta::{Delta, RawEntries};
 use super::disk::Disk;
 use super::manifest::Operator;
+use super::recover::verify_named;
 
 /// So many bytes are merged at a time.
 const PART_BYTES: u64 = 32 << 20;
@@ -50,7 +51,7 @@ impl Merge {
         name: String,
         head: &FileHead,
     ) -> io::Result<Merge> {
-        let inputs: Vec<Verified> = files.iter().map(|file| verify(disk, file)).collect::<io::Result<_>>()?;
+        let inputs: Vec<Verified> = files.iter().map(|file| verify_named(disk, file)).collect::<io::Result<_>>()?;
         let mut parts = Vec::new();
         for (index, operator) in operators.iter().enumerate() {
             parts.extend(parts_of(volume(&inputs, operator)).map(|groups| (index, groups)));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::words::{CheckpointId, Error, ErrorKind, Result};
 
-use super::block::{BlockFile, Verified, verify};
+use super::block::{BlockFile, FileRef, Verified, verify};
 use super::disk::Disk;
 use super::keep::{Keep, Strays};
 use super::manifest::Manifest;
@@ -28,7 +28,11 @@ pub(crate) struct Recovered {
 /// When the files are of another job or cannot be read, and when there are checkpoints and all of
 /// them are damaged: to begin from nothing would lose state without a word.
 pub(crate) fn recover(disk: &Arc<dyn Disk>, job: &str) -> Result<Option<Recovered>> {
-    let cannot = |cause: io::Error| Error::new(ErrorKind::Checkpoint, "cannot read the checkpoints").caused_by(cause);
+    let cannot = |cause: io::Error| {
+        let is_lasting = cause.kind() == io::ErrorKind::PermissionDenied;
+        let kind = if is_lasting { ErrorKind::Checkpoint } else { ErrorKind::System };
+        Error::new(kind, "cannot read the checkpoints").caused_by(cause)
+    };
     let names = disk.names().map_err(cannot)?;
     let mut manifests: Vec<CheckpointId> = names.iter().filter_map(|name| Manifest::checkpoint_of(name)).collect();
     manifests.sort_unstable();
@@ -46,7 +50,7 @@ pub(crate) fn recover(disk: &Arc<dyn Disk>, job: &str) -> Result<Option<Recovere
                 let damaged = damaged.into_iter().map(|(name, _)| name).collect();
                 return Ok(Some(Recovered { manifest, files, damaged, disk: Arc::clone(disk) }));
             }
-            Err(cause) if cause.kind() == io::ErrorKind::PermissionDenied => return Err(cannot(cause)),
+            Err(cause) if !is_damage(&cause) => return Err(cannot(cause)),
             Err(cause) => {
                 tracing::error!(%checkpoint, cause = %cause, "checkpoint is damaged, the one before it is tried");
                 damaged.push((Manifest::name(checkpoint), cause));
@@ -62,6 +66,15 @@ pub(crate) fn recover(disk: &Arc<dyn Disk>, job: &str) -> Result<Option<Recovere
     }
 }
 
+/// Whether this says that a file is not what it was: another try would find the same. A process that
+/// has no more files to open, say, must not take its newest checkpoint for a damaged one.
+pub(crate) fn is_damage(cause: &io::Error) -> bool {
+    // What Unix and Linux answer when a sector cannot be read.
+    const EIO: i32 = 5;
+    matches!(cause.kind(), io::ErrorKind::InvalidData | io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
+        || cfg!(unix) && cause.raw_os_error() == Some(EIO)
+}
+
 /// Reads a manifest, without the files that it names.
 pub(super) fn read_manifest(disk: &dyn Disk, checkpoint: CheckpointId) -> io::Result<Manifest> {
     let name = Manifest::name(checkpoint);
@@ -75,12 +88,18 @@ pub(super) fn read_manifest(disk: &dyn Disk, checkpoint: CheckpointId) -> io::Re
     Ok(manifest)
 }
 
+/// Reads a file to its last byte, and names it if it is damaged.
+pub(super) fn verify_named(disk: &dyn Disk, file: &FileRef) -> io::Result<Verified> {
+    verify(disk, file).map_err(|cause| match is_damage(&cause) {
+        true => io::Error::new(io::ErrorKind::InvalidData, format!("`{}`: {cause}", file.name)),
+        false => cause,
+    })
+}
+
 /// Reads all files of a manifest, several at a time.
 fn verify_all(disk: &dyn Disk, manifest: &Manifest) -> io::Result<Vec<Verified>> {
-    let named = |name: &str, cause: io::Error| io::Error::new(cause.kind(), format!("`{name}`: {cause}"));
-    let verify = |file| verify(disk, file).map_err(|cause| named(&file.name, cause));
     std::thread::scope(|scope| {
-        let readers: Vec<_> = manifest.files.iter().map(|file| scope.spawn(move || verify(file))).collect();
+        let readers: Vec<_> = manifest.files.iter().map(|file| scope.spawn(move || verify_named(disk, file))).collect();
         let panicked = |_| io::Error::other("the thread that reads it panicked");
         readers.into_iter().map(|reader| reader.join().map_err(panicked)?).collect()
     })

@@ -25,12 +25,17 @@ use super::describe::Types;
 use super::disk::{Directory, DirectoryLock, Disk, Memory};
 use super::manifest::{Manifest, Operator};
 use super::merge::{Merge, Volume, volume};
-use super::recover::{Recovered, read_manifest};
+use super::recover::{Recovered, is_damage, read_manifest};
 
-/// Smaller files are not worth a merge.
+/// So much is merged after [`MERGE_EVERY`] checkpoints, whatever it holds, and more when it is worth
+/// it.
 const MERGE_BYTES: u64 = 1 << 20;
+const MERGE_EVERY: u32 = 100;
 /// More files than this are merged whatever they hold: each start of the job leaves one.
 const FILES_MAX: usize = 8;
+/// State that only grows is merged when it has so many times the size of the image before: an entry
+/// is then written 2.2 times at most, as one that changes is.
+const GROWN: u64 = 6;
 
 /// Where a job keeps its checkpoints. Its clones share the lock: another job may use a directory
 /// when the last of them is gone, of which a thread that hangs beyond its run has one.
@@ -150,6 +155,9 @@ pub(crate) struct Store {
     /// The manifests that are there, with the files that they name.
     manifests: Vec<(CheckpointId, Vec<String>)>,
     merge: Option<Merging>,
+    /// The number of checkpoints with changes since files were merged, and what that has left.
+    unmerged: u32,
+    image_bytes: u64,
 }
 
 /// A merge that is under way.
@@ -206,6 +214,8 @@ impl Store {
             begun: 0,
             manifests: Vec::new(),
             merge: None,
+            unmerged: 0,
+            image_bytes: 0,
         };
         store.look_around(recovered)?;
         Ok(store)
@@ -227,7 +237,8 @@ impl Store {
         for checkpoint in known {
             match read_manifest(&*self.place.disk, checkpoint) {
                 Ok(manifest) => self.manifests.push((checkpoint, names(&manifest.files))),
-                Err(_) => self.set_aside(&Manifest::name(checkpoint))?,
+                Err(cause) if is_damage(&cause) => self.set_aside(&Manifest::name(checkpoint))?,
+                Err(cause) => return Err(cause),
             }
         }
         Ok(())
@@ -273,6 +284,7 @@ impl Store {
             let before = files.pop_if(|last| last.name == log.name).map_or(0, |last| last.length);
             written = log.length - before;
             files.push(log);
+            self.unmerged += 1;
         }
         let mut operators = self.operators.clone();
         for (operator, delta) in &content.deltas {
@@ -343,10 +355,9 @@ impl Store {
         };
         let (old, last) = self.manifests.split_at(self.manifests.len().saturating_sub(keep));
         let newest: &[String] = last.last().map_or(&[], |(_, files)| files);
-        let is_apart = |files: &[String]| !files.is_empty() && files.iter().all(|file| !newest.contains(file));
         let spare = match self.place.retain {
-            Retain::Three if !last.iter().any(|(_, files)| is_apart(files)) => {
-                old.iter().rposition(|(_, files)| is_apart(files))
+            Retain::Three if !last.iter().any(|(_, files)| are_apart(files, newest)) => {
+                old.iter().rposition(|(_, files)| are_apart(files, newest))
             }
             Retain::Three | Retain::One => None,
         };
@@ -377,9 +388,11 @@ impl Store {
             return Ok(Merged::Some);
         };
         let bytes = image.file.length;
+        self.image_bytes = 0;
         // What was published since then is in files behind those that were merged.
         self.chain.splice(..merging.files, [image.file]);
         for ((now, before), image) in self.volumes.iter_mut().zip(merging.volumes).zip(image.volumes) {
+            self.image_bytes += image.bytes;
             now.count = now.count - before.count + image.count;
             now.bytes = now.bytes - before.bytes + image.bytes;
         }
@@ -394,13 +407,13 @@ impl Store {
         let name = format!("image-{}-{}", self.head.run, self.begun);
         self.begun += 1;
         // What follows goes to another file: this one is merged as it is.
-        self.log = None;
+        (self.log, self.unmerged) = (None, 0);
         let merge = Merge::begin(&*self.place.disk, &self.chain, &self.operators, name, &self.head)?;
         self.merge = Some(Merging { merge, files: self.chain.len(), volumes: self.volumes.clone() });
         Ok(Merged::Some)
     }
 
-    /// Whether less than half of what the files hold is still true.
+    /// Whether less than half of what the files hold is still true, or another copy is due.
     fn is_merge_due(&self) -> bool {
         let held: u64 = self.volumes.iter().map(|volume| volume.bytes).sum();
         let live = |(operator, volume): (&Operator, &Volume)| match volume.count {
@@ -408,8 +421,28 @@ impl Store {
             count => (u128::from(volume.bytes) * u128::from(operator.entries) / u128::from(count)) as u64,
         };
         let live: u64 = self.operators.iter().zip(&self.volumes).map(live).sum();
-        self.chain.len() > FILES_MAX || (held > self.merge_bytes && held >= 2 * live)
+        let is_worth_it = held > self.merge_bytes && held >= 2 * live;
+        self.chain.len() > FILES_MAX || is_worth_it || self.is_copy_due(held)
     }
+
+    /// Whether another copy of what these files hold is due: a damaged file must not be the only one,
+    /// nor the other one too old.
+    fn is_copy_due(&self, held: u64) -> bool {
+        if self.place.retain == Retain::One || held == 0 {
+            return false;
+        }
+        let is_old = match held > self.merge_bytes {
+            true => held >= GROWN * self.image_bytes,
+            false => self.unmerged >= MERGE_EVERY,
+        };
+        let own = names(&self.chain);
+        is_old || !self.manifests.iter().any(|(_, files)| are_apart(files, &own))
+    }
+}
+
+/// Whether these files are some, and none of the others.
+fn are_apart(files: &[String], others: &[String]) -> bool {
+    !files.is_empty() && files.iter().all(|file| !others.contains(file))
 }
 
 fn names(files: &[FileRef]) -> Vec<String> {
