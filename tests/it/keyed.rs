@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use millstream::{
-    Change, Clock, ErrorKind, EventTime, Flow, Job, Quantiles, Stream, TestRun, Trigger, channel, collect, rows,
+    Change, Clock, ErrorKind, EventTime, Flow, Job, Quantiles, Stream, TestRun, Trigger, channel, collect, discard,
+    rows,
 };
 
 const TRIGGERS: [Trigger; 3] =
@@ -304,4 +305,47 @@ fn a_sum_out_of_range_ends_the_run() {
     let job = Job::new("sum", |flow| flow.source(rows([200_u8, 100]))?.global().sum(|n| *n).updates().sink(collect()));
     let error = job.state_in_memory().run().expect_err("300 is not a u8");
     assert!(error.to_string().contains("sum"), "{error}");
+}
+
+/// What a batch emits as a whole has waited since its records came, and not since the batch was
+/// closed: the difference between the triggers would not be seen.
+#[test]
+fn what_waits_for_its_batch_has_waited_since_its_records_came() {
+    type Pipeline = for<'a> fn(Stream<'a, u64>) -> Stream<'a, (u64, u64)>;
+    let pipelines: [(&str, Pipeline, bool); 5] = [
+        ("updates", |numbers| numbers.key_by(|n| *n).count().updates(), true),
+        (
+            "changes",
+            |numbers| {
+                numbers.key_by(|n| *n).count().changes().map(|change| match change {
+                    Change::Insert(row) | Change::Delete(row) => row,
+                })
+            },
+            true,
+        ),
+        ("per batch", |numbers| numbers.key_by(|n| *n).per_batch().count(), true),
+        ("complete", |numbers| numbers.key_by(|n| *n).count().complete().rows(), false),
+        ("sorted", |numbers| numbers.key_by(|n| *n).count().complete().sorted_by(Ord::cmp).rows(), false),
+    ];
+    for (name, pipeline, by_row) in pipelines {
+        for workers in [1, 3] {
+            let (numbers, source) = channel::<u64>(100);
+            let job = Job::new("waits", move |flow: &Flow<'_>| pipeline(flow.source(&source)?).sink(discard()));
+            let job = job.state_in_memory().workers(workers).trigger(Trigger::micro_batch(Duration::from_millis(100)));
+            let mut test = TestRun::start(job).unwrap();
+            // Of a key that comes twice, the first record has waited longest.
+            for (after, number) in [(10, 1), (20, 2), (30, 1), (40, 3)] {
+                test.advance(Duration::from_millis(after)).unwrap();
+                test.feed(&numbers, [number]).unwrap();
+            }
+            test.advance(Duration::from_millis(100)).unwrap();
+            let latency = test.report().sinks[0].latency.clone();
+            let shown = [latency.p50, latency.max].map(|latency| (latency.as_secs_f64() * 1_000.0).round());
+            // The first batch closes at 100 ms: its keys have waited since 10 and 30, and the whole
+            // since 10. The next one begins with the record of that moment.
+            let expected = if by_row { [90.0, 100.0] } else { [100.0, 100.0] };
+            assert_eq!(shown, expected, "{name}, {workers} workers: {latency:?}");
+            test.end().unwrap();
+        }
+    }
 }

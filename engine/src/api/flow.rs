@@ -300,15 +300,15 @@ impl fmt::Debug for Flow<'_> {
 impl Connect<'_> {
     fn source<S: Source>(&self, node: Node, index: usize, source: S) -> Result<()> {
         let spec = &self.planning.spec;
-        let (count, keeps_state) = {
+        let (count, keeps_state, holds_state) = {
             let graph = &self.plan.borrow().graph;
-            (graph.count(NodeKind::Source), graph.keeps_state().is_some())
+            (graph.count(NodeKind::Source), graph.keeps_state().is_some(), graph.holds_state())
         };
         let before = self.planning.memory.offsets.get(index).cloned();
         let open = OpenSource {
             job: spec.job.clone(),
             workers: spec.workers,
-            prefetch: ByteSize(spec.record_memory(keeps_state).0 / 4 / count.max(1) as u64),
+            prefetch: ByteSize(spec.record_memory(holds_state).0 / 4 / count.max(1) as u64),
             extent: spec.extent,
             resume: match self.planning.is_from_checkpoint {
                 true => Resume::Checkpoint(before.unwrap_or_else(Offsets::new)),
@@ -343,14 +343,14 @@ impl Connect<'_> {
 
     fn sink<T, S: Sink<T>>(&self, node: Node, sink: S) -> Result<()> {
         let spec = &self.planning.spec;
-        let (count, keeps_state, meter) = {
+        let (count, holds_state, meter) = {
             let plan = self.plan.borrow();
-            (plan.graph.count(NodeKind::Sink), plan.graph.keeps_state().is_some(), sink_meter(&plan, node))
+            (plan.graph.count(NodeKind::Sink), plan.graph.holds_state(), sink_meter(&plan, node))
         };
         let open = OpenSink {
             job: spec.job.clone(),
             workers: spec.workers,
-            buffer: ByteSize(spec.record_memory(keeps_state).0 / 4 / count.max(1) as u64),
+            buffer: ByteSize(spec.record_memory(holds_state).0 / 4 / count.max(1) as u64),
             clock: spec.clock.clone(),
             wake: self.planning.control.clone(),
             fingerprint: self.trial.map(|trial| trial.sink(&meter, self.plan.borrow().graph.follows(node))),

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::state::keep::Keep;
+use crate::state::keep::{Held, Keep};
 use crate::state::table::{Entry, Found, Table, TableKey, TableState};
 use crate::words::{Batch, Change, EventTime, Result};
 
@@ -176,6 +176,14 @@ impl<K: TableKey, A: Aggregate> Operate for LastUpdates<K, A> {
     fn kept(&mut self) -> Option<&mut dyn Keep> {
         Some(&mut self.table).filter(|_| !self.forgets).map(|table| table as &mut dyn Keep)
     }
+
+    fn held(&mut self) -> Option<&mut dyn Held> {
+        Some(&mut self.table)
+    }
+
+    fn rows(&self) -> Option<usize> {
+        Some(self.table.touched_len())
+    }
 }
 
 /// Emits the whole table after each checkpoint in which a record came to any worker: an input of
@@ -348,6 +356,10 @@ impl<K: TableKey, A: Aggregate> Operate for LastChanges<K, A> {
     fn kept(&mut self) -> Option<&mut dyn Keep> {
         Some(&mut self.table)
     }
+
+    fn rows(&self) -> Option<usize> {
+        Some(self.table.touched_len())
+    }
 }
 
 /// Hands on the first record of each key.
@@ -426,5 +438,24 @@ impl<T: 'static, F: Fn(&T, &T) -> std::cmp::Ordering + 'static> Operate for Sort
             self.sorted = None;
         }
         has_more
+    }
+
+    fn held(&mut self) -> Option<&mut dyn Held> {
+        Some(&mut self.rows)
+    }
+}
+
+/// What rows point to is not known; as much is in the table that they come from, and counted there.
+impl<T> Held for Vec<T> {
+    fn has_grown(&mut self) -> bool {
+        false
+    }
+
+    fn len(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn bytes(&self) -> u64 {
+        (self.capacity() * size_of::<T>()) as u64
     }
 }

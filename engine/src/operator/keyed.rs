@@ -23,8 +23,8 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::{Scope, Stream};
 use timely::progress::operate::FrontierInterest;
 
-use crate::state::keep::Keep;
-use crate::words::{Backlog, Batch, ByCheckpoint, CheckpointId, Clock, Epoch, EventTime, Moment, Result};
+use crate::state::keep::{Held, Keep};
+use crate::words::{Admission, Backlog, Batch, ByCheckpoint, CheckpointId, Clock, Epoch, EventTime, Moment, Result};
 
 use super::inputs::{Frontiers, Input};
 use super::ledger::Piece;
@@ -69,6 +69,17 @@ pub(crate) trait Operate: 'static {
 
     /// The state that outlives a checkpoint.
     fn kept(&mut self) -> Option<&mut dyn Keep> {
+        None
+    }
+
+    /// All that it holds between batches.
+    fn held(&mut self) -> Option<&mut dyn Held> {
+        self.kept().map(|kept| kept as &mut dyn Held)
+    }
+
+    /// The number of rows that [`close`](Operate::close) would emit now, where it emits them in the
+    /// order in which their records came.
+    fn rows(&self) -> Option<usize> {
         None
     }
 }
@@ -117,6 +128,49 @@ impl<O: Operate, B: Operate<Key = O::Key, Input = O::Input, Output = O::Output>>
             ByTrigger::InBatches(operate) => operate.kept(),
         }
     }
+
+    fn rows(&self) -> Option<usize> {
+        match self {
+            ByTrigger::Alone(operate) => operate.rows(),
+            ByTrigger::InBatches(operate) => operate.rows(),
+        }
+    }
+}
+
+/// When the records arrived to which what is emitted as a whole goes back: a row to the first record
+/// that changed it, which has waited longest.
+#[derive(Default)]
+struct Arrivals {
+    /// Up to which row records go back to that moment, in order.
+    until: VecDeque<(usize, Moment)>,
+    /// The number of rows that were emitted.
+    emitted: usize,
+}
+
+/// Arrivals that are closer are not told apart.
+const ARRIVALS_APART: Duration = Duration::from_micros(500);
+
+impl Arrivals {
+    /// Records that arrived then are applied, and there are so many rows now. `None` says that their
+    /// order is not that of the records: they all go back to the first.
+    fn note(&mut self, arrival: Moment, rows: Option<usize>) {
+        let rows = rows.unwrap_or(usize::MAX);
+        match self.until.back_mut() {
+            Some((until, first)) if *until == rows || arrival < first.after(ARRIVALS_APART) => *until = rows,
+            _ => self.until.push_back((rows, arrival)),
+        }
+    }
+
+    /// How many of the next rows go back to one moment, and to which.
+    fn next(&mut self, rows_max: usize) -> (usize, Option<Moment>) {
+        while self.until.len() > 1 && self.until[0].0 <= self.emitted {
+            self.until.pop_front();
+        }
+        match self.until.front() {
+            Some((until, arrival)) if *until > self.emitted => (rows_max.min(until - self.emitted), Some(*arrival)),
+            known => (rows_max, known.map(|(_, arrival)| *arrival)),
+        }
+    }
 }
 
 /// The first stage of the chain.
@@ -126,6 +180,7 @@ pub(crate) struct KeyedStage<O: Operate> {
     next: Next<O::Output>,
     /// Capabilities of the newest epoch of the open checkpoint, for what it emits as a whole.
     at: Option<Capabilities>,
+    arrivals: Arrivals,
     /// Whether the changes of the open checkpoint are cut.
     is_cut: bool,
     /// How long what is emitted as a whole may wait, where no checkpoint is closed before.
@@ -134,7 +189,8 @@ pub(crate) struct KeyedStage<O: Operate> {
 
 impl<O: Operate> KeyedStage<O> {
     pub(crate) fn new(operate: O, every: Option<Duration>, keeping: Keeping, next: Next<O::Output>) -> KeyedStage<O> {
-        KeyedStage { operate, ledger: StateLedger::new(keeping), next, at: None, is_cut: false, every }
+        let ledger = StateLedger::new(keeping);
+        KeyedStage { operate, ledger, next, at: None, arrivals: Arrivals::default(), is_cut: false, every }
     }
 
     /// Loads what the run begins with.
@@ -149,22 +205,30 @@ impl<O: Operate> KeyedStage<O> {
     }
 
     /// Emits some of what the checkpoint emits as a whole. Returns whether there is more.
-    fn close(&mut self) -> Result<bool> {
+    fn close(&mut self, now: Moment) -> Result<bool> {
         if !std::mem::replace(&mut self.is_cut, true)
             && let Some(kept) = self.operate.kept()
         {
             self.ledger.cut(kept);
         }
-        let mut out = Batch::under(None);
-        let more = self.operate.close(ROWS_MAX, &mut out);
-        if let Some(at) = &self.at {
-            self.next.hand_on(out, at)?;
+        let mut left = ROWS_MAX;
+        while left > 0 {
+            let (rows, arrival) = self.arrivals.next(left);
+            let mut out = Batch::under(arrival.map(|arrival| Admission::of_whole(arrival, now)));
+            let more = self.operate.close(rows, &mut out);
+            self.arrivals.emitted += rows;
+            left -= rows;
+            if let Some(at) = &self.at {
+                self.next.hand_on(out, at)?;
+            }
+            if !more {
+                (self.at, self.arrivals, self.is_cut) = (None, Arrivals::default(), false);
+                self.ledger.close(self.operate.kept())?;
+                self.operate.held().map_or(Ok(()), |held| self.ledger.report(held))?;
+                return Ok(false);
+            }
         }
-        if !more {
-            (self.at, self.is_cut) = (None, false);
-            self.ledger.close(self.operate.kept())?;
-        }
-        Ok(more)
+        Ok(true)
     }
 
     /// Whether something was changed and is not emitted yet.
@@ -195,8 +259,11 @@ impl<O: Operate> Consume<(O::Key, O::Input)> for KeyedStage<O> {
         self.operate.apply(batch.take_values().into(), times, &mut out)?;
         if self.operate.emits_at_close() {
             self.at = Some(at.clone());
+            if let Some(admission) = batch.admission() {
+                self.arrivals.note(admission.arrival(), self.operate.rows());
+            }
         }
-        self.ledger.report_growth(self.operate.kept())?;
+        self.ledger.report_growth(self.operate.held())?;
         self.next.hand_on(out, at)
     }
 
@@ -251,7 +318,10 @@ impl Open {
                 self.emits = Emission::SoFar;
             }
             if self.emits == Emission::SoFar {
-                if chain.work(KeyedStage::close)? {
+                if setting.stall.holds(self.checkpoint) {
+                    return Ok(false);
+                }
+                if chain.work(|stage| stage.close(setting.clock.now()))? {
                     return Ok(true);
                 }
                 self.emits = Emission::Nothing;
@@ -269,7 +339,7 @@ impl Open {
                 return Ok(true);
             }
             self.emits = Emission::All;
-            if chain.work(KeyedStage::close)? {
+            if chain.work(|stage| stage.close(setting.clock.now()))? {
                 return Ok(true);
             }
             self.emits = Emission::Nothing;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use timely::dataflow::operators::Capability;
 
-use crate::state::keep::Keep;
+use crate::state::keep::{Held, Keep};
 use crate::words::{
     Admission, ByteSize, CheckpointMeter, Clock, Error, ErrorKind, Fingerprint, HeldReceipts, Moment, Result,
     StageMeter, StateBudget,
@@ -219,8 +219,8 @@ impl StateLedger {
     ///
     /// # Errors
     /// When the state of the job has outgrown its memory.
-    fn report(&mut self, kept: &dyn Keep) -> Result<()> {
-        let (entries, bytes) = std::mem::replace(&mut self.reported, (kept.len(), kept.bytes()));
+    pub(super) fn report(&mut self, held: &dyn Held) -> Result<()> {
+        let (entries, bytes) = std::mem::replace(&mut self.reported, (held.len(), held.bytes()));
         self.keeping.meter.entries.change(entries, self.reported.0);
         self.keeping.meter.state_bytes.change(bytes, self.reported.1);
         match self.keeping.budget.change(bytes, self.reported.1) {
@@ -248,10 +248,10 @@ impl StateLedger {
 
     /// Reports when the state has grown by a sixteenth since it was reported last, and when its
     /// tables have.
-    pub(super) fn report_growth(&mut self, kept: Option<&mut dyn Keep>) -> Result<()> {
-        let Some(kept) = kept else { return Ok(()) };
-        if kept.has_grown() || kept.len() > self.reported.0 + self.reported.0 / 16 + 1_024 {
-            return self.report(kept);
+    pub(super) fn report_growth(&mut self, held: Option<&mut dyn Held>) -> Result<()> {
+        let Some(held) = held else { return Ok(()) };
+        if held.has_grown() || held.len() > self.reported.0 + self.reported.0 / 16 + 1_024 {
+            return self.report(held);
         }
         Ok(())
     }

@@ -207,6 +207,11 @@ impl Graph {
         self.nodes.iter().find(|node| node.traits.keeps_state).map(|node| node.name.as_str())
     }
 
+    /// Whether an operator holds anything that takes memory between batches, or for one.
+    pub(crate) fn holds_state(&self) -> bool {
+        self.nodes.iter().any(|node| node.traits.keeps_state || node.traits.waits_for_epochs)
+    }
+
     /// A stage that keeps records before one that keeps state, which would wait for them at each
     /// cut.
     fn records_before_state(&self) -> Option<(&str, &str)> {

@@ -387,9 +387,11 @@ impl Server<'_> {
     }
 }
 
-/// The guard of the memory of a job with state. Its workers ask it too, when state has grown.
+/// The guard of the memory of a job that keeps state, also for a batch only. Its workers ask it too, when state has grown.
 fn guard(run: &Arc<Run>, spec: &Spec) -> Option<Arc<Mutex<MemoryGuard>>> {
-    run.plan.graph.keeps_state()?;
+    if !run.plan.graph.holds_state() {
+        return None;
+    }
     let guard = Arc::new(Mutex::new(MemoryGuard::new(&spec.job)));
     let (asked, weak) = (Arc::clone(&guard), Arc::downgrade(run));
     run.state_budget.asks(move || {

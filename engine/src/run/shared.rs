@@ -84,7 +84,7 @@ impl Run {
         let shared = Stall::default();
         let stall = || if plan.graph.exchanges() { shared.clone() } else { Stall::default() };
         // Half of the memory; the other half is what sources fetch ahead and what sinks buffer.
-        let budget = ByteSize(spec.record_memory(plan.graph.keeps_state().is_some()).0 / 2 / spec.workers as u64);
+        let budget = ByteSize(spec.record_memory(plan.graph.holds_state()).0 / 2 / spec.workers as u64);
         let state_budget = StateBudget::new(spec.state_memory.unwrap_or(ByteSize(spec.memory.0 / 2)));
         Run {
             workers: spec.workers,

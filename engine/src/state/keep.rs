@@ -8,8 +8,21 @@ use crate::words::{Fingerprint, KeyGroup};
 use super::delta::{Delta, NotEntries};
 use super::describe::{Schema, Types};
 
+/// What takes memory for longer than a batch.
+pub(crate) trait Held {
+    /// Whether its tables have grown since this was last asked.
+    fn has_grown(&mut self) -> bool;
+
+    /// The number of entries.
+    fn len(&self) -> u64;
+
+    /// The memory that it takes: exactly that of the tables, and what keys and states point to as
+    /// far as the entries that were touched last tell.
+    fn bytes(&self) -> u64;
+}
+
 /// A table whose types are not known: what the harness does with the state of an operator.
-pub(crate) trait Keep {
+pub(crate) trait Keep: Held {
     /// Puts the list of what was touched aside, and begins a new one.
     fn cut(&mut self);
 
@@ -60,16 +73,6 @@ pub(crate) trait Keep {
 
     /// Whether the next delta will have anything.
     fn has_changed(&self) -> bool;
-
-    /// Whether its tables have grown since this was last asked.
-    fn has_grown(&mut self) -> bool;
-
-    /// The number of entries.
-    fn len(&self) -> u64;
-
-    /// The memory that it takes: exactly that of the tables, and what keys and states point to as
-    /// far as the entries that were touched last tell.
-    fn bytes(&self) -> u64;
 
     fn schema(&self) -> Schema;
 

@@ -16,7 +16,7 @@ use crate::words::{CheckpointId, EventTime, Fingerprint, KeyGroup};
 
 use super::delta::{Delta, NotEntries, RawEntries, decode};
 use super::describe::{Look, Schema, Types};
-use super::keep::{Keep, Strays};
+use super::keep::{Held, Keep, Strays};
 use super::table::TableState;
 
 /// The number of a record. A worker gives its records one *tag* after another run has given them
@@ -165,6 +165,24 @@ impl<T> Pending<T> {
     }
 }
 
+impl<T> Held for Pending<T> {
+    fn has_grown(&mut self) -> bool {
+        false
+    }
+
+    fn len(&self) -> u64 {
+        self.count
+    }
+
+    fn bytes(&self) -> u64 {
+        let each = size_of::<(Number, Vec<u8>)>();
+        let fresh = self.fresh.capacity() * each + self.bytes;
+        let cut = self.cut.fresh.len() * each + self.cut.bytes + self.cut.delta.bytes();
+        let done = (self.done.capacity() + self.cut.done.len()) * size_of::<Number>();
+        (fresh + cut + done) as u64
+    }
+}
+
 impl<T> Keep for Pending<T> {
     fn cut(&mut self) {
         debug_assert!(self.cut.fresh.len() + self.cut.done.len() == 0, "the checkpoint before is encoded");
@@ -234,22 +252,6 @@ impl<T> Keep for Pending<T> {
 
     fn has_changed(&self) -> bool {
         !self.fresh.is_empty() || !self.done.is_empty() || self.cut.delta.count() > 0
-    }
-
-    fn has_grown(&mut self) -> bool {
-        false
-    }
-
-    fn len(&self) -> u64 {
-        self.count
-    }
-
-    fn bytes(&self) -> u64 {
-        let each = size_of::<(Number, Vec<u8>)>();
-        let fresh = self.fresh.capacity() * each + self.bytes;
-        let cut = self.cut.fresh.len() * each + self.cut.bytes + self.cut.delta.bytes();
-        let done = (self.done.capacity() + self.cut.done.len()) * size_of::<Number>();
-        (fresh + cut + done) as u64
     }
 
     fn schema(&self) -> Schema {

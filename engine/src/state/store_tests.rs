@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::faulty_disk::{Fails, FaultyDisk, Leaves, Trouble};
-use super::super::keep::{Keep, Strays};
+use super::super::keep::{Held, Keep, Strays};
 use super::super::recover::recover;
 use super::super::table::Table;
 use super::*;
@@ -63,7 +63,7 @@ impl Run {
             let manifest = &recovered.manifest;
             assert_eq!(manifest.sources, [("orders".to_owned(), offsets(manifest.checkpoint.number()))]);
             let entries = manifest.operators.iter().map(|operator| operator.entries);
-            assert!(entries.eq(tables.iter().map(Keep::len)), "{:?}", manifest.operators);
+            assert!(entries.eq(tables.iter().map(Held::len)), "{:?}", manifest.operators);
             manifest.checkpoint.number()
         });
         Ok(Run { store, counts: [content(&tables[0]), content(&tables[1])], tables, checkpoint })

@@ -20,7 +20,7 @@ use crate::words::{Fingerprint, KEY_GROUPS, KeyGroup, Result};
 
 use super::delta::{Delta, NotEntries, RawEntries, decode};
 use super::describe::{Schema, Types};
-use super::keep::{Keep, Strays};
+use super::keep::{Held, Keep, Strays};
 use super::origin::Origin;
 
 /// A key of the engine's tables.
@@ -226,6 +226,11 @@ impl<K: TableKey, S: TableState> Table<K, S> {
         self.beside = (self.beside * all.saturating_sub(few) + now * few.min(all)) / all;
     }
 
+    /// The number of entries that were touched since the last cut.
+    pub(crate) fn touched_len(&self) -> usize {
+        self.touched.len()
+    }
+
     /// The number of entries that were touched between the last two cuts.
     pub(crate) fn cut_len(&self) -> usize {
         self.cut.touched.len()
@@ -313,6 +318,26 @@ impl Cut {
         if let Err(error) = encoded {
             self.failed.get_or_insert(error);
         }
+    }
+}
+
+impl<K: TableKey, S: TableState> Held for Table<K, S> {
+    fn has_grown(&mut self) -> bool {
+        let has_grown = mem::take(&mut self.has_grown);
+        if has_grown {
+            self.look_beside();
+        }
+        has_grown
+    }
+
+    fn len(&self) -> u64 {
+        self.entries as u64
+    }
+
+    fn bytes(&self) -> u64 {
+        let tables: usize = self.groups.iter().map(HashTable::allocation_size).sum();
+        let lists = (self.touched.capacity() + self.cut.touched.capacity()) * size_of::<Place>();
+        (tables + lists + self.cut.delta.bytes()) as u64 + self.entries as u64 * self.beside
     }
 }
 
@@ -428,24 +453,6 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
 
     fn has_changed(&self) -> bool {
         !self.touched.is_empty() || self.cut.delta.count() > 0
-    }
-
-    fn has_grown(&mut self) -> bool {
-        let has_grown = mem::take(&mut self.has_grown);
-        if has_grown {
-            self.look_beside();
-        }
-        has_grown
-    }
-
-    fn len(&self) -> u64 {
-        self.entries as u64
-    }
-
-    fn bytes(&self) -> u64 {
-        let tables: usize = self.groups.iter().map(HashTable::allocation_size).sum();
-        let lists = (self.touched.capacity() + self.cut.touched.capacity()) * size_of::<Place>();
-        (tables + lists + self.cut.delta.bytes()) as u64 + self.entries as u64 * self.beside
     }
 
     fn schema(&self) -> Schema {

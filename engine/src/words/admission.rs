@@ -35,7 +35,8 @@ struct Admitted {
     // another thread takes this along.
     released: AtomicU64,
     bytes: u64,
-    budget: Arc<Budget>,
+    /// None for what was made of batches that have left their budget.
+    budget: Option<Arc<Budget>>,
 }
 
 /// Who is told what became of a batch; clones are the same. They outlive its admission when a
@@ -119,9 +120,17 @@ impl Admission {
             arrival,
             released: AtomicU64::new(arrival.as_nanos()),
             bytes: bytes.0,
-            budget: Arc::clone(budget),
+            budget: Some(Arc::clone(budget)),
         };
         Admission { admitted: Arc::new(admitted), receipts: Receipts::new(receipts) }
+    }
+
+    /// The token of what leaves at `released` and goes back to records that arrived at `arrival`. It
+    /// is charged to no budget.
+    pub(crate) fn of_whole(arrival: Moment, released: Moment) -> Admission {
+        let released = AtomicU64::new(released.as_nanos());
+        let admitted = Admitted { arrival, released, bytes: 0, budget: None };
+        Admission { admitted: Arc::new(admitted), receipts: None }
     }
 
     /// The same token for records whose receipts are held by state: it keeps the memory, and the
@@ -168,7 +177,7 @@ impl Admission {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.budget.give_back(self.bytes);
+        self.budget.iter().for_each(|budget| budget.give_back(self.bytes));
     }
 }
 
