@@ -60,3 +60,34 @@ fn state_that_is_too_large_is_not_loaded_to_its_end() {
     assert!(!text.contains("300000 entries"), "{text}");
     job(300_001, 100).run().unwrap();
 }
+
+/// Keys and states that point to something, as text does, count when they are loaded too.
+#[test]
+fn text_that_is_loaded_counts() {
+    let directory = tempfile::tempdir().unwrap();
+    let job = |end, memory| {
+        let job = Job::new("text", move |flow| {
+            let keys = flow.source(generate(|n| format!("{n:0500}")).count(end).partitions(1))?;
+            keys.key_by(String::clone).latest().named("texts").updates().sink(discard())
+        });
+        job.checkpoints(directory.path()).state_memory(ByteSize::mebibytes(memory))
+    };
+    job(20_000, 100).run().unwrap();
+    // The entries themselves take less than two.
+    let error = job(20_001, 5).run().unwrap_err();
+    let text = format!("{error:#}");
+    assert!(error.kind() == ErrorKind::State && text.contains("`texts`") && text.contains("of 5120 KiB"), "{text}");
+}
+
+/// The state of a batch is no exception, nor is that of a single key.
+#[test]
+fn records_of_a_batch_that_are_kept_are_state() {
+    let job = Job::new("grouped", move |flow| {
+        let texts = flow.source(generate(|n| format!("{n:0100}")).count(2_000_000))?;
+        texts.per_batch().transform(|texts| texts.into_iter().take(1).collect::<Vec<_>>()).sink(discard())
+    });
+    let job = job.state_in_memory().checkpoint_every(Duration::from_secs(3600)).state_memory(ByteSize::mebibytes(10));
+    let error = job.run().unwrap_err();
+    let text = format!("{error:#}");
+    assert!(error.kind() == ErrorKind::State && text.contains("of 10 MiB"), "{text}");
+}

@@ -38,8 +38,10 @@ const CACHED_MAX: usize = 32_768;
 /// So many entries are loaded into the caches before the first of them is used.
 const AHEAD: usize = 16;
 
-/// So many entries are looked at to see how large they are.
+/// So many entries are looked at to see how large they are, and so many records come before the
+/// first look: few entries may become large.
 const SAMPLE: usize = 64;
+const LOOK_AFTER: usize = 1_024;
 /// What an allocation takes in addition to its content.
 const ALLOCATION: usize = 16;
 
@@ -83,6 +85,11 @@ pub(crate) struct Table<K, S> {
     cut: Cut,
     /// What an entry points to, on average, in bytes.
     beside: u64,
+    /// The number of records since the last cut, and that at which entries are looked at again.
+    records: usize,
+    look_at: usize,
+    /// The number of entries that were loaded, and what they point to.
+    loaded: (u64, u64),
     /// Where the entries of a batch are, kept for the memory.
     places: Vec<Place>,
     origin: Origin<K, S>,
@@ -136,6 +143,9 @@ impl<K: TableKey, S: TableState> Table<K, S> {
             touched: Vec::new(),
             cut: Cut::default(),
             beside: 0,
+            records: 0,
+            look_at: LOOK_AFTER,
+            loaded: (0, 0),
             places: Vec::new(),
             origin,
         }
@@ -158,6 +168,7 @@ impl<K: TableKey, S: TableState> Table<K, S> {
         // In a pass of their own: a loop this short keeps many records in the processor at once.
         places.extend(records.iter().map(|(key, _)| Place::of(key, &self.hasher)));
         self.allocate();
+        self.records += records.len();
         let mut records = records.into_iter().enumerate();
         for ahead in places.chunks(AHEAD) {
             self.load_into_caches(ahead.iter());
@@ -208,7 +219,7 @@ impl<K: TableKey, S: TableState> Table<K, S> {
 
     /// Estimates what an entry points to: as much as it is long when it is encoded.
     fn look_beside(&mut self) {
-        if !(mem::needs_drop::<K>() || mem::needs_drop::<S>()) || self.touched.is_empty() {
+        if !Self::POINTS || self.touched.is_empty() {
             return;
         }
         let sample = self.touched.iter().step_by(self.touched.len().div_ceil(SAMPLE)).filter_map(|place| {
@@ -224,6 +235,18 @@ impl<K: TableKey, S: TableState> Table<K, S> {
         // Moves slowly when few of the entries were touched.
         let (few, all) = (self.touched.len() as u64, self.entries.max(1) as u64);
         self.beside = (self.beside * all.saturating_sub(few) + now * few.min(all)) / all;
+    }
+
+    /// Whether entries point to anything.
+    const POINTS: bool = mem::needs_drop::<K>() || mem::needs_drop::<S>();
+
+    /// An entry is loaded that was so long when it was encoded.
+    fn note_loaded(&mut self, length: usize) {
+        if Self::POINTS {
+            let (count, bytes) = &mut self.loaded;
+            (*count, *bytes) = (*count + 1, *bytes + (length + ALLOCATION) as u64);
+            self.beside = *bytes / *count;
+        }
     }
 
     /// The number of entries that were touched since the last cut.
@@ -272,7 +295,9 @@ impl<K: TableKey, S: TableState> Table<K, S> {
         self.allocate();
         if self.groups[at.group().index()].find(at.0, |entry| entry.key == key).is_none() {
             // It was not touched: it is no update.
+            let before = self.cut.delta.bytes();
             self.cut.delta.put(at.group(), &key, &state)?;
+            self.note_loaded(self.cut.delta.bytes() - before);
             self.insert(at, key, state);
         }
         Ok(())
@@ -323,8 +348,9 @@ impl Cut {
 
 impl<K: TableKey, S: TableState> Held for Table<K, S> {
     fn has_grown(&mut self) -> bool {
-        let has_grown = mem::take(&mut self.has_grown);
+        let has_grown = mem::take(&mut self.has_grown) || Self::POINTS && self.records >= self.look_at;
         if has_grown {
+            self.look_at = self.records + self.records / 4 + LOOK_AFTER;
             self.look_beside();
         }
         has_grown
@@ -347,6 +373,7 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
         debug_assert!(self.cut.touched.is_empty(), "the checkpoint before is encoded");
         self.cut.touched = mem::take(&mut self.touched);
         self.cut.next = 0;
+        (self.records, self.look_at) = (0, LOOK_AFTER);
         self.cut.delta.grown += self.entries as i64 - self.entries_before as i64;
         self.entries_before = self.entries;
         if self.generation == u32::MAX {
@@ -428,6 +455,7 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
             for (at, key, raw) in ahead.drain(..) {
                 match raw.state {
                     Some(state) if at.group() == group => {
+                        self.note_loaded(raw.key.len() + state.len());
                         let state = self.origin.read(state)?;
                         self.insert(at, key, state);
                     }
