@@ -345,3 +345,42 @@ fn keys_whose_hash_has_changed_keep_their_state() {
         }
     }
 }
+
+mod before {
+    #[derive(Clone, serde::Serialize, serde::Deserialize)]
+    pub(super) struct Visits {
+        pub(super) count: u64,
+    }
+}
+
+mod now {
+    #[derive(Clone, serde::Serialize, serde::Deserialize)]
+    pub(super) struct Visits {
+        pub(super) count: u64,
+        pub(super) last: Option<u64>,
+    }
+}
+
+/// The names of both are alike: what differs is in them.
+#[test]
+fn a_field_that_was_added_is_named_in_the_refusal() {
+    let directory = tempfile::tempdir().unwrap();
+    let before = |flow: &Flow<'_>| {
+        let visits = numbers(flow, 10)?
+            .key_by(|n| n % 2)
+            .aggregate(|| before::Visits { count: 0 }, |visits, _| visits.count += 1);
+        visits.named("visits").updates().map(|(key, visits)| (key, visits.count)).sink(collect())
+    };
+    job(directory.path(), before).run().unwrap();
+    let now = |flow: &Flow<'_>| {
+        let zero = || now::Visits { count: 0, last: None };
+        let visits = numbers(flow, 20)?.key_by(|n| n % 2).aggregate(zero, |visits, n| visits.last = Some(n));
+        visits.named("visits").updates().map(|(key, visits)| (key, visits.count)).sink(collect())
+    };
+    let error = job(directory.path(), now).run().unwrap_err().to_string();
+    for part in
+        ["Visits is { count: u64, last: Option<u64> }) by", "and was", "Visits is { count: u64 }) by", "migrate_from"]
+    {
+        assert!(error.contains(part), "{part} is not in: {error}");
+    }
+}

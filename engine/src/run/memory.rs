@@ -85,7 +85,8 @@ fn sources(graph: &Graph) -> impl Iterator<Item = &str> {
 fn stateful(graph: &Graph) -> impl Iterator<Item = (Node, Kept)> {
     let nodes = graph.nodes.iter().enumerate();
     nodes.filter_map(|(index, node)| {
-        Some((Node(index), Kept { name: node.name.clone(), types: node.schema.as_ref()?.now.types() }))
+        let types = node.schema.as_ref()?.now.types();
+        Some((Node(index), Kept { name: node.name.clone(), what: node.what.clone(), types }))
     })
 }
 
@@ -113,17 +114,26 @@ fn check(spec: &Spec, graph: &Graph, operators: &[Kept], recovered: &Recovered) 
              keeps state in {now_list} (`Job::start_empty` lets it begin with none)"
         ));
     }
-    for Kept { name, types } in operators {
+    for Kept { name, what, types } in operators {
         let Some(known) = manifest.operators.iter().find(|operator| operator.name == *name) else { continue };
         if known.types.are(types) {
+            if known.what != *what {
+                return wrong(format!(
+                    "`{name}` is the operator `{what}` now, and what the checkpoint has of it was kept by `{}`: give it                      another name",
+                    known.what
+                ));
+            }
             continue;
         }
         let node = graph.nodes.iter().find(|node| node.name == *name);
         let older = node.and_then(|node| node.schema.as_ref()).into_iter().flat_map(|schema| &schema.older);
         if !older.into_iter().any(|look| known.types.are(&look.types())) {
+            let help = match known.types.key.is(&types.key) {
+                true => "`Aggregated::migrate_from` converts the state of an aggregate",
+                false => "keys cannot be converted: give it another name",
+            };
             return wrong(format!(
-                "the state of `{name}` is of another type than before: it is {types} now, and was {} \
-                 (`Aggregated::migrate_from` converts it)",
+                "the state of `{name}` is of another type than before: it is {types:#} now, and was {:#} ({help})",
                 known.types
             ));
         }

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_reflection::{Format, Registry};
 
+use super::shape_text;
 use super::trace::shape;
 
 /// The types of an operator's state.
@@ -33,8 +34,12 @@ impl Types {
 }
 
 impl fmt::Display for Types {
+    /// Their names. The alternate form says what they consist of.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} by {}, version {}", self.state, self.key, self.version)
+        fmt::Display::fmt(&self.state, f)?;
+        f.write_str(" by ")?;
+        fmt::Display::fmt(&self.key, f)?;
+        write!(f, ", version {}", self.version)
     }
 }
 
@@ -85,12 +90,12 @@ impl Described {
     }
 
     /// Its shape, if it is known.
-    #[cfg(any(test, feature = "inspect"))]
     pub(crate) fn shape(&self) -> Option<Shape> {
         postcard::from_bytes(self.shape.as_ref()?).ok()
     }
 
-    fn is(&self, other: &Described) -> bool {
+    /// Whether bytes of the one are bytes of the other.
+    pub(crate) fn is(&self, other: &Described) -> bool {
         match (&self.shape, &other.shape) {
             (Some(own), Some(other)) => own == other,
             _ => self.name == other.name,
@@ -99,8 +104,14 @@ impl Described {
 }
 
 impl fmt::Display for Described {
+    /// Its name. The alternate form says what it consists of.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)
+        f.write_str(&self.name)?;
+        let consists = self.shape().filter(|_| f.alternate()).map(|shape| shape_text::text(&shape));
+        match consists.filter(|consists| *consists != self.name) {
+            Some(consists) => write!(f, " ({consists})"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -156,6 +167,20 @@ mod tests {
         assert!(!Types::of::<u64, u64>(0).are(&Types::of::<u64, i64>(0)));
         assert!(!Types::of::<u64, u64>(0).are(&Types::of::<u64, u64>(1)));
         assert!(Types::of::<BTreeMap<u8, (u8, String)>, ()>(0).are(&Types::of::<BTreeMap<u8, (u8, String)>, ()>(0)));
+    }
+
+    #[test]
+    fn a_type_is_shown_with_its_fields_and_variants() {
+        let order = format!("{:#}", Described::of::<before::Order>());
+        let (_, consists) = order.split_once(" (").unwrap();
+        assert_eq!(
+            consists,
+            "Order where Order is { customer: str, state: State }; State is New, Paid { cents: u64 }, Sent(Option<u32>))"
+        );
+        assert_eq!(
+            format!("{:#}", Described::of::<BTreeMap<u8, (Vec<bool>, [f32; 2])>>()).rsplit_once(" (map").unwrap().1,
+            " of u8 to ([bool], [f32; 2]))"
+        );
     }
 
     #[test]

@@ -328,8 +328,13 @@ mod tests {
         delta.delete(KeyGroup::of(&0_u64), &postcard::to_stdvec(&0_u64).unwrap());
         let mut writer = BlockWriter::create(disk, format!("log-{number}"), &head).unwrap();
         writer.append_delta(0, &delta).unwrap();
-        let operator =
-            Operator { name: "count".to_owned(), types: Types::of::<u64, u64>(0), entries: number, since: 0 };
+        let operator = Operator {
+            name: "count".to_owned(),
+            what: "count".to_owned(),
+            types: Types::of::<u64, u64>(0),
+            entries: number,
+            since: 0,
+        };
         let manifest = Manifest {
             job: head.job,
             identity: "run".to_owned(),

@@ -35,6 +35,8 @@ pub(crate) struct Manifest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Operator {
     pub(crate) name: String,
+    /// What it does, such as `count`.
+    pub(crate) what: String,
     pub(crate) types: Types,
     /// The number of entries.
     pub(crate) entries: u64,
@@ -96,6 +98,7 @@ mod tests {
             sources: vec![("orders".to_owned(), [(Partition::new("orders/3"), Offset(9))].into_iter().collect())],
             operators: vec![Operator {
                 name: "count".to_owned(),
+                what: "count".to_owned(),
                 types: Types::of::<String, u64>(0),
                 entries: 3,
                 since: 0,

@@ -10,6 +10,7 @@ pub(crate) mod table;
 pub(crate) mod delta;
 pub(crate) mod describe;
 mod trace;
+mod shape_text;
 pub(crate) mod origin;
 pub(crate) mod pending;
 pub(crate) mod disk;

@@ -109,6 +109,7 @@ impl Gate {
 #[derive(Clone, Debug)]
 pub(crate) struct Kept {
     pub(crate) name: String,
+    pub(crate) what: String,
     pub(crate) types: Types,
 }
 
@@ -192,6 +193,7 @@ impl Store {
             let same = before.filter(|before| before.types.are(&kept.types));
             Operator {
                 name: kept.name.clone(),
+                what: kept.what.clone(),
                 types: kept.types.clone(),
                 entries: before.map_or(0, |before| before.entries),
                 since: same.map_or(chain.len() as u32, |same| same.since),

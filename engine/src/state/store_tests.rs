@@ -26,7 +26,7 @@ fn offsets(checkpoint: u64) -> Offsets {
 }
 
 fn kept() -> [Kept; 2] {
-    let kept = |name: &str| Kept { name: name.to_owned(), types: Types::of::<u64, String>(0) };
+    let kept = |name: &str| Kept { name: name.to_owned(), what: String::new(), types: Types::of::<u64, String>(0) };
     [kept("first"), kept("second")]
 }
 
