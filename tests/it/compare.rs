@@ -48,7 +48,7 @@ fn every_run_gets_the_same_records_at_any_number_of_workers() {
 type Pipeline = fn(Stream<'_, u64>, Collected<String>) -> Result<()>;
 
 /// Pipelines with state, and the sinks of theirs that cannot be compared.
-const STATEFUL: [(&str, Pipeline, usize); 6] = [
+const STATEFUL: [(&str, Pipeline, usize); 8] = [
     ("updates", |numbers, sink| shown(numbers.key_by(|n| n % 10).count().updates()).sink(&sink), 0),
     ("changes", |numbers, sink| shown(numbers.key_by(|n| n % 10).sum(|n| *n).changes()).sink(&sink), 0),
     (
@@ -58,6 +58,17 @@ const STATEFUL: [(&str, Pipeline, usize); 6] = [
     ),
     // What comes out is the same under each trigger, and is compared.
     ("dedup", |numbers, sink| shown(numbers.map(|n| n % 70).distinct()).sink(&sink), 0),
+    // Their sketches have more in them than their result, which depends on the order of the records.
+    (
+        "different values",
+        |numbers, sink| shown(numbers.key_by(|n| n % 3).approx_count_distinct(|n| *n).updates()).sink(&sink),
+        0,
+    ),
+    (
+        "quantiles",
+        |numbers, sink| shown(numbers.key_by(|n| n % 3).approx_quantiles(|n| *n as f64 * 1.1).updates()).sink(&sink),
+        0,
+    ),
     ("per batch", |numbers, sink| shown(numbers.per_batch().count()).sink(&sink), 1),
     // The second counts how often the first spoke.
     (

@@ -1,9 +1,6 @@
 //! What Apache Spark answers on small inputs, batch by batch, and what this engine answers: every
 //! scenario of `tests/golden`, or of the folder that `MILLSTREAM_GOLDEN` names, whose operators
 //! exist here, by an interpreter of its plan.
-//!
-//! A batch without rows is no batch here: nothing runs, so nothing comes out. Spark runs it, and
-//! then shows the whole table again, or a count of 0.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -13,7 +10,7 @@ use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use millstream::{Clock, Collected, Job, Stream, TestRun, Trigger, channel, collect};
+use millstream::{Aggregated, Clock, Collected, Exchange, Job, Stream, TestRun, Trigger, channel, collect};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -22,7 +19,6 @@ const LATER: &[&str] = &[
     "cogroup",
     "count_by_value_and_window",
     "count_by_window",
-    "dedup",
     "dedup_within_watermark",
     "group_by_key_and_window",
     "join",
@@ -40,6 +36,19 @@ const LATER: &[&str] = &[
 /// Scenarios that are left out for another reason.
 const NOT_RUN: &[(&str, &str)] =
     &[("limit_append", "a stream has no `limit`: the first rows of an endless stream are timing's")];
+
+/// A batch without rows is no batch here: nothing runs, so nothing comes out. Spark runs it, and then
+/// these scenarios show the whole table again, or a count of 0.
+const SHOW_EMPTY_BATCHES: &[(&str, &str)] = &[
+    ("clickstream_one_key_changes", "complete"),
+    ("dstream_count", "rdd"),
+    ("dstream_scala_count", "rdd"),
+    ("global_aggregate", "complete"),
+    ("global_aggregate", "update"),
+    ("running_aggregates", "complete"),
+    ("top_n", "complete"),
+    ("word_count", "complete"),
+];
 
 /// A value of a row.
 #[derive(Clone, Debug, PartialEq, PartialOrd, Serialize, Deserialize)]
@@ -183,25 +192,47 @@ fn aggregate<'a>(input: Table<'a>, plan: &Value, mode: &str, order: Option<&Valu
         .collect();
     let mut out: Vec<String> = keys.iter().map(|key| columns[*key].clone()).collect();
     out.extend(plan["aggregates"].as_array().unwrap().iter().map(|asked| text(&asked["as"]).to_owned()));
-    let (zero, add) = (vec![Kept { count: 0, value: Cell::Null }; asked.len()], asked.clone());
-    let table = rows.key_by(move |row: &Row| keys.iter().map(|key| row[*key].clone()).collect::<Row>()).aggregate(
-        move || zero.clone(),
-        move |kept: &mut Vec<Kept>, row: Row| add.iter().zip(kept).for_each(|(asked, kept)| asked.add(kept, &row)),
-    );
-    let row = move |(mut key, kept): (Row, Vec<Kept>)| {
-        key.extend(asked.iter().zip(&kept).map(|(asked, kept)| asked.result(kept)));
-        key
+    let by_key = rows.key_by(move |row: &Row| keys.iter().map(|key| row[*key].clone()).collect::<Row>());
+    let rows = if let [Asked { function, column: None }] = &asked[..]
+        && function.starts_with("count")
+    {
+        let row = |(mut key, count): (Row, u64)| {
+            key.push(Cell::Long(count as i64));
+            key
+        };
+        emitted(by_key.count(), row, &out, (mode, order, limit))
+    } else {
+        let (zero, add) = (vec![Kept { count: 0, value: Cell::Null }; asked.len()], asked.clone());
+        let table = by_key.aggregate(
+            move || zero.clone(),
+            move |kept: &mut Vec<Kept>, row: Row| add.iter().zip(kept).for_each(|(asked, kept)| asked.add(kept, &row)),
+        );
+        let row = move |(mut key, kept): (Row, Vec<Kept>)| {
+            key.extend(asked.iter().zip(&kept).map(|(asked, kept)| asked.result(kept)));
+            key
+        };
+        emitted(table, row, &out, (mode, order, limit))
     };
-    let rows = match (mode, order) {
+    Table { columns: out, rows }
+}
+
+/// What is emitted of a table, as rows with these columns.
+fn emitted<'a, V: Exchange + Clone>(
+    table: Aggregated<'a, Row, V>,
+    row: impl Fn((Row, V)) -> Row + Clone + 'static,
+    out: &[String],
+    (mode, order, limit): (&str, Option<&Value>, Option<usize>),
+) -> Stream<'a, Row> {
+    match (mode, order) {
         ("update", None) => table.updates().map(row),
         ("complete", None) => table.complete().rows().map(row),
         ("complete", Some(order)) => {
             let by: Vec<(usize, bool)> = texts(&order["by"])
                 .iter()
-                .map(|by| (column(&out, by.split(' ').next().unwrap()), by.contains("desc")))
+                .map(|by| (column(out, by.split(' ').next().unwrap()), by.contains("desc")))
                 .collect();
             let row_of = row.clone();
-            let compare = move |a: &(Row, Vec<Kept>), b: &(Row, Vec<Kept>)| {
+            let compare = move |a: &(Row, V), b: &(Row, V)| {
                 let (a, b) = (row_of(a.clone()), row_of(b.clone()));
                 let each = by.iter().map(|(column, is_descending)| {
                     let order = a[*column].partial_cmp(&b[*column]).unwrap();
@@ -211,9 +242,18 @@ fn aggregate<'a>(input: Table<'a>, plan: &Value, mode: &str, order: Option<&Valu
             };
             table.complete().sorted_by(compare).limit(limit.unwrap_or(usize::MAX)).rows().map(row)
         }
-        _ => panic!("mode {mode} does not go with {plan}"),
+        _ => panic!("mode {mode} does not go with this plan"),
+    }
+}
+
+/// The first row of each key; with all columns as its key it is the different rows.
+fn dedup<'a>(Table { columns, rows }: Table<'a>, plan: &Value) -> Table<'a> {
+    let keys: Vec<usize> = texts(&plan["keys"]).iter().map(|key| column(&columns, key)).collect();
+    let rows = match keys.len() == columns.len() {
+        true => rows.distinct(),
+        false => rows.key_by(move |row: &Row| keys.iter().map(|key| row[*key].clone()).collect::<Row>()).dedup(),
     };
-    Table { columns: out, rows }
+    Table { columns, rows }
 }
 
 /// Expressions of the scenarios, which are text for people.
@@ -249,6 +289,7 @@ fn structured<'a>(mut table: Table<'a>, plan: &[Value], mode: &str) -> Table<'a>
                 Table { columns: vec!["user".to_owned(), "twice".to_owned()], rows }
             }
             "flat_map" => flat_map(table, operator),
+            "dedup" => dedup(table, operator),
             other => panic!("the operator {other} is neither interpreted nor left out"),
         };
     }
@@ -420,7 +461,10 @@ impl Scenario {
                 is_empty &= rows.is_empty();
                 test.feed(sender, rows).unwrap();
             }
-            if is_empty {
+            let shown = expected.iter().filter(|row| row["batch"] == json!(batch)).count();
+            if is_empty && shown > 0 && SHOW_EMPTY_BATCHES.contains(&(&self.name, mode)) {
+                test.advance(Duration::from_secs(1)).unwrap();
+                assert!(test.drain(&results).unwrap().is_empty(), "{}, {mode}, batch {batch} has no rows", self.name);
                 continue;
             }
             test.advance(Duration::from_secs(1)).unwrap();
@@ -466,5 +510,6 @@ fn answers_are_those_of_spark_batch_by_batch() {
         }
         run += 1;
     }
-    assert!(run > 0, "no scenario was run, {left_out} were left out");
+    println!("{run} scenarios were run, {left_out} left out");
+    assert!(run > 0, "no scenario was run");
 }

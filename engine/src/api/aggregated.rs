@@ -297,7 +297,7 @@ fn built<'a, K: Key, A: Aggregate, T: 'static>(
     build: impl FnOnce(WithTable<K, A>) -> Stream<'a, T>,
 ) -> Stream<'a, T> {
     let (name, refused) = (options.name.take(), options.refused::<A>());
-    let mut stream = build((aggregate, Table::with(options.origin::<A>())));
+    let mut stream = build((aggregate, Table::with(options.origin::<A>().compared_by(A::SAME))));
     if let Some(option) = refused {
         let why = format!("it keeps more than its value, so `{option}` cannot make its state of values");
         stream.refuse(why);

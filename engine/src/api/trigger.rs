@@ -17,8 +17,10 @@ pub enum Trigger {
     #[default]
     Continuous,
     /// What has arrived is processed at each tick, as one batch. Ticks are on a grid: a batch that
-    /// takes long does not shift those after it. With `Duration::ZERO` the next batch begins when
-    /// the one before is through.
+    /// takes long does not shift those after it, and a record that comes after a while without any
+    /// waits for the next tick, as in Spark. A tick that was missed because the batch before took
+    /// long is made up for at once. With `Duration::ZERO` the next batch begins when the one before
+    /// is through.
     MicroBatch {
         /// The time from tick to tick.
         interval: Duration,

@@ -430,7 +430,8 @@ mod tests {
     }
 
     fn committer(workers: usize, sources: &[&Arc<Party>], sinks: &[&Arc<Party>]) -> Committer {
-        let (pulse, clock) = (Arc::new(Pulse::new(CheckpointId::FIRST)), Clock::simulated());
+        let clock = Clock::simulated();
+        let pulse = Arc::new(Pulse::new(CheckpointId::FIRST, &clock));
         let pace = Pace::Continuous { checkpoint_every: Duration::from_secs(1) };
         let ticker = Arc::new(Ticker::new(pace, clock, pulse, false));
         let sources = sources.iter().map(|source| Arc::clone(source) as _).collect();

@@ -70,6 +70,8 @@ struct State {
     last_epoch: Moment,
     last_cut: Moment,
     next_tick: Moment,
+    /// When everything before the open epoch was through.
+    through_at: Moment,
     ended: bool,
 }
 
@@ -88,6 +90,7 @@ impl Ticker {
             last_epoch: now,
             last_cut: now,
             next_tick,
+            through_at: now,
             ended: false,
         };
         Ticker {
@@ -182,8 +185,9 @@ impl Ticker {
             return None;
         }
         let hurried = state.wanted || self.pulse.is_hurried();
-        if now < state.next_tick && !hurried {
-            return Some(state.next_tick);
+        let next_tick = self.next_tick(state, interval);
+        if now < next_tick && !hurried {
+            return Some(next_tick);
         }
         self.pulse.take_reason();
         self.pulse.take_hurry();
@@ -193,6 +197,16 @@ impl Ticker {
         }
         self.open(state, open.checkpoint().next().first_epoch(), now);
         None
+    }
+
+    /// The tick that the reason for the next batch waits for. A tick at which there was no reason is
+    /// past, as it is in Spark; one that a batch has missed because the one before took long is not.
+    fn next_tick(&self, state: &mut State, interval: Duration) -> Moment {
+        let noted = self.pulse.noted();
+        if noted >= state.next_tick.max(state.through_at) {
+            state.next_tick = following_tick(state.next_tick, noted, interval);
+        }
+        state.next_tick
     }
 
     fn open(&self, state: &mut State, epoch: Epoch, now: Moment) {
@@ -207,9 +221,13 @@ impl Ticker {
         if self.through.fetch_max(epoch.as_raw(), SeqCst) >= epoch.as_raw() {
             return;
         }
-        let opened = lock(&self.state).opened.take_if(|(opened, _)| *opened <= epoch);
+        let now = self.clock.now();
+        let mut state = lock(&self.state);
+        state.through_at = now;
+        let opened = state.opened.take_if(|(opened, _)| *opened <= epoch);
+        drop(state);
         if let Some((_, at)) = opened {
-            let (now, mut durations) = (self.clock.now(), lock(&self.durations));
+            let mut durations = lock(&self.durations);
             durations.whole.record(now - at, 1);
             durations.frontier.record(now - self.pulse.moved(), 1);
         }
@@ -270,9 +288,11 @@ impl Ticker {
                 false
             }
             Pace::Continuous { .. } => done && is_answered,
-            Pace::MicroBatch { .. } => {
-                let is_due = self.pulse.has_reason() && state.next_tick <= self.clock.now();
-                done && is_answered && !is_due && Epoch::from_raw(self.through.load(SeqCst)) >= open
+            Pace::MicroBatch { interval } => {
+                // In this order: which tick is next depends on when the batch was through.
+                let is_through = Epoch::from_raw(self.through.load(SeqCst)) >= open;
+                let mut is_due = || self.pulse.has_reason() && self.next_tick(state, interval) <= self.clock.now();
+                done && is_answered && is_through && !is_due()
             }
         }
     }
@@ -309,7 +329,8 @@ mod tests {
     const MILLI: Duration = Duration::from_millis(1);
 
     fn ticker(pace: Pace) -> (Clock, Arc<Pulse>, Ticker) {
-        let (clock, pulse) = (Clock::simulated(), Arc::new(Pulse::new(CheckpointId::FIRST)));
+        let clock = Clock::simulated();
+        let pulse = Arc::new(Pulse::new(CheckpointId::FIRST, &clock));
         (clock.clone(), Arc::clone(&pulse), Ticker::new(pace, clock, pulse, false))
     }
 
@@ -355,6 +376,36 @@ mod tests {
         assert_eq!(ticker.look(), None, "the batch before is not through");
         ticker.see_through(pulse.epoch());
         assert_eq!(ticker.look(), Some(Moment::default().after(30 * MILLI)));
+    }
+
+    /// The first record after a while without any was a batch of its own, at once. So micro-batches
+    /// looked faster than they are where records are few.
+    #[test]
+    fn a_tick_without_a_reason_is_past() {
+        let (clock, pulse, ticker) = ticker(Pace::MicroBatch { interval: 10 * MILLI });
+        ticker.see_through(CheckpointId::FIRST.opening_epoch());
+        for (now, tick) in [(25, 30), (40, 50)] {
+            clock.advance((Moment::default().after(now * MILLI)) - clock.now());
+            pulse.note_records();
+            assert_eq!(ticker.look(), Some(Moment::default().after(tick * MILLI)), "noted at {now} ms");
+            let before = pulse.epoch();
+            clock.advance(Moment::default().after(tick * MILLI) - clock.now());
+            assert_eq!((ticker.look(), pulse.epoch() > before), (None, true));
+            // The batch takes until 3 ms behind the tick, and nothing comes meanwhile.
+            clock.advance(3 * MILLI);
+            ticker.see_through(pulse.epoch());
+        }
+        // A batch that takes longer than the interval: what came meanwhile has missed its tick.
+        clock.advance(4 * MILLI);
+        pulse.note_records();
+        clock.advance(3 * MILLI);
+        assert_eq!(ticker.look(), None);
+        clock.advance(12 * MILLI);
+        pulse.note_records();
+        clock.advance(3 * MILLI);
+        let before = pulse.epoch();
+        ticker.see_through(before);
+        assert_eq!((ticker.look(), pulse.epoch() > before), (None, true));
     }
 
     #[test]

@@ -25,6 +25,9 @@ pub(crate) trait Aggregate: 'static {
 
     fn value(&self, state: &Self::State) -> Self::Value;
 
+    /// What of a state does not depend on the order of the records, where its encoding does.
+    const SAME: Option<fn(&Self::State) -> Vec<u8>> = None;
+
     /// How the state holds the value; `None` when it is something else.
     const FORM: Option<Form> = None;
 

@@ -37,6 +37,9 @@ pub(crate) struct Pulse {
     commits: AtomicU64,
     /// Wakes the ticker. Its reason: something was admitted or queued since the ticker last looked.
     bell: Bell,
+    /// When the first of several reasons was noted.
+    noted: AtomicU64,
+    clock: Clock,
     /// A source has used up its memory: a boundary, or a batch, would help now.
     hurry: AtomicBool,
     stopping: AtomicBool,
@@ -55,7 +58,7 @@ pub(crate) struct Pulse {
 
 impl Pulse {
     /// The pulse of a run that begins with this checkpoint, whose first epoch is open.
-    pub(crate) fn new(first: CheckpointId) -> Pulse {
+    pub(crate) fn new(first: CheckpointId, clock: &Clock) -> Pulse {
         Pulse {
             first,
             open: AtomicU64::new(first.opening_epoch().as_raw()),
@@ -64,6 +67,8 @@ impl Pulse {
             committed: AtomicU64::new(first.previous().number()),
             commits: AtomicU64::new(0),
             bell: Bell::default(),
+            noted: AtomicU64::new(0),
+            clock: clock.clone(),
             hurry: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             sources: AtomicUsize::new(0),
@@ -118,7 +123,16 @@ impl Pulse {
 
     /// Notes a reason for the next epoch: something was admitted, or waits for a tick.
     pub(crate) fn note_records(&self) {
+        if !self.bell.has_reason() {
+            // Before the reason: the ticker, which sees that, sees this.
+            self.noted.store(self.clock.now().as_nanos(), SeqCst);
+        }
         self.bell.note();
+    }
+
+    /// When the reason for the next epoch was noted.
+    pub(crate) fn noted(&self) -> Moment {
+        Moment::from_nanos(self.noted.load(SeqCst))
     }
 
     /// Notes that memory is used up: a boundary would free some, or would release what waits.

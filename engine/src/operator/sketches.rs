@@ -35,6 +35,9 @@ impl Aggregate for CountDistinct {
     fn value(&self, state: &Distinct) -> u64 {
         state.estimate()
     }
+
+    // A sketch also has an estimate that depends on the order, and lists its first values in it.
+    const SAME: Option<fn(&Distinct) -> Vec<u8>> = Some(|state| state.estimate().to_le_bytes().into());
 }
 
 /// The different values among those that were added: a HyperLogLog sketch.
@@ -123,6 +126,12 @@ impl Aggregate for Distribution {
     fn value(&self, state: &Quantiles) -> Quantiles {
         state.clone()
     }
+
+    // A sketch also has the sum of its numbers, which is rounded in their order.
+    const SAME: Option<fn(&Quantiles) -> Vec<u8>> = Some(|state| {
+        let percentiles = (0..=100).filter_map(|percent| state.at(f64::from(percent) / 100.0));
+        percentiles.flat_map(f64::to_le_bytes).chain(state.count().to_le_bytes()).collect()
+    });
 }
 
 /// A sketch of numbers that answers any quantile within 1 %; see

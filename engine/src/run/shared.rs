@@ -77,7 +77,7 @@ const PARK_MAX: Duration = Duration::from_secs(1);
 impl Run {
     /// A run of that plan.
     pub(crate) fn new(spec: &Spec, plan: Plan, events: Events, control: Wake) -> Run {
-        let pulse = Arc::new(Pulse::new(plan.memory.first));
+        let pulse = Arc::new(Pulse::new(plan.memory.first, &spec.clock));
         let recovered = plan.resumed.as_ref().and_then(|resumed| resumed.recovered.clone());
         let frees_at_commit = plan.sinks.iter().any(|sink| sink.shared.acknowledges() == Acknowledges::WhenCommitted);
         let ticker = Ticker::new(spec.pace, spec.clock.clone(), Arc::clone(&pulse), frees_at_commit);

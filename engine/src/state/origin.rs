@@ -24,6 +24,8 @@ pub(crate) struct Origin<K, S> {
     pub(super) rows: Option<Rows<K, S>>,
     /// How the states of the checkpoint are read, when they are of an older type.
     read: Option<Read<S>>,
+    /// What of a state is compared between runs, if not all of it.
+    pub(super) same: Option<fn(&S) -> Vec<u8>>,
 }
 
 impl<K, S> Default for Origin<K, S> {
@@ -34,7 +36,12 @@ impl<K, S> Default for Origin<K, S> {
 
 impl<K, S> Origin<K, S> {
     pub(crate) fn new(version: u32, older: Vec<(Look, Read<S>)>, rows: Option<Rows<K, S>>) -> Origin<K, S> {
-        Origin { version, older, rows, read: None }
+        Origin { version, older, rows, read: None, same: None }
+    }
+
+    /// Says what of a state is compared between runs.
+    pub(crate) fn compared_by(self, same: Option<fn(&S) -> Vec<u8>>) -> Origin<K, S> {
+        Origin { same, ..self }
     }
 }
 

@@ -489,7 +489,11 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
 
     fn add_to(&self, print: &Fingerprint) {
         for entry in self.groups.iter().flatten() {
-            print.add(&(postcard::to_stdvec(&entry.key).ok(), postcard::to_stdvec(&entry.state).ok()));
+            let state = match self.origin.same {
+                None => postcard::to_stdvec(&entry.state).ok(),
+                Some(same) => Some(same(&entry.state)),
+            };
+            print.add(&(postcard::to_stdvec(&entry.key).ok(), state));
         }
     }
 }
