@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 use std::time::Duration;
 
 use millstream::{
-    Aggregated, Calls, Change, Collected, ErrorKind, Flow, Job, Quantiles, Restart, Result, State, Stream, Trigger,
-    collect, rows,
+    Aggregated, ByteSize, Calls, Change, Collected, ErrorKind, Flow, Job, Quantiles, Restart, Result, State, Stream,
+    Trigger, collect, rows,
 };
 
 /// Fails at a record, once.
@@ -162,6 +162,12 @@ fn what_does_not_fit_the_checkpoint_is_refused() {
     let other_job = Job::new("others", move |flow| numbers(flow)?.sink(collect())).checkpoints(path);
     refused(other_job, &["checkpoints of job `recovery`, not of `others`"]);
     // It is taken as it is said.
+    refused(job(path, renamed).forget_state(["count"]).start_empty(["tallies"]), &["`tallies`, which keeps no state"]);
+    refused(
+        Job::new("in memory", renamed).state_in_memory().start_empty(["tally"]),
+        &["`start_empty` are about checkpoints in a directory"],
+    );
+    refused(job(path, renamed).state_memory(ByteSize(0)), &["`state_memory` must be greater than zero"]);
     let report = job(path, renamed).forget_state(["count"]).start_empty(["tally"]).run().unwrap();
     assert_eq!(report.records_in(), 0);
     refused(counting(path, 100, -1, &collect()), &["state of `tally`"]);

@@ -30,7 +30,7 @@ use super::stream::Stream;
 ///
 /// | sink | `updates` | `complete` | `changes` | Spark |
 /// |---|---|---|---|---|
-/// | Kafka | yes; with the key of the row ([`sink_by`](Stream::sink_by)) a compacted topic ends up as the table | yes: all rows, batch by batch | yes; as JSON `{\"Delete\": row}` and `{\"Insert\": row}` | append, update, complete |
+/// | Kafka | yes; with the key of the row ([`sink_by`](Stream::sink_by)) a compacted topic ends up as the table | yes: all rows, batch by batch | yes; as JSON `{"Delete": row}` and `{"Insert": row}` | append, update, complete |
 /// | console, as a table or by batch | yes | yes | yes | append, update, complete |
 /// | console, by line | rows must be `Display`: map them to text first | likewise | likewise | – |
 /// | memory ([`collect`](crate::collect)) | yes | yes | yes | append, complete |

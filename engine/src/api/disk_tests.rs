@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::io::{
     Accepted, Acknowledges, Collected, Committed, Delivery, OpenSink, SharedSink, Sink, Writer, collect, generate,
 };
+use crate::run::health::HealthLimits;
 use crate::state::disk::Disk;
 use crate::state::faulty_disk::{FaultyDisk, Leaves, Trouble};
 
@@ -88,6 +89,11 @@ fn a_disk_in_trouble_stops_no_record() {
         eventually("it says so", || failing(&running).is_some_and(|cause| cause.contains(says)));
         let report = running.report();
         assert!(report.to_string().contains("waiting for the disk"), "{name}: {report}");
+        let limits = HealthLimits::new().commit_within(Duration::from_millis(50));
+        eventually("its health says so", || {
+            let health = running.health(&limits);
+            health.is_alive() && health.not_ready.iter().any(|why| why.contains("has not been written to its disk"))
+        });
         let (checkpoint, records) = (durable(&running), counts.len());
         eventually("records go on", || counts.len() > records + 1_000);
         assert_eq!(durable(&running), checkpoint, "{name}: nothing is durable meanwhile");

@@ -126,8 +126,8 @@ impl Job {
     /// and states point to is estimated: by how long they are when they are encoded.
     ///
     /// A run of a job with state also ends, with such an error, when the system has next to no
-    /// memory left, most of it is this process's, and the system would soon end the process: less
-    /// than a sixteenth of what the machine or its control group has, but at least 16 MiB and at
+    /// memory left, this process has more than a quarter of all, and the system would soon end it:
+    /// less than a sixteenth of what the machine or its control group has, but at least 16 MiB and at
     /// most 256. Where the system does not tell (others than Linux, macOS, Windows and the BSDs),
     /// only the limit above counts.
     pub fn state_memory(self, limit: ByteSize) -> Job {
@@ -197,7 +197,8 @@ impl Job {
     }
 
     /// Drops what the checkpoint has of these operators and sources, which the pipeline does not
-    /// have any more. Without this, the job refuses to start. What the pipeline has is not dropped.
+    /// have any more. Without this, the job refuses to start. What the pipeline has is not dropped,
+    /// and a name that the checkpoint does not know is no mistake: the job may start again.
     pub fn forget_state<N: Into<String>>(self, names: impl IntoIterator<Item = N>) -> Job {
         let forgotten = self.forgotten.into_iter().chain(names.into_iter().map(Into::into)).collect();
         Job { forgotten, ..self }
@@ -205,7 +206,8 @@ impl Job {
 
     /// Lets these operators begin without state, because they are new in the pipeline and the
     /// checkpoint has none of them. Without this, the job refuses to start. It drops nothing: an
-    /// operator of which the checkpoint has state goes on with it.
+    /// operator of which the checkpoint has state goes on with it. A name that no operator with state
+    /// has is refused.
     pub fn start_empty<N: Into<String>>(self, names: impl IntoIterator<Item = N>) -> Job {
         let empty = self.empty.into_iter().chain(names.into_iter().map(Into::into)).collect();
         Job { empty, ..self }
@@ -368,6 +370,13 @@ impl Job {
         }
         if self.memory.0 == 0 {
             return wrong("`memory` must be greater than zero");
+        }
+        if self.state_memory == Some(ByteSize(0)) {
+            return wrong("`state_memory` must be greater than zero");
+        }
+        let is_kept = matches!(self.remembers, Remembers::InDirectory(_));
+        if !is_kept && !(self.forgotten.is_empty() && self.empty.is_empty()) {
+            return wrong("`forget_state` and `start_empty` are about checkpoints in a directory (`Job::checkpoints`)");
         }
         if self.stuck_after.is_zero() {
             return wrong("`stuck_after` must be greater than zero");

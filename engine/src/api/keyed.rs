@@ -125,7 +125,8 @@ impl<'a, K: Key, T: 'static> KeyedStream<'a, K, T> {
     }
 
     /// The record with the largest event time of each key. Of records with the same time, or
-    /// without one, it is the one that came last.
+    /// without one, it is the one that came last: which one that is among records of several
+    /// partitions depends on timing.
     pub fn latest(self) -> Aggregated<'a, K, T>
     where
         T: Exchange + Clone,
@@ -134,7 +135,8 @@ impl<'a, K: Key, T: 'static> KeyedStream<'a, K, T> {
     }
 
     /// The `k` records of each key that are largest in the order of `compare`, largest first. Of
-    /// equal records those that came first.
+    /// equal records those that came first: which ones these are among records of several partitions
+    /// depends on timing, so let `compare` tell records apart that are not the same.
     ///
     /// # Panics
     /// When `k` is 0.
@@ -208,7 +210,8 @@ impl<'a, K: Key, T: 'static> KeyedStream<'a, K, T> {
         self.with("approx_quantiles", Distribution, move |record| number(&record))
     }
 
-    /// The first record of each key, for ever: the state grows with each key.
+    /// The first record of each key, for ever: the state grows with each key. Which record of a key
+    /// is the first among those of several partitions depends on timing.
     pub fn dedup(self) -> Stream<'a, T>
     where
         T: Exchange,

@@ -352,6 +352,11 @@ impl Committer {
     }
 
     /// Sinks and sources were told to commit everything up to here.
+    /// Whether a checkpoint is being made durable.
+    pub(crate) fn is_at_disk(&self) -> bool {
+        self.at_keeper.is_some()
+    }
+
     pub(crate) fn handed_over(&self) -> CheckpointId {
         self.handed_over
     }

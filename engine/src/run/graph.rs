@@ -207,6 +207,11 @@ impl Graph {
         self.nodes.iter().find(|node| node.traits.keeps_state).map(|node| node.name.as_str())
     }
 
+    /// Whether an operator of that name keeps state.
+    pub(crate) fn keeps_state_at(&self, name: &str) -> bool {
+        self.nodes.iter().any(|node| node.traits.keeps_state && node.name == name)
+    }
+
     /// Whether an operator holds anything that takes memory between batches, or for one.
     pub(crate) fn holds_state(&self) -> bool {
         self.nodes.iter().any(|node| node.traits.keeps_state || node.traits.waits_for_epochs)

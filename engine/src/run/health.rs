@@ -112,7 +112,10 @@ impl Health {
             health.not_alive.push(format!("worker {index} has been in one step for {}", told(busy)));
         }
         if let Some(open) = vitals.open().filter(|open| now - open.since > limits.commit) {
-            health.not_alive.push(open.reason(&run.plan, now));
+            // A new process would find the same disk.
+            let is_disk = open.stage == OpenStage::Disk;
+            let list = if is_disk { &mut health.not_ready } else { &mut health.not_alive };
+            list.push(open.reason(&run.plan, now));
         }
         for waiting in run.plan.waiting() {
             let since = vitals.waiting_since(&waiting).unwrap_or(now);
@@ -154,6 +157,7 @@ impl OpenCheckpoint {
         let (checkpoint, age) = (self.checkpoint, told(now - self.since));
         match self.stage {
             OpenStage::Commit => format!("the commit of checkpoint {checkpoint} has not been answered for {age}"),
+            OpenStage::Disk => format!("checkpoint {checkpoint} has not been written to its disk for {age}"),
             OpenStage::Acknowledgements => {
                 let open = plan.nodes().filter_map(|(node, meter)| match meter {
                     Meter::Sink(meter) => {

@@ -30,6 +30,10 @@ pub(crate) fn sketch(spec: &Spec, pipeline: &dyn Pipeline) -> Result<Graph> {
         }
         if matches!(spec.remembers, Remembers::InDirectory(_)) {
             graph.check_names()?;
+            if let Some(name) = spec.empty.iter().find(|name| !graph.keeps_state_at(name)) {
+                let doing = format!("job `{}`: `start_empty` names `{name}`, which keeps no state", spec.job);
+                return Err(Error::new(ErrorKind::Config, doing));
+            }
         }
         if let Pace::Continuous { checkpoint_every } = spec.pace {
             graph.check_times(checkpoint_every)?;

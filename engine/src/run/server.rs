@@ -200,8 +200,11 @@ impl<'s> Server<'s> {
     /// Records signs of life for the job's health.
     fn show_life(&self) {
         let (cut, committed) = (self.run.pulse.epoch().checkpoint().previous(), self.committer.committed());
-        let is_handed_over = self.committer.handed_over() > committed;
-        let stage = if is_handed_over { OpenStage::Commit } else { OpenStage::Acknowledgements };
+        let stage = match self.committer.handed_over() > committed {
+            true if self.committer.is_at_disk() => OpenStage::Disk,
+            true => OpenStage::Commit,
+            false => OpenStage::Acknowledgements,
+        };
         self.run.vitals.serve(cut, committed, stage);
     }
 

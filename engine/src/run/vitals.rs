@@ -36,6 +36,8 @@ pub(crate) enum OpenStage {
     Acknowledgements,
     /// For the answers to its commit.
     Commit,
+    /// For the disk on which it is written.
+    Disk,
 }
 
 impl Vitals {

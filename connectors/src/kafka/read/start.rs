@@ -86,6 +86,11 @@ impl Starting<'_> {
             let (low, high) = (low[key], high[key]);
             let name = Partition::new(format!("{topic}/{partition}"));
             let resumed = self.resume.and_then(|offsets| offsets.get(&name)).map(|next| next.0 as i64);
+            if let (true, Some(resumed), Some((group, _))) = (self.is_checkpoint, resumed, committed.get(key))
+                && resumed != *group
+            {
+                tracing::info!(partition = %name, checkpoint = resumed, group, "the checkpoint counts, and not the group");
+            }
             let before = match committed.get(key) {
                 // What was committed of a partition that is new since then is not in the state.
                 _ if self.is_checkpoint => resumed,
