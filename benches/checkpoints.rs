@@ -2,8 +2,9 @@
 //!
 //! Method: counts by `u64` key on one worker, with every update emitted. (1) Throughput with a
 //! checkpoint each second against none, interleaved, medians: keys drawn from all (everything is
-//! dirty) or from a window of one in a hundred that moves on each second. Also how many bytes are
-//! written for each byte of changed entries, merges included. (2) The time from when a record is
+//! dirty) or from a window of one in a hundred that moves on each second, as the rate of a run before
+//! says. Then how many bytes are written for each byte of changed entries, merges included, over 200
+//! checkpoints of 50 ms in which the same keys change, or new ones come. (2) The time from when a record is
 //! due until its update is written, at a fixed rate that changes one key in a hundred each second,
 //! with and without checkpoints, one worker and two; and while a table grows from nothing. (3) The
 //! time from `start` to the first output of a job that goes on from a checkpoint, at the longest
@@ -28,8 +29,6 @@ use millstream_benches::statistics::median;
 
 /// More than the largest state here needs.
 const STATE: ByteSize = ByteSize::mebibytes(4096);
-/// How many records share a window of keys.
-const WINDOW: u64 = 1 << 20;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -38,6 +37,7 @@ fn main() {
     let wants = |part: &str| only.is_none_or(|only| only == part);
     if wants("throughput") {
         throughput(if smoke { 200_000 } else { 100_000_000 }, if smoke { 1_000 } else { 1_000_000 });
+        amplification(if smoke { 5 } else { 200 });
     }
     if wants("stalls") {
         let (keys, seconds) = if smoke { (10_000, 1) } else { (6_000_000, 20) };
@@ -57,7 +57,7 @@ fn main() {
         println!("{}", held(part == "engine", keys));
     }
     if wants("idle") {
-        idle(if smoke { &[0, 10] } else { &[0, 1_000, 2_000] });
+        idle(if smoke { &[0, 10] } else { &[0, 1_000, 2_000] }, if smoke { &[100] } else { &[1_000, 2_000, 10_000] });
     }
 }
 
@@ -72,35 +72,69 @@ fn spread(n: u64, keys: u64) -> u64 {
 
 fn throughput(records: u64, keys: u64) {
     println!("count by key, {keys} keys, one worker, {records} records, a checkpoint each second");
-    println!("{:8} {:>12} {:>12} {:>8}   written", "dirty", "without, M/s", "with, M/s", "lost");
-    type Key = fn(u64, u64) -> u64;
-    let all: Key = |n, keys| spread(n, keys);
-    let window: Key = |n, keys| (n / WINDOW * (keys / 100) + spread(n, keys / 100)) % keys;
-    for (what, key, target) in [("1 %", window, 3), ("100 %", all, 15)] {
+    println!("{:8} {:>12} {:>12} {:>8}   entries", "dirty", "without, M/s", "with, M/s", "lost");
+    for (what, is_window, target) in [("1 %", true, 3), ("100 %", false, 15)] {
         let mut rates: [Vec<f64>; 2] = Default::default();
         let mut written = None;
-        for _ in 0..3 {
+        // How many records share a window of keys.
+        let mut window = records / 4;
+        for round in 0..4 {
             for (index, rates) in rates.iter_mut().enumerate() {
                 let place = directory();
-                let source = generate(move |n| key(n, keys)).count(records).partitions(1);
+                let key = move |n| match is_window {
+                    true => (n / window * (keys / 100) + spread(n, keys / 100)) % keys,
+                    false => spread(n, keys),
+                };
+                let source = generate(key).count(records).partitions(1);
                 let job = Job::new("throughput", move |flow| {
                     flow.source(&source)?.key_by(|key| *key).count().updates().sink(discard())
                 });
                 let job = if index == 0 { job.state_in_memory() } else { job.checkpoints(place.path()) };
                 let begin = Instant::now();
                 let report = job.state_memory(STATE).run().expect("nothing can fail");
-                rates.push(records as f64 / begin.elapsed().as_secs_f64() / 1e6);
+                let rate = records as f64 / begin.elapsed().as_secs_f64();
+                if round == 0 {
+                    // Only to know it.
+                    window = (rate as u64).max(1);
+                    continue;
+                }
+                rates.push(rate / 1e6);
                 written = report.checkpoints.or(written);
             }
         }
         let [without, with] = rates.map(|rates| median(&rates));
         let written = written.expect("it keeps checkpoints");
-        let each = (written.bytes + written.merged_bytes) as f64 / written.bytes as f64;
         println!(
-            "{what:8} {without:12.1} {with:12.1} {:7.1} %   {} entries, {:.2} bytes for each (targets: {target} %, 2.2)",
+            "{what:8} {without:12.1} {with:12.1} {:7.1} %   {} in {} checkpoints (target: {target} %)",
             (1.0 - with / without) * 100.0,
             written.entries,
-            each
+            written.writing.count
+        );
+    }
+}
+
+/// How much is written for what changes.
+fn amplification(checkpoints: u64) {
+    let each = 20_000;
+    let keys: [(&str, fn(u64) -> u64); 3] = [
+        ("the same 20 000 keys each time", |n| n % 20_000),
+        ("one in a hundred of 2 M keys each time", |n| spread(n, 2_000_000)),
+        ("new keys each time", |n| spread(n, u64::MAX)),
+    ];
+    for (what, key) in keys {
+        let place = directory();
+        let source = generate(key).rate(each as f64 * 20.0).count(each * checkpoints).partitions(1);
+        let job = Job::new("amplification", move |flow| {
+            flow.source(&source)?.key_by(|key| *key).count().updates().sink(discard())
+        });
+        let job = job.checkpoints(place.path()).checkpoint_every(Duration::from_millis(50)).state_memory(STATE);
+        let written = job.run().expect("nothing can fail").checkpoints.expect("it keeps checkpoints");
+        println!(
+            "{what}: {} checkpoints, {:.1} MB of changes, {:.1} MB merged: {:.2} bytes written for each (target: 2.2)",
+            written.writing.count,
+            written.bytes as f64 / 1e6,
+            written.merged_bytes as f64 / 1e6,
+            (written.bytes + written.merged_bytes) as f64 / written.bytes as f64
         );
     }
 }
@@ -274,11 +308,11 @@ fn held(is_engine: bool, keys: u64) -> u64 {
 
 /// Epochs beside keyed operators that get nothing: in the job itself, and in other jobs of the
 /// process, a hundred in each.
-fn idle(counts: &[u64]) {
-    for operators in counts.iter().copied() {
+fn idle(in_job: &[u64], in_others: &[u64]) {
+    for operators in in_job.iter().copied() {
         print_epochs(&format!("{operators} idle keyed operators in the job"), operators);
     }
-    for operators in counts.iter().copied() {
+    for operators in in_others.iter().copied() {
         let (mut jobs, mut inputs) = (Vec::new(), Vec::new());
         for number in 0..operators / 100 {
             let (input, nothing) = channel::<u64>(1);

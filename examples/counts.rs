@@ -1,7 +1,7 @@
 //! How many orders each customer has made so far: reads orders from a topic, and writes for every
-//! one of them the count of its customer, under the order's key. The counts survive: with
-//! `--checkpoints` they are kept in a directory, from which the next start goes on, also after a
-//! crash.
+//! one of them the count of its customer, under the order's key; in micro-batches for the last one
+//! of each customer in the batch. The counts survive: with `--checkpoints` they are kept in a
+//! directory, from which the next start goes on, also after a crash.
 //!
 //! ```text
 //! cargo run --release --example counts

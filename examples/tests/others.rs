@@ -272,10 +272,41 @@ fn clickstream_shows_of_two_batches_what_each_output_mode_says() {
 }
 
 #[test]
+fn counts_writes_a_count_for_each_order_and_goes_on_where_it_was() {
+    let kafka = Kafka::with(&["orders", "counts"]);
+    let place = std::env::temp_dir().join(format!("millstream-counts-{}", std::process::id()));
+    let directory = place.to_str().unwrap();
+    let flags = ["--brokers", &kafka.address, "--trigger", "available-now", "--checkpoints", directory];
+    let row =
+        |key: &str, id: u64, count: u64| (key.to_owned(), json!({ "id": id, "due": 0, "customer": 7, "count": count }));
+    for (orders, expected) in [
+        (vec![("a", 1), ("b", 2)], vec![row("a", 1, 1), row("b", 2, 2)]),
+        (vec![("a", 3)], vec![row("a", 1, 1), row("b", 2, 2), row("a", 3, 3)]),
+    ] {
+        let orders: Vec<(&str, String)> = orders.into_iter().map(|(key, id)| (key, order(id, 5))).collect();
+        kafka.write("orders", &orders.iter().map(|(key, order)| (*key, order.as_str())).collect::<Vec<_>>());
+        printed("counts", &flags);
+        let rows: Vec<(String, Value)> =
+            kafka.read("counts").into_iter().map(|(key, row)| (key, serde_json::from_str(&row).unwrap())).collect();
+        assert_eq!(rows, expected);
+    }
+    std::fs::remove_dir_all(place).unwrap();
+}
+
+#[test]
 fn a_wrong_flag_is_status_2_and_an_absent_broker_status_1() {
-    for name in
-        ["clickstream", "compare_triggers", "embed", "etl", "lines", "lookup", "replay", "transform", "word_count"]
-    {
+    for name in [
+        "clickstream",
+        "compare_triggers",
+        "counts",
+        "embed",
+        "etl",
+        "lines",
+        "lookup",
+        "replay",
+        "transform",
+        "word_count",
+    ] {
         let output = example(name, &["--no-such-flag"]).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{name}");
     }

@@ -123,7 +123,9 @@ impl Job {
     /// Memory for state, in addition to [`memory`](Job::memory). Without this, a job that keeps
     /// state gives half of its memory to it, and records have the other half. State that outgrows
     /// it ends the run with an error that says how much there is, and in which operator. What keys
-    /// and states point to is estimated: by how long they are when they are encoded.
+    /// and states point to is estimated: by how long they are when they are encoded. What a
+    /// checkpoint has changed is in memory a second time until it is written, and so is all state
+    /// that [`state_in_memory`](Job::state_in_memory) keeps for a restart: neither is counted.
     ///
     /// A run of a job with state also ends, with such an error, when the system has next to no
     /// memory left, this process has more than a quarter of all, and the system would soon end it:

@@ -10,6 +10,17 @@ use std::time::Duration;
 /// | `Continuous` | continuous processing, real-time mode |
 /// | `MicroBatch { interval }` | `Trigger.ProcessingTime(interval)`; zero is Spark's default |
 /// | `AvailableNow` | `Trigger.AvailableNow()` |
+///
+/// Where Spark's meaning depends on batches, this is what holds here:
+///
+/// | in Spark | here |
+/// |---|---|
+/// | output mode *update*: the rows that a batch has changed | the same in micro-batches; otherwise with each record, or [`every`](crate::Aggregated::every) so often |
+/// | `foreachBatch` with an id that a replay repeats | a checkpoint is the batch of a sink ([`SharedSink::commit`](crate::connector::SharedSink::commit)); a replay may divide records into others |
+/// | `maxOffsetsPerTrigger` | [`batch_at_most`](crate::Stream::batch_at_most), and [`rate_at_most`](crate::Stream::rate_at_most) under any trigger |
+/// | `processAllAvailable`, `AvailableNow` | ends are fixed when the job starts; it runs up to there and commits |
+/// | `current_timestamp()` is constant in a batch | there is no such function: a pipeline that asks the clock gets the moment, and another one when records are read again |
+/// | the console prints `Batch: n` | so does `console().each_batch(n)`; otherwise rows are printed as they come |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Trigger {

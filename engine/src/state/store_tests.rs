@@ -311,6 +311,45 @@ fn files_that_are_swapped_are_noticed() {
     assert!(error.to_string().contains("job `counts`, not of `others`"), "{error}");
 }
 
+/// Files of another job whose runs have the same names, and so have its files.
+#[test]
+fn files_of_another_job_are_noticed() {
+    let (disk, history) = written();
+    let other = FaultyDisk::default();
+    let place = Place { disk: Arc::new(other.clone()), retain: Retain::Three, _lock: None };
+    let mut store =
+        Store::begin(place, Arc::default(), ("others", "a"), None, vec!["orders".to_owned()], &kept()).unwrap();
+    for checkpoint in 1..=7 {
+        let mut delta = Delta::default();
+        (0..40).for_each(|key: u64| delta.put(KeyGroup::of(&key), &key, &format!("{checkpoint} of another")).unwrap());
+        let content = Content { sources: vec![offsets(checkpoint)], deltas: vec![(0, delta)], written: 0 };
+        store.publish(CheckpointId::new(checkpoint), &content).unwrap();
+        while store.merge().unwrap() == Merged::Some {}
+    }
+    let others = other.names().unwrap();
+    let (mut tried, mut fell_back) = (0, 0);
+    for name in disk.names().unwrap() {
+        for theirs in others.iter().filter(|theirs| kind(theirs) == kind(&name)) {
+            let mixed = disk.after_crash(Leaves::Everything);
+            mixed.damage(&name, |bytes| *bytes = other.content(theirs));
+            tried += 1;
+            // A manifest says whose it is. Where the other is older, it is not even looked at.
+            match Run::begin(Arc::new(mixed), "b", Retain::Three) {
+                Ok(run) => {
+                    assert_eq!(run.counts.to_vec(), history[&run.checkpoint], "`{theirs}` in place of `{name}`");
+                    fell_back += u64::from(run.checkpoint < 7);
+                }
+                Err(error) => assert!(error.to_string().contains("of job `others`"), "{error:#}"),
+            }
+        }
+    }
+    assert!(tried > 5 && fell_back > 0, "{tried} tried, {fell_back} fell back");
+}
+
+fn kind(name: &str) -> &str {
+    name.split('-').next().unwrap_or_default()
+}
+
 #[test]
 fn a_run_that_was_replaced_publishes_nothing() {
     let disk: Arc<dyn Disk> = Arc::new(FaultyDisk::default());
