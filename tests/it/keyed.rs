@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use millstream::{
     Change, Clock, ErrorKind, EventTime, Flow, Job, Quantiles, Stream, TestRun, Trigger, channel, collect, discard,
-    rows,
+    generate, rows,
 };
 
 const TRIGGERS: [Trigger; 3] =
@@ -348,4 +348,21 @@ fn what_waits_for_its_batch_has_waited_since_its_records_came() {
             test.end().unwrap();
         }
     }
+}
+
+/// Larger than what is emitted at once, and so are the parts of it that a worker keeps together.
+#[test]
+fn a_large_table_leaves_whole_and_each_row_once() {
+    const KEYS: u64 = 1_300_000;
+    let rows_seen = collect();
+    let sink = rows_seen.clone();
+    let job = Job::new("large", move |flow: &Flow<'_>| {
+        let numbers = flow.source(generate(|n| n).count(KEYS).partitions(1))?;
+        numbers.key_by(|n| *n).count().complete().rows().sink(&sink)
+    });
+    job.state_in_memory().checkpoint_every(Duration::from_secs(3600)).run().unwrap();
+    let mut seen: Vec<(u64, u64)> = rows_seen.take();
+    seen.sort_unstable();
+    assert_eq!(seen.len() as u64, KEYS);
+    assert!(seen.into_iter().zip(0..).all(|((key, count), expected)| (key, count) == (expected, 1)));
 }

@@ -27,6 +27,7 @@ mod memory;
 mod migration;
 mod mistakes;
 mod observe;
+mod random;
 mod receipts;
 mod recovery;
 mod results;

@@ -196,13 +196,14 @@ pub(crate) struct Complete<K, A: Aggregate> {
     table: Table<K, A::State>,
     /// Whether a batch has come in this checkpoint.
     has_changed: bool,
-    /// The part of the table to emit next, while a checkpoint is being closed.
-    next_part: usize,
+    /// The part of the table to emit next, and the row of it, while a checkpoint is being closed:
+    /// nothing changes the table meanwhile.
+    next: (usize, usize),
 }
 
 impl<K: TableKey, A: Aggregate> Complete<K, A> {
     pub(crate) fn new((aggregate, table): (A, Table<K, A::State>)) -> Complete<K, A> {
-        Complete { aggregate, table, has_changed: false, next_part: 0 }
+        Complete { aggregate, table, has_changed: false, next: (0, 0) }
     }
 }
 
@@ -234,16 +235,20 @@ impl<K: TableKey, A: Aggregate> Operate for Complete<K, A> {
         if !self.has_changed {
             return false;
         }
-        for part in self.next_part..self.table.parts() {
-            if out.len() >= rows {
-                self.next_part = part;
-                return true;
-            }
-            for entry in self.table.entries_of(part) {
+        let (first, mut row) = self.next;
+        for part in first..self.table.parts() {
+            let before = out.len();
+            for entry in self.table.entries_of(part).skip(row).take(rows - before) {
                 out.append((entry.key.clone(), self.aggregate.value(&entry.state)), None);
             }
+            row += out.len() - before;
+            if out.len() >= rows {
+                self.next = (part, row);
+                return true;
+            }
+            row = 0;
         }
-        (self.has_changed, self.next_part) = (false, 0);
+        (self.has_changed, self.next) = (false, (0, 0));
         false
     }
 
