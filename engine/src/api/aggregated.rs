@@ -61,6 +61,19 @@ impl<'a, K: Key, V: 'static> Aggregated<'a, K, V> {
 
     /// Names the operator: in reports and errors, and for its state, which a checkpoint finds by
     /// its name. Two of a kind must have names.
+    ///
+    /// ```
+    /// use millstream::{Job, discard, rows};
+    ///
+    /// let job = Job::new("views", |flow| {
+    ///     let views = flow.source(rows(['a', 'b', 'a']))?;
+    ///     views.clone().key_by(|page| *page).count().named("by page").updates().sink(discard())?;
+    ///     views.global().count().named("in all").updates().sink(discard())
+    /// });
+    /// let plan = job.state_in_memory().explain()?.to_string();
+    /// assert!(plan.contains("by page") && plan.contains("in all"), "{plan}");
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     pub fn named(mut self, name: &str) -> Aggregated<'a, K, V> {
         self.options.name = Some(name.to_owned());
         self
@@ -109,6 +122,24 @@ impl<'a, K: Key, V: 'static> Aggregated<'a, K, V> {
     /// refused, as one with another type is, unless [`migrate_from`](Aggregated::migrate_from)
     /// converts it. So raise it when the same type means something else than before, such as
     /// cents where there were euros.
+    ///
+    /// ```
+    /// use millstream::{ErrorKind, Job, discard, rows};
+    ///
+    /// # let temporary = tempfile::tempdir().unwrap();
+    /// # let directory = temporary.path();
+    /// let sales = |version| {
+    ///     let job = Job::new("sales", move |flow| {
+    ///         let sums = flow.source(rows([2, 3]).partitions(1))?.global().sum(|price| *price);
+    ///         sums.state_version(version).updates().sink(discard())
+    ///     });
+    ///     job.checkpoints(directory)
+    /// };
+    /// sales(0).run()?;
+    /// let error = sales(1).run().expect_err("the checkpoint has version 0");
+    /// assert_eq!(error.kind(), ErrorKind::State);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     pub fn state_version(mut self, version: u32) -> Aggregated<'a, K, V> {
         self.options.version = version;
         self
@@ -195,11 +226,43 @@ impl<'a, K: Key, V: 'static> Aggregated<'a, K, V> {
     }
 
     /// The whole table, whenever a batch has changed it.
+    ///
+    /// ```
+    /// use millstream::{Job, Trigger, collect, rows};
+    /// use std::time::Duration;
+    ///
+    /// let tables = collect();
+    /// let sink = tables.clone();
+    /// let job = Job::new("views", move |flow| {
+    ///     let views = flow.source(rows(['a', 'b', 'a']).partitions(1))?.batch_at_most(2);
+    ///     views.key_by(|page| *page).count().complete().rows().sink(&sink)
+    /// });
+    /// job.state_in_memory().trigger(Trigger::micro_batch(Duration::ZERO)).run()?;
+    /// let mut rows = tables.values();
+    /// rows.sort();
+    /// // The second batch has changed `a` only, but `b` is in both tables.
+    /// assert_eq!(rows, [('a', 1), ('a', 2), ('b', 1), ('b', 1)]);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     pub fn complete(self) -> CompleteTable<'a, K, V> {
         CompleteTable { rows: self.emit.complete(self.options), order: None, limit: usize::MAX }
     }
 
     /// What changes: the value of a key before as deleted, the one now as inserted.
+    ///
+    /// ```
+    /// use millstream::Change::{Delete, Insert};
+    /// use millstream::{Job, collect, rows};
+    ///
+    /// let changes = collect();
+    /// let sink = changes.clone();
+    /// let job = Job::new("views", move |flow| {
+    ///     flow.source(rows(['a', 'a']))?.key_by(|page| *page).count().changes().sink(&sink)
+    /// });
+    /// job.state_in_memory().run()?;
+    /// assert_eq!(changes.values(), [Insert(('a', 1)), Delete(('a', 1)), Insert(('a', 2))]);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     pub fn changes(self) -> Stream<'a, Change<(K, V)>> {
         self.emit.changes(self.options)
     }
@@ -361,6 +424,21 @@ pub struct CompleteTable<'a, K, V> {
 
 impl<'a, K: Key, V: Exchange> CompleteTable<'a, K, V> {
     /// Sorts the rows. One worker does it, and holds all of them.
+    ///
+    /// ```
+    /// use millstream::{Job, collect, rows};
+    ///
+    /// let most = collect();
+    /// let sink = most.clone();
+    /// let job = Job::new("most viewed", move |flow| {
+    ///     let views = flow.source(rows(['a', 'b', 'c', 'b', 'c', 'b']).partitions(1))?;
+    ///     let counts = views.key_by(|page| *page).count().complete();
+    ///     counts.sorted_by(|a, b| b.1.cmp(&a.1)).limit(2).rows().sink(&sink)
+    /// });
+    /// job.state_in_memory().run()?;
+    /// assert_eq!(most.values(), [('b', 3), ('c', 2)]);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     pub fn sorted_by(self, compare: impl Fn(&(K, V), &(K, V)) -> Ordering + 'static) -> CompleteTable<'a, K, V> {
         CompleteTable { order: Some(Box::new(compare)), ..self }
     }

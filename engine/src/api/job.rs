@@ -132,6 +132,19 @@ impl Job {
     /// less than a sixteenth of what the machine or its control group has, but at least 16 MiB and at
     /// most 256. Where the system does not tell (others than Linux, macOS, Windows and the BSDs),
     /// only the limit above counts.
+    ///
+    /// ```
+    /// use millstream::{ByteSize, ErrorKind, Job, discard, generate};
+    ///
+    /// let job = Job::new("visitors", |flow| {
+    ///     let visitors = flow.source(generate(|n| n).count(1_000_000))?;
+    ///     visitors.key_by(|visitor| *visitor).count().updates().sink(discard())
+    /// });
+    /// let job = job.state_in_memory().state_memory(ByteSize::mebibytes(1));
+    /// let error = job.run().expect_err("a million keys take more");
+    /// assert_eq!(error.kind(), ErrorKind::State);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     pub fn state_memory(self, limit: ByteSize) -> Job {
         Job { state_memory: Some(limit), ..self }
     }
@@ -185,6 +198,25 @@ impl Job {
     /// What is kept is found again by the names of operators and sources. Where two of a kind keep
     /// state, both need a [name](crate::Stream::named). The command `millstream state`, with the
     /// feature `inspect`, shows what is in it.
+    ///
+    /// ```
+    /// use millstream::{Job, collect, rows};
+    ///
+    /// # let temporary = tempfile::tempdir().unwrap();
+    /// # let directory = temporary.path();
+    /// let sums = collect();
+    /// for end in [3, 5] {
+    ///     let sink = sums.clone();
+    ///     let job = Job::new("sums", move |flow| {
+    ///         let sums = flow.source(rows(1..=end).partitions(1))?.global().sum(|n| *n);
+    ///         sums.updates().map(|((), sum)| sum).sink(&sink)
+    ///     });
+    ///     job.checkpoints(directory).run()?;
+    /// }
+    /// // The second run reads the last two rows only, and adds them to the sum of the first.
+    /// assert_eq!(sums.values(), [1, 3, 6, 10, 15]);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     pub fn checkpoints(self, directory: impl Into<PathBuf>) -> Job {
         Job { remembers: Remembers::InDirectory(directory.into()), ..self }
     }
@@ -194,6 +226,22 @@ impl Job {
     /// process ends, the state is gone.
     ///
     /// A job that keeps state needs this or [`checkpoints`](Job::checkpoints).
+    ///
+    /// ```
+    /// use millstream::{Job, collect, rows};
+    ///
+    /// let sums = collect();
+    /// let sink = sums.clone();
+    /// let job = Job::new("sums", move |flow| {
+    ///     flow.source(rows([1, 2]))?.global().sum(|n| *n).updates().sink(&sink)
+    /// });
+    /// let job = job.state_in_memory();
+    /// job.clone().run()?;
+    /// // The first run has not failed, so the second does not go on from it.
+    /// job.run()?;
+    /// assert_eq!(sums.values(), [((), 1), ((), 3), ((), 1), ((), 3)]);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     pub fn state_in_memory(self) -> Job {
         Job { remembers: Remembers::InMemory, ..self }
     }
@@ -201,6 +249,26 @@ impl Job {
     /// Drops what the checkpoint has of these operators and sources, which the pipeline does not
     /// have any more. Without this, the job refuses to start. What the pipeline has is not dropped,
     /// and a name that the checkpoint does not know is no mistake: the job may start again.
+    ///
+    /// ```
+    /// use millstream::{ErrorKind, Job, discard, rows};
+    ///
+    /// # let temporary = tempfile::tempdir().unwrap();
+    /// # let directory = temporary.path();
+    /// let count_as = |name| {
+    ///     let job = Job::new("views", move |flow| {
+    ///         let views = flow.source(rows([7, 8, 7]).partitions(1))?;
+    ///         views.key_by(|page| *page).count().named(name).updates().sink(discard())
+    ///     });
+    ///     job.checkpoints(directory)
+    /// };
+    /// count_as("views").run()?;
+    /// // For a job, an operator with another name is a new one, and the old one is gone.
+    /// let renamed = count_as("by page").start_empty(["by page"]);
+    /// assert_eq!(renamed.clone().run().unwrap_err().kind(), ErrorKind::State);
+    /// renamed.forget_state(["views"]).run()?;
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     pub fn forget_state<N: Into<String>>(self, names: impl IntoIterator<Item = N>) -> Job {
         let forgotten = self.forgotten.into_iter().chain(names.into_iter().map(Into::into)).collect();
         Job { forgotten, ..self }
@@ -210,6 +278,24 @@ impl Job {
     /// checkpoint has none of them. Without this, the job refuses to start. It drops nothing: an
     /// operator of which the checkpoint has state goes on with it. A name that no operator with state
     /// has is refused.
+    ///
+    /// ```
+    /// use millstream::{Job, collect, discard, rows};
+    ///
+    /// # let temporary = tempfile::tempdir().unwrap();
+    /// # let directory = temporary.path();
+    /// let first = Job::new("sums", |flow| flow.source(rows(0..3).partitions(1))?.sink(discard()));
+    /// first.checkpoints(directory).run()?;
+    /// let sums = collect();
+    /// let sink = sums.clone();
+    /// let second = Job::new("sums", move |flow| {
+    ///     flow.source(rows(0..5).partitions(1))?.global().sum(|n| *n).updates().sink(&sink)
+    /// });
+    /// second.checkpoints(directory).start_empty(["sum"]).run()?;
+    /// // The source goes on, so the sum is that of the last two rows.
+    /// assert_eq!(sums.values(), [((), 3), ((), 7)]);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     pub fn start_empty<N: Into<String>>(self, names: impl IntoIterator<Item = N>) -> Job {
         let empty = self.empty.into_iter().chain(names.into_iter().map(Into::into)).collect();
         Job { empty, ..self }

@@ -54,11 +54,33 @@ impl<'a, T: 'static> Stream<'a, T> {
     }
 
     /// All records together, as if they had one key: one worker computes what follows.
+    ///
+    /// ```
+    /// # use millstream::{Job, collect, rows};
+    /// let sums = collect();
+    /// let sink = sums.clone();
+    /// let job = Job::new("sums", move |flow| {
+    ///     flow.source(rows([3, 4, 5]))?.global().sum(|n| *n).updates().sink(&sink)
+    /// });
+    /// job.state_in_memory().run()?;
+    /// assert_eq!(sums.values(), [((), 3), ((), 7), ((), 12)]);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     pub fn global(self) -> KeyedStream<'a, (), T> {
         self.key_by(|_| ())
     }
 
     /// Each record once, for ever: the state grows with each different record.
+    ///
+    /// ```
+    /// # use millstream::{Job, collect, rows};
+    /// let ids = collect();
+    /// let sink = ids.clone();
+    /// let job = Job::new("ids", move |flow| flow.source(rows([3, 5, 3]))?.distinct().sink(&sink));
+    /// job.state_in_memory().run()?;
+    /// assert_eq!(ids.values(), [3, 5]);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     pub fn distinct(self) -> Stream<'a, T>
     where
         T: Key,
@@ -81,22 +103,70 @@ impl<'a, K: Key, T: 'static> KeyedStream<'a, K, T> {
 
     /// Sums up `number` of each record by key. A sum that is out of the range of its type ends the
     /// run. A sum of floating-point numbers depends on their order.
+    ///
+    /// ```
+    /// # use millstream::{Job, collect, rows};
+    /// let sums = collect();
+    /// let sink = sums.clone();
+    /// let job = Job::new("sums", move |flow| {
+    ///     flow.source(rows([3_u64, 4, 5]))?.key_by(|n| n % 2).sum(|n| *n).updates().sink(&sink)
+    /// });
+    /// job.state_in_memory().run()?;
+    /// assert_eq!(sums.values(), [(1, 3), (0, 4), (1, 8)]);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     pub fn sum<N: Number + Exchange>(self, number: impl Fn(&T) -> N + 'static) -> Aggregated<'a, K, N> {
         self.with("sum", Sum(PhantomData), move |record| number(&record))
     }
 
     /// The smallest `value` of each key.
+    ///
+    /// ```
+    /// # use millstream::{Job, collect, rows};
+    /// let lows = collect();
+    /// let sink = lows.clone();
+    /// let job = Job::new("lows", move |flow| {
+    ///     flow.source(rows([7_u64, 4, 3]))?.key_by(|n| n % 2).min(|n| *n).updates().sink(&sink)
+    /// });
+    /// job.state_in_memory().run()?;
+    /// assert_eq!(lows.values(), [(1, 7), (0, 4), (1, 3)]);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     pub fn min<V: Exchange + Ord + Clone>(self, value: impl Fn(&T) -> V + 'static) -> Aggregated<'a, K, V> {
         self.with("min", Reduce(|a: V, b: V| if b < a { b } else { a }, PhantomData), move |record| value(&record))
     }
 
     /// The largest `value` of each key.
+    ///
+    /// ```
+    /// # use millstream::{Job, collect, rows};
+    /// let highs = collect();
+    /// let sink = highs.clone();
+    /// let job = Job::new("highs", move |flow| {
+    ///     flow.source(rows([7_u64, 4, 9]))?.key_by(|n| n % 2).max(|n| *n).updates().sink(&sink)
+    /// });
+    /// job.state_in_memory().run()?;
+    /// assert_eq!(highs.values(), [(1, 7), (0, 4), (1, 9)]);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     pub fn max<V: Exchange + Ord + Clone>(self, value: impl Fn(&T) -> V + 'static) -> Aggregated<'a, K, V> {
         self.with("max", Reduce(|a: V, b: V| if b > a { b } else { a }, PhantomData), move |record| value(&record))
     }
 
     /// The mean of `number` of each key. It depends on the order of the records, as each sum of
     /// floating-point numbers does.
+    ///
+    /// ```
+    /// # use millstream::{Job, collect, rows};
+    /// let means = collect();
+    /// let sink = means.clone();
+    /// let job = Job::new("means", move |flow| {
+    ///     flow.source(rows([1.0, 2.0]))?.global().mean(|n| *n).updates().sink(&sink)
+    /// });
+    /// job.state_in_memory().run()?;
+    /// assert_eq!(means.values(), [((), 1.0), ((), 1.5)]);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     pub fn mean(self, number: impl Fn(&T) -> f64 + 'static) -> Aggregated<'a, K, f64> {
         self.with("mean", Mean, move |record| number(&record))
     }
@@ -104,6 +174,18 @@ impl<'a, K: Key, T: 'static> KeyedStream<'a, K, T> {
     /// Combines the records of each key, two at a time, in the order in which they come. The result
     /// is the same under each trigger and with any number of workers when `f` does not depend on
     /// the order, or when each key lives in one partition.
+    ///
+    /// ```
+    /// # use millstream::{Job, collect, rows};
+    /// let products = collect();
+    /// let sink = products.clone();
+    /// let job = Job::new("products", move |flow| {
+    ///     flow.source(rows(1..=4))?.global().reduce(|a, b| a * b).updates().sink(&sink)
+    /// });
+    /// job.state_in_memory().run()?;
+    /// assert_eq!(products.values(), [((), 1), ((), 2), ((), 6), ((), 24)]);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     pub fn reduce(self, f: impl Fn(T, T) -> T + 'static) -> Aggregated<'a, K, T>
     where
         T: Exchange + Clone,
@@ -113,6 +195,19 @@ impl<'a, K: Key, T: 'static> KeyedStream<'a, K, T> {
 
     /// Adds the records of each key to a value of your own, which begins as `zero`. As with
     /// [`reduce`](KeyedStream::reduce), the order should not matter.
+    ///
+    /// ```
+    /// # use millstream::{Job, collect, rows};
+    /// let squares = collect();
+    /// let sink = squares.clone();
+    /// let job = Job::new("squares", move |flow| {
+    ///     let numbers = flow.source(rows([1, 2, 3]))?.global();
+    ///     numbers.aggregate(|| 0, |sum, n| *sum += n * n).updates().sink(&sink)
+    /// });
+    /// job.state_in_memory().run()?;
+    /// assert_eq!(squares.values(), [((), 1), ((), 5), ((), 14)]);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     pub fn aggregate<A: State + Clone>(
         self,
         zero: impl Fn() -> A + 'static,
@@ -127,6 +222,19 @@ impl<'a, K: Key, T: 'static> KeyedStream<'a, K, T> {
     /// The record with the largest event time of each key. Of records with the same time, or
     /// without one, it is the one that came last: which one that is among records of several
     /// partitions depends on timing.
+    ///
+    /// ```
+    /// # use millstream::{EventTime, Job, collect, rows};
+    /// let prices = collect();
+    /// let sink = prices.clone();
+    /// let job = Job::new("prices", move |flow| {
+    ///     let prices = rows([(10, 1), (12, 3), (11, 2)]).timed(|(_, time)| EventTime(*time));
+    ///     flow.source(prices)?.global().latest().updates().sink(&sink)
+    /// });
+    /// job.state_in_memory().run()?;
+    /// assert_eq!(prices.values().pop(), Some(((), (12, 3))));
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     pub fn latest(self) -> Aggregated<'a, K, T>
     where
         T: Exchange + Clone,
@@ -137,6 +245,18 @@ impl<'a, K: Key, T: 'static> KeyedStream<'a, K, T> {
     /// The `k` records of each key that are largest in the order of `compare`, largest first. Of
     /// equal records those that came first: which ones these are among records of several partitions
     /// depends on timing, so let `compare` tell records apart that are not the same.
+    ///
+    /// ```
+    /// # use millstream::{Job, collect, rows};
+    /// let best = collect();
+    /// let sink = best.clone();
+    /// let job = Job::new("best", move |flow| {
+    ///     flow.source(rows([5, 9, 7]))?.global().top_k(2, |a, b| a.cmp(b)).updates().sink(&sink)
+    /// });
+    /// job.state_in_memory().run()?;
+    /// assert_eq!(best.values().pop(), Some(((), vec![9, 7])));
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     ///
     /// # Panics
     /// When `k` is 0.
@@ -212,6 +332,18 @@ impl<'a, K: Key, T: 'static> KeyedStream<'a, K, T> {
 
     /// The first record of each key, for ever: the state grows with each key. Which record of a key
     /// is the first among those of several partitions depends on timing.
+    ///
+    /// ```
+    /// # use millstream::{Job, collect, rows};
+    /// let first = collect();
+    /// let sink = first.clone();
+    /// let job = Job::new("first", move |flow| {
+    ///     flow.source(rows([(1, 'a'), (1, 'b')]))?.key_by(|(id, _)| *id).dedup().sink(&sink)
+    /// });
+    /// job.state_in_memory().run()?;
+    /// assert_eq!(first.values(), [(1, 'a')]);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     pub fn dedup(self) -> Stream<'a, T>
     where
         T: Exchange,
@@ -220,6 +352,19 @@ impl<'a, K: Key, T: 'static> KeyedStream<'a, K, T> {
     }
 
     /// What is computed by key of the records of one batch; see [`Stream::per_batch`].
+    ///
+    /// ```
+    /// # use millstream::{Job, Trigger, collect, rows};
+    /// let counts = collect();
+    /// let sink = counts.clone();
+    /// let job = Job::new("counts", move |flow| {
+    ///     let pages = flow.source(rows(['a', 'a', 'b', 'a']).partitions(1))?.batch_at_most(2);
+    ///     pages.key_by(|page| *page).per_batch().count().sink(&sink)
+    /// });
+    /// job.trigger(Trigger::micro_batch(std::time::Duration::ZERO)).run()?;
+    /// assert_eq!(counts.values(), [('a', 2), ('b', 1), ('a', 1)]);
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
     pub fn per_batch(self) -> KeyedBatches<'a, K, T> {
         KeyedBatches(self)
     }
@@ -256,6 +401,23 @@ impl<'a, K: Key, T: 'static> KeyedStream<'a, K, T> {
 }
 
 /// A stream in batches; see [`Stream::per_batch`].
+///
+/// ```
+/// # use millstream::{Job, collect, rows};
+/// let results = (collect(), collect(), collect(), collect());
+/// let sinks = results.clone();
+/// let job = Job::new("one batch", move |flow| {
+///     let numbers = flow.source(rows([3, 5, 3]).partitions(1))?;
+///     numbers.clone().per_batch().count().sink(&sinks.0)?;
+///     numbers.clone().per_batch().reduce(|a, b| a + b).sink(&sinks.1)?;
+///     numbers.clone().per_batch().count_by_value().sink(&sinks.2)?;
+///     numbers.per_batch().transform(|batch| batch.into_iter().skip(1)).sink(&sinks.3)
+/// });
+/// job.run()?;
+/// assert_eq!((results.0.values(), results.1.values()), (vec![3], vec![11]));
+/// assert_eq!((results.2.values(), results.3.values()), (vec![(3, 2), (5, 1)], vec![5, 3]));
+/// # Ok::<(), millstream::Error>(())
+/// ```
 #[must_use = "batches do nothing until they reach a sink"]
 pub struct Batches<'a, T>(KeyedStream<'a, (), T>);
 
@@ -292,6 +454,26 @@ impl<'a, T: 'static> Batches<'a, T> {
 }
 
 /// A keyed stream in batches; see [`KeyedStream::per_batch`].
+///
+/// In Spark's words, `reduce` is `reduceByKey` of a DStream and `group` is `groupByKey`. Its
+/// `countByValue` and `transform` are [`Batches::count_by_value`] and [`Batches::transform`].
+///
+/// ```
+/// # use millstream::{Job, collect, rows};
+/// let results = (collect(), collect(), collect());
+/// let sinks = results.clone();
+/// let job = Job::new("one batch", move |flow| {
+///     let numbers = flow.source(rows(1..=3_u64).partitions(1))?;
+///     numbers.clone().key_by(|n| n % 2).per_batch().count().sink(&sinks.0)?;
+///     numbers.clone().key_by(|n| n % 2).per_batch().reduce(|a, b| a + b).sink(&sinks.1)?;
+///     numbers.key_by(|n| n % 2).per_batch().group().sink(&sinks.2)
+/// });
+/// job.run()?;
+/// let (counts, sums) = (vec![(1, 2), (0, 1)], vec![(1, 4), (0, 2)]);
+/// assert_eq!((results.0.values(), results.1.values()), (counts, sums));
+/// assert_eq!(results.2.values(), [(1, vec![1, 3]), (0, vec![2])]);
+/// # Ok::<(), millstream::Error>(())
+/// ```
 #[must_use = "batches do nothing until they reach a sink"]
 pub struct KeyedBatches<'a, K, T>(KeyedStream<'a, K, T>);
 

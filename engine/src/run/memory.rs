@@ -119,7 +119,8 @@ fn check(spec: &Spec, graph: &Graph, operators: &[Kept], recovered: &Recovered) 
         if known.types.are(types) {
             if known.what != *what {
                 return wrong(format!(
-                    "`{name}` is the operator `{what}` now, and what the checkpoint has of it was kept by `{}`: give it                      another name",
+                    "`{name}` is the operator `{what}` now, and what the checkpoint has of it was kept by `{}`: give it \
+                     another name",
                     known.what
                 ));
             }
