@@ -2,17 +2,17 @@
 //!
 //! Method: counts by `u64` key on one worker, with every update emitted. (1) Throughput with a
 //! checkpoint each second against none, interleaved, medians: keys drawn from all (everything is
-//! dirty) or from a window of one in a hundred that moves on each second, as the rate of a run before
-//! says. Then how many bytes are written for each byte of changed entries, merges included, over 200
-//! checkpoints of 50 ms in which the same keys change, or new ones come. (2) The time from when a record is
-//! due until its update is written, at a fixed rate that changes one key in a hundred each second,
-//! with and without checkpoints, one worker and two; and while a table grows from nothing. (3) The
-//! time from `start` to the first output of a job that goes on from a checkpoint, at the longest
-//! chain: nine of ten entries are in the files twice. (4) The memory of the process for each key of
-//! a count, beside a hash table by hand that was filled in the same way; each in a process of its
-//! own. (5) The time from opening an epoch until it is through, by the number of keyed operators
-//! that get nothing, in the same job and in others of the process. Not shown: a disk with a slow
-//! sync, other loads.
+//! dirty) or from a window of one in a hundred that moves on each second, as the rate of a run
+//! before says. Then how many bytes are written for each byte of changed entries, merges included,
+//! over 200 checkpoints of 50 ms in which the same keys change, or new ones come. (2) The time from
+//! when a record is due until its update is written, at a fixed rate that changes one key in a
+//! hundred each second, with and without checkpoints, one worker and two; and while a table grows
+//! from nothing. (3) The time from `start` to the first output of a job that goes on from a
+//! checkpoint, at the longest chain: nine of ten entries are in the files twice. (4) The memory of
+//! the process for each key of a count, beside a hash table by hand that was filled in the same
+//! way; each in a process of its own. (5) The time from opening an epoch until it is through, by
+//! the number of keyed operators that get nothing, in the same job and in others of the process.
+//! Not shown: a disk with a slow sync, other loads.
 //!
 //! `cargo bench --bench checkpoints`; `-- --only throughput`, `stalls`, `recovery`, `memory` or
 //! `idle` for a part

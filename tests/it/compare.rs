@@ -58,7 +58,8 @@ const STATEFUL: [(&str, Pipeline, usize); 8] = [
     ),
     // What comes out is the same under each trigger, and is compared.
     ("dedup", |numbers, sink| shown(numbers.map(|n| n % 70).distinct()).sink(&sink), 0),
-    // Their sketches have more in them than their result, which depends on the order of the records.
+    // Their sketches have more in them than their result, which depends on the order of the
+    // records.
     (
         "different values",
         |numbers, sink| shown(numbers.key_by(|n| n % 3).approx_count_distinct(|n| *n).updates()).sink(&sink),

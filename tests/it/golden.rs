@@ -37,8 +37,8 @@ const LATER: &[&str] = &[
 const NOT_RUN: &[(&str, &str)] =
     &[("limit_append", "a stream has no `limit`: the first rows of an endless stream are timing's")];
 
-/// A batch without rows is no batch here: nothing runs, so nothing comes out. Spark runs it, and then
-/// these scenarios show the whole table again, or a count of 0.
+/// A batch without rows is no batch here: nothing runs, so nothing comes out. Spark runs it, and
+/// then these scenarios show the whole table again, or a count of 0.
 const SHOW_EMPTY_BATCHES: &[(&str, &str)] = &[
     ("clickstream_one_key_changes", "complete"),
     ("dstream_count", "rdd"),

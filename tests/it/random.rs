@@ -1,5 +1,5 @@
-//! Random pipelines with state under random crashes and restarts, with another number of workers and
-//! under another trigger, against a recomputation of the whole input.
+//! Random pipelines with state under random crashes and restarts, with another number of workers
+//! and under another trigger, against a recomputation of the whole input.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

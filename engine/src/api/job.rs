@@ -129,9 +129,9 @@ impl Job {
     ///
     /// A run of a job with state also ends, with such an error, when the system has next to no
     /// memory left, this process has more than a quarter of all, and the system would soon end it:
-    /// less than a sixteenth of what the machine or its control group has, but at least 16 MiB and at
-    /// most 256. Where the system does not tell (others than Linux, macOS, Windows and the BSDs),
-    /// only the limit above counts.
+    /// less than a sixteenth of what the machine or its control group has, but at least 16 MiB and
+    /// at most 256. Where the system does not tell (others than Linux, macOS, Windows and the
+    /// BSDs), only the limit above counts.
     ///
     /// ```
     /// use millstream::{ByteSize, ErrorKind, Job, discard, generate};
@@ -189,10 +189,10 @@ impl Job {
     /// shares no file with the last. A damaged file is named in the log, and the newest checkpoint
     /// without it is used.
     ///
-    /// While the disk is full or does not answer, the checkpoint is tried again, and the report says
-    /// so. Records go on meanwhile. What leaves only with a checkpoint waits, and so do batches of
-    /// [`MicroBatch`](crate::Trigger::MicroBatch): the next one begins when the one before is
-    /// durable.
+    /// While the disk is full or does not answer, the checkpoint is tried again, and the report
+    /// says so. Records go on meanwhile. What leaves only with a checkpoint waits, and so do
+    /// batches of [`MicroBatch`](crate::Trigger::MicroBatch): the next one begins when the one
+    /// before is durable.
     ///
     /// The directory is created, and locked for as long as the job runs: it belongs to one job.
     /// What is kept is found again by the names of operators and sources. Where two of a kind keep
@@ -276,8 +276,8 @@ impl Job {
 
     /// Lets these operators begin without state, because they are new in the pipeline and the
     /// checkpoint has none of them. Without this, the job refuses to start. It drops nothing: an
-    /// operator of which the checkpoint has state goes on with it. A name that no operator with state
-    /// has is refused.
+    /// operator of which the checkpoint has state goes on with it. A name that no operator with
+    /// state has is refused.
     ///
     /// ```
     /// use millstream::{Job, collect, discard, rows};

@@ -243,8 +243,8 @@ impl<'a, K: Key, T: 'static> KeyedStream<'a, K, T> {
     }
 
     /// The `k` records of each key that are largest in the order of `compare`, largest first. Of
-    /// equal records those that came first: which ones these are among records of several partitions
-    /// depends on timing, so let `compare` tell records apart that are not the same.
+    /// equal records those that came first: which ones these are among records of several
+    /// partitions depends on timing, so let `compare` tell records apart that are not the same.
     ///
     /// ```
     /// # use millstream::{Job, collect, rows};

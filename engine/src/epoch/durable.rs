@@ -100,8 +100,8 @@ impl Durability {
 
 impl Keeper {
     /// Starts the thread. It calls `told` for each checkpoint that has become durable, and with an
-    /// error when the files before it are damaged: then only the next run can go on, from a checkpoint
-    /// that is whole.
+    /// error when the files before it are damaged: then only the next run can go on, from a
+    /// checkpoint that is whole.
     pub(crate) fn start(
         store: Store,
         gate: Arc<Gate>,

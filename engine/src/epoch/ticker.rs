@@ -199,8 +199,9 @@ impl Ticker {
         None
     }
 
-    /// The tick that the reason for the next batch waits for. A tick at which there was no reason is
-    /// past, as it is in Spark; one that a batch has missed because the one before took long is not.
+    /// The tick that the reason for the next batch waits for. A tick at which there was no reason
+    /// is past, as it is in Spark; one that a batch has missed because the one before took long is
+    /// not.
     fn next_tick(&self, state: &mut State, interval: Duration) -> Moment {
         let noted = self.pulse.noted();
         if noted >= state.next_tick.max(state.through_at) {

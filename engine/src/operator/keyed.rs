@@ -137,8 +137,8 @@ impl<O: Operate, B: Operate<Key = O::Key, Input = O::Input, Output = O::Output>>
     }
 }
 
-/// When the records arrived to which what is emitted as a whole goes back: a row to the first record
-/// that changed it, which has waited longest.
+/// When the records arrived to which what is emitted as a whole goes back: a row to the first
+/// record that changed it, which has waited longest.
 #[derive(Default)]
 struct Arrivals {
     /// Up to which row records go back to that moment, in order.
@@ -151,8 +151,8 @@ struct Arrivals {
 const ARRIVALS_APART: Duration = Duration::from_micros(500);
 
 impl Arrivals {
-    /// Records that arrived then are applied, and there are so many rows now. `None` says that their
-    /// order is not that of the records: they all go back to the first.
+    /// Records that arrived then are applied, and there are so many rows now. `None` says that
+    /// their order is not that of the records: they all go back to the first.
     fn note(&mut self, arrival: Moment, rows: Option<usize>) {
         let rows = rows.unwrap_or(usize::MAX);
         match self.until.back_mut() {

@@ -390,7 +390,8 @@ impl Server<'_> {
     }
 }
 
-/// The guard of the memory of a job that keeps state, also for a batch only. Its workers ask it too, when state has grown.
+/// The guard of the memory of a job that keeps state, also for a batch only. Its workers ask it
+/// too, when state has grown.
 fn guard(run: &Arc<Run>, spec: &Spec) -> Option<Arc<Mutex<MemoryGuard>>> {
     if !run.plan.graph.holds_state() {
         return None;

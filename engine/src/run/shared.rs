@@ -118,8 +118,8 @@ impl Run {
         self.durability.as_deref().zip(self.checkpoint_meter.as_deref())
     }
 
-    /// Starts the keeper of the checkpoints, if the job keeps any. It calls `told` for each that has
-    /// become durable, and when it cannot go on.
+    /// Starts the keeper of the checkpoints, if the job keeps any. It calls `told` for each that
+    /// has become durable, and when it cannot go on.
     pub(crate) fn keep(&mut self, told: impl Fn(Result<CheckpointId>) + Send + 'static) -> Result<Option<Memories>> {
         let Some(resumed) = self.plan.resumed.take() else { return Ok(None) };
         let Resumed { store, gate, kept, .. } = *resumed;

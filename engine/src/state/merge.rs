@@ -15,8 +15,9 @@ use super::disk::Disk;
 use super::manifest::Operator;
 use super::recover::verify_named;
 
-/// So many bytes are merged at a time.
-const PART_BYTES: u64 = 32 << 20;
+/// So much is merged at a time: the eighth part, within these. More takes memory, and less reads
+/// small blocks, which have all groups, again and again.
+const PART_BYTES: (u64, u64) = (4 << 20, 32 << 20);
 
 /// A merge that is under way.
 pub(super) struct Merge {
@@ -90,7 +91,8 @@ impl Merge {
 
 /// The key groups in parts, of which each fits into memory.
 pub(super) fn parts_of(volume: Volume) -> impl Iterator<Item = Range<usize>> {
-    let count = (volume.bytes / PART_BYTES + 1).min(KEY_GROUPS as u64) as usize;
+    let part = (volume.bytes / 8).clamp(PART_BYTES.0, PART_BYTES.1);
+    let count = (volume.bytes / part + 1).min(KEY_GROUPS as u64) as usize;
     (0..count).map(move |part| part * KEY_GROUPS / count..(part + 1) * KEY_GROUPS / count)
 }
 

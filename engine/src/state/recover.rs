@@ -66,8 +66,8 @@ pub(crate) fn recover(disk: &Arc<dyn Disk>, job: &str) -> Result<Option<Recovere
     }
 }
 
-/// Whether this says that a file is not what it was: another try would find the same. A process that
-/// has no more files to open, say, must not take its newest checkpoint for a damaged one.
+/// Whether this says that a file is not what it was: another try would find the same. A process
+/// that has no more files to open, say, must not take its newest checkpoint for a damaged one.
 pub(crate) fn is_damage(cause: &io::Error) -> bool {
     // What Unix and Linux answer when a sector cannot be read.
     const EIO: i32 = 5;

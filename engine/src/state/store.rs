@@ -27,8 +27,8 @@ use super::manifest::{Manifest, Operator};
 use super::merge::{Merge, Volume, volume};
 use super::recover::{Recovered, is_damage, read_manifest};
 
-/// So much is merged after [`MERGE_EVERY`] checkpoints, whatever it holds, and more when it is worth
-/// it.
+/// So much is merged after [`MERGE_EVERY`] checkpoints, whatever it holds, and more when it is
+/// worth it.
 const MERGE_BYTES: u64 = 1 << 20;
 const MERGE_EVERY: u32 = 100;
 /// More files than this are merged whatever they hold: each start of the job leaves one.
@@ -427,8 +427,8 @@ impl Store {
         self.chain.len() > FILES_MAX || is_worth_it || self.is_copy_due(held)
     }
 
-    /// Whether another copy of what these files hold is due: a damaged file must not be the only one,
-    /// nor the other one too old.
+    /// Whether another copy of what these files hold is due: a damaged file must not be the only
+    /// one, nor the other one too old.
     fn is_copy_due(&self, held: u64) -> bool {
         if self.place.retain == Retain::One || held == 0 {
             return false;

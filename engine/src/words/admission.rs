@@ -125,8 +125,8 @@ impl Admission {
         Admission { admitted: Arc::new(admitted), receipts: Receipts::new(receipts) }
     }
 
-    /// The token of what leaves at `released` and goes back to records that arrived at `arrival`. It
-    /// is charged to no budget.
+    /// The token of what leaves at `released` and goes back to records that arrived at `arrival`.
+    /// It is charged to no budget.
     pub(crate) fn of_whole(arrival: Moment, released: Moment) -> Admission {
         let released = AtomicU64::new(released.as_nanos());
         let admitted = Admitted { arrival, released, bytes: 0, budget: None };

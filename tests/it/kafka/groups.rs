@@ -33,7 +33,8 @@ impl Copy {
     /// A member with this name.
     fn start(&self, name: &str, trigger: Trigger) -> Running {
         let copy = self.clone();
-        let kafka = self.kafka.clone().set("client.id", name);
+        // What the client does in its group is shown when it does not settle.
+        let kafka = self.kafka.clone().set("client.id", name).set("debug", "cgrp");
         let job = Job::new(format!("{name}-{}", self.input), move |flow| {
             let topic = kafka.topic(&copy.input).group(&copy.input).group_protocol(copy.protocol);
             let numbers = flow.source(topic.json::<u64>().with_metadata())?.or_stop();
@@ -58,7 +59,8 @@ fn settled(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + 3 * PATIENCE;
     while !holds() {
         if Instant::now() > deadline {
-            let logged = events::lines_with(&["revoked", "assigned", "commit", "group", "lost", "stopping"]);
+            let mut logged = events::lines_with(&["revoked", "assigned", "commit", "group", "lost", "stopping"]);
+            logged.retain(|line| !line.contains("METADATA"));
             panic!("timed out waiting until {what}; it was logged: {logged:#?}");
         }
         std::thread::sleep(Duration::from_millis(20));

@@ -119,8 +119,8 @@ impl Starting<'_> {
     }
 
     /// The committed offsets, and the log start and end offsets. The other members read, commit and
-    /// perhaps delete while this asks. So the ends are asked for last, and what is outside of them is
-    /// only believed if nothing was committed meanwhile.
+    /// perhaps delete while this asks. So the ends are asked for last, and what is outside of them
+    /// is only believed if nothing was committed meanwhile.
     fn limits(&self, partitions: &[(String, i32)]) -> Result<(BTreeMap<(String, i32), Committed>, Ends, Ends)> {
         let ask = || if self.leaves_no_trace { Ok(BTreeMap::new()) } else { self.committed(partitions) };
         let mut committed = ask()?;
