@@ -116,7 +116,8 @@ fn throughput(records: u64, keys: u64) {
 /// How much is written for what changes.
 fn amplification(checkpoints: u64) {
     let each = 20_000;
-    let keys: [(&str, fn(u64) -> u64); 3] = [
+    type Key = fn(u64) -> u64;
+    let keys: [(&str, Key); 3] = [
         ("the same 20 000 keys each time", |n| n % 20_000),
         ("one in a hundred of 2 M keys each time", |n| spread(n, 2_000_000)),
         ("new keys each time", |n| spread(n, u64::MAX)),

@@ -339,7 +339,7 @@ fn what_waits_for_its_batch_has_waited_since_its_records_came() {
                 test.feed(&numbers, [number]).unwrap();
             }
             test.advance(Duration::from_millis(100)).unwrap();
-            let latency = test.report().sinks[0].latency.clone();
+            let latency = test.report().sinks[0].latency;
             let shown = [latency.p50, latency.max].map(|latency| (latency.as_secs_f64() * 1_000.0).round());
             // The first batch closes at 100 ms: its keys have waited since 10 and 30, and the whole
             // since 10. The next one begins with the record of that moment.

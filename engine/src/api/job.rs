@@ -462,8 +462,8 @@ impl Job {
         if self.state_memory == Some(ByteSize(0)) {
             return wrong("`state_memory` must be greater than zero");
         }
-        let is_kept = matches!(self.remembers, Remembers::InDirectory(_));
-        if !is_kept && !(self.forgotten.is_empty() && self.empty.is_empty()) {
+        let names_state = !self.forgotten.is_empty() || !self.empty.is_empty();
+        if names_state && !matches!(self.remembers, Remembers::InDirectory(_)) {
             return wrong("`forget_state` and `start_empty` are about checkpoints in a directory (`Job::checkpoints`)");
         }
         if self.stuck_after.is_zero() {

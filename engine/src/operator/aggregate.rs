@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::state::keep::{Held, Keep};
+use crate::state::origin::Same;
 use crate::state::table::{Entry, Found, Table, TableKey, TableState};
 use crate::words::{Batch, Change, EventTime, Result};
 
@@ -26,7 +27,7 @@ pub(crate) trait Aggregate: 'static {
     fn value(&self, state: &Self::State) -> Self::Value;
 
     /// What of a state does not depend on the order of the records, where its encoding does.
-    const SAME: Option<fn(&Self::State) -> Vec<u8>> = None;
+    const SAME: Option<Same<Self::State>> = None;
 
     /// How the state holds the value; `None` when it is something else.
     const FORM: Option<Form> = None;

@@ -9,6 +9,7 @@ use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sketches_ddsketch::{Config, DDSketch};
 
+use crate::state::origin::Same;
 use crate::words::{EventTime, Result};
 
 use super::aggregate::Aggregate;
@@ -37,7 +38,7 @@ impl Aggregate for CountDistinct {
     }
 
     // A sketch also has an estimate that depends on the order, and lists its first values in it.
-    const SAME: Option<fn(&Distinct) -> Vec<u8>> = Some(|state| state.estimate().to_le_bytes().into());
+    const SAME: Option<Same<Distinct>> = Some(|state| state.estimate().to_le_bytes().into());
 }
 
 /// The different values among those that were added: a HyperLogLog sketch.
@@ -128,7 +129,7 @@ impl Aggregate for Distribution {
     }
 
     // A sketch also has the sum of its numbers, which is rounded in their order.
-    const SAME: Option<fn(&Quantiles) -> Vec<u8>> = Some(|state| {
+    const SAME: Option<Same<Quantiles>> = Some(|state| {
         let percentiles = (0..=100).filter_map(|percent| state.at(f64::from(percent) / 100.0));
         percentiles.flat_map(f64::to_le_bytes).chain(state.count().to_le_bytes()).collect()
     });

@@ -10,6 +10,9 @@ use super::table::{TableKey, TableState};
 /// Reads an encoded state.
 pub(crate) type Read<S> = Box<dyn Fn(&[u8]) -> Result<S, NotEntries>>;
 
+/// Encodes what of a state is compared between runs.
+pub(crate) type Same<S> = fn(&S) -> Vec<u8>;
+
 /// Keys with their states.
 pub(crate) type Rows<K, S> = Box<dyn Iterator<Item = (K, S)>>;
 
@@ -25,7 +28,7 @@ pub(crate) struct Origin<K, S> {
     /// How the states of the checkpoint are read, when they are of an older type.
     read: Option<Read<S>>,
     /// What of a state is compared between runs, if not all of it.
-    pub(super) same: Option<fn(&S) -> Vec<u8>>,
+    pub(super) same: Option<Same<S>>,
 }
 
 impl<K, S> Default for Origin<K, S> {
@@ -40,7 +43,7 @@ impl<K, S> Origin<K, S> {
     }
 
     /// Says what of a state is compared between runs.
-    pub(crate) fn compared_by(self, same: Option<fn(&S) -> Vec<u8>>) -> Origin<K, S> {
+    pub(crate) fn compared_by(self, same: Option<Same<S>>) -> Origin<K, S> {
         Origin { same, ..self }
     }
 }

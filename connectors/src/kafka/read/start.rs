@@ -30,7 +30,10 @@ use crate::kafka::options::{EndAt, GroupProtocol, OnDataLoss, SourceOptions, Sta
 /// A committed offset, with the lease of the run that committed it, if there is one.
 type Committed = (i64, Option<Lease>);
 
-/// The log start or end offsets.
+/// Committed offsets by partition.
+type Commits = BTreeMap<(String, i32), Committed>;
+
+/// The log start or end offsets by partition.
 type Ends = BTreeMap<(String, i32), i64>;
 
 /// What is needed to fix the start.
@@ -121,7 +124,7 @@ impl Starting<'_> {
     /// The committed offsets, and the log start and end offsets. The other members read, commit and
     /// perhaps delete while this asks. So the ends are asked for last, and what is outside of them
     /// is only believed if nothing was committed meanwhile.
-    fn limits(&self, partitions: &[(String, i32)]) -> Result<(BTreeMap<(String, i32), Committed>, Ends, Ends)> {
+    fn limits(&self, partitions: &[(String, i32)]) -> Result<(Commits, Ends, Ends)> {
         let ask = || if self.leaves_no_trace { Ok(BTreeMap::new()) } else { self.committed(partitions) };
         let mut committed = ask()?;
         loop {
@@ -387,7 +390,7 @@ impl Starting<'_> {
     }
 
     /// The committed offsets of the group, each with the lease of the run that committed it.
-    pub(crate) fn committed(&self, partitions: &[(String, i32)]) -> Result<BTreeMap<(String, i32), Committed>> {
+    pub(crate) fn committed(&self, partitions: &[(String, i32)]) -> Result<Commits> {
         let committed = self.commits(partitions)?;
         let offset = |element: &TopicPartitionListElem<'_>| match element.offset() {
             Offset::Offset(offset) => {
