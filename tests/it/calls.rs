@@ -107,15 +107,17 @@ fn under_way_hold_back_offsets_and_a_stop_waits_for_them() {
     valve.open();
     let (log, sink, probe, clock) = (script.log.clone(), valve.clone(), Probe::default(), Clock::simulated());
     let beside = probe.clone();
-    let (gate, at_gate) = (Arc::new(tokio::sync::Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
-    let (open, waiting) = (Arc::clone(&gate), Arc::clone(&at_gate));
+    // One for each call: they come to a common one in any order.
+    let gates: Arc<[_]> = (0..10).map(|_| tokio::sync::Semaphore::new(0)).collect();
+    let (of_job, at_gate) = (Arc::clone(&gates), Arc::new(AtomicUsize::new(0)));
+    let waiting = Arc::clone(&at_gate);
     let job = Job::new("gate", move |flow| {
-        let (gate, at_gate) = (Arc::clone(&gate), Arc::clone(&at_gate));
+        let (gates, at_gate) = (Arc::clone(&of_job), Arc::clone(&at_gate));
         let call = move |n: u64| {
-            let (gate, at_gate) = (Arc::clone(&gate), Arc::clone(&at_gate));
+            let (gates, at_gate) = (Arc::clone(&gates), Arc::clone(&at_gate));
             async move {
                 at_gate.fetch_add(1, SeqCst);
-                gate.acquire().await.map(tokio::sync::SemaphorePermit::forget).map(|()| n)
+                gates[n as usize].acquire().await.map(tokio::sync::SemaphorePermit::forget).map(|()| n)
             }
         };
         let answers = flow.source(&script)?.map_async(Calls::ordered(100), call).or_stop();
@@ -124,7 +126,7 @@ fn under_way_hold_back_offsets_and_a_stop_waits_for_them() {
     });
     let running = job.checkpoint_every(MILLI).clock(clock.clone()).start().unwrap();
     eventually("all calls are made", || waiting.load(SeqCst) == 10);
-    open.add_permits(4);
+    gates[..4].iter().for_each(|gate| gate.add_permits(1));
     eventually("four are answered", || valve.taken().len() == 4);
     eventually("a checkpoint is cut", || {
         clock.advance(MILLI);
@@ -134,7 +136,7 @@ fn under_way_hold_back_offsets_and_a_stop_waits_for_them() {
     assert!(log.committed() <= 4, "{} committed", log.committed());
     running.stop();
     eventually("the sources have ended", || running.report().sources.iter().all(|source| source.ended.is_some()));
-    open.add_permits(6);
+    gates[4..].iter().for_each(|gate| gate.add_permits(1));
     running.wait().unwrap();
     assert_eq!((valve.taken(), log.committed()), ((0..10).collect(), 10));
 }
