@@ -12,6 +12,7 @@ use crate::io::{
 use crate::run::health::HealthLimits;
 use crate::state::disk::Disk;
 use crate::state::faulty_disk::{FaultyDisk, Leaves, Trouble};
+use crate::state::manifest::Manifest;
 
 use crate::words::{Batch, ByteSize, CheckpointId, Result, Wake, Worker};
 
@@ -154,8 +155,7 @@ impl SharedSink for AtCommit {
     }
 
     fn commit(&self, checkpoint: CheckpointId) -> Result<Committed> {
-        let name = format!("{:020}", checkpoint.number());
-        let is_durable = self.disk.names().unwrap().iter().any(|known| known.ends_with(&name));
+        let is_durable = self.disk.names().unwrap().contains(&Manifest::name(checkpoint));
         self.commits[0].fetch_add(1, SeqCst);
         self.commits[1].fetch_add(u64::from(is_durable), SeqCst);
         Ok(Committed::Now)

@@ -351,12 +351,12 @@ impl Committer {
         self.ticker.committed()
     }
 
-    /// Sinks and sources were told to commit everything up to here.
     /// Whether a checkpoint is being made durable.
     pub(crate) fn is_at_disk(&self) -> bool {
         self.at_keeper.is_some()
     }
 
+    /// Sinks were told to commit everything up to here.
     pub(crate) fn handed_over(&self) -> CheckpointId {
         self.handed_over
     }

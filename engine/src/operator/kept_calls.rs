@@ -115,7 +115,8 @@ where
     /// Closes the open checkpoint; from now on answers leave at that epoch of a later one.
     fn close(&mut self, next: Epoch) -> Result<()> {
         self.ledger.cut(&mut self.pending);
-        self.ledger.close(Some(&mut self.pending))?;
+        self.ledger.close(Some(&mut self.pending));
+        self.ledger.report(&self.pending)?;
         self.see(next);
         if let Some(at) = &self.at {
             self.ledger.expect_changes(at);

@@ -223,7 +223,7 @@ impl<O: Operate> KeyedStage<O> {
             }
             if !more {
                 (self.at, self.arrivals, self.is_cut) = (None, Arrivals::default(), false);
-                self.ledger.close(self.operate.kept())?;
+                self.ledger.close(self.operate.kept());
                 self.operate.held().map_or(Ok(()), |held| self.ledger.report(held))?;
                 return Ok(false);
             }

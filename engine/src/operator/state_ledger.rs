@@ -144,20 +144,15 @@ impl StateLedger {
     }
 
     /// The open checkpoint, whose changes are [cut](StateLedger::cut), is closed.
-    ///
-    /// # Errors
-    /// When the state of the job has outgrown its memory.
-    pub(super) fn close(&mut self, kept: Option<&mut dyn Keep>) -> Result<()> {
+    pub(super) fn close(&mut self, kept: Option<&mut dyn Keep>) {
         self.encoding = self.at.take().map(|at| Encoding {
             at,
             receipts: std::mem::take(&mut self.receipts),
             began: Instant::now(),
         });
-        let Some(kept) = kept else { return Ok(()) };
         if self.keeping.checkpoints.is_none() {
-            kept.drop_cut();
+            kept.into_iter().for_each(Keep::drop_cut);
         }
-        self.report(kept)
     }
 
     /// Whether anything has changed in the open checkpoint, or is expected to.

@@ -170,7 +170,7 @@ impl FaultyDisk {
 }
 
 /// What a file is, by its name.
-fn kind_of(name: &str) -> &str {
+pub(super) fn kind_of(name: &str) -> &str {
     if name.ends_with(".new") { "new manifest" } else { name.split('-').next().unwrap_or(name) }
 }
 

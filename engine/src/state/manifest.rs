@@ -11,7 +11,7 @@ use super::describe::Types;
 
 /// What every manifest begins with; it changes when manifests become unreadable for what wrote them
 /// before.
-const MAGIC: &[u8] = b"millstream manifest 1\n";
+const MAGIC: &[u8] = b"millstream manifest 2\n";
 
 /// A checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

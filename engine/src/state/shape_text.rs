@@ -1,4 +1,4 @@
-//! The shape of a type as text, as Rust would write it.
+//! The shape of a type as text, for the error that refuses it: much as Rust would write it.
 
 use std::fmt::Write;
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::faulty_disk::{Fails, FaultyDisk, Leaves, Trouble};
+use super::super::faulty_disk::{Fails, FaultyDisk, Leaves, Trouble, kind_of};
 use super::super::keep::{Held, Keep, Strays};
 use super::super::recover::recover;
 use super::super::table::Table;
@@ -330,7 +330,7 @@ fn files_of_another_job_are_noticed() {
     let others = other.names().unwrap();
     let (mut tried, mut fell_back) = (0, 0);
     for name in disk.names().unwrap() {
-        for theirs in others.iter().filter(|theirs| kind(theirs) == kind(&name)) {
+        for theirs in others.iter().filter(|theirs| kind_of(theirs) == kind_of(&name)) {
             let mixed = disk.after_crash(Leaves::Everything);
             mixed.damage(&name, |bytes| *bytes = other.content(theirs));
             tried += 1;
@@ -345,10 +345,6 @@ fn files_of_another_job_are_noticed() {
         }
     }
     assert!(tried > 5 && fell_back > 0, "{tried} tried, {fell_back} fell back");
-}
-
-fn kind(name: &str) -> &str {
-    name.split('-').next().unwrap_or_default()
 }
 
 #[test]

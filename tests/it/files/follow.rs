@@ -334,9 +334,10 @@ fn files_that_are_gone_are_read_to_their_end_while_they_are_held_open() {
         // was appended to a file that was read to its end, and is not held, is not seen.
         let (held, reported) = if is_settled { (58..=64, 0) } else { (128..=128, FILES - 128) };
         assert!(held.contains(&whole.len()), "{} files were held open", whole.len());
-        // A change wakes a look, which may fall between the line and the removal: then the line is
-        // seen and missed. All of the files that were not settled are seen.
-        let is_right = if is_settled { cut.len() < FILES / 4 } else { cut.len() == reported };
+        // The last step of the clock may have made one more look due. Where that falls between the
+        // line and the removal, the line is seen and missed. All files that were not settled are
+        // seen.
+        let is_right = if is_settled { cut.len() <= 5 } else { cut.len() == reported };
         assert!(is_right, "{} of {reported}: {cut:?}", cut.len());
     }
 }

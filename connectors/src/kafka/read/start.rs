@@ -89,7 +89,8 @@ impl Starting<'_> {
             let (low, high) = (low[key], high[key]);
             let name = Partition::new(format!("{topic}/{partition}"));
             let resumed = self.resume.and_then(|offsets| offsets.get(&name)).map(|next| next.0 as i64);
-            if let (true, Some(resumed), Some((group, _))) = (self.is_checkpoint, resumed, committed.get(key))
+            if self.is_checkpoint
+                && let (Some(resumed), Some((group, _))) = (resumed, committed.get(key))
                 && resumed != *group
             {
                 tracing::info!(partition = %name, checkpoint = resumed, group, "the checkpoint counts, and not the group");
