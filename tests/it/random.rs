@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
-use millstream::{Aggregated, Calls, Change, ErrorKind, Job, Key, Quantiles, State, Stream, Trigger, collect, rows};
+use millstream::{
+    Aggregated, Calls, Change, ErrorKind, Job, Key, KeyedStream, Quantiles, State, Stream, Trigger, collect, rows,
+};
 
 use crate::recovery::Fuse;
 
@@ -28,6 +30,19 @@ enum First {
     Different,
     Median,
     Global,
+    Batches(Batched),
+    /// The first rows of the sorted table.
+    Ranked,
+}
+
+/// What is made of each batch. Added up over all batches it is the sum or the count by key.
+#[derive(Clone, Copy, Debug)]
+enum Batched {
+    Count,
+    Reduce,
+    Group,
+    CountByValue,
+    Transform,
 }
 
 /// What the first operator emits, unless it is a deduplication.
@@ -46,6 +61,8 @@ enum Second {
     Count,
     Max,
     Distinct,
+    /// By all of its key.
+    Sum,
 }
 
 /// Calls of a random pipeline, in one of three orders.
@@ -105,6 +122,12 @@ impl Plan {
             First::Different,
             First::Median,
             First::Global,
+            First::Batches(Batched::Count),
+            First::Batches(Batched::Reduce),
+            First::Batches(Batched::Group),
+            First::Batches(Batched::CountByValue),
+            First::Batches(Batched::Transform),
+            First::Ranked,
         ];
         let first = *random.choice(&all).unwrap();
         let second = match first {
@@ -118,7 +141,11 @@ impl Plan {
             | First::TopK
             | First::Initial
             | First::Global => &[Second::None, Second::Max],
-            First::Min | First::Mean | First::Latest | First::Different | First::Median => &[Second::None],
+            First::Min | First::Mean | First::Latest | First::Different | First::Median | First::Ranked => {
+                &[Second::None]
+            }
+            // A batch is as large as it happens to be.
+            First::Batches(_) => &[Second::Sum],
         };
         let records = (random.i64(100..2_000) >> shrink).max(20);
         Plan {
@@ -177,9 +204,37 @@ impl Plan {
                 self.emitted(by_key.approx_count_distinct(|n| n % 500), |key| key, |count| count as i64)
             }
             First::Median => self.emitted(by_key.approx_quantiles(|n| *n as f64), |key| key, |all| median(&all)),
+            First::Ranked => {
+                let sums = by_key.sum(|n| *n).named("first").complete();
+                sums.sorted_by(|a, b| rank(*a).cmp(&rank(*b))).limit(self.limit()).rows()
+            }
+            First::Batches(batched) => self.batched(batched, by_key),
             First::Global => unreachable!("it has no keys"),
         };
         self.then(first)
+    }
+
+    /// How many rows a sorted table shows: all of them, or not.
+    fn limit(&self) -> usize {
+        if self.keys % 2 == 0 { 7 } else { usize::MAX }
+    }
+
+    fn batched<'a>(&self, batched: Batched, by_key: KeyedStream<'a, i64, i64>) -> Stream<'a, (i64, i64)> {
+        let keys = self.keys;
+        let by_key = by_key.per_batch();
+        match batched {
+            Batched::Count => by_key.count().map(|(key, count)| (key, count as i64)),
+            Batched::Reduce => by_key.reduce(|a, b| a + b),
+            Batched::Group => by_key.group().map(|(key, numbers)| (key, numbers.iter().sum())),
+            Batched::CountByValue => {
+                let counts = by_key.group().flat_map(|(_, numbers)| numbers).per_batch().count_by_value();
+                counts.map(move |(n, count)| (n % keys, count as i64))
+            }
+            Batched::Transform => {
+                let numbers = by_key.group().flat_map(|(_, numbers)| numbers);
+                numbers.per_batch().transform(|numbers| numbers).map(move |n| (n % keys, n))
+            }
+        }
     }
 
     /// What is done with what comes out of the first operator.
@@ -196,6 +251,7 @@ impl Plan {
             }
             Second::Max => first.key_by(|(key, _)| key % 10).max(|(_, value)| *value).updates(),
             Second::Distinct => first.map(|(key, _)| key % 100).distinct().map(|key| (key, 0)),
+            Second::Sum => first.key_by(|(key, _)| *key).sum(|(_, value)| *value).updates(),
         };
         second.named("second")
     }
@@ -228,6 +284,7 @@ impl Plan {
             let value = match self.first {
                 First::Dedup => *key,
                 First::Count | First::Global => group.len() as i64,
+                First::Batches(Batched::Count | Batched::CountByValue) => group.len() as i64,
                 First::Initial if *key == 0 => 1_000 + group.len() as i64,
                 First::Initial => group.len() as i64,
                 First::Different => different(group),
@@ -238,7 +295,7 @@ impl Plan {
                 }
                 First::Max => *group.iter().max().unwrap(),
                 First::Min => *group.iter().min().unwrap(),
-                First::Sum | First::Reduce => group.iter().sum(),
+                First::Sum | First::Reduce | First::Ranked | First::Batches(_) => group.iter().sum(),
                 First::Mean => (group.iter().sum::<i64>() as f64 / group.len() as f64 * 1e3) as i64,
                 First::Fold => 7 + group.iter().sum::<i64>(),
                 First::TopK => {
@@ -253,7 +310,7 @@ impl Plan {
         let first: BTreeMap<i64, i64> = groups.iter().map(value).collect();
         let mut second = BTreeMap::<i64, i64>::new();
         match self.second {
-            Second::None => return first,
+            Second::None | Second::Sum => return first,
             Second::Count => first.keys().for_each(|key| *second.entry(key % 10).or_default() += 1),
             Second::Max => first.iter().for_each(|(key, value)| {
                 let max = second.entry(key % 10).or_insert(*value);
@@ -263,6 +320,26 @@ impl Plan {
         }
         second
     }
+
+    /// Compares what came out with what had to.
+    fn check(&self, results: Vec<(i64, i64)>, what: &str) {
+        let expected = self.expected();
+        if let First::Ranked = self.first {
+            let mut rows: Vec<(i64, i64)> = expected.into_iter().collect();
+            rows.sort_unstable_by_key(|row| rank(*row));
+            rows.truncate(self.limit());
+            let table = &results[results.len().saturating_sub(rows.len())..];
+            return assert_eq!(table, rows, "{what}");
+        }
+        let last: BTreeMap<i64, i64> = results.into_iter().collect();
+        assert!(!last.is_empty(), "{what}: nothing came out");
+        assert_eq!(last, expected, "{what}");
+    }
+}
+
+/// The largest first; no two rows are the same.
+fn rank((key, value): (i64, i64)) -> (std::cmp::Reverse<i64>, i64) {
+    (std::cmp::Reverse(value), key)
 }
 
 fn median(all: &Quantiles) -> i64 {
@@ -314,9 +391,7 @@ fn survive(seed: u64, shrink: u32) -> usize {
             Err(error) if error.kind() == ErrorKind::Panic && fails_after >= 0 => continue,
             Err(error) => panic!("{}: {error:#}", what()),
         };
-        let last: BTreeMap<i64, i64> = results.take().into_iter().collect();
-        assert!(!last.is_empty(), "{}: nothing came out", what());
-        assert_eq!(last, plan.expected(), "{}", what());
+        plan.check(results.take(), &what());
         return usize::from(read < plan.records as u64);
     }
     unreachable!("the last run goes to the end")
