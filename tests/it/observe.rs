@@ -261,6 +261,17 @@ fn events_stand_in_the_spans_of_their_job_and_worker() {
     assert!(events::was_logged(&[&job, "ERROR", "failed", "on purpose"]), "the reason is not logged");
 }
 
+#[test]
+fn checkpoints_and_merges_are_spans_of_their_job() {
+    events::begin();
+    let (name, directory) = (format!("kept-{}", fastrand::u64(..)), tempfile::tempdir().unwrap());
+    let job = Job::new(&name, |flow| flow.source(rows([1, 2, 3]))?.global().count().updates().sink(discard()));
+    job.checkpoints(directory.path()).workers(2).run().unwrap();
+    let job = format!("job name=\"{name}\"");
+    assert!(events::was_opened(&[&job, "checkpoint number=", "entries=1"]), "the checkpoint is not shown");
+    assert!(events::was_opened(&[&job, "merge"]), "the merge is not shown");
+}
+
 /// Takes one call at a time, as whoever follows a file sees it.
 struct Pieces(Vec<Vec<u8>>);
 

@@ -16,12 +16,19 @@ struct Watched {
     found: Vec<String>,
     /// Lines of our own log, each after the spans in which it was logged.
     lines: Vec<String>,
+    /// Spans that were opened, each after the spans in which it was.
+    spans: Vec<String>,
     /// A thread, and part of a line: the thread panics when it logs that.
     fatal: Vec<[String; 2]>,
 }
 
-static WATCHED: Mutex<Watched> =
-    Mutex::new(Watched { words: Vec::new(), found: Vec::new(), lines: Vec::new(), fatal: Vec::new() });
+static WATCHED: Mutex<Watched> = Mutex::new(Watched {
+    words: Vec::new(),
+    found: Vec::new(),
+    lines: Vec::new(),
+    spans: Vec::new(),
+    fatal: Vec::new(),
+});
 static SPANS: Mutex<Vec<(String, &'static Metadata<'static>)>> = Mutex::new(Vec::new());
 
 thread_local! {
@@ -77,6 +84,11 @@ pub fn times_logged(parts: &[&str]) -> usize {
     watched.lines.iter().filter(|line| parts.iter().all(|part| line.contains(part))).count()
 }
 
+/// Whether a span was opened that, after the spans in which it was, contains all of these.
+pub fn was_opened(parts: &[&str]) -> bool {
+    WATCHED.lock().unwrap().spans.iter().any(|span| parts.iter().all(|part| span.contains(part)))
+}
+
 impl Watched {
     fn look(&mut self, line: &str, is_ours: bool) {
         if self.words.iter().any(|word| line.contains(word.as_str())) {
@@ -89,6 +101,11 @@ impl Watched {
 }
 
 struct Traced;
+
+/// The spans that this thread is in.
+fn within(spans: &[(String, &'static Metadata<'static>)]) -> String {
+    ENTERED.with_borrow(|entered| entered.iter().map(|id| spans[id.into_u64() as usize - 1].0.clone() + ": ").collect())
+}
 
 /// The fields of an event or a span, in one line.
 struct Line(String);
@@ -109,8 +126,12 @@ impl Subscriber for Traced {
         span.record(&mut line);
         look(&line.0);
         let mut spans = SPANS.lock().unwrap();
-        spans.push((line.0, span.metadata()));
-        Id::from_u64(spans.len() as u64)
+        let within = within(&spans);
+        spans.push((line.0.clone(), span.metadata()));
+        let id = Id::from_u64(spans.len() as u64);
+        drop(spans);
+        WATCHED.lock().unwrap().spans.push(within + &line.0);
+        id
     }
 
     fn record(&self, _: &Id, values: &Record<'_>) {
@@ -123,9 +144,7 @@ impl Subscriber for Traced {
 
     fn event(&self, event: &Event<'_>) {
         let spans = SPANS.lock().unwrap();
-        let within: String = ENTERED.with_borrow(|entered| {
-            entered.iter().map(|id| spans[id.into_u64() as usize - 1].0.clone() + ": ").collect()
-        });
+        let within = within(&spans);
         drop(spans);
         let mut line = Line(format!("{within}{} {}", event.metadata().level(), event.metadata().target()));
         event.record(&mut line);
