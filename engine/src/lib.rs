@@ -92,7 +92,8 @@ pub mod inspect;
 pub use api::{
     Aggregated, Batches, Blocking, CallPolicy, Calls, ComparedRun, Comparison, CompleteTable, Exchange, ExplainedNode,
     ExplainedOperator, Explanation, Flow, For, Job, JobHandle, KeptCalls, Key, KeyedBatches, KeyedCalls, KeyedStream,
-    Restart, Results, RetriedCalls, Running, SourceControl, State, Stream, TestRun, Trigger, jobs,
+    Restart, Results, RetriedCalls, Running, SourceControl, State, Stream, TestRun, Trigger, Tumbling, Watermark,
+    WindowTable, Windowed, jobs,
 };
 pub use io::{
     ChannelSource, Collected, CollectedWithKeys, Discard, End, Generate, KeyedSink, Lag, Receipt, Rows, SendError,
@@ -105,10 +106,10 @@ pub use run::health::{Health, HealthLimits};
 pub use run::histogram::histograms;
 pub use run::listener::JobEvent;
 pub use run::names::{METRICS, Metric, MetricKind};
-pub use run::report::{CheckpointReport, Report, SinkReport, SourceReport, StageReport};
+pub use run::report::{CheckpointReport, PartitionMark, Report, SinkReport, SourceReport, StageReport};
 pub use words::{
     BatchValues, ByteSize, Change, Clock, Error, ErrorKind, EventTime, Headers, Keyed, LatencySnapshot, Malformed,
-    Moment, Offset, Origin, Partition, Percentile, Result, TimedOut, WallTime,
+    Moment, Offset, Origin, Pane, Partition, Percentile, Result, Span, TimedOut, WallTime,
 };
 
 /// No test comes near this. A length that is read from damaged bytes and allocated unchecked does,

@@ -36,3 +36,4 @@ mod sockets;
 mod state;
 mod surface;
 mod testing;
+mod windows;

@@ -6,12 +6,13 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use crate::operator::aggregate::{Aggregate, Changes, Complete, Form, LastChanges, LastUpdates, Sorted, Updates};
-use crate::run::graph::Emits;
+use crate::operator::window::{Fixed, Windows};
+use crate::run::graph::{Emits, TimeTrait};
 use crate::state::delta::{NotEntries, decode};
 use crate::state::describe::Look;
 use crate::state::origin::Origin;
-use crate::state::table::Table;
-use crate::words::{Change, EventTime};
+use crate::state::table::{Grouping, Table};
+use crate::words::{Change, EventTime, Pane};
 
 use super::key::{Exchange, Key, State};
 use super::operate::Traits;
@@ -37,12 +38,12 @@ use super::stream::Stream;
 /// | a file | there is no file sink | | | append |
 #[must_use = "a value does nothing until something of it is emitted"]
 pub struct Aggregated<'a, K, V> {
-    emit: Box<dyn Emit<'a, K, V> + 'a>,
+    emit: BoxedEmit<'a, K, V>,
     options: Options<K, V>,
 }
 
 /// What is said of an aggregate before it is built.
-struct Options<K, V> {
+pub(super) struct Options<K, V> {
     name: Option<String>,
     version: u32,
     older: Vec<Box<dyn Convert<K, V>>>,
@@ -55,8 +56,12 @@ impl<'a, K: Key, V: 'static> Aggregated<'a, K, V> {
     where
         A: Aggregate<Input: Exchange, Value = V>,
     {
-        let options = Options { name: None, version: 0, older: Vec::new(), rows: None, every: None };
-        Aggregated { emit: Box::new(Pending { keyed, what, aggregate }), options }
+        Aggregated { emit: Box::new(Pending { keyed, what, aggregate }), options: Options::new() }
+    }
+
+    /// The aggregate, to be computed by key and window.
+    pub(super) fn in_windows(self) -> (BoxedEmit<'a, K, V>, Options<(K, i64), V>) {
+        (self.emit, Options::new())
     }
 
     /// Names the operator: in reports and errors, and for its state, which a checkpoint finds by
@@ -75,7 +80,7 @@ impl<'a, K: Key, V: 'static> Aggregated<'a, K, V> {
     /// # Ok::<(), millstream::Error>(())
     /// ```
     pub fn named(mut self, name: &str) -> Aggregated<'a, K, V> {
-        self.options.name = Some(name.to_owned());
+        self.options.name(name);
         self
     }
 
@@ -141,7 +146,7 @@ impl<'a, K: Key, V: 'static> Aggregated<'a, K, V> {
     /// # Ok::<(), millstream::Error>(())
     /// ```
     pub fn state_version(mut self, version: u32) -> Aggregated<'a, K, V> {
-        self.options.version = version;
+        self.options.version(version);
         self
     }
 
@@ -185,7 +190,7 @@ impl<'a, K: Key, V: 'static> Aggregated<'a, K, V> {
     /// # Ok::<(), millstream::Error>(())
     /// ```
     pub fn migrate_from<Old: State>(mut self, version: u32, f: impl Fn(Old) -> V + 'static) -> Aggregated<'a, K, V> {
-        self.options.older.push(Box::new(Conversion { version, f, old: PhantomData }));
+        self.options.convert(version, f);
         self
     }
 
@@ -308,6 +313,22 @@ impl<K: Key, V, Old: State, F: Fn(Old) -> V> Convert<K, V> for Conversion<Old, F
 }
 
 impl<K: Key, V: 'static> Options<K, V> {
+    fn new() -> Options<K, V> {
+        Options { name: None, version: 0, older: Vec::new(), rows: None, every: None }
+    }
+
+    pub(super) fn name(&mut self, name: &str) {
+        self.name = Some(name.to_owned());
+    }
+
+    pub(super) fn version(&mut self, version: u32) {
+        self.version = version;
+    }
+
+    pub(super) fn convert<Old: State>(&mut self, version: u32, f: impl Fn(Old) -> V + 'static) {
+        self.older.push(Box::new(Conversion { version, f, old: PhantomData }));
+    }
+
     /// How the table of an aggregate begins.
     fn origin<A: Aggregate<Value = V>>(self) -> Origin<K, A::State> {
         let Options { version, older, rows, .. } = self;
@@ -337,12 +358,15 @@ impl<K: Key, V: 'static> Options<K, V> {
 }
 
 /// An aggregate that does not know yet what is emitted of it.
-trait Emit<'a, K, V> {
+pub(super) trait Emit<'a, K, V> {
     fn updates(self: Box<Self>, options: Options<K, V>) -> Stream<'a, (K, V)>;
     fn complete(self: Box<Self>, options: Options<K, V>) -> Stream<'a, (K, V)>;
     fn changes(self: Box<Self>, options: Options<K, V>) -> Stream<'a, Change<(K, V)>>;
     fn of_batches(self: Box<Self>) -> Stream<'a, (K, V)>;
+    fn finals(self: Box<Self>, options: Options<(K, i64), V>, windows: Fixed) -> Stream<'a, Pane<K, V>>;
 }
+
+pub(super) type BoxedEmit<'a, K, V> = Box<dyn Emit<'a, K, V> + 'a>;
 
 struct Pending<'a, K, A: Aggregate> {
     keyed: Stream<'a, (K, A::Input)>,
@@ -351,13 +375,13 @@ struct Pending<'a, K, A: Aggregate> {
 }
 
 /// An aggregate, and its table.
-type WithTable<K, A> = (A, Table<K, <A as Aggregate>::State>);
+type WithTable<K, A, G> = (A, Table<K, <A as Aggregate>::State, G>);
 
 /// Builds the operator, and applies what is said of it.
-fn built<'a, K: Key, A: Aggregate, T: 'static>(
+fn built<'a, K: Key, A: Aggregate, T: 'static, G: Grouping<K>>(
     aggregate: A,
     mut options: Options<K, A::Value>,
-    build: impl FnOnce(WithTable<K, A>) -> Stream<'a, T>,
+    build: impl FnOnce(WithTable<K, A, G>) -> Stream<'a, T>,
 ) -> Stream<'a, T> {
     let (name, refused) = (options.name.take(), options.refused::<A>());
     let mut stream = build((aggregate, Table::with(options.origin::<A>().compared_by(A::SAME))));
@@ -385,7 +409,7 @@ impl<'a, K: Key, A: Aggregate<Input: Exchange>> Emit<'a, K, A::Value> for Pendin
     fn complete(self: Box<Self>, options: Options<K, A::Value>) -> Stream<'a, (K, A::Value)> {
         let Pending { keyed, what, aggregate } = *self;
         let is_timed = options.every.is_some();
-        let traits = Traits { keeps_state: true, emits: Emits::LastValues, every: None };
+        let traits = Traits { keeps_state: true, emits: Emits::LastValues, every: None, time: TimeTrait::Loses };
         let rows = built(aggregate, options, |with_table| {
             keyed.with_notices().operate(what, traits, Option::is_none, |_| Complete::new(with_table))
         });
@@ -403,9 +427,17 @@ impl<'a, K: Key, A: Aggregate<Input: Exchange>> Emit<'a, K, A::Value> for Pendin
         })
     }
 
+    fn finals(self: Box<Self>, options: Options<(K, i64), A::Value>, windows: Fixed) -> Stream<'a, Pane<K, A::Value>> {
+        let Pending { keyed, what, aggregate } = *self;
+        let traits = Traits { keeps_state: true, emits: Emits::ByRecords, every: None, time: TimeTrait::WaitsFor };
+        built(aggregate, options, |with_table| {
+            keyed.operate(what, traits, |_| false, move |_| Windows::new(with_table, windows))
+        })
+    }
+
     fn of_batches(self: Box<Self>) -> Stream<'a, (K, A::Value)> {
         let Pending { keyed, what, aggregate } = *self;
-        let traits = Traits { keeps_state: false, emits: Emits::PerBatch, every: None };
+        let traits = Traits { keeps_state: false, emits: Emits::PerBatch, every: None, time: TimeTrait::Loses };
         keyed.operate(what, traits, |_| false, |_| LastUpdates::new((aggregate, Table::new()), true))
     }
 }
@@ -455,7 +487,7 @@ impl<'a, K: Key, V: Exchange> CompleteTable<'a, K, V> {
             return rows;
         }
         let compare = order.unwrap_or_else(|| Box::new(|_, _| Ordering::Equal));
-        let traits = Traits { keeps_state: false, emits: Emits::LastValues, every: None };
+        let traits = Traits { keeps_state: false, emits: Emits::LastValues, every: None, time: TimeTrait::Loses };
         rows.global().keyed(|row| row).operate("sort", traits, |_| false, move |_| Sorted::new(compare, limit))
     }
 }

@@ -6,26 +6,28 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use timely::dataflow::Scope;
-use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use crate::epoch::gather::Ends;
-use crate::io::{Claims, OpenSink, OpenSource, Reader, Resume, SharedSource, Sink, Source};
+use crate::io::{Claims, OpenSink, OpenSource, Resume, SharedSource, Sink, Source};
 use crate::operator::drain::Drains;
 use crate::operator::fault::Node;
-use crate::operator::ingest::{self, SourceIndex};
 use crate::operator::intake::{Intake, Limits};
 use crate::operator::ledger::Piece;
-use crate::operator::stage::{Chain, Consume, Counts, Setting, Tail, Within};
-use crate::operator::{egress, stage};
+use crate::operator::marks::Board;
+use crate::operator::stage;
+use crate::operator::stage::{Chain, Counts, Setting, Tail, Within};
+use crate::operator::timed::Timing;
 use crate::run::graph::{Emits, Graph, Input, NodeKind, NodeTraits};
 use crate::run::plan::{Meter, Plan, PlannedSink, PlannedSource, Planning};
 use crate::run::shared::{Pipeline, Run};
 use crate::run::spec::Remembers;
 use crate::state::describe::Schema;
-use crate::words::{ByteSize, Error, Fingerprint, Offsets, Result, SinkMeter, StageMeter, Wake, Worker};
+use crate::words::{ByteSize, Error, Fingerprint, Offsets, Result, StageMeter};
 
+use super::build::{Build, Reports, sink_meter};
 use super::stream::Stream;
 use super::trial::Trial;
 
@@ -62,13 +64,6 @@ struct Connect<'a> {
     plan: RefCell<Plan>,
     claims: Claims,
     trial: Option<&'a Arc<Trial>>,
-}
-
-struct Build<'a> {
-    scope: Scope<'a, u64>,
-    run: Arc<Run>,
-    ends: RefCell<Ends<'a>>,
-    trial: Option<Arc<Trial>>,
 }
 
 impl<'a> Flow<'a> {
@@ -231,6 +226,26 @@ impl<'a> Flow<'a> {
         }
     }
 
+    /// Adds what a source or an operator reports of event time.
+    pub(crate) fn reports(&self, node: Node, reports: Option<Reports<'a>>) {
+        if let (Mode::Build(build), Some(reports)) = (&self.inner.mode, reports) {
+            build.reports.borrow_mut().insert(node, reports);
+        }
+    }
+
+    /// How an operator learns the event time, if it waits for it.
+    pub(crate) fn timing(&self, node: Node, name: &str) -> Option<Timing<'a>> {
+        let Mode::Build(build) = &self.inner.mode else { return None };
+        build.timing(node, name)
+    }
+
+    /// Opens the board of the source whose own chain that node is part of; `None` while nothing is
+    /// built.
+    pub(crate) fn open_board(&self, node: Node, delay: Duration) -> Option<Rc<Board>> {
+        let Mode::Build(build) = &self.inner.mode else { return None };
+        build.open_board(node, delay)
+    }
+
     /// Keeps the first error that cannot be returned where it happens.
     pub(crate) fn fail(&self, error: Error) {
         self.inner.error.borrow_mut().get_or_insert(error);
@@ -362,74 +377,6 @@ impl Connect<'_> {
     }
 }
 
-fn sink_meter(plan: &Plan, node: Node) -> Arc<SinkMeter> {
-    match &plan.meters[node.0] {
-        Meter::Sink(meter) => Arc::clone(meter),
-        Meter::Source(_) | Meter::Stage(_) => unreachable!("the node was created as a sink"),
-    }
-}
-
-impl<'a> Build<'a> {
-    fn worker(&self) -> Worker {
-        let worker = self.scope.worker();
-        Worker { index: worker.index(), peers: worker.peers() }
-    }
-
-    fn ingest<S: Source>(&self, node: Node, index: usize, tail: Tail<'a, S::Item>) -> Result<()> {
-        let (run, worker) = (&self.run, self.worker());
-        let (planned, shared) = run.plan.source::<S::Shared>(index)?;
-        let Meter::Source(meter) = &run.plan.meters[node.0] else { unreachable!("the node was created as a source") };
-        let setting = ingest::Setting {
-            node,
-            name: run.plan.name(node).to_owned(),
-            source: SourceIndex(index),
-            worker: worker.index,
-            release: run.release,
-            pulse: Arc::clone(&run.pulse),
-            budget: Arc::clone(&run.budgets[worker.index]),
-            stall: run.stalls[worker.index].clone(),
-            clock: run.clock.clone(),
-            fault: Arc::clone(&run.fault),
-            meter: Arc::clone(meter),
-            intake: Arc::clone(&planned.intake),
-            drains: planned.drains[worker.index].clone(),
-            control: run.control.clone(),
-        };
-        let trial = self.trial.clone();
-        let reader = move |wake: Wake| {
-            let reader: Box<dyn Reader<Item = S::Item>> = Box::new(S::reader(&shared, worker, wake.clone())?);
-            Ok(match trial {
-                None => reader,
-                Some(trial) => trial.reader(index, reader, wake),
-            })
-        };
-        let ledger = ingest::build(self.scope, setting, reader, tail)?;
-        self.ends.borrow_mut().ledgers.push(ledger);
-        Ok(())
-    }
-
-    /// Ends a chain in a sink's writer.
-    fn egress<T: 'static, S: Sink<T>>(
-        &self,
-        builder: &mut OperatorBuilder<'a, u64>,
-        node: Node,
-        index: usize,
-    ) -> Result<Box<dyn Consume<T>>> {
-        let (run, worker) = (&self.run, self.worker());
-        let shared = run.plan.sink::<S::Shared>(index)?;
-        let meter = sink_meter(&run.plan, node);
-        let setting = egress::Setting {
-            pulse: Arc::clone(&run.pulse),
-            clock: run.clock.clone(),
-            meter: Arc::clone(&meter),
-            stall: run.stalls[worker.index].clone(),
-        };
-        let (egress, shown) = egress::end(self.scope, builder, setting, |wake| S::writer(&shared, worker, wake))?;
-        self.ends.borrow_mut().egresses.push(shown);
-        Ok(Box::new(Within::new((node, run.plan.name(node).to_owned()), Counts::Sink(meter), egress)))
-    }
-}
-
 /// The user's function as the floor below calls it.
 pub(crate) struct Function<F> {
     function: F,
@@ -470,8 +417,7 @@ impl<F: Fn(&Flow<'_>) -> Result<()> + Send + Sync> Function<F> {
     }
 
     fn built<'a>(&self, scope: Scope<'a, u64>, run: &Arc<Run>, trial: Option<&Arc<Trial>>) -> Result<Ends<'a>> {
-        let build = Build { scope, run: Arc::clone(run), ends: RefCell::default(), trial: trial.cloned() };
-        let flow = Flow::new(Mode::Build(build));
+        let flow = Flow::new(Mode::Build(Build::new(scope, Arc::clone(run), trial.cloned())));
         (self.function)(&flow)?;
         flow.failed()?;
         run.plan.graph.expect_all(flow.inner.nodes.get())?;

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use crate::operator::aggregate::{Aggregate, First};
 use crate::operator::aggregates::{Count, Fold, Latest, Mean, Number, Reduce, Sum, TopK};
 use crate::operator::sketches::{CountDistinct, Distribution, Quantiles};
-use crate::run::graph::Emits;
+use crate::run::graph::{Emits, TimeTrait};
 use crate::words::stable_hash;
 
 use super::aggregated::Aggregated;
@@ -375,7 +375,7 @@ impl<'a, K: Key, T: 'static> KeyedStream<'a, K, T> {
     {
         self.keyed(|record| record).operate(
             what,
-            Traits { keeps_state: true, emits: Emits::ByRecords, every: None },
+            Traits { keeps_state: true, emits: Emits::ByRecords, every: None, time: TimeTrait::HandsOn },
             |_| false,
             |_| First::new(),
         )

@@ -1,6 +1,7 @@
 //! Floor 6: what a user writes. A pipeline is a function of a [`Flow`]; a [`Job`] is that function
 //! with the options of its runs.
 
+mod build;
 mod flow;
 mod stream;
 mod calls;
@@ -8,6 +9,8 @@ mod key;
 mod operate;
 mod keyed;
 mod aggregated;
+mod watermark;
+mod window;
 
 mod trigger;
 mod job;
@@ -35,3 +38,5 @@ pub use running::{JobHandle, Running, SourceControl, jobs};
 pub use stream::Stream;
 pub use test_run::TestRun;
 pub use trigger::{Restart, Trigger};
+pub use watermark::Watermark;
+pub use window::{Tumbling, WindowTable, Windowed};

@@ -8,14 +8,15 @@ use std::time::Duration;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
+use crate::operator::by_trigger::ByTrigger;
 use crate::operator::calls::{self, CallPlan};
 use crate::operator::exchange;
 use crate::operator::ingest::Release;
 use crate::operator::kept_calls::{self, KeptCalls};
-use crate::operator::keyed::{self, ByTrigger, KeyedStage, Operate};
+use crate::operator::keyed::{self, KeyedStage, Operate};
 use crate::operator::stage::{self, Chain, Next};
 use crate::operator::state_ledger::Keeping;
-use crate::run::graph::{Emits, NodeTraits};
+use crate::run::graph::{Emits, NodeTraits, TimeTrait};
 use crate::state::pending::Codec;
 use crate::words::{Backlog, Result, TimedOut};
 
@@ -30,6 +31,7 @@ pub(super) struct Traits {
     pub(super) emits: Emits,
     /// How long what it emits as a whole may wait, where records come alone.
     pub(super) every: Option<Duration>,
+    pub(super) time: TimeTrait,
 }
 
 impl Place<'_> {
@@ -113,9 +115,9 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
     ) -> Stream<'a, O::Output> {
         let flow = self.flow.share();
         let waits_for_epochs = O::EMITS_AT_CLOSE;
-        let Traits { keeps_state, emits, every } = traits;
+        let Traits { keeps_state, emits, every, time } = traits;
         let traits =
-            NodeTraits { exchanges: true, keeps_state, waits_for_epochs, emits, every, ..NodeTraits::default() };
+            NodeTraits { exchanges: true, keeps_state, waits_for_epochs, emits, every, time, ..NodeTraits::default() };
         let node = flow.stage_node::<(K, I), O::Output>(what, &[self.input()], traits);
         let Some(place) = flow.place(node) else {
             if flow.is_sketch()
@@ -141,15 +143,17 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
                 stage.work(|stage| stage.load(name))?;
                 Ok(stage)
             };
-            let ledger = match scope.worker().peers() {
-                1 => keyed::build(scope, name, ports, || Pipeline, setting, head)?,
+            let timing = ends.timing(node, name);
+            let told = match scope.worker().peers() {
+                1 => keyed::build(scope, name, ports, || Pipeline, timing, setting, head)?,
                 _ => {
                     let stall = setting.stall.clone();
                     let setting = stage::Setting { is_exchange: true, ..setting };
-                    keyed::build(scope, name, ports, || exchange::by_key(&stall, is_notice), setting, head)?
+                    keyed::build(scope, name, ports, || exchange::by_key(&stall, is_notice), timing, setting, head)?
                 }
             };
-            ends.ledger(ledger);
+            ends.ledger(told.ledger);
+            ends.reports(node, told.relays);
             Ok(())
         });
         Stream::chain(flow, node, chain)
@@ -181,7 +185,7 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
     {
         self.operate(
             what,
-            Traits { keeps_state: true, emits: Emits::LastValues, every },
+            Traits { keeps_state: true, emits: Emits::LastValues, every, time: TimeTrait::Loses },
             |_| false,
             move |is_micro_batch| match is_micro_batch || every.is_some() {
                 true => ByTrigger::InBatches(in_batches(aggregate)),

@@ -273,7 +273,7 @@ impl Committer {
         self.published = checkpoint;
         for (index, offsets) in offsets.iter().enumerate().filter(|(_, offsets)| !offsets.is_empty()) {
             self.newest[index].merge(offsets);
-            self.untold[index].merge(offsets);
+            self.untold[index].merge_positions(offsets);
         }
         self.tell_sources()?;
         self.note_committed();

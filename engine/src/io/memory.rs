@@ -102,7 +102,7 @@ impl<T: Clone + Send + Sync + 'static> Source for Rows<T> {
     fn reader(shared: &Arc<SharedRows<T>>, worker: Worker, _: Wake) -> Result<RowsReader<T>> {
         let own = shared.slices.iter().enumerate().filter(|(index, _)| index % worker.peers == worker.index);
         let slices = own.map(|(_, slice)| slice.clone()).collect();
-        Ok(RowsReader { source: shared.source.clone(), slices })
+        Ok(RowsReader { source: shared.source.clone(), slices, is_assigned: false })
     }
 }
 
@@ -143,6 +143,7 @@ impl<T: Clone + Send + Sync + 'static> SharedSource for SharedRows<T> {
 pub struct RowsReader<T> {
     source: Rows<T>,
     slices: VecDeque<Slice>,
+    is_assigned: bool,
 }
 
 impl<T: Clone + Send + Sync + 'static> Reader for RowsReader<T> {
@@ -164,7 +165,16 @@ impl<T: Clone + Send + Sync + 'static> Reader for RowsReader<T> {
         }
         slice.next = until;
         batch.read_to(slice.partition.clone(), Offset(until as u64));
+        if until == slice.end {
+            batch.end_partition();
+        }
         Ok(Polled::More)
+    }
+
+    fn assigned(&mut self) -> Option<Vec<Partition>> {
+        let slices = (!std::mem::replace(&mut self.is_assigned, true)).then_some(&self.slices)?;
+        let left = slices.iter().filter(|slice| slice.next < slice.end);
+        Some(left.map(|slice| slice.partition.clone()).collect())
     }
 
     fn has_ended(&self) -> Option<End> {

@@ -402,6 +402,14 @@ pub trait Reader {
         None
     }
 
+    /// The partitions that this reader reads, or is to read, when they have changed since this was
+    /// last called; called where the stream has a watermark. Until the first record of a partition
+    /// is there it holds back all windows, for it may have any time. By default the reader does not
+    /// say; then a partition counts from its first record on.
+    fn assigned(&mut self) -> Option<Vec<Partition>> {
+        None
+    }
+
     /// These partitions are no longer assigned to this reader: it returns no records of them until
     /// they are assigned again.
     fn unassign(&mut self, partitions: &[Partition]) {

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::state::keep::{Held, Keep};
 use crate::state::origin::Same;
 use crate::state::table::{Entry, Found, Table, TableKey, TableState};
-use crate::words::{Batch, Change, EventTime, Result};
+use crate::words::{Batch, Change, EventTime, Result, Stamp};
 
 use super::keyed::Operate;
 
@@ -52,8 +52,8 @@ pub(crate) enum Form {
 
 /// The time of a record, when the records of its batch have times.
 #[inline]
-fn time_of(times: &VecDeque<EventTime>, index: usize) -> Option<EventTime> {
-    times.get(index).copied()
+fn time_of(stamps: &VecDeque<Stamp>, index: usize) -> Option<EventTime> {
+    stamps.get(index).and_then(|stamp| stamp.time())
 }
 
 /// Emits the new value with each record.
@@ -78,7 +78,7 @@ impl<K: TableKey, A: Aggregate> Operate for Updates<K, A> {
     fn apply(
         &mut self,
         records: Vec<(K, A::Input)>,
-        times: VecDeque<EventTime>,
+        stamps: VecDeque<Stamp>,
         out: &mut Batch<(K, A::Value)>,
     ) -> Result<()> {
         let aggregate = &self.aggregate;
@@ -87,12 +87,12 @@ impl<K: TableKey, A: Aggregate> Operate for Updates<K, A> {
             records,
             || aggregate.zero(),
             |index, key, input, state, _| {
-                aggregate.add(state, input, time_of(&times, index))?;
+                aggregate.add(state, input, time_of(&stamps, index))?;
                 values.push((key, aggregate.value(state)));
                 Ok(())
             },
         )?;
-        out.fill(values, times);
+        out.fill(values, stamps);
         Ok(())
     }
 
@@ -152,14 +152,14 @@ impl<K: TableKey, A: Aggregate> Operate for LastUpdates<K, A> {
     fn apply(
         &mut self,
         records: Vec<(K, A::Input)>,
-        times: VecDeque<EventTime>,
+        stamps: VecDeque<Stamp>,
         _: &mut Batch<(K, A::Value)>,
     ) -> Result<()> {
         let aggregate = &self.aggregate;
         self.table.update(
             records,
             || aggregate.zero(),
-            |index, _, input, state, _| aggregate.add(state, input, time_of(&times, index)),
+            |index, _, input, state, _| aggregate.add(state, input, time_of(&stamps, index)),
         )
     }
 
@@ -218,7 +218,7 @@ impl<K: TableKey, A: Aggregate> Operate for Complete<K, A> {
     fn apply(
         &mut self,
         records: Vec<(K, Option<A::Input>)>,
-        times: VecDeque<EventTime>,
+        stamps: VecDeque<Stamp>,
         _: &mut Batch<(K, A::Value)>,
     ) -> Result<()> {
         self.has_changed = true;
@@ -228,7 +228,7 @@ impl<K: TableKey, A: Aggregate> Operate for Complete<K, A> {
         self.table.update(
             inputs,
             || aggregate.zero(),
-            |index, _, input, state, _| aggregate.add(state, input, time_of(&times, index)),
+            |index, _, input, state, _| aggregate.add(state, input, time_of(&stamps, index)),
         )
     }
 
@@ -281,7 +281,7 @@ impl<K: TableKey, A: Aggregate> Operate for Changes<K, A> {
     fn apply(
         &mut self,
         records: Vec<(K, A::Input)>,
-        times: VecDeque<EventTime>,
+        stamps: VecDeque<Stamp>,
         out: &mut Batch<Change<(K, A::Value)>>,
     ) -> Result<()> {
         let aggregate = &self.aggregate;
@@ -289,12 +289,12 @@ impl<K: TableKey, A: Aggregate> Operate for Changes<K, A> {
             records,
             || aggregate.zero(),
             |index, key, input, state, found| {
-                let time = time_of(&times, index);
+                let stamp = stamps.get(index).copied();
                 if found != Found::Nothing {
-                    out.append(Change::Delete((key.clone(), aggregate.value(state))), time);
+                    out.append(Change::Delete((key.clone(), aggregate.value(state))), stamp);
                 }
-                aggregate.add(state, input, time)?;
-                out.append(Change::Insert((key, aggregate.value(state))), time);
+                aggregate.add(state, input, time_of(&stamps, index))?;
+                out.append(Change::Insert((key, aggregate.value(state))), stamp);
                 Ok(())
             },
         )
@@ -330,7 +330,7 @@ impl<K: TableKey, A: Aggregate> Operate for LastChanges<K, A> {
     fn apply(
         &mut self,
         records: Vec<(K, A::Input)>,
-        times: VecDeque<EventTime>,
+        stamps: VecDeque<Stamp>,
         _: &mut Batch<Change<(K, A::Value)>>,
     ) -> Result<()> {
         let (aggregate, before) = (&self.aggregate, &mut self.before);
@@ -343,7 +343,7 @@ impl<K: TableKey, A: Aggregate> Operate for LastChanges<K, A> {
                     Found::Untouched => before.push(Some(aggregate.value(state))),
                     Found::Touched => {}
                 }
-                aggregate.add(state, input, time_of(&times, index))
+                aggregate.add(state, input, time_of(&stamps, index))
             },
         )
     }
@@ -390,13 +390,13 @@ impl<K: TableKey, T: 'static> Operate for First<K, T> {
 
     const EMITS_AT_CLOSE: bool = false;
 
-    fn apply(&mut self, records: Vec<(K, T)>, times: VecDeque<EventTime>, out: &mut Batch<T>) -> Result<()> {
+    fn apply(&mut self, records: Vec<(K, T)>, stamps: VecDeque<Stamp>, out: &mut Batch<T>) -> Result<()> {
         self.table.update(
             records,
             || (),
             |index, _, record, (), found| {
                 if found == Found::Nothing {
-                    out.append(record, time_of(&times, index));
+                    out.append(record, stamps.get(index).copied());
                 }
                 Ok(())
             },
@@ -429,7 +429,7 @@ impl<T: 'static, F: Fn(&T, &T) -> std::cmp::Ordering + 'static> Operate for Sort
 
     const EMITS_AT_CLOSE: bool = true;
 
-    fn apply(&mut self, records: Vec<((), T)>, _: VecDeque<EventTime>, _: &mut Batch<T>) -> Result<()> {
+    fn apply(&mut self, records: Vec<((), T)>, _: VecDeque<Stamp>, _: &mut Batch<T>) -> Result<()> {
         self.rows.extend(records.into_iter().map(|(_, row)| row));
         Ok(())
     }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::state::pending::Codec;
 use crate::words::{
-    Admission, Backlog, Batch, ByCheckpoint, CheckpointId, EventTime, Result, StageMeter, Stall, TimedOut, Wake,
+    Admission, Backlog, Batch, ByCheckpoint, CheckpointId, Result, StageMeter, Stall, Stamp, TimedOut, Wake,
     deadline_after,
 };
 
@@ -86,7 +86,7 @@ struct Answered<U> {
 struct Group<U, G> {
     of: G,
     admission: Option<Admission>,
-    times: VecDeque<EventTime>,
+    stamps: VecDeque<Stamp>,
     /// With an order: the results that are not handed on yet, with gaps.
     results: VecDeque<Option<Answer<U>>>,
     /// With an order: the number of results that were handed on.
@@ -261,7 +261,7 @@ where
         let calls = Group {
             of,
             admission,
-            times: batch.take_times(),
+            stamps: batch.take_stamps(),
             results: (0..holes).map(|_| None).collect(),
             emitted: 0,
             open: records,
@@ -375,15 +375,15 @@ where
             self.held += 1;
             return;
         }
-        let time = of.times.get(index).copied();
+        let stamp = of.stamps.get(index).copied();
         match self.answered.last_mut(group.0) {
             Some(last) if last.group == group => {
-                last.batch.append(answer, time);
+                last.batch.append(answer, stamp);
                 last.indices.push(index);
             }
             _ => {
                 let mut batch = Batch::under(of.admission.clone());
-                batch.append(answer, time);
+                batch.append(answer, stamp);
                 self.answered.push(group.0, Answers { group, batch, indices: vec![index] });
             }
         }
@@ -458,7 +458,7 @@ impl<U, G> Group<U, G> {
         while let Some(result) = self.results.front_mut().and_then(Option::take) {
             self.results.pop_front();
             self.emitted += 1;
-            out.append(result, self.times.pop_front());
+            out.append(result, self.stamps.pop_front());
         }
         out
     }

@@ -1,6 +1,6 @@
 //! Moves batches to other workers. Within a process a batch moves as it is, with its admission;
-//! between processes its values and times would be encoded, and the sender would keep the admission
-//! until the epoch is acknowledged.
+//! between processes its values and stamps would be encoded, and the sender would keep the
+//! admission until the epoch is acknowledged.
 
 use std::collections::VecDeque;
 use std::hash::Hash;
@@ -12,9 +12,9 @@ use timely::communication::Push;
 use timely::dataflow::channels::pact::DistributorPact;
 use timely::dataflow::channels::pushers::exchange::Distributor;
 use timely::dataflow::channels::{ContainerBytes, Message};
-use timely::progress::Stamp;
+use timely::progress::Stamp as EpochStamp;
 
-use crate::words::{Batch, EventTime, KeyGroup, Stall};
+use crate::words::{Batch, KeyGroup, Stall, Stamp};
 
 /// The bytes of an exchanged batch: a length, then postcard, padded as timely requires.
 impl<T: Serialize + DeserializeOwned> ContainerBytes for Batch<T> {
@@ -40,18 +40,16 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<Batch<T>, &'static str> {
     let (len, rest) = bytes.split_first_chunk().ok_or("the length is cut off")?;
     let len = usize::try_from(u64::from_le_bytes(*len)).map_err(|_| "the length is out of range")?;
     let encoded = rest.get(..len).ok_or("the records are cut off")?;
-    let (values, times): (VecDeque<T>, VecDeque<i64>) =
+    let (values, stamps): (VecDeque<T>, VecDeque<Stamp>) =
         postcard::from_bytes(encoded).map_err(|_| "the bytes are not records of this type")?;
-    if !times.is_empty() && times.len() != values.len() {
+    if !stamps.is_empty() && stamps.len() != values.len() {
         return Err("some records have no event time");
     }
-    Ok(Batch::from_parts(values, times.into_iter().map(EventTime).collect()))
+    Ok(Batch::from_parts(values, stamps))
 }
 
 fn encode<T: Serialize>(batch: &Batch<T>) -> Vec<u8> {
-    let (values, times) = batch.parts();
-    let times: Vec<i64> = times.iter().map(|time| time.0).collect();
-    postcard::to_stdvec(&(values, times)).expect("what can be exchanged can be encoded")
+    postcard::to_stdvec(&batch.parts()).expect("what can be exchanged can be encoded")
 }
 
 /// Spreads records evenly over the workers, in turn. The order of records is lost.
@@ -71,7 +69,7 @@ impl<T> Distributor<Batch<T>> for InTurn {
     fn partition<Time: Clone, P: Push<Message<Time, Batch<T>>>>(
         &mut self,
         batch: &mut Batch<T>,
-        stamp: &Stamp<Time>,
+        stamp: &EpochStamp<Time>,
         pushers: &mut [P],
     ) {
         self.stall.depart(batch.len());
@@ -84,7 +82,7 @@ impl<T> Distributor<Batch<T>> for InTurn {
         }
     }
 
-    fn flush<Time: Clone, P: Push<Message<Time, Batch<T>>>>(&mut self, _: &Stamp<Time>, _: &mut [P]) {}
+    fn flush<Time: Clone, P: Push<Message<Time, Batch<T>>>>(&mut self, _: &EpochStamp<Time>, _: &mut [P]) {}
 
     fn relax(&mut self) {}
 }
@@ -109,12 +107,12 @@ impl<K: Hash, T> Distributor<Batch<(K, T)>> for ByKey<T> {
     fn partition<Time: Clone, P: Push<Message<Time, Batch<(K, T)>>>>(
         &mut self,
         batch: &mut Batch<(K, T)>,
-        stamp: &Stamp<Time>,
+        stamp: &EpochStamp<Time>,
         pushers: &mut [P],
     ) {
         self.stall.depart(batch.len());
         let mut parts: Vec<_> = (0..self.peers).map(|_| Batch::under(batch.admission().cloned())).collect();
-        let mut times = batch.take_times().into_iter();
+        let mut stamps = batch.take_stamps().into_iter();
         for record in batch.take_values() {
             let worker = if (self.is_notice)(&record.1) {
                 let turn = self.turn;
@@ -123,7 +121,7 @@ impl<K: Hash, T> Distributor<Batch<(K, T)>> for ByKey<T> {
             } else {
                 KeyGroup::of(&record.0).worker(self.peers)
             };
-            parts[worker].append(record, times.next());
+            parts[worker].append(record, stamps.next());
         }
         for (mut part, pusher) in parts.into_iter().zip(pushers) {
             if !part.is_empty() {
@@ -132,7 +130,7 @@ impl<K: Hash, T> Distributor<Batch<(K, T)>> for ByKey<T> {
         }
     }
 
-    fn flush<Time: Clone, P: Push<Message<Time, Batch<(K, T)>>>>(&mut self, _: &Stamp<Time>, _: &mut [P]) {}
+    fn flush<Time: Clone, P: Push<Message<Time, Batch<(K, T)>>>>(&mut self, _: &EpochStamp<Time>, _: &mut [P]) {}
 
     fn relax(&mut self) {}
 }
@@ -144,6 +142,7 @@ mod tests {
     use timely::bytes::arc::BytesMut;
 
     use super::*;
+    use crate::words::EventTime;
 
     type Record = (String, Option<i32>, Vec<u8>);
 
@@ -157,10 +156,11 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1_000) })]
 
         #[test]
-        fn a_batch_survives_the_wire(records in vec(any::<(Record, i64)>(), 0..20), has_times in any::<bool>()) {
+        fn a_batch_survives_the_wire(records in vec(any::<(Record, i64, i64)>(), 0..20), has_times in any::<bool>()) {
             let mut batch = Batch::default();
-            for (record, time) in records {
-                batch.append(record, has_times.then_some(EventTime(time)));
+            for (record, time, mark) in records {
+                let stamp = Stamp { time: EventTime(time), mark: EventTime(mark) };
+                batch.append(record, has_times.then_some(stamp));
             }
             let bytes = wire(&batch);
             prop_assert_eq!(bytes.len(), batch.length_in_bytes());
@@ -176,7 +176,7 @@ mod tests {
             cut in any::<usize>(),
         ) {
             let mut batch = Batch::default();
-            records.into_iter().for_each(|(record, time)| batch.append(record, Some(EventTime(time))));
+            records.into_iter().for_each(|(record, time)| batch.append(record, Some(Stamp::in_time(EventTime(time)))));
             let mut bytes = wire(&batch);
             for (at, byte) in changes {
                 let at = at % bytes.len();

@@ -11,6 +11,7 @@
 //! ```
 
 use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,16 +24,20 @@ use timely::scheduling::Activator;
 
 use crate::io::{AtStop, End, Polled, Reader};
 use crate::words::{
-    Admission, Batch, Budget, Clock, Epoch, Moment, Offset, Partition, ReadBatch, Result, Room, SourceMeter, Stall,
-    Wake,
+    Admission, Batch, Budget, Clock, Epoch, Moment, Offset, Offsets, Partition, ReadBatch, Result, Room, SourceMeter,
+    Stall, Wake,
 };
 
 use super::drain::{Drain, Drains, Released as ReleasedRecords};
 use super::fault::{self, Fault, Node};
-use super::intake::{Counts, Grant, Granted, Intake};
+use super::intake::Intake;
 use super::ledger::{Part, Piece};
+use super::marks::Board;
 use super::pulse::Pulse;
 use super::stage::{Capabilities, Consume, Tail, give_up, run, wake_of};
+use super::watermark::{self, Report};
+
+mod limits;
 
 /// The index of a source in the plan, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,21 +65,30 @@ pub(crate) struct Setting {
     pub(crate) fault: Arc<Fault>,
     pub(crate) meter: Arc<SourceMeter>,
     pub(crate) drains: Drains,
+    /// What is known of event time, where the stream has a watermark.
+    pub(crate) marks: Option<Rc<Board>>,
+    pub(crate) workers: usize,
     /// Wakes the control thread.
     pub(crate) control: Wake,
 }
 
-/// Builds the operator; `reader` makes the reader once the operator can be woken. Returns its
-/// ledger.
+/// What a source tells others: its ledger for `gather`, and its reports of event time.
+pub(crate) struct Told<'a> {
+    pub(crate) ledger: Stream<'a, u64, Vec<Piece>>,
+    pub(crate) reports: Option<Stream<'a, u64, Vec<Report>>>,
+}
+
+/// Builds the operator; `reader` makes the reader once the operator can be woken.
 pub(crate) fn build<'a, T: 'static>(
     scope: Scope<'a, u64>,
     setting: Setting,
     reader: impl FnOnce(Wake) -> Result<Box<dyn Reader<Item = T>>>,
     tail: Tail<'a, T>,
-) -> Result<Stream<'a, u64, Vec<Piece>>> {
+) -> Result<Told<'a>> {
     let mut builder = OperatorBuilder::new(setting.name.clone(), scope);
-    // Port 0 is the ledger, the chain's ports follow.
+    // Port 0 is the ledger, port 1 are the reports, if there are any, and the chain's ports follow.
     let (ledger, pieces) = builder.new_output();
+    let (reports, reported) = setting.marks.as_ref().map(|_| builder.new_output()).unzip();
     let chain = tail(&mut builder);
     let activator = scope.activator_for(builder.operator_info().address);
     let wake = wake_of(scope, &builder);
@@ -101,6 +115,7 @@ pub(crate) fn build<'a, T: 'static>(
             reader: Some(reader),
             chain,
             ledger: OutputBuilder::from(ledger),
+            reports: reports.map(OutputBuilder::from),
             queue: VecDeque::new(),
             released: HashMap::new(),
             capabilities,
@@ -113,10 +128,10 @@ pub(crate) fn build<'a, T: 'static>(
             setting,
         };
         let opening = ingest.setting.pulse.first().opening_epoch();
-        ingest.move_to(opening);
+        ingest.downgrade(opening);
         move |_| ingest.activate()
     });
-    Ok(pieces)
+    Ok(Told { ledger: pieces, reports: reported })
 }
 
 /// How far a micro-batch is released.
@@ -146,6 +161,7 @@ struct Ingest<T> {
     reader: Option<Box<dyn Reader<Item = T>>>,
     chain: Box<dyn Consume<T>>,
     ledger: OutputBuilder<u64, CapacityContainerBuilder<Vec<Piece>>>,
+    reports: Option<OutputBuilder<u64, CapacityContainerBuilder<Vec<Report>>>>,
     queue: VecDeque<Queued<T>>,
     /// Positions that moved in the open checkpoint.
     released: HashMap<Partition, Offset>,
@@ -163,9 +179,13 @@ struct Ingest<T> {
 
 /// A batch that waits for its tick.
 struct Queued<T> {
-    /// When it was polled. This decides to which micro-batch it belongs.
-    polled: Moment,
+    /// When it was polled, and the epoch that was open then: the first of these decides to which
+    /// micro-batch it belongs. A simulated clock stands still while a batch is released, and what
+    /// is polled meanwhile belongs to the next one.
+    polled: (Moment, Epoch),
     position: Option<(Partition, Offset)>,
+    /// Whether the partition ends with it.
+    ends_partition: bool,
     batch: Batch<T>,
 }
 
@@ -207,7 +227,7 @@ impl<T> Ingest<T> {
             return Ok(false);
         }
         let more = self.close()? | self.read()?;
-        let released = self.release_until(self.setting.clock.now())?;
+        let released = self.release_until(self.setting.clock.now(), Epoch::LAST)?;
         Ok(more || released == Released::Some)
     }
 
@@ -219,7 +239,7 @@ impl<T> Ingest<T> {
             return Ok(false);
         }
         if self.setting.release == Release::AtTicks {
-            match self.release_until(self.setting.pulse.until())? {
+            match self.release_until(self.setting.pulse.until(), open)? {
                 Released::All => {}
                 Released::Some => return Ok(true),
                 // A writer wakes this operator when it has room again.
@@ -265,6 +285,8 @@ impl<T> Ingest<T> {
         self.answer_drains();
         let reader = self.reader.as_mut().expect("a step begins with a reader");
         let mut batch = ReadBatch::new();
+        // In this order: of an epoch that opens between the two, the moment decides.
+        let open = self.setting.pulse.epoch();
         let polled_at = self.setting.clock.now();
         let polled = reader.poll(&mut batch, Room { records: granted.records, bytes: room });
         self.came(granted, batch.len());
@@ -279,17 +301,18 @@ impl<T> Ingest<T> {
         self.setting.meter.repeated.add(batch.repeated());
         let is_more = polled == Polled::More;
         if batch.has_moved() {
-            self.admit(batch, polled_at)?;
+            self.admit(batch, (polled_at, open))?;
         }
         Ok(is_more)
     }
 
     /// Charges a batch to the budget, and releases or queues it.
-    fn admit(&mut self, mut batch: ReadBatch<T>, polled: Moment) -> Result<()> {
+    fn admit(&mut self, mut batch: ReadBatch<T>, polled: (Moment, Epoch)) -> Result<()> {
         let (records, fed, bytes) = (batch.len(), batch.receipts() as u64, batch.bytes());
-        let (arrived, position) = (batch.arrival().unwrap_or(polled), batch.take_position());
+        let (arrived, position) = (batch.arrival().unwrap_or(polled.0), batch.take_position());
+        let ends_partition = batch.ends_partition();
         let batch = batch.admit(|receipts| Admission::new(arrived, bytes, &self.setting.budget, receipts));
-        let queued = Queued { polled, position, batch };
+        let queued = Queued { polled, position, ends_partition, batch };
         match self.setting.release {
             Release::AtOnce => {
                 let now = self.setting.clock.now();
@@ -301,49 +324,8 @@ impl<T> Ingest<T> {
             }
         }
         self.setting.meter.fed.add(fed);
-        self.adapt(records, polled);
+        self.adapt(records, polled.0);
         Ok(())
-    }
-
-    /// How many of the `wanted` records may be polled now; `None` when none may.
-    fn granted(&mut self, wanted: usize) -> Option<Granted> {
-        // No limit applies: records that are drained cannot be read again.
-        if self.at_stop == Some(AtStop::Drain) {
-            return Some(self.setting.intake.without_limit(wanted, self.counts()));
-        }
-        match self.setting.intake.grant(self.setting.worker, wanted, self.counts(), self.setting.clock.now()) {
-            Grant::Records(granted) => Some(granted),
-            Grant::After(wait) => {
-                // A simulated clock wakes this operator when it moves.
-                if self.setting.clock.is_system() {
-                    self.activator.activate_after(wait.min(ASK_AGAIN_WITHIN));
-                }
-                None
-            }
-            Grant::Nothing => None,
-        }
-    }
-
-    /// Reports how many of the granted records came; another worker may have the rest.
-    fn came(&self, granted: Granted, came: usize) {
-        if self.setting.intake.came(granted, came) {
-            self.setting.pulse.wake_ingests();
-        }
-    }
-
-    /// Passes this worker's turn on to another worker.
-    fn pass_on(&self) {
-        if self.setting.intake.pass_on(self.setting.worker) {
-            self.setting.pulse.wake_ingests();
-        }
-    }
-
-    /// What the limit of a batch counts.
-    fn counts(&self) -> Counts {
-        match self.setting.release {
-            Release::AtTicks => Counts::Queued,
-            Release::AtOnce => Counts::InCheckpoint(self.epoch().checkpoint()),
-        }
     }
 
     /// Drops the queued batches for which `is_dropped` holds.
@@ -361,26 +343,14 @@ impl<T> Ingest<T> {
         }
     }
 
-    /// Adapts the size of the next poll to the time this one took.
-    fn adapt(&mut self, records: usize, since: Moment) {
-        // A single record says nothing about the pace.
-        if records <= 1 && self.records_max > 1 {
-            return;
-        }
-        let took = self.setting.clock.now() - since;
-        if took > 2 * STEP {
-            self.records_max = (self.records_max / 2).max(1);
-        } else if took < STEP / 2 && records >= self.records_max {
-            self.records_max = (self.records_max * 2).min(RECORDS_MAX);
-        }
-    }
-
-    /// Releases what was polled until that moment, for at most one step's time.
-    fn release_until(&mut self, until: Moment) -> Result<Released> {
+    /// Releases what was polled until that moment, and before that epoch was open, for at most one
+    /// step's time.
+    fn release_until(&mut self, until: Moment, before: Epoch) -> Result<Released> {
         let mut now = self.setting.clock.now();
         let deadline = now.after(STEP);
         while let Some(queued) = self.queue.front() {
-            if queued.polled > until {
+            let (polled, epoch) = queued.polled;
+            if polled > until || epoch >= before {
                 break;
             }
             if self.setting.stall.holds_sources() {
@@ -411,8 +381,14 @@ impl<T> Ingest<T> {
 
     /// Stamps a batch with the open epoch and runs the chain over it.
     fn release(&mut self, queued: Queued<T>, now: Moment) -> Result<()> {
-        let Queued { position, batch, .. } = queued;
+        let Queued { position, batch, ends_partition, .. } = queued;
+        let marks = self.setting.marks.clone();
+        let mut ended = None;
         if let Some((partition, next)) = position {
+            if let Some(marks) = &marks {
+                marks.enter(&partition, batch.admission().map_or(now, Admission::arrival));
+                ended = ends_partition.then(|| partition.clone());
+            }
             self.released.insert(partition, next);
         }
         self.setting.meter.records.add(batch.len() as u64);
@@ -424,7 +400,13 @@ impl<T> Ingest<T> {
         if let Some(admission) = batch.admission() {
             admission.release(now);
         }
-        if batch.is_empty() { Ok(()) } else { run(&mut *self.chain, batch, &self.capabilities) }
+        if !batch.is_empty() {
+            run(&mut *self.chain, batch, &self.capabilities)?;
+        }
+        if let (Some(marks), Some(partition)) = (marks, ended) {
+            marks.end_partition(&partition);
+        }
+        Ok(())
     }
 
     /// Carries out posted drains: nothing more of their partitions is released. What was released
@@ -438,6 +420,9 @@ impl<T> Ingest<T> {
             }
             let is_drained = |partition: &Partition| drain.partitions.contains(partition);
             self.drop_queued(|queued| queued.position.as_ref().is_some_and(|(partition, _)| is_drained(partition)));
+            if let Some(marks) = &self.setting.marks {
+                marks.forget(&drain.partitions);
+            }
             if drain.released == ReleasedRecords::Dropped {
                 self.released.retain(|partition, _| !is_drained(partition));
             }
@@ -452,27 +437,55 @@ impl<T> Ingest<T> {
         Epoch::from_raw(*self.capabilities[0].time())
     }
 
-    /// Moves to `epoch`. At a boundary it first sends the positions of the checkpoint to the
-    /// ledger.
+    /// Moves to `epoch`. It first reports what is known of event time, and at a boundary sends the
+    /// positions of the checkpoint to the ledger.
     fn move_to(&mut self, epoch: Epoch) {
+        self.report();
         if epoch.checkpoint() > self.epoch().checkpoint() {
             self.record_offsets();
         }
+        self.downgrade(epoch);
+    }
+
+    fn downgrade(&mut self, epoch: Epoch) {
         self.setting.pulse.note_moved(self.setting.clock.now());
         self.capabilities.iter_mut().for_each(|capability: &mut Capability<u64>| capability.downgrade(&epoch.as_raw()));
     }
 
+    /// Tells operators that wait for event time what they do not know yet, at the epoch that
+    /// closes.
+    fn report(&mut self) {
+        let (Some(marks), Some(reports)) = (&self.setting.marks, &mut self.reports) else { return };
+        if let Some(partitions) = self.reader.as_mut().and_then(|reader| reader.assigned()) {
+            marks.assign(partitions);
+        }
+        let Some((summary, arrived)) = marks.take_report() else { return };
+        let (own, at) = ((self.setting.node, self.setting.worker), &self.capabilities[1]);
+        let mut reports = reports.activate();
+        let mut session = reports.session(at);
+        watermark::reports(own, self.setting.workers, summary, arrived).for_each(|report| session.give(report));
+    }
+
     fn record_offsets(&mut self) {
-        if self.released.is_empty() {
+        let mut offsets: Offsets = self.released.drain().collect();
+        if let Some(marks) = &self.setting.marks {
+            offsets.set_times(marks.take_changed());
+            self.setting.meter.show_marks(self.setting.worker, marks.show());
+        }
+        if offsets.is_empty() {
             return;
         }
-        let part = Part::Released(self.setting.source, self.released.drain().collect());
+        let part = Part::Released(self.setting.source, offsets);
         let piece = Piece { checkpoint: self.epoch().checkpoint(), part };
         self.ledger.activate().session(&self.capabilities[0]).give(piece);
     }
 
     /// Ends the operator: sends the last positions, then drops the capabilities and the reader.
     fn end(&mut self) {
+        if let (Some(marks), Some(End::OfTime)) = (&self.setting.marks, self.ended) {
+            marks.end();
+        }
+        self.report();
         self.record_offsets();
         self.setting.drains.end(self.epoch().checkpoint());
         self.setting.control.wake();

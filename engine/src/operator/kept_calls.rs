@@ -142,9 +142,9 @@ where
     U: Send + 'static,
 {
     fn consume(&mut self, mut batch: Batch<T>, at: &Capabilities) -> Result<()> {
-        let (records, times) = batch.parts();
+        let (records, stamps) = batch.parts();
         let pending = &mut self.pending;
-        let numbers = records.iter().enumerate().map(|(index, record)| pending.add(record, times.get(index).copied()));
+        let numbers = records.iter().enumerate().map(|(index, record)| pending.add(record, stamps.get(index).copied()));
         let numbers = numbers.collect::<Result<Vec<Number>, _>>().map_err(|cause| {
             Error::new(ErrorKind::State, "cannot encode a record to keep it until its call is answered")
                 .caused_by(cause)
@@ -153,7 +153,7 @@ where
         // The memory stays counted until the answer is handed on. Receipts do not wait for it: the
         // record is safe when its checkpoint is committed.
         let admission = batch.admission().map(Admission::without_receipts);
-        let batch = Batch::from_parts(batch.take_values(), batch.take_times());
+        let batch = Batch::from_parts(batch.take_values(), batch.take_stamps());
         self.take(checkpoint_of(&at[0]), batch, admission, numbers, at);
         self.ledger.report_growth(Some(&mut self.pending))
     }

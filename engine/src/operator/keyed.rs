@@ -24,12 +24,17 @@ use timely::dataflow::{Scope, Stream};
 use timely::progress::operate::FrontierInterest;
 
 use crate::state::keep::{Held, Keep};
-use crate::words::{Admission, Backlog, Batch, ByCheckpoint, CheckpointId, Clock, Epoch, EventTime, Moment, Result};
+use crate::words::{
+    Admission, Backlog, Batch, ByCheckpoint, CheckpointId, Clock, Epoch, EventTime, Moment, Result, Stamp,
+};
 
+use super::arrivals::Arrivals;
 use super::inputs::{Frontiers, Input};
 use super::ledger::Piece;
 use super::stage::{Capabilities, Consume, Next, Pace, Setting, Within, give_up, retain, wake_of};
 use super::state_ledger::{Keeping, Sent, StateLedger};
+use super::timed::{Fires, Time, Timing};
+use super::watermark::{Advanced, Report, to_worker};
 
 /// How many rows leave at once when a checkpoint is closed.
 const ROWS_MAX: usize = 4096;
@@ -55,7 +60,7 @@ pub(crate) trait Operate: 'static {
     fn apply(
         &mut self,
         records: Vec<(Self::Key, Self::Input)>,
-        times: VecDeque<EventTime>,
+        stamps: VecDeque<Stamp>,
         out: &mut Batch<Self::Output>,
     ) -> Result<()>;
 
@@ -65,6 +70,32 @@ pub(crate) trait Operate: 'static {
     fn close(&mut self, rows: usize, out: &mut Batch<Self::Output>) -> bool {
         let _ = (rows, out);
         false
+    }
+
+    /// Called once, before any record: all state is loaded. What the operator waits for event time
+    /// with has come to this watermark.
+    fn begin(&mut self, watermark: EventTime) {
+        let _ = watermark;
+    }
+
+    /// The watermark has moved: what it makes final is [fired](Operate::fire) from now on.
+    fn advance(&mut self, watermark: EventTime) {
+        let _ = watermark;
+    }
+
+    /// Emits at most about `rows` of what is final. Returns whether there is more. Records may come
+    /// in between.
+    ///
+    /// # Errors
+    /// When the run cannot go on.
+    fn fire(&mut self, rows: usize, out: &mut Batch<Self::Output>) -> Result<bool> {
+        let _ = (rows, out);
+        Ok(false)
+    }
+
+    /// Takes the number of records that were late since this was last asked.
+    fn take_late(&mut self) -> u64 {
+        0
     }
 
     /// The state that outlives a checkpoint.
@@ -84,95 +115,6 @@ pub(crate) trait Operate: 'static {
     }
 }
 
-/// One of two operators, as the trigger wants it.
-pub(crate) enum ByTrigger<O, B> {
-    /// Emits with each record.
-    Alone(O),
-    /// Emits when a micro-batch is closed.
-    InBatches(B),
-}
-
-impl<O: Operate, B: Operate<Key = O::Key, Input = O::Input, Output = O::Output>> Operate for ByTrigger<O, B> {
-    type Key = O::Key;
-    type Input = O::Input;
-    type Output = O::Output;
-
-    const EMITS_AT_CLOSE: bool = false;
-
-    fn emits_at_close(&self) -> bool {
-        matches!(self, ByTrigger::InBatches(_))
-    }
-
-    fn apply(
-        &mut self,
-        records: Vec<(O::Key, O::Input)>,
-        times: VecDeque<EventTime>,
-        out: &mut Batch<O::Output>,
-    ) -> Result<()> {
-        match self {
-            ByTrigger::Alone(operate) => operate.apply(records, times, out),
-            ByTrigger::InBatches(operate) => operate.apply(records, times, out),
-        }
-    }
-
-    fn close(&mut self, rows: usize, out: &mut Batch<O::Output>) -> bool {
-        match self {
-            ByTrigger::Alone(operate) => operate.close(rows, out),
-            ByTrigger::InBatches(operate) => operate.close(rows, out),
-        }
-    }
-
-    fn kept(&mut self) -> Option<&mut dyn Keep> {
-        match self {
-            ByTrigger::Alone(operate) => operate.kept(),
-            ByTrigger::InBatches(operate) => operate.kept(),
-        }
-    }
-
-    fn rows(&self) -> Option<usize> {
-        match self {
-            ByTrigger::Alone(operate) => operate.rows(),
-            ByTrigger::InBatches(operate) => operate.rows(),
-        }
-    }
-}
-
-/// When the records arrived to which what is emitted as a whole goes back: a row to the first
-/// record that changed it, which has waited longest.
-#[derive(Default)]
-struct Arrivals {
-    /// Up to which row records go back to that moment, in order.
-    until: VecDeque<(usize, Moment)>,
-    /// The number of rows that were emitted.
-    emitted: usize,
-}
-
-/// Arrivals that are closer are not told apart.
-const ARRIVALS_APART: Duration = Duration::from_micros(500);
-
-impl Arrivals {
-    /// Records that arrived then are applied, and there are so many rows now. `None` says that
-    /// their order is not that of the records: they all go back to the first.
-    fn note(&mut self, arrival: Moment, rows: Option<usize>) {
-        let rows = rows.unwrap_or(usize::MAX);
-        match self.until.back_mut() {
-            Some((until, first)) if *until == rows || arrival < first.after(ARRIVALS_APART) => *until = rows,
-            _ => self.until.push_back((rows, arrival)),
-        }
-    }
-
-    /// How many of the next rows go back to one moment, and to which.
-    fn next(&mut self, rows_max: usize) -> (usize, Option<Moment>) {
-        while self.until.len() > 1 && self.until[0].0 <= self.emitted {
-            self.until.pop_front();
-        }
-        match self.until.front() {
-            Some((until, arrival)) if *until > self.emitted => (rows_max.min(until - self.emitted), Some(*arrival)),
-            known => (rows_max, known.map(|(_, arrival)| *arrival)),
-        }
-    }
-}
-
 /// The first stage of the chain.
 pub(crate) struct KeyedStage<O: Operate> {
     operate: O,
@@ -183,6 +125,8 @@ pub(crate) struct KeyedStage<O: Operate> {
     arrivals: Arrivals,
     /// Whether the changes of the open checkpoint are cut.
     is_cut: bool,
+    /// What fires now, if anything.
+    firing: Option<Advanced>,
     /// How long what is emitted as a whole may wait, where no checkpoint is closed before.
     every: Option<Duration>,
 }
@@ -190,7 +134,16 @@ pub(crate) struct KeyedStage<O: Operate> {
 impl<O: Operate> KeyedStage<O> {
     pub(crate) fn new(operate: O, every: Option<Duration>, keeping: Keeping, next: Next<O::Output>) -> KeyedStage<O> {
         let ledger = StateLedger::new(keeping);
-        KeyedStage { operate, ledger, next, at: None, arrivals: Arrivals::default(), is_cut: false, every }
+        KeyedStage {
+            operate,
+            ledger,
+            next,
+            at: None,
+            arrivals: Arrivals::default(),
+            is_cut: false,
+            firing: None,
+            every,
+        }
     }
 
     /// Loads what the run begins with.
@@ -200,8 +153,31 @@ impl<O: Operate> KeyedStage<O> {
 
     /// Called when the operator is first scheduled, before any record, with a capability of the
     /// ledger for the first epoch of the run.
-    fn begin(&mut self, at: Capability<u64>) -> Result<()> {
-        self.operate.kept().map_or(Ok(()), |kept| self.ledger.begin(at, kept))
+    fn begin(&mut self, at: Capability<u64>, watermark: EventTime) -> Result<()> {
+        self.operate.kept().map_or(Ok(()), |kept| self.ledger.begin(at, kept))?;
+        self.operate.begin(watermark);
+        Ok(())
+    }
+
+    /// The watermark has moved.
+    fn advance(&mut self, advanced: Advanced) {
+        self.operate.advance(advanced.watermark);
+        self.ledger.advance(advanced.watermark);
+        self.firing = Some(advanced);
+    }
+
+    /// Emits some of what the watermark has made final. When that is all, returns what has moved
+    /// the watermark.
+    fn fire(&mut self, now: Moment) -> Result<Option<Advanced>> {
+        let Some(Advanced { at, arrived, .. }) = &self.firing else { return Ok(None) };
+        let mut out = Batch::under(Some(Admission::of_whole(*arrived, now)));
+        let more = self.operate.fire(ROWS_MAX, &mut out)?;
+        if !out.is_empty() {
+            self.ledger.note(None, at);
+            self.next.hand_on(out, at)?;
+        }
+        self.operate.held().map_or(Ok(()), |held| self.ledger.report(held))?;
+        Ok(if more { None } else { self.firing.take() })
     }
 
     /// Emits some of what the checkpoint emits as a whole. Returns whether there is more.
@@ -255,14 +231,15 @@ impl<O: Operate> Consume<(O::Key, O::Input)> for KeyedStage<O> {
     fn consume(&mut self, mut batch: Batch<(O::Key, O::Input)>, at: &Capabilities) -> Result<()> {
         let mut out = Batch::under(batch.admission().cloned());
         self.ledger.note(batch.admission(), at);
-        let times = batch.take_times();
-        self.operate.apply(batch.take_values().into(), times, &mut out)?;
+        let stamps = batch.take_stamps();
+        self.operate.apply(batch.take_values().into(), stamps, &mut out)?;
         if self.operate.emits_at_close() {
             self.at = Some(at.clone());
             if let Some(admission) = batch.admission() {
                 self.arrivals.note(admission.arrival(), self.operate.rows());
             }
         }
+        self.ledger.note_late(self.operate.take_late());
         self.ledger.report_growth(self.operate.held())?;
         self.next.hand_on(out, at)
     }
@@ -274,6 +251,19 @@ impl<O: Operate> Consume<(O::Key, O::Input)> for KeyedStage<O> {
 
 /// A chain that begins with keyed state.
 type Chain<O> = Within<KeyedStage<O>>;
+
+impl<O: Operate> Fires for Chain<O> {
+    fn advance(&mut self, advanced: Advanced) -> Result<()> {
+        self.work(|stage| {
+            stage.advance(advanced);
+            Ok(())
+        })
+    }
+
+    fn fire(&mut self, now: Moment) -> Result<Option<Advanced>> {
+        self.work(|stage| stage.fire(now))
+    }
+}
 
 /// Records with their keys.
 type KeyedBatch<O> = Batch<(<O as Operate>::Key, <O as Operate>::Input)>;
@@ -306,6 +296,7 @@ impl Open {
         arrived: &mut Arrived<O>,
         (chain, pace): (&mut Chain<O>, &mut Pace),
         frontier: Option<Epoch>,
+        mut time: Option<&mut Time>,
         (setting, is_due): (&Setting, bool),
     ) -> Result<bool> {
         // At most once: records come in between.
@@ -326,12 +317,22 @@ impl Open {
                 }
                 self.emits = Emission::Nothing;
             }
-            if self.emits == Emission::Nothing && pace.run(arrived, chain, setting, Some(self.checkpoint))? {
-                return Ok(true);
+            if self.emits == Emission::Nothing {
+                let more = pace.run(arrived, chain, setting, Some(self.checkpoint))?;
+                // One slice at a time: records come in between.
+                let fires = match &mut time {
+                    Some(time) => time.fire(arrived, chain, (frontier, self.checkpoint), setting)?,
+                    None => false,
+                };
+                if more || fires {
+                    return Ok(true);
+                }
             }
+            let reported = time.as_deref().and_then(Time::oldest);
+            let is_timed = reported.is_none_or(|oldest| oldest > self.checkpoint);
             let is_applied = arrived.oldest().is_none_or(|oldest| oldest > self.checkpoint);
             let is_complete = frontier.is_none_or(|frontier| frontier.checkpoint() > self.checkpoint);
-            if !is_applied || !is_complete || setting.stall.holds(self.checkpoint) {
+            if !is_applied || !is_complete || !is_timed || setting.stall.holds(self.checkpoint) {
                 return Ok(false);
             }
             if chain.work(|stage| Ok(stage.is_encoding()))? {
@@ -344,27 +345,38 @@ impl Open {
             }
             self.emits = Emission::Nothing;
             // More of the frontier's checkpoint may come, and what has arrived may be older.
-            let next = arrived.oldest().into_iter().chain(frontier.map(Epoch::checkpoint)).min();
+            let next = arrived.oldest().into_iter().chain(frontier.map(Epoch::checkpoint)).chain(reported).min();
             self.checkpoint = next.unwrap_or(CheckpointId::FIRST).max(self.checkpoint.next());
-            if arrived.oldest().is_none() {
+            if arrived.oldest().is_none() && reported.is_none() {
                 return Ok(false);
             }
         }
     }
 }
 
-/// Builds the operator. Its ledger is a stream for `gather`.
+/// What an operator tells others: its ledger for `gather`, and what it relays of event time.
+pub(crate) struct Told<'a> {
+    pub(crate) ledger: Stream<'a, u64, Vec<Piece>>,
+    pub(crate) relays: Option<Stream<'a, u64, Vec<Report>>>,
+}
+
+/// Builds the operator. It waits for event time if it is told how.
 pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O>>>(
     scope: Scope<'a, u64>,
     name: &str,
     inputs: Vec<Stream<'a, u64, KeyedBatch<O>>>,
     pact: impl Fn() -> P,
+    timing: Option<Timing<'a>>,
     setting: Setting,
     head: impl FnOnce(&mut OperatorBuilder<'a, u64>) -> Result<Chain<O>>,
-) -> Result<Stream<'a, u64, Vec<Piece>>> {
+) -> Result<Told<'a>> {
     let mut builder = OperatorBuilder::new(name.to_owned(), scope);
     let connect = |stream| Input::new(&mut builder, stream, pact(), FrontierInterest::IfCapability);
     let mut inputs: Vec<_> = inputs.into_iter().map(connect).collect();
+    let mut reported = Vec::new();
+    for reports in timing.iter().flat_map(|timing| &timing.reports) {
+        reported.push(Input::new(&mut builder, reports.clone(), to_worker(), FrontierInterest::IfCapability));
+    }
     let mut chain = match head(&mut builder) {
         Ok(chain) => chain,
         Err(error) => {
@@ -374,14 +386,22 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
     };
     let every = chain.work(|stage| Ok(stage.every)).unwrap_or(None);
     // Behind the ports of the chain, which are numbered from 0.
+    let mut relays = None;
+    let time = timing.map(|timing| {
+        let (time, stream) = Time::new(&mut builder, &timing);
+        relays = Some(stream);
+        time
+    });
+    // The last one.
     let ledger_port = builder.shape().outputs();
     let (ledger, ledger_stream) = builder.new_output::<Vec<Piece>>();
     let wake = wake_of(scope, &builder);
     setting.pulse.wakes_for_room(wake.clone());
     let activator = scope.activator_for(builder.operator_info().address);
     builder.build(move |capabilities| {
-        let mut first = capabilities.into_iter().nth(ledger_port).map(|mut first| {
-            first.downgrade(&setting.pulse.first().first_epoch().as_raw());
+        let mut first = Some(capabilities).map(|mut first| {
+            let epoch = setting.pulse.first().first_epoch().as_raw();
+            first.iter_mut().for_each(|capability| capability.downgrade(&epoch));
             first
         });
         let mut ledger = OutputBuilder::<u64, CapacityContainerBuilder<Vec<Piece>>>::from(ledger);
@@ -389,17 +409,21 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
         let mut open = Open { checkpoint: setting.pulse.first(), emits: Emission::Nothing };
         let mut due: Option<Moment> = None;
         let mut pace = Pace::default();
+        let mut time = time;
         let pulse = Arc::clone(&setting.pulse);
         let mut backlog = Backlog::new(setting.stall.clone(), move || pulse.wake_ingests());
         move |frontiers| {
             wake.listen();
-            if let Some(first) = first.take()
-                && let Err(error) = chain.work(|stage| stage.begin(first))
-            {
-                setting.fault.record(error);
-            }
-            let frontier = Frontiers::new(frontiers).least(&inputs);
             let began = setting.clock.now();
+            if let Some(mut first) = first.take() {
+                let watermark = time.as_mut().map_or(EventTime::NONE, |time| time.begin(&first, began));
+                let of_ledger = first.swap_remove(ledger_port);
+                if let Err(error) = chain.work(|stage| stage.begin(of_ledger, watermark)) {
+                    setting.fault.record(error);
+                }
+            }
+            let frontiers = Frontiers::new(frontiers);
+            let frontier = frontiers.least(&inputs).into_iter().chain(frontiers.least(&reported)).min();
             let mut has_come = false;
             for input in &mut inputs {
                 input.for_each(|capability, batch| {
@@ -412,12 +436,20 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
                     has_come = true;
                 });
             }
+            for input in &mut reported {
+                input.for_each(|capability, reports| {
+                    let epoch = Epoch::from_raw(*capability.least().expect("reports are sent at one epoch"));
+                    let at = || retain(&capability, ledger_port + 1);
+                    time.iter_mut().for_each(|time| time.take(epoch, at, reports));
+                });
+            }
             // After a fault everything stays as it is: the capabilities are kept.
             if setting.fault.is_set() {
                 return;
             }
             let is_due = due.is_some_and(|due| due <= began);
-            let more = open.run::<O>(&mut arrived, (&mut chain, &mut pace), frontier, (&setting, is_due));
+            let timed = (&setting, is_due);
+            let more = open.run::<O>(&mut arrived, (&mut chain, &mut pace), frontier, time.as_mut(), timed);
             let more = more.and_then(|more| chain.step().map(|()| more)).and_then(|more| {
                 for (piece, at) in chain.work(|stage| stage.encode(&setting.clock, has_come || more))? {
                     ledger.activate().session(&at).give(piece);
@@ -439,5 +471,5 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
             backlog.look(arrived.iter().map(|(_, batch)| batch.len()).sum(), pace.records_max());
         }
     });
-    Ok(ledger_stream)
+    Ok(Told { ledger: ledger_stream, relays })
 }

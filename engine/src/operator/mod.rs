@@ -9,6 +9,8 @@ pub(crate) mod pulse;
 pub(crate) mod inputs;
 pub(crate) mod ledger;
 
+pub(crate) mod marks;
+pub(crate) mod watermark;
 pub(crate) mod intake;
 pub(crate) mod drain;
 pub(crate) mod ingest;
@@ -21,10 +23,14 @@ pub(crate) mod calls;
 pub(crate) mod exchange;
 pub(crate) mod restored;
 pub(crate) mod state_ledger;
+mod arrivals;
+pub(crate) mod timed;
 pub(crate) mod keyed;
+pub(crate) mod by_trigger;
 pub(crate) mod kept_calls;
 pub(crate) mod aggregate;
 pub(crate) mod aggregates;
 pub(crate) mod sketches;
+pub(crate) mod window;
 
 pub(crate) mod egress;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::state::keep::{Keep, Strays};
 use crate::state::recover::Recovered;
-use crate::words::{KEY_GROUPS, KeyGroup, Result, lock};
+use crate::words::{EventTime, KEY_GROUPS, KeyGroup, Result, lock};
 
 use super::fault::{Fault, Node};
 
@@ -38,6 +38,12 @@ impl Restored {
     /// Whether the checkpoint has state of that operator.
     pub(crate) fn knows(&self, name: &str) -> bool {
         self.recovered.manifest.operators.iter().any(|known| known.name == name)
+    }
+
+    /// The watermark of that operator.
+    pub(crate) fn watermark(&self, name: &str) -> EventTime {
+        let known = self.recovered.manifest.operators.iter().find(|known| known.name == name);
+        known.and_then(|known| known.watermark).unwrap_or(EventTime::NONE)
     }
 
     /// Loads the state of an operator that a worker owns.

@@ -11,8 +11,8 @@ use timely::dataflow::operators::Capability;
 
 use crate::state::keep::{Held, Keep};
 use crate::words::{
-    Admission, ByteSize, CheckpointMeter, Clock, Error, ErrorKind, Fingerprint, HeldReceipts, Moment, Result,
-    StageMeter, StateBudget,
+    Admission, ByteSize, CheckpointMeter, Clock, Error, ErrorKind, EventTime, Fingerprint, HeldReceipts, Moment,
+    Result, StageMeter, StateBudget,
 };
 
 use super::fault::Node;
@@ -60,6 +60,8 @@ pub(super) struct StateLedger {
     encoded: Moment,
     /// The number of entries, and the memory that they take, as last reported.
     reported: (u64, u64),
+    /// The watermark in force, where the operator waits for event time.
+    watermark: Option<EventTime>,
 }
 
 /// A checkpoint that was cut.
@@ -67,6 +69,7 @@ struct Encoding {
     /// The capability of the ledger for it.
     at: Capability<u64>,
     receipts: HeldReceipts,
+    watermark: Option<EventTime>,
     began: Instant,
 }
 
@@ -83,6 +86,7 @@ impl StateLedger {
             receipts: HeldReceipts::default(),
             encoded: Moment::default(),
             reported: (0, 0),
+            watermark: None,
         }
     }
 
@@ -148,10 +152,24 @@ impl StateLedger {
         self.encoding = self.at.take().map(|at| Encoding {
             at,
             receipts: std::mem::take(&mut self.receipts),
+            watermark: self.watermark,
             began: Instant::now(),
         });
         if self.keeping.checkpoints.is_none() {
             kept.into_iter().for_each(Keep::drop_cut);
+        }
+    }
+
+    /// This watermark is in force.
+    pub(super) fn advance(&mut self, watermark: EventTime) {
+        self.watermark = Some(watermark);
+        self.keeping.meter.watermark.see(watermark);
+    }
+
+    /// So many records were late.
+    pub(super) fn note_late(&self, records: u64) {
+        if records > 0 {
+            self.keeping.meter.late.add(records);
         }
     }
 
@@ -184,7 +202,7 @@ impl StateLedger {
                 return Ok(Vec::new());
             }
             let deadline = now.after(slice);
-            let delta = loop {
+            let mut delta = loop {
                 let encoded = kept.encode(ENTRIES_MAX).map_err(cannot_encode)?;
                 let now = clock.now();
                 self.encoded = now;
@@ -194,12 +212,13 @@ impl StateLedger {
                     None => {}
                 }
             };
+            delta.watermark = self.encoding.as_ref().and_then(|encoding| encoding.watermark);
             parts.push(Part::Changed(self.keeping.node, delta));
         }
         if let Some(kept) = kept {
             self.report(kept)?;
         }
-        let Some(Encoding { at, receipts, began }) = self.encoding.take() else { return Ok(Vec::new()) };
+        let Some(Encoding { at, receipts, began, .. }) = self.encoding.take() else { return Ok(Vec::new()) };
         if let Some(meter) = self.keeping.checkpoints.as_ref().filter(|_| !parts.is_empty()) {
             meter.encoded(began.elapsed());
         }

@@ -10,13 +10,14 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 
 use crate::words::{Latency, SinkMeter};
 
+use super::graph::TimeTrait;
 use super::histogram;
 use super::labels::Labels;
 use super::names::{
     CHECKPOINT_AGE, CHECKPOINT_BYTES, CHECKPOINT_ENTRIES, CHECKPOINT_FAILURES, CHECKPOINT_MERGED, CHECKPOINT_RECENT,
     CHECKPOINTS, COMMITS, EPOCHS, METRICS, Metric, MetricKind, RESTARTS, RUNNING, SINK_BYTES, SINK_LATENCY_RECENT,
-    SINK_RECORDS, SINK_SKIPPED, SOURCE_BYTES, SOURCE_LAG, SOURCE_RECORDS, STAGE_ENTRIES, STAGE_IN, STAGE_OUT,
-    STAGE_RETRIED, STAGE_STATE_BYTES,
+    SINK_RECORDS, SINK_SKIPPED, SOURCE_BYTES, SOURCE_LAG, SOURCE_RECORDS, STAGE_ENTRIES, STAGE_IN, STAGE_LATE,
+    STAGE_OUT, STAGE_RETRIED, STAGE_STATE_BYTES,
 };
 use super::plan::Meter;
 use super::shared::Run;
@@ -103,6 +104,9 @@ impl Publisher {
                     self.count(&STAGE_IN, &[name], meter.records_in.get());
                     self.count(&STAGE_OUT, &[name], meter.records_out.get());
                     self.count(&STAGE_RETRIED, &[name], meter.retried.get());
+                    if node.traits.time == TimeTrait::WaitsFor {
+                        self.count(&STAGE_LATE, &[name], meter.late.get());
+                    }
                     if node.traits.keeps_state {
                         self.gauge(&STAGE_ENTRIES, &[name], meter.entries.get() as f64);
                         self.gauge(&STAGE_STATE_BYTES, &[name], meter.state_bytes.get() as f64);

@@ -86,6 +86,8 @@ metrics! {
         "millstream.stage.records_in" in "{record}", "Records that went into a stage.";
     STAGE_OUT: Counter "millstream_stage_records_out_total" ["job_name", "stage"],
         "millstream.stage.records_out" in "{record}", "Records that came out of a stage.";
+    STAGE_LATE: Counter "millstream_stage_late_records_total" ["job_name", "stage"],
+        "millstream.stage.late_records" in "{record}", "Records that were late for a window, or had no event time.";
     STAGE_RETRIED: Counter "millstream_stage_retried_calls_total" ["job_name", "stage"],
         "millstream.stage.retried_calls" in "{call}", "Calls that had failed and were made again.";
     STAGE_ENTRIES: Gauge "millstream_stage_state_entries" ["job_name", "stage"],

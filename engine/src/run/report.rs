@@ -8,7 +8,9 @@ use serde::Serialize;
 
 use crate::epoch::durable::Durability;
 use crate::io::{End, Lag};
-use crate::words::{ByteSize, CheckpointMeter, Latency, LatencySnapshot, SinkMeter, SourceMeter, StageMeter};
+use crate::words::{
+    ByteSize, CheckpointMeter, EventTime, Latency, LatencySnapshot, ShownMark, SinkMeter, SourceMeter, StageMeter,
+};
 
 use super::plan::Meter;
 use super::shared::Run;
@@ -100,6 +102,23 @@ pub struct SourceReport {
     pub waiting: Option<String>,
     /// What has ended, once the source has no more records in this run.
     pub ended: Option<End>,
+    /// How far event time has come in each partition, as of the newest checkpoint, where the stream
+    /// has a watermark.
+    pub marks: Vec<PartitionMark>,
+}
+
+/// How far event time has come in a partition.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[non_exhaustive]
+pub struct PartitionMark {
+    /// The partition's name.
+    pub partition: String,
+    /// Its largest event time less the delay of the watermark; `None` before its first record.
+    pub mark: Option<EventTime>,
+    /// Whether it has ended, for ever.
+    pub ended: bool,
+    /// Whether it has had no records for a while, and holds no window back.
+    pub idle: bool,
 }
 
 /// What went through a stage.
@@ -116,6 +135,11 @@ pub struct StageReport {
     pub entries: u64,
     /// The memory that they take.
     pub state_bytes: u64,
+    /// Records that were late, or had no event time, where the stage waits for it.
+    pub late: u64,
+    /// The watermark, where the stage waits for event time and has been told of it: windows that
+    /// end by then are closed.
+    pub watermark: Option<EventTime>,
     /// Calls that failed and were retried ([`Calls::retry`](crate::Calls::retry)); their records
     /// are counted once.
     pub retried: u64,
@@ -253,12 +277,21 @@ impl SourceReport {
             paused: false,
             waiting: None,
             ended: None,
+            marks: meter.marks().into_iter().map(PartitionMark::of).collect(),
         }
     }
 
     /// Records still to be read, over all partitions.
     pub fn lag_records(&self) -> u64 {
         self.lag.iter().map(Lag::records).sum()
+    }
+}
+
+impl PartitionMark {
+    fn of((partition, mark, idle): ShownMark) -> PartitionMark {
+        let ended = mark == EventTime::END;
+        let mark = mark.known().filter(|_| !ended);
+        PartitionMark { partition: partition.name().to_owned(), mark, ended, idle }
     }
 }
 
@@ -272,6 +305,8 @@ impl StageReport {
             records_out,
             entries: meter.entries.get(),
             state_bytes: meter.state_bytes.get(),
+            late: meter.late.get(),
+            watermark: meter.watermark.get(),
             retried: meter.retried.get(),
             bytes_in: records_in * meter.sizes.0 as u64,
             bytes_out,
@@ -317,6 +352,13 @@ impl fmt::Display for Report {
             for lag in source.lag.iter().filter(|lag| lag.records() > 0) {
                 writeln!(f, "    {:27} {} behind {}", lag.partition, lag.records(), lag.end)?;
             }
+            let open = source.marks.iter().filter(|mark| !mark.ended && !mark.idle);
+            if let Some(slowest) = open.min_by_key(|mark| mark.mark) {
+                match slowest.mark {
+                    Some(mark) => writeln!(f, "    event time is held at {mark} by {}", slowest.partition)?,
+                    None => writeln!(f, "    event time is held by {}, which has had no record", slowest.partition)?,
+                }
+            }
             if source.paused {
                 writeln!(f, "    paused")?;
             }
@@ -329,6 +371,12 @@ impl fmt::Display for Report {
             write!(f, "  stage  {name:24} {count:>12} out     {rate:>12.0}/s  {bytes}, {bytes_rate}/s  {within} in")?;
             if stage.entries > 0 {
                 write!(f, ", {} entries in {}", stage.entries, ByteSize(stage.state_bytes))?;
+            }
+            if stage.late > 0 {
+                write!(f, ", {} late", stage.late)?;
+            }
+            if let Some(watermark) = stage.watermark {
+                write!(f, ", watermark {watermark}")?;
             }
             match stage.retried {
                 0 => writeln!(f)?,

@@ -12,7 +12,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::words::{KEY_GROUPS, KeyGroup};
+use crate::words::{EventTime, KEY_GROUPS, KeyGroup};
 
 /// Encoded entries of one key group, in their order: a later one replaces an earlier one of the
 /// same key.
@@ -31,6 +31,8 @@ pub(crate) struct Delta {
     bytes: usize,
     /// How many entries more there are after it.
     pub(crate) grown: i64,
+    /// The watermark up to which windows are closed in it.
+    pub(crate) watermark: Option<EventTime>,
 }
 
 impl Delta {
@@ -68,6 +70,26 @@ impl Delta {
             )
         });
         added.expect("bytes are copied");
+    }
+
+    /// A key has no state any more.
+    pub(crate) fn remove<K: Serialize>(&mut self, group: KeyGroup, key: &K) -> Encoded {
+        self.add(group, |bytes| framed(bytes, |length| (length as u64) << 1, |bytes| encode(key, bytes)))
+    }
+
+    /// Adds later changes.
+    pub(crate) fn append(&mut self, later: Delta) {
+        if self.groups.is_empty() {
+            self.groups = later.groups;
+        } else {
+            for (own, later) in self.groups.iter_mut().zip(later.groups) {
+                own.count += later.count;
+                own.bytes.extend_from_slice(&later.bytes);
+            }
+        }
+        self.count += later.count;
+        self.bytes += later.bytes;
+        self.grown += later.grown;
     }
 
     /// Copies an entry as it is.

@@ -333,6 +333,7 @@ mod tests {
             what: "count".to_owned(),
             types: Types::of::<u64, u64>(0),
             entries: number,
+            watermark: None,
             since: 0,
         };
         let manifest = Manifest {

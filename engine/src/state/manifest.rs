@@ -4,14 +4,14 @@
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::words::{CheckpointId, Offsets};
+use crate::words::{CheckpointId, EventTime, Offsets};
 
 use super::block::FileRef;
 use super::describe::Types;
 
 /// What every manifest begins with; it changes when manifests become unreadable for what wrote them
 /// before.
-const MAGIC: &[u8] = b"millstream manifest 2\n";
+const MAGIC: &[u8] = b"millstream manifest 3\n";
 
 /// A checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +40,8 @@ pub(crate) struct Operator {
     pub(crate) types: Types,
     /// The number of entries.
     pub(crate) entries: u64,
+    /// Its watermark, if it waits for event time.
+    pub(crate) watermark: Option<EventTime>,
     /// The first of the manifest's files that speaks of this operator: what those before it say is
     /// of another one of the same name.
     pub(crate) since: u32,
@@ -101,6 +103,7 @@ mod tests {
                 what: "count".to_owned(),
                 types: Types::of::<String, u64>(0),
                 entries: 3,
+                watermark: Some(EventTime(-4)),
                 since: 0,
             }],
             files: vec![FileRef { name: "log-a1-0".to_owned(), length: 100, digest: 5 }],

@@ -6,6 +6,7 @@
 //! checkpoint that is whole. [`inspect`] and [`show`] are for the command that looks at all of it.
 
 pub(crate) mod keep;
+mod place;
 pub(crate) mod table;
 pub(crate) mod delta;
 pub(crate) mod describe;

@@ -12,7 +12,7 @@ use std::{fmt, mem, vec};
 
 use serde::{Deserialize, Serialize};
 
-use crate::words::{CheckpointId, EventTime, Fingerprint, KeyGroup};
+use crate::words::{CheckpointId, Fingerprint, KeyGroup, Stamp};
 
 use super::delta::{Delta, NotEntries, RawEntries, decode};
 use super::describe::{Look, Schema, Types};
@@ -37,23 +37,20 @@ impl Hash for Number {
 
 /// How records are written and read.
 pub(crate) struct Codec<T> {
-    write: fn(&T, Option<EventTime>) -> Result<Vec<u8>, postcard::Error>,
+    write: fn(&T, Option<Stamp>) -> Result<Vec<u8>, postcard::Error>,
     read: fn(&[u8]) -> Result<Timed<T>, NotEntries>,
     look: Look,
 }
 
-/// A record, with its event time if it has one.
-type Timed<T> = (T, Option<EventTime>);
+/// A record, with its stamp if it has one.
+type Timed<T> = (T, Option<Stamp>);
 
 impl<T: TableState> Codec<T> {
     pub(crate) fn new() -> Codec<T> {
         Codec {
-            write: |record, time| postcard::to_stdvec(&(record, time.map(|time| time.0))),
-            read: |bytes| {
-                let (record, time): (T, Option<i64>) = decode(bytes).map_err(|_| NotEntries)?;
-                Ok((record, time.map(EventTime)))
-            },
-            look: Look::at::<Number, (T, Option<i64>)>(0),
+            write: |record, stamp| postcard::to_stdvec(&(record, stamp)),
+            read: |bytes| decode(bytes).map_err(|_| NotEntries),
+            look: Look::at::<Number, Timed<T>>(0),
         }
     }
 }
@@ -128,16 +125,16 @@ impl<T> Pending<T> {
         }
     }
 
-    /// Adds a record, with its event time if it has one.
+    /// Adds a record, with its stamp if it has one.
     ///
     /// # Errors
     /// When it cannot be encoded.
-    pub(crate) fn add(&mut self, record: &T, time: Option<EventTime>) -> Result<Number, postcard::Error> {
+    pub(crate) fn add(&mut self, record: &T, stamp: Option<Stamp>) -> Result<Number, postcard::Error> {
         let number = Number { number: self.next, tag: self.tag };
         self.next += 1;
         self.count += 1;
         if self.is_durable {
-            let bytes = (self.codec.write)(record, time)?;
+            let bytes = (self.codec.write)(record, stamp)?;
             self.bytes += bytes.len();
             self.fresh.insert(number, bytes);
         }
@@ -268,6 +265,7 @@ mod tests {
     use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
 
     use super::*;
+    use crate::words::EventTime;
 
     fn pending(worker: (usize, usize)) -> Pending<String> {
         Pending::new(Codec::new(), true, worker, CheckpointId::FIRST)
@@ -316,7 +314,9 @@ mod tests {
         for worker in 0..3 {
             let mut pending = pending((worker, 3));
             assert_eq!(KeyGroup::of(&Number { number: 7, tag: pending.tag }).worker(3), worker);
-            names(worker).iter().for_each(|name| assert!(pending.add(name, Some(EventTime(5))).is_ok()));
+            names(worker)
+                .iter()
+                .for_each(|name| assert!(pending.add(name, Some(Stamp::in_time(EventTime(5)))).is_ok()));
             pending.cut();
             deltas.push(encoded(&mut pending, 7));
         }
@@ -326,7 +326,7 @@ mod tests {
                 let mut loaded = load(&deltas, worker, workers);
                 let (before, own) = (loaded.len(), records(&mut loaded));
                 assert_eq!(before as usize, own.len());
-                assert!(own.iter().all(|(_, time)| *time == Some(EventTime(5))));
+                assert!(own.iter().all(|(_, time)| *time == Some(Stamp::in_time(EventTime(5)))));
                 let own: Vec<String> = own.into_iter().map(|(name, _)| name).collect();
                 for before in 0..3 {
                     let of_one: Vec<_> = own.iter().filter(|name| name.starts_with(&before.to_string())).collect();

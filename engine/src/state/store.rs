@@ -196,6 +196,7 @@ impl Store {
                 what: kept.what.clone(),
                 types: kept.types.clone(),
                 entries: before.map_or(0, |before| before.entries),
+                watermark: before.and_then(|before| before.watermark),
                 since: same.map_or(chain.len() as u32, |same| same.since),
             }
         };
@@ -290,8 +291,10 @@ impl Store {
         }
         let mut operators = self.operators.clone();
         for (operator, delta) in &content.deltas {
-            let entries = &mut operators[*operator].entries;
-            *entries = entries.saturating_add_signed(delta.grown);
+            let operator = &mut operators[*operator];
+            operator.entries = operator.entries.saturating_add_signed(delta.grown);
+            // It never goes back, and the workers agree on it.
+            operator.watermark = operator.watermark.max(delta.watermark);
         }
         let manifest = Manifest {
             job: self.head.job.clone(),

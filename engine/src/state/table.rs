@@ -8,6 +8,7 @@
 //! that changes an entry of the list before its turn has it encoded first.
 
 use std::hash::{BuildHasher, Hash};
+use std::marker::PhantomData;
 use std::mem;
 use std::ops::Range;
 
@@ -22,6 +23,7 @@ use super::delta::{Delta, NotEntries, RawEntries, decode};
 use super::describe::{Schema, Types};
 use super::keep::{Held, Keep, Strays};
 use super::origin::Origin;
+pub(crate) use super::place::{ByFirst, ByKey, Grouping, Place};
 
 /// A key of the engine's tables.
 pub(crate) trait TableKey: Hash + Eq + Clone + Serialize + DeserializeOwned + 'static {}
@@ -67,7 +69,7 @@ pub(crate) enum Found {
 
 /// The state of an operator on a worker.
 #[derive(Debug)]
-pub(crate) struct Table<K, S> {
+pub(crate) struct Table<K, S, G = ByKey> {
     /// By key group; none before the first entry, because a job may have thousands of operators.
     groups: Vec<HashTable<Entry<K, S>>>,
     /// Seeded for each table: keys may come from an attacker who wants them to collide.
@@ -83,6 +85,8 @@ pub(crate) struct Table<K, S> {
     touched: Vec<Place>,
     /// What was touched in the generation before, until it is encoded.
     cut: Cut,
+    /// The keys that were removed in this generation.
+    removed: Delta,
     /// What an entry points to, on average, in bytes.
     beside: u64,
     /// The number of records since the last cut, and that at which entries are looked at again.
@@ -92,28 +96,10 @@ pub(crate) struct Table<K, S> {
     loaded: (u64, u64),
     /// Where the entries of a batch are, kept for the memory.
     places: Vec<Place>,
+    /// What its operator holds in addition, in bytes: it counts as part of the table.
+    pub(crate) held_beside: usize,
     origin: Origin<K, S>,
-}
-
-/// Where the entry of a key is: the hash of the key, with its group in those of its bits that a
-/// hash table does not use. A table takes its slots from the lowest bits and its tags from the
-/// highest seven.
-#[derive(Clone, Copy, Debug)]
-struct Place(u64);
-
-impl Place {
-    const SHIFT: u32 = 40;
-
-    #[inline]
-    fn of<K: Hash>(key: &K, hasher: &DefaultHashBuilder) -> Place {
-        let (group, hash) = (KeyGroup::of(key).index() as u64, hasher.hash_one(key));
-        Place(hash & !(0xff << Place::SHIFT) | group << Place::SHIFT)
-    }
-
-    #[inline]
-    fn group(self) -> KeyGroup {
-        KeyGroup::from_index((self.0 >> Place::SHIFT) as u8)
-    }
+    grouping: PhantomData<G>,
 }
 
 /// The list of a checkpoint that is being encoded.
@@ -127,12 +113,12 @@ struct Cut {
     failed: Option<postcard::Error>,
 }
 
-impl<K: TableKey, S: TableState> Table<K, S> {
-    pub(crate) fn new() -> Table<K, S> {
+impl<K: TableKey, S: TableState, G: Grouping<K>> Table<K, S, G> {
+    pub(crate) fn new() -> Table<K, S, G> {
         Table::with(Origin::default())
     }
 
-    pub(crate) fn with(origin: Origin<K, S>) -> Table<K, S> {
+    pub(crate) fn with(origin: Origin<K, S>) -> Table<K, S, G> {
         Table {
             groups: Vec::new(),
             hasher: DefaultHashBuilder::default(),
@@ -142,12 +128,15 @@ impl<K: TableKey, S: TableState> Table<K, S> {
             generation: 1,
             touched: Vec::new(),
             cut: Cut::default(),
+            removed: Delta::default(),
             beside: 0,
             records: 0,
             look_at: LOOK_AFTER,
             loaded: (0, 0),
             places: Vec::new(),
+            held_beside: 0,
             origin,
+            grouping: PhantomData,
         }
     }
 
@@ -166,7 +155,7 @@ impl<K: TableKey, S: TableState> Table<K, S> {
         let mut places = mem::take(&mut self.places);
         places.clear();
         // In a pass of their own: a loop this short keeps many records in the processor at once.
-        places.extend(records.iter().map(|(key, _)| Place::of(key, &self.hasher)));
+        places.extend(records.iter().map(|(key, _)| Place::of::<G, K>(key, &self.hasher)));
         self.allocate();
         self.records += records.len();
         let mut records = records.into_iter().enumerate();
@@ -265,6 +254,30 @@ impl<K: TableKey, S: TableState> Table<K, S> {
         self.cut.find(place, &self.groups, self.generation)
     }
 
+    /// Where the entry is that was touched at this place since the last cut.
+    pub(crate) fn touched_place(&self, place: usize) -> Place {
+        self.touched[place]
+    }
+
+    /// Removes an entry of that place for which `is_it` holds.
+    ///
+    /// # Errors
+    /// When the key cannot be encoded.
+    pub(crate) fn take(&mut self, place: Place, is_it: impl Fn(&K) -> bool) -> Result<Option<(K, S)>, postcard::Error> {
+        let Some(group) = self.groups.get_mut(place.group().index()) else { return Ok(None) };
+        let Ok(found) = group.find_entry(place.0, |entry| is_it(&entry.key)) else { return Ok(None) };
+        self.cut.encode_before_its_turn(place.group(), found.get(), self.generation);
+        let (Entry { key, state, .. }, _) = found.remove();
+        self.entries -= 1;
+        self.removed.remove(place.group(), &key)?;
+        Ok(Some((key, state)))
+    }
+
+    /// The keys of all entries, with their places, in no order.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (&K, Place)> {
+        self.groups.iter().flatten().map(|entry| (&entry.key, Place::of::<G, K>(&entry.key, &self.hasher)))
+    }
+
     /// The parts of the table, for [`entries_of`](Table::entries_of).
     pub(crate) fn parts(&self) -> usize {
         self.groups.len()
@@ -291,7 +304,7 @@ impl<K: TableKey, S: TableState> Table<K, S> {
 
     /// Adds an entry, unless its key has one, that no file of a checkpoint has.
     fn insert_unwritten(&mut self, key: K, state: S) -> Result<(), postcard::Error> {
-        let at = Place::of(&key, &self.hasher);
+        let at = Place::of::<G, K>(&key, &self.hasher);
         self.allocate();
         if self.groups[at.group().index()].find(at.0, |entry| entry.key == key).is_none() {
             // It was not touched: it is no update.
@@ -346,7 +359,7 @@ impl Cut {
     }
 }
 
-impl<K: TableKey, S: TableState> Held for Table<K, S> {
+impl<K: TableKey, S: TableState, G: Grouping<K>> Held for Table<K, S, G> {
     fn has_grown(&mut self) -> bool {
         let has_grown = mem::take(&mut self.has_grown) || Self::POINTS && self.records >= self.look_at;
         if has_grown {
@@ -363,17 +376,22 @@ impl<K: TableKey, S: TableState> Held for Table<K, S> {
     fn bytes(&self) -> u64 {
         let tables: usize = self.groups.iter().map(HashTable::allocation_size).sum();
         let lists = (self.touched.capacity() + self.cut.touched.capacity()) * size_of::<Place>();
-        (tables + lists + self.cut.delta.bytes()) as u64 + self.entries as u64 * self.beside
+        let deltas = self.cut.delta.bytes() + self.removed.bytes();
+        (tables + lists + deltas + self.held_beside) as u64 + self.entries as u64 * self.beside
     }
 }
 
-impl<K: TableKey, S: TableState> Keep for Table<K, S> {
+impl<K: TableKey, S: TableState, G: Grouping<K>> Keep for Table<K, S, G> {
     fn cut(&mut self) {
         self.look_beside();
         debug_assert!(self.cut.touched.is_empty(), "the checkpoint before is encoded");
         self.cut.touched = mem::take(&mut self.touched);
         self.cut.next = 0;
         (self.records, self.look_at) = (0, LOOK_AFTER);
+        if self.removed.count() > 0 {
+            // What the cut has encoded so far is of the start, before any key was removed.
+            self.cut.delta.append(mem::take(&mut self.removed));
+        }
         self.cut.delta.grown += self.entries as i64 - self.entries_before as i64;
         self.entries_before = self.entries;
         if self.generation == u32::MAX {
@@ -411,7 +429,7 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
 
     fn begin(&mut self, owns: &dyn Fn(KeyGroup) -> bool) -> Result<(), postcard::Error> {
         let rows = self.origin.rows.take();
-        let own = rows.into_iter().flatten().filter(|(key, _)| owns(KeyGroup::of(key)));
+        let own = rows.into_iter().flatten().filter(|(key, _)| owns(G::group(key)));
         own.into_iter().try_for_each(|(key, state)| self.insert_unwritten(key, state))
     }
 
@@ -446,7 +464,7 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
             for entry in entries.by_ref().take(AHEAD) {
                 let raw = entry?;
                 let key: K = decode(raw.key).map_err(|_| NotEntries)?;
-                ahead.push((Place::of(&key, &self.hasher), key, raw));
+                ahead.push((Place::of::<G, K>(&key, &self.hasher), key, raw));
             }
             if ahead.is_empty() {
                 return Ok(());
@@ -480,7 +498,7 @@ impl<K: TableKey, S: TableState> Keep for Table<K, S> {
     }
 
     fn has_changed(&self) -> bool {
-        !self.touched.is_empty() || self.cut.delta.count() > 0
+        !self.touched.is_empty() || self.cut.delta.count() + self.removed.count() > 0
     }
 
     fn schema(&self) -> Schema {

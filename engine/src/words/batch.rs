@@ -1,5 +1,5 @@
-//! Records on their way through a job: values, and beside them a column of event times that exists
-//! only when the source has them. A struct of arrays, so that `map` never touches a time.
+//! Records on their way through a job: values, and beside them a column of [`Stamp`]s that exists
+//! only when the source has event times. A struct of arrays, so that `map` never touches a time.
 //!
 //! A reader fills a [`ReadBatch`](super::ReadBatch); it travels as a [`Batch`]; a user's function
 //! is handed [`BatchValues`].
@@ -7,9 +7,8 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::mem;
-use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Admission, BatchValues, EventTime};
+use super::{Admission, BatchValues, EventTime, Stamp};
 
 /// Records on their way, in order, under one admission. A [`Writer`](crate::connector::Writer)
 /// takes them from the front, as from an iterator.
@@ -19,22 +18,22 @@ use super::{Admission, BatchValues, EventTime};
 pub struct Batch<T> {
     values: VecDeque<T>,
     /// As long as `values`, or empty when the source has no event times.
-    times: VecDeque<EventTime>,
+    stamps: VecDeque<Stamp>,
     admission: Option<Admission>,
 }
 
 impl<T> Batch<T> {
-    pub(crate) fn from_parts(values: VecDeque<T>, times: VecDeque<EventTime>) -> Batch<T> {
-        Batch { values, times, admission: None }
+    pub(crate) fn from_parts(values: VecDeque<T>, stamps: VecDeque<Stamp>) -> Batch<T> {
+        Batch { values, stamps, admission: None }
     }
 
-    pub(crate) fn admitted(values: VecDeque<T>, times: VecDeque<EventTime>, admission: Admission) -> Batch<T> {
-        Batch { values, times, admission: Some(admission) }
+    pub(crate) fn admitted(values: VecDeque<T>, stamps: VecDeque<Stamp>, admission: Admission) -> Batch<T> {
+        Batch { values, stamps, admission: Some(admission) }
     }
 
     /// A batch without records under an admission.
     pub(crate) fn under(admission: Option<Admission>) -> Batch<T> {
-        Batch { values: VecDeque::new(), times: VecDeque::new(), admission }
+        Batch { values: VecDeque::new(), stamps: VecDeque::new(), admission }
     }
 
     /// The number of records.
@@ -55,7 +54,7 @@ impl<T> Batch<T> {
 
     /// The event time of the value at the front, when the source has event times.
     pub fn front_time(&self) -> Option<EventTime> {
-        self.times.front().copied()
+        self.stamps.front().and_then(|stamp| stamp.time())
     }
 
     pub(crate) fn admission(&self) -> Option<&Admission> {
@@ -64,25 +63,32 @@ impl<T> Batch<T> {
 
     /// Keeps the first `len` values and returns the others, under the same admission.
     pub(crate) fn split_off(&mut self, len: usize) -> Batch<T> {
-        let times = if self.times.is_empty() { VecDeque::new() } else { self.times.split_off(len) };
+        let stamps = if self.stamps.is_empty() { VecDeque::new() } else { self.stamps.split_off(len) };
         let values = self.values.split_off(len);
-        self.like(values, times)
+        self.like(values, stamps)
     }
 
-    /// Adds a record that a stage has made. Either all records of a batch have a time, or none has.
-    pub(crate) fn append(&mut self, value: T, time: Option<EventTime>) {
+    /// Adds a record that a stage has made. Either all records of a batch have a stamp,
+    /// or none has.
+    pub(crate) fn append(&mut self, value: T, stamp: Option<Stamp>) {
         self.values.push_back(value);
-        self.times.extend(time);
+        self.stamps.extend(stamp);
     }
 
-    /// Sets all records at once, with a time for each or none.
-    pub(crate) fn fill(&mut self, values: Vec<T>, times: VecDeque<EventTime>) {
-        debug_assert!(times.is_empty() || times.len() == values.len());
-        (self.values, self.times) = (values.into(), times);
+    /// Sets all records at once, with a stamp for each or none.
+    pub(crate) fn fill(&mut self, values: Vec<T>, stamps: VecDeque<Stamp>) {
+        debug_assert!(stamps.is_empty() || stamps.len() == values.len());
+        (self.values, self.stamps) = (values.into(), stamps);
     }
 
-    pub(crate) fn take_times(&mut self) -> VecDeque<EventTime> {
-        mem::take(&mut self.times)
+    /// Gives each record a stamp, in place of the one it had.
+    pub(crate) fn set_stamps(&mut self, stamps: VecDeque<Stamp>) {
+        debug_assert_eq!(stamps.len(), self.values.len(), "each record has a stamp");
+        self.stamps = stamps;
+    }
+
+    pub(crate) fn take_stamps(&mut self) -> VecDeque<Stamp> {
+        mem::take(&mut self.stamps)
     }
 
     /// Takes the values out. From now on the caller is responsible for their outcome.
@@ -91,64 +97,64 @@ impl<T> Batch<T> {
     }
 
     /// Another batch with the same admission.
-    fn like<U>(&self, values: VecDeque<U>, times: VecDeque<EventTime>) -> Batch<U> {
-        Batch { values, times, admission: self.admission.clone() }
+    fn like<U>(&self, values: VecDeque<U>, stamps: VecDeque<Stamp>) -> Batch<U> {
+        Batch { values, stamps, admission: self.admission.clone() }
     }
 
     pub(crate) fn mapped<U>(mut self, f: impl FnMut(T) -> U) -> Batch<U> {
         // Through `Vec`, because its by-value iterator collects in place and compiles to a tight
         // loop.
         let values: Vec<U> = Vec::from(mem::take(&mut self.values)).into_iter().map(f).collect();
-        let times = mem::take(&mut self.times);
-        self.like(values.into(), times)
+        let stamps = mem::take(&mut self.stamps);
+        self.like(values.into(), stamps)
     }
 
     /// Each value with its key; `input` makes of it what is needed further on.
     pub(crate) fn keyed<K, I>(mut self, keys: impl Fn(&[T]) -> Vec<K>, input: impl Fn(T) -> I) -> Batch<(K, I)> {
         let values = Vec::from(mem::take(&mut self.values));
         let keyed: Vec<(K, I)> = keys(&values).into_iter().zip(values.into_iter().map(input)).collect();
-        let times = mem::take(&mut self.times);
-        self.like(keyed.into(), times)
+        let stamps = mem::take(&mut self.stamps);
+        self.like(keyed.into(), stamps)
     }
 
     /// As [`mapped`](Batch::mapped), until `f` returns `None`; the values after that are dropped.
     pub(crate) fn mapped_while<U>(mut self, f: impl FnMut(T) -> Option<U>) -> Batch<U> {
         let values: Vec<U> = Vec::from(mem::take(&mut self.values)).into_iter().map_while(f).collect();
-        let mut times = mem::take(&mut self.times);
-        times.truncate(values.len());
-        self.like(values.into(), times)
+        let mut stamps = mem::take(&mut self.stamps);
+        stamps.truncate(values.len());
+        self.like(values.into(), stamps)
     }
 
     pub(crate) fn filtered(mut self, mut keep: impl FnMut(&T) -> bool) -> Batch<T> {
         let values = mem::take(&mut self.values);
-        if self.times.is_empty() {
+        if self.stamps.is_empty() {
             let values: Vec<T> = Vec::from(values).into_iter().filter(|value| keep(value)).collect();
             return self.like(values.into(), VecDeque::new());
         }
-        let pairs = values.into_iter().zip(mem::take(&mut self.times)).filter(|(value, _)| keep(value));
-        let (values, times) = pairs.unzip();
-        self.like(values, times)
+        let pairs = values.into_iter().zip(mem::take(&mut self.stamps)).filter(|(value, _)| keep(value));
+        let (values, stamps) = pairs.unzip();
+        self.like(values, stamps)
     }
 
     pub(crate) fn flat_mapped<I: IntoIterator>(mut self, mut f: impl FnMut(T) -> I) -> Batch<I::Item> {
         let values = mem::take(&mut self.values);
-        if self.times.is_empty() {
+        if self.stamps.is_empty() {
             let values: Vec<I::Item> = values.into_iter().flat_map(f).collect();
             return self.like(values.into(), VecDeque::new());
         }
-        let (mut outputs, mut times) = (VecDeque::new(), VecDeque::new());
-        for (value, time) in values.into_iter().zip(mem::take(&mut self.times)) {
+        let (mut outputs, mut stamps) = (VecDeque::new(), VecDeque::new());
+        for (value, time) in values.into_iter().zip(mem::take(&mut self.stamps)) {
             outputs.extend(f(value));
-            times.resize(outputs.len(), time);
+            stamps.resize(outputs.len(), time);
         }
-        self.like(outputs, times)
+        self.like(outputs, stamps)
     }
 
     /// Hands all values to `f`. An output takes the time of the last value pulled before it.
     pub(crate) fn map_whole<I: Iterator>(mut self, f: impl FnOnce(BatchValues<T>) -> I) -> Batch<I::Item> {
         let mut out = self.like(VecDeque::new(), VecDeque::new());
         let records = self.len();
-        let values = BatchValues::new(mem::take(&mut self.values), mem::take(&mut self.times));
+        let values = BatchValues::new(mem::take(&mut self.values), mem::take(&mut self.stamps));
         let Some(pulled) = values.pulled() else {
             let mut outputs = Vec::with_capacity(records);
             // `for_each` folds, and a fold over the vector inside is what the compiler can unroll.
@@ -158,7 +164,7 @@ impl<T> Batch<T> {
         };
         for output in f(values) {
             out.values.push_back(output);
-            out.times.push_back(EventTime(pulled.load(Relaxed)));
+            out.stamps.push_back(pulled.get());
         }
         out
     }
@@ -167,9 +173,9 @@ impl<T> Batch<T> {
     pub(crate) fn split<A, B>(mut self, mut test: impl FnMut(T) -> Result<A, B>) -> (Batch<A>, Batch<B>) {
         let (mut yes, mut no) =
             (self.like(VecDeque::new(), VecDeque::new()), self.like(VecDeque::new(), VecDeque::new()));
-        let mut times = mem::take(&mut self.times).into_iter();
+        let mut stamps = mem::take(&mut self.stamps).into_iter();
         for value in mem::take(&mut self.values) {
-            let time = times.next();
+            let time = stamps.next();
             match test(value) {
                 Ok(value) => yes.append(value, time),
                 Err(value) => no.append(value, time),
@@ -189,7 +195,7 @@ impl<T> Batch<T> {
             key.get_or_insert_with(|| own.clone());
             (own, Some(input))
         });
-        let time = out.times.back().copied();
+        let time = out.stamps.back().copied();
         if let Some(key) = key {
             (0..notices).for_each(|_| out.append((key.clone(), None), time));
         }
@@ -206,8 +212,8 @@ impl<T> Batch<T> {
         self.values.iter().for_each(&mut f);
     }
 
-    pub(crate) fn parts(&self) -> (&VecDeque<T>, &VecDeque<EventTime>) {
-        (&self.values, &self.times)
+    pub(crate) fn parts(&self) -> (&VecDeque<T>, &VecDeque<Stamp>) {
+        (&self.values, &self.stamps)
     }
 }
 
@@ -216,7 +222,7 @@ impl<T> Iterator for Batch<T> {
 
     fn next(&mut self) -> Option<T> {
         let value = self.values.pop_front()?;
-        self.times.pop_front();
+        self.stamps.pop_front();
         Some(value)
     }
 
@@ -238,7 +244,7 @@ impl<T> Default for Batch<T> {
 
 impl<T: Clone> Clone for Batch<T> {
     fn clone(&self) -> Batch<T> {
-        self.like(self.values.clone(), self.times.clone())
+        self.like(self.values.clone(), self.stamps.clone())
     }
 }
 
@@ -264,12 +270,12 @@ mod tests {
 
     fn timed() -> Batch<u32> {
         let mut batch = Batch::default();
-        (1..=4).for_each(|n| batch.append(n, Some(EventTime(i64::from(n) * 10))));
+        (1..=4).for_each(|n| batch.append(n, Some(Stamp::in_time(EventTime(i64::from(n) * 10)))));
         batch
     }
 
     fn times<T>(batch: &Batch<T>) -> Vec<i64> {
-        batch.times.iter().map(|time| time.0).collect()
+        batch.stamps.iter().map(|stamp| stamp.time.0).collect()
     }
 
     #[test]

@@ -13,6 +13,9 @@ const SEQUENCE_BITS: u32 = 24;
 pub(crate) struct Epoch(u64);
 
 impl Epoch {
+    /// After all others.
+    pub(crate) const LAST: Epoch = Epoch(u64::MAX);
+
     /// An epoch from a timestamp of the dataflow.
     pub(crate) fn from_raw(raw: u64) -> Epoch {
         Epoch(raw)

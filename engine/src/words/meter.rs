@@ -1,13 +1,14 @@
 //! What is counted and measured while records pass: always on, and read by the report.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use super::{Moment, lock};
+use super::{EventTime, Moment, Partition, lock};
 
 /// A count that some threads add to and others read. Relaxed, because each count stands alone.
 #[derive(Debug, Default)]
@@ -58,6 +59,27 @@ impl Gauge {
     }
 }
 
+/// A time that goes forward, as workers see it.
+#[derive(Debug)]
+pub(crate) struct Forward(AtomicI64);
+
+impl Default for Forward {
+    fn default() -> Forward {
+        Forward(AtomicI64::new(EventTime::NONE.0))
+    }
+}
+
+impl Forward {
+    pub(crate) fn see(&self, time: EventTime) {
+        self.0.fetch_max(time.0, Relaxed);
+    }
+
+    /// The largest that was seen.
+    pub(crate) fn get(&self) -> Option<EventTime> {
+        EventTime(self.0.load(Relaxed)).known()
+    }
+}
+
 /// What a source counts, over all workers.
 #[derive(Debug, Default)]
 pub(crate) struct SourceMeter {
@@ -73,13 +95,30 @@ pub(crate) struct SourceMeter {
     pub batches: Counter,
     /// Records that were received a second time within one assignment and dropped.
     pub repeated: Counter,
+    /// By worker and partition: the mark, and whether it is idle.
+    marks: Mutex<BTreeMap<usize, Vec<ShownMark>>>,
     /// Workers whose reader has ended.
     ended: DoneCounter,
     /// Workers among them whose reader ended only with the run.
     ended_with_run: Counter,
 }
 
+/// A partition with its mark, and whether it is idle.
+pub(crate) type ShownMark = (Partition, EventTime, bool);
+
 impl SourceMeter {
+    /// Shows the marks of a worker's partitions.
+    pub(crate) fn show_marks(&self, worker: usize, marks: Vec<ShownMark>) {
+        lock(&self.marks).insert(worker, marks);
+    }
+
+    /// The marks of all partitions, by their names.
+    pub(crate) fn marks(&self) -> Vec<ShownMark> {
+        let mut marks: Vec<ShownMark> = lock(&self.marks).values().flatten().cloned().collect();
+        marks.sort_unstable();
+        marks
+    }
+
     /// Counts a worker whose reader has ended: with its data (`of_time`), or only with this run.
     pub(crate) fn end(&self, of_time: bool) {
         // Before `ended`, which shows it to the thread that reads both.
@@ -102,6 +141,10 @@ pub(crate) struct StageMeter {
     pub records_in: Counter,
     /// Records out.
     pub records_out: Counter,
+    /// Records that were late for a window, or had no event time.
+    pub late: Counter,
+    /// The watermark in force.
+    pub watermark: Forward,
     /// Calls that failed and were retried.
     pub retried: Counter,
     /// Entries of its state, and the memory that they take.

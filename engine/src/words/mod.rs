@@ -12,7 +12,9 @@ mod time;
 mod epoch;
 mod group;
 mod offsets;
+mod pane;
 mod record;
+mod stamp;
 
 mod read_batch;
 mod batch;
@@ -43,13 +45,18 @@ pub use fingerprint::Fingerprint;
 pub(crate) use fingerprint::Print;
 pub(crate) use flight::Flight;
 pub(crate) use group::{KEY_GROUPS, KeyGroup, stable_hash};
-pub(crate) use meter::{CheckpointMeter, Gauge, Latencies, Latency, SinkMeter, SourceMeter, StageMeter, as_nanos};
+pub(crate) use meter::{
+    CheckpointMeter, Gauge, Latencies, Latency, ShownMark, SinkMeter, SourceMeter, StageMeter, as_nanos,
+};
 pub use meter::{LatencySnapshot, Percentile};
+pub(crate) use offsets::PartitionTime;
 pub use offsets::{Offset, Offsets, Partition};
+pub use pane::{Pane, Span};
 pub use quantity::{ByteSize, RECORD_OVERHEAD, Room, Worker};
 pub use read_batch::ReadBatch;
 pub use record::{Change, Headers, Keyed, Malformed, Origin, TimedOut};
 pub(crate) use stall::{Backlog, Stall};
+pub(crate) use stamp::Stamp;
 pub(crate) use state_budget::StateBudget;
 pub(crate) use sync::lock;
 pub(crate) use thread::panic_message;

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::EventTime;
+
 /// The name of a partition within its source, such as `orders/3` or a path. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Partition(Arc<str>);
@@ -46,6 +48,22 @@ impl fmt::Display for Offset {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Offsets {
     next: BTreeMap<Partition, Offset>,
+    /// What is known of event time in partitions whose stream has a watermark.
+    times: BTreeMap<Partition, PartitionTime>,
+}
+
+/// What is known of event time in a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct PartitionTime {
+    /// The largest event time so far; [`EventTime::END`] when it has ended.
+    pub(crate) largest: EventTime,
+    /// Whether it has had no records for a while, and does not hold time back.
+    pub(crate) is_idle: bool,
+}
+
+impl PartitionTime {
+    /// Nothing is known.
+    pub(crate) const UNKNOWN: PartitionTime = PartitionTime { largest: EventTime::NONE, is_idle: false };
 }
 
 impl Offsets {
@@ -66,7 +84,23 @@ impl Offsets {
 
     /// Adds the positions of `newer`, which replace those of the same partitions.
     pub fn merge(&mut self, newer: &Offsets) {
+        self.merge_positions(newer);
+        self.times.extend(newer.times.iter().map(|(partition, time)| (partition.clone(), *time)));
+    }
+
+    /// Adds the positions of `newer`, and nothing else of it.
+    pub(crate) fn merge_positions(&mut self, newer: &Offsets) {
         self.next.extend(newer.next.iter().map(|(partition, next)| (partition.clone(), *next)));
+    }
+
+    /// Adds what is known of event time in partitions.
+    pub(crate) fn set_times(&mut self, times: impl IntoIterator<Item = (Partition, PartitionTime)>) {
+        self.times.extend(times);
+    }
+
+    /// What is known of event time in partitions.
+    pub(crate) fn times(&self) -> &BTreeMap<Partition, PartitionTime> {
+        &self.times
     }
 
     /// These positions, with those of `newer` in place of the same partitions.
@@ -79,11 +113,12 @@ impl Offsets {
     /// Removes a partition.
     pub fn remove(&mut self, partition: &Partition) {
         self.next.remove(partition);
+        self.times.remove(partition);
     }
 
     /// Whether it has no partition.
     pub fn is_empty(&self) -> bool {
-        self.next.is_empty()
+        self.next.is_empty() && self.times.is_empty()
     }
 
     /// All partitions with their next offsets, ordered by name.
@@ -100,7 +135,7 @@ impl Extend<(Partition, Offset)> for Offsets {
 
 impl FromIterator<(Partition, Offset)> for Offsets {
     fn from_iter<I: IntoIterator<Item = (Partition, Offset)>>(entries: I) -> Offsets {
-        Offsets { next: entries.into_iter().collect() }
+        Offsets { next: entries.into_iter().collect(), times: BTreeMap::new() }
     }
 }
 

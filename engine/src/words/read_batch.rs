@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use super::admission::Receipt;
-use super::{Admission, Batch, BatchValues, ByteSize, EventTime, Moment, Offset, Partition};
+use super::{Admission, Batch, BatchValues, ByteSize, EventTime, Moment, Offset, Partition, Stamp};
 
 /// The records that a reader adds in one poll: all of one partition, in order.
 ///
@@ -23,6 +23,7 @@ pub struct ReadBatch<T> {
     /// As long as `values`, or empty when the source has no event times.
     times: VecDeque<EventTime>,
     position: Option<(Partition, Offset)>,
+    ends_partition: bool,
     bytes: u64,
     repeated: u64,
     arrival: Option<Moment>,
@@ -36,6 +37,7 @@ impl<T> ReadBatch<T> {
             values: VecDeque::new(),
             times: VecDeque::new(),
             position: None,
+            ends_partition: false,
             bytes: 0,
             repeated: 0,
             arrival: None,
@@ -78,6 +80,12 @@ impl<T> ReadBatch<T> {
     /// beyond gaps and control records too. A batch holds records of one partition.
     pub fn read_to(&mut self, partition: Partition, next: Offset) {
         self.position = Some((partition, next));
+    }
+
+    /// No record will ever follow those of this batch in its partition. So the partition holds back
+    /// no window any more.
+    pub fn end_partition(&mut self) {
+        self.ends_partition = true;
     }
 
     /// Counts a record that the reader received a second time and dropped.
@@ -124,6 +132,10 @@ impl<T> ReadBatch<T> {
         self.receipts.len()
     }
 
+    pub(crate) fn ends_partition(&self) -> bool {
+        self.ends_partition
+    }
+
     pub(crate) fn partition(&self) -> Option<&Partition> {
         self.position.as_ref().map(|(partition, _)| partition)
     }
@@ -140,8 +152,13 @@ impl<T> ReadBatch<T> {
 
     /// Turns the records into a batch under an admission that `admit` makes of their receipts.
     pub(crate) fn admit(self, admit: impl FnOnce(Vec<Receipt>) -> Admission) -> Batch<T> {
-        Batch::admitted(self.values, self.times, admit(self.receipts))
+        Batch::admitted(self.values, stamped(self.times), admit(self.receipts))
     }
+}
+
+/// What a source says of its records; only a watermark makes them late.
+fn stamped(times: VecDeque<EventTime>) -> VecDeque<Stamp> {
+    times.into_iter().map(Stamp::in_time).collect()
 }
 
 impl<T> IntoIterator for ReadBatch<T> {
@@ -149,7 +166,7 @@ impl<T> IntoIterator for ReadBatch<T> {
     type IntoIter = BatchValues<T>;
 
     fn into_iter(self) -> BatchValues<T> {
-        BatchValues::new(self.values, self.times)
+        BatchValues::new(self.values, stamped(self.times))
     }
 }
 

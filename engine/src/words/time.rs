@@ -18,9 +18,44 @@ pub(crate) fn unique_name() -> String {
     format!("{nanos:x}{:x}{:x}", std::process::id(), COUNT.fetch_add(1, Relaxed))
 }
 
-/// When something happened according to the data: milliseconds since 1970, negative before.
+/// When something happened according to the data: milliseconds since 1970, negative before. The
+/// smallest number of all is no time: a record with it counts as one without an event time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct EventTime(pub i64);
+
+impl EventTime {
+    /// No time. Nothing happened that long ago, so a record that says it did counts as one without
+    /// a time.
+    pub(crate) const NONE: EventTime = EventTime(i64::MIN);
+    /// The end of time: the mark of a partition that has ended.
+    pub(crate) const END: EventTime = EventTime(i64::MAX);
+
+    /// The time, unless it is none.
+    pub(crate) fn known(self) -> Option<EventTime> {
+        (self != EventTime::NONE).then_some(self)
+    }
+
+    /// This time `earlier`, in whole milliseconds, or the earliest there is. None stays none, and
+    /// the end stays the end.
+    pub(crate) fn before(self, earlier: Duration) -> EventTime {
+        if self == EventTime::NONE || self == EventTime::END {
+            return self;
+        }
+        let earlier = i64::try_from(earlier.as_millis()).unwrap_or(i64::MAX);
+        EventTime(self.0.saturating_sub(earlier).max(i64::MIN + 1))
+    }
+}
+
+impl fmt::Display for EventTime {
+    /// Its milliseconds.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            EventTime::NONE => f.write_str("none"),
+            EventTime::END => f.write_str("the end of time"),
+            EventTime(millis) => write!(f, "{millis} ms"),
+        }
+    }
+}
 
 /// The time of the world: milliseconds since 1970, negative before. It means the same in every
 /// process, so it can be stored; but it may jump when the system's clock is set.

@@ -1,0 +1,138 @@
+//! Event time, as an operator that waits for it knows it. Sources report the marks of their
+//! partitions when they close an epoch, and operators relay what they know, less how far back they
+//! may still emit. A report of epoch `e` takes effect once nothing of an epoch up to `e` can arrive
+//! any more: then every record that is not late by its own mark has been applied, so it never meets
+//! a closed window. What it lets fire leaves at `e` itself, and so does the report that the
+//! operator relays: the operator behind it cannot pass `e` before both are there.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use timely::dataflow::channels::pact::Exchange;
+
+use crate::words::{CheckpointId, Epoch, EventTime, Moment};
+
+use super::fault::Node;
+use super::stage::Capabilities;
+
+/// What is known of the time in several partitions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Summary {
+    /// The least mark of those that may have records; `None` when there are none.
+    pub(crate) active: Option<EventTime>,
+    /// The largest mark of those that have none at the moment.
+    pub(crate) idle: Option<EventTime>,
+}
+
+impl Summary {
+    /// That of an operator which emits nothing before this time.
+    pub(crate) fn at(time: EventTime) -> Summary {
+        Summary { active: Some(time), idle: None }
+    }
+
+    fn and(self, other: Summary) -> Summary {
+        let least = |one: Option<EventTime>, other| one.into_iter().chain(other).min();
+        Summary { active: least(self.active, other.active), idle: self.idle.max(other.idle) }
+    }
+}
+
+/// Who reports: a source or an operator, on one worker.
+pub(crate) type Reporter = (Node, usize);
+
+/// What a reporter tells one worker.
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Report {
+    to: usize,
+    from: (usize, usize),
+    summary: Summary,
+    /// When the records arrived that led to it.
+    arrived: u64,
+}
+
+/// The same report for each worker. They are records, because progress counts what is sent before
+/// it is distributed.
+pub(crate) fn reports(
+    (node, worker): Reporter,
+    workers: usize,
+    summary: Summary,
+    arrived: Moment,
+) -> impl Iterator<Item = Report> {
+    (0..workers).map(move |to| Report { to, from: (node.0, worker), summary, arrived: arrived.as_nanos() })
+}
+
+/// Brings each report to its worker.
+pub(crate) fn to_worker() -> Exchange<Report, impl FnMut(&Report) -> u64> {
+    Exchange::new(|report: &Report| report.to as u64)
+}
+
+/// The time of an operator on one worker.
+#[derive(Debug)]
+pub(crate) struct Watermarks {
+    /// The number of reporters; until all of them have reported, the time is not known.
+    reporters: usize,
+    known: HashMap<(usize, usize), Summary>,
+    /// Reports that have no effect yet, by epoch, with a capability of each port.
+    pending: BTreeMap<Epoch, (Capabilities, Vec<Report>)>,
+    watermark: EventTime,
+    /// How far back the operator may still emit.
+    back: Duration,
+}
+
+/// A new watermark.
+pub(crate) struct Advanced {
+    pub(crate) watermark: EventTime,
+    /// Capabilities of the epoch at which it takes effect.
+    pub(crate) at: Capabilities,
+    /// When the records arrived that moved it.
+    pub(crate) arrived: Moment,
+}
+
+impl Watermarks {
+    /// That of an operator with so many reporters, which goes on from a watermark.
+    pub(crate) fn new(reporters: usize, watermark: EventTime, back: Duration) -> Watermarks {
+        Watermarks { reporters, known: HashMap::new(), pending: BTreeMap::new(), watermark, back }
+    }
+
+    /// Takes reports of an epoch.
+    pub(crate) fn take(&mut self, epoch: Epoch, at: impl FnOnce() -> Capabilities, reports: &mut Vec<Report>) {
+        self.pending.entry(epoch).or_insert_with(|| (at(), Vec::new())).1.append(reports);
+    }
+
+    /// The oldest checkpoint with a report that has no effect yet.
+    pub(crate) fn oldest(&self) -> Option<CheckpointId> {
+        self.pending.first_key_value().map(|(epoch, _)| epoch.checkpoint())
+    }
+
+    /// Lets the reports of the next epoch take effect, if it lies before `until` and in that
+    /// checkpoint.
+    pub(crate) fn advance(&mut self, until: Option<Epoch>, checkpoint: CheckpointId) -> Option<Advanced> {
+        let is_complete = |epoch: Epoch| until.is_none_or(|until| epoch < until) && epoch.checkpoint() <= checkpoint;
+        let next = self.pending.first_entry().filter(|next| is_complete(*next.key()))?;
+        let (at, reports) = next.remove();
+        let mut arrived = 0;
+        for report in reports {
+            self.known.insert(report.from, report.summary);
+            arrived = report.arrived.max(arrived);
+        }
+        self.watermark = self.watermark.max(self.now());
+        Some(Advanced { watermark: self.watermark, at, arrived: Moment::from_nanos(arrived) })
+    }
+
+    /// What all reports together say.
+    fn now(&self) -> EventTime {
+        if self.known.len() < self.reporters {
+            return EventTime::NONE;
+        }
+        let all = self.known.values().fold(Summary::default(), |all, one| all.and(*one));
+        all.active.or(all.idle).unwrap_or(EventTime::NONE)
+    }
+
+    /// What the operator relays.
+    pub(crate) fn relayed(&self) -> Summary {
+        Summary::at(self.watermark.before(self.back))
+    }
+
+    pub(crate) fn watermark(&self) -> EventTime {
+        self.watermark
+    }
+}

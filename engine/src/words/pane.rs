@@ -1,0 +1,37 @@
+//! What comes out of a window.
+
+use serde::{Deserialize, Serialize};
+
+use super::EventTime;
+
+/// A stretch of event time: `start` belongs to it, `end` does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Span {
+    /// Its first millisecond.
+    pub start: EventTime,
+    /// The first millisecond behind it.
+    pub end: EventTime,
+}
+
+impl Span {
+    /// Whether a time lies in it. The last millisecond that there is lies in the last window.
+    pub fn contains(&self, time: EventTime) -> bool {
+        self.start <= time && (time < self.end || self.end == EventTime::END)
+    }
+
+    /// Its last millisecond.
+    pub fn last(&self) -> EventTime {
+        EventTime(self.end.0.saturating_sub(1))
+    }
+}
+
+/// The value of a key in a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Pane<K, V> {
+    /// The key.
+    pub key: K,
+    /// The window.
+    pub window: Span,
+    /// What its records of that key have led to.
+    pub value: V,
+}

@@ -1,0 +1,26 @@
+//! What stands beside a record once its stream has event times.
+
+use super::EventTime;
+
+/// The event time of a record, and the *mark* of its input partition as it stood before the record:
+/// the largest event time so far less the delay of the stream. Both depend on nothing but the
+/// sequence of the partition, so whether a record is late is the same under each trigger, with any
+/// number of workers, and when it is read again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Stamp {
+    pub(crate) time: EventTime,
+    pub(crate) mark: EventTime,
+}
+
+impl Stamp {
+    /// A record that cannot be late: its stream has no watermark, or it was made of what was in
+    /// time.
+    pub(crate) fn in_time(time: EventTime) -> Stamp {
+        Stamp { time, mark: EventTime::NONE }
+    }
+
+    /// The event time, if the record has one.
+    pub(crate) fn time(self) -> Option<EventTime> {
+        self.time.known()
+    }
+}
