@@ -108,8 +108,8 @@ pub use run::listener::JobEvent;
 pub use run::names::{METRICS, Metric, MetricKind};
 pub use run::report::{CheckpointReport, PartitionMark, Report, SinkReport, SourceReport, StageReport};
 pub use words::{
-    BatchValues, ByteSize, Change, Clock, Error, ErrorKind, EventTime, Headers, Keyed, LatencySnapshot, Malformed,
-    Moment, Offset, Origin, Pane, Partition, Percentile, Result, Span, TimedOut, WallTime,
+    BatchValues, ByteSize, Change, Clock, Error, ErrorKind, EventTime, Headers, Keyed, Late, LatencySnapshot, Lateness,
+    Malformed, Moment, Offset, Origin, Pane, Partition, Percentile, Result, Span, TimedOut, WallTime,
 };
 
 /// No test comes near this. A length that is read from damaged bytes and allocated unchecked does,

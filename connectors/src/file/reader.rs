@@ -77,11 +77,12 @@ pub struct FileReader<S> {
     worker: usize,
     /// A block that did not fit into the last batch completely, and how many of its records did.
     begun: Option<(Box<Block>, usize)>,
+    is_assigned: bool,
 }
 
 impl<S: Shape> FileReader<S> {
     pub(super) fn new(shared: Arc<FilesShared<S>>, worker: Worker) -> FileReader<S> {
-        FileReader { shared, worker: worker.index, begun: None }
+        FileReader { shared, worker: worker.index, begun: None, is_assigned: false }
     }
 
     /// Adds the records of a block from index `next` on. Returns the index of the first record that
@@ -200,6 +201,11 @@ impl<S: Shape> Reader for FileReader<S> {
             (_, None) => {}
         }
         Ok(Polled::More)
+    }
+
+    /// Each file is a partition that is found later.
+    fn assigned(&mut self) -> Option<Vec<Partition>> {
+        (!std::mem::replace(&mut self.is_assigned, true)).then(Vec::new)
     }
 
     fn has_ended(&self) -> Option<End> {

@@ -6,13 +6,12 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use crate::operator::aggregate::{Aggregate, Changes, Complete, Form, LastChanges, LastUpdates, Sorted, Updates};
-use crate::operator::window::{Fixed, Windows};
 use crate::run::graph::{Emits, TimeTrait};
 use crate::state::delta::{NotEntries, decode};
 use crate::state::describe::Look;
 use crate::state::origin::Origin;
 use crate::state::table::{Grouping, Table};
-use crate::words::{Change, EventTime, Pane};
+use crate::words::{Change, EventTime};
 
 use super::key::{Exchange, Key, State};
 use super::operate::Traits;
@@ -38,7 +37,7 @@ use super::stream::Stream;
 /// | a file | there is no file sink | | | append |
 #[must_use = "a value does nothing until something of it is emitted"]
 pub struct Aggregated<'a, K, V> {
-    emit: BoxedEmit<'a, K, V>,
+    emit: Box<dyn Emit<'a, K, V> + 'a>,
     options: Options<K, V>,
 }
 
@@ -57,11 +56,6 @@ impl<'a, K: Key, V: 'static> Aggregated<'a, K, V> {
         A: Aggregate<Input: Exchange, Value = V>,
     {
         Aggregated { emit: Box::new(Pending { keyed, what, aggregate }), options: Options::new() }
-    }
-
-    /// The aggregate, to be computed by key and window.
-    pub(super) fn in_windows(self) -> (BoxedEmit<'a, K, V>, Options<(K, i64), V>) {
-        (self.emit, Options::new())
     }
 
     /// Names the operator: in reports and errors, and for its state, which a checkpoint finds by
@@ -313,7 +307,7 @@ impl<K: Key, V, Old: State, F: Fn(Old) -> V> Convert<K, V> for Conversion<Old, F
 }
 
 impl<K: Key, V: 'static> Options<K, V> {
-    fn new() -> Options<K, V> {
+    pub(super) fn new() -> Options<K, V> {
         Options { name: None, version: 0, older: Vec::new(), rows: None, every: None }
     }
 
@@ -358,15 +352,12 @@ impl<K: Key, V: 'static> Options<K, V> {
 }
 
 /// An aggregate that does not know yet what is emitted of it.
-pub(super) trait Emit<'a, K, V> {
+trait Emit<'a, K, V> {
     fn updates(self: Box<Self>, options: Options<K, V>) -> Stream<'a, (K, V)>;
     fn complete(self: Box<Self>, options: Options<K, V>) -> Stream<'a, (K, V)>;
     fn changes(self: Box<Self>, options: Options<K, V>) -> Stream<'a, Change<(K, V)>>;
     fn of_batches(self: Box<Self>) -> Stream<'a, (K, V)>;
-    fn finals(self: Box<Self>, options: Options<(K, i64), V>, windows: Fixed) -> Stream<'a, Pane<K, V>>;
 }
-
-pub(super) type BoxedEmit<'a, K, V> = Box<dyn Emit<'a, K, V> + 'a>;
 
 struct Pending<'a, K, A: Aggregate> {
     keyed: Stream<'a, (K, A::Input)>,
@@ -375,10 +366,10 @@ struct Pending<'a, K, A: Aggregate> {
 }
 
 /// An aggregate, and its table.
-type WithTable<K, A, G> = (A, Table<K, <A as Aggregate>::State, G>);
+pub(super) type WithTable<K, A, G> = (A, Table<K, <A as Aggregate>::State, G>);
 
 /// Builds the operator, and applies what is said of it.
-fn built<'a, K: Key, A: Aggregate, T: 'static, G: Grouping<K>>(
+pub(super) fn built<'a, K: Key, A: Aggregate, T: 'static, G: Grouping<K>>(
     aggregate: A,
     mut options: Options<K, A::Value>,
     build: impl FnOnce(WithTable<K, A, G>) -> Stream<'a, T>,
@@ -424,14 +415,6 @@ impl<'a, K: Key, A: Aggregate<Input: Exchange>> Emit<'a, K, A::Value> for Pendin
         let every = options.every;
         built(aggregate, options, |with_table| {
             keyed.operate_by_trigger(what, every, with_table, Changes::new, LastChanges::new)
-        })
-    }
-
-    fn finals(self: Box<Self>, options: Options<(K, i64), A::Value>, windows: Fixed) -> Stream<'a, Pane<K, A::Value>> {
-        let Pending { keyed, what, aggregate } = *self;
-        let traits = Traits { keeps_state: true, emits: Emits::ByRecords, every: None, time: TimeTrait::WaitsFor };
-        built(aggregate, options, |with_table| {
-            keyed.operate(what, traits, |_| false, move |_| Windows::new(with_table, windows))
         })
     }
 

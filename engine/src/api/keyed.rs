@@ -22,7 +22,7 @@ use super::stream::Stream;
 /// by key keeps state, and an [`Aggregated`] says what of it is emitted.
 #[must_use = "a keyed stream does nothing until it is aggregated and reaches a sink"]
 pub struct KeyedStream<'a, K, T> {
-    stream: Stream<'a, T>,
+    pub(super) stream: Stream<'a, T>,
     /// The keys of a batch: a call for each record would cost as much as its lookup.
     keys: Box<Keys<T, K>>,
 }

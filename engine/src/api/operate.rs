@@ -12,13 +12,14 @@ use crate::operator::by_trigger::ByTrigger;
 use crate::operator::calls::{self, CallPlan};
 use crate::operator::exchange;
 use crate::operator::ingest::Release;
+use crate::operator::inlet::Inlet;
 use crate::operator::kept_calls::{self, KeptCalls};
 use crate::operator::keyed::{self, KeyedStage, Operate};
 use crate::operator::stage::{self, Chain, Next};
 use crate::operator::state_ledger::Keeping;
 use crate::run::graph::{Emits, NodeTraits, TimeTrait};
 use crate::state::pending::Codec;
-use crate::words::{Backlog, Result, TimedOut};
+use crate::words::{Backlog, Late, Result, StageMeter, TimedOut};
 
 use super::flow::Place;
 use super::key::{Exchange, Key};
@@ -33,6 +34,9 @@ pub(super) struct Traits {
     pub(super) every: Option<Duration>,
     pub(super) time: TimeTrait,
 }
+
+/// An inlet, and what counts its records.
+pub(super) type MeteredInlet<'a, U> = (Inlet<'a, U>, Arc<StageMeter>);
 
 impl Place<'_> {
     /// What the stage is told about its state.
@@ -64,6 +68,17 @@ impl Place<'_> {
 }
 
 impl<'a, T: 'static> Stream<'a, T> {
+    /// A stream that an operator will feed which is not built yet, and which reads this one. The
+    /// inlet is `None` while nothing is built.
+    pub(super) fn inlet<U: 'static>(&self, what: &str) -> (Option<MeteredInlet<'a, U>>, Stream<'a, U>) {
+        let flow = self.flow.share();
+        let traits = NodeTraits { begins_chain: true, time: TimeTrait::Loses, ..NodeTraits::default() };
+        let node = flow.stage_node::<T, U>(what, &[self.input()], traits);
+        let Some(place) = flow.place(node) else { return (None, Stream::planned(flow, node, false)) };
+        let (inlet, stream) = Inlet::new(place.scope, &place.name);
+        (Some((inlet, place.meter)), Stream::of_ports(flow, node, vec![stream]))
+    }
+
     /// Makes calls whose records are kept in checkpoints until they are answered: at the head of a
     /// new chain, on the worker where the records are.
     pub(super) fn kept_calls<U, Fut>(
@@ -113,6 +128,18 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
         is_notice: fn(&I) -> bool,
         operate: impl FnOnce(bool) -> O + 'a,
     ) -> Stream<'a, O::Output> {
+        self.operate_with_late(what, traits, is_notice, None, operate)
+    }
+
+    /// As [`operate`](Stream::operate); late records leave through the inlet.
+    pub(super) fn operate_with_late<O: Operate<Key = K, Input = I>>(
+        self,
+        what: &str,
+        traits: Traits,
+        is_notice: fn(&I) -> bool,
+        late: Option<Inlet<'a, Late<I>>>,
+        operate: impl FnOnce(bool) -> O + 'a,
+    ) -> Stream<'a, O::Output> {
         let flow = self.flow.share();
         let waits_for_epochs = O::EMITS_AT_CLOSE;
         let Traits { keeps_state, emits, every, time } = traits;
@@ -135,12 +162,16 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
             let (scope, name, setting) = (place.scope, place.name.as_str(), place.setting());
             let is_micro_batch = place.run.release == Release::AtTicks;
             let operate = operate(is_micro_batch);
-            let head = |builder: &mut _| {
+            let mut late_records = None;
+            let head = |builder: &mut OperatorBuilder<'a, u64>| {
                 let next = Next::new(Arc::clone(&place.meter), tail(builder)?);
                 let keeping = Keeping { print, ..place.keeping() };
                 let mut stage =
                     place.within(KeyedStage::new(operate, every.filter(|_| !is_micro_batch), keeping, next));
-                stage.work(|stage| stage.load(name))?;
+                stage.work(|stage| {
+                    late_records = stage.open_late(builder);
+                    stage.load(name)
+                })?;
                 Ok(stage)
             };
             let timing = ends.timing(node, name);
@@ -152,6 +183,9 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
                     keyed::build(scope, name, ports, || exchange::by_key(&stall, is_notice), timing, setting, head)?
                 }
             };
+            if let Some((late, records)) = late.zip(late_records) {
+                late.connect(records);
+            }
             ends.ledger(told.ledger);
             ends.reports(node, told.relays);
             Ok(())

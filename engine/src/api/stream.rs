@@ -75,6 +75,10 @@ impl<'a, T: 'static> Stream<'a, T> {
         Stream::new(flow, node, true, Shape::Chain(chain))
     }
 
+    pub(super) fn of_ports(flow: Flow<'a>, node: Node, ports: Ports<'a, T>) -> Stream<'a, T> {
+        Stream::new(flow, node, false, Shape::Ports(ports))
+    }
+
     /// This stream as the input of a node.
     pub(crate) fn input(&self) -> Input {
         Input { from: self.node, is_chain: self.is_chain.get() }

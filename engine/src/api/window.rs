@@ -3,16 +3,22 @@
 use std::cmp::Ordering;
 use std::fmt;
 use std::hash::Hash;
+use std::marker::PhantomData;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::operator::aggregates::Number;
-use crate::operator::sketches::Quantiles;
-use crate::operator::window::Fixed;
-use crate::words::Pane;
+use crate::operator::aggregate::{Aggregate, WithRecord};
+use crate::operator::aggregates::{Count, Fold, Latest, Mean, Number, Reduce, Sum, TopK};
+use crate::operator::inlet::Inlet;
+use crate::operator::sketches::{CountDistinct, Distribution, Quantiles};
+use crate::operator::window::{Fixed, Windows};
+use crate::run::graph::{Emits, TimeTrait};
+use crate::words::{Late, Pane, StageMeter, stable_hash};
 
-use super::aggregated::{Aggregated, BoxedEmit, Options};
+use super::aggregated::{Options, built};
 use super::key::{Exchange, Key, State};
 use super::keyed::KeyedStream;
+use super::operate::Traits;
 use super::stream::Stream;
 
 /// Windows of one length that follow each other without a gap and do not overlap. Each begins where
@@ -88,51 +94,90 @@ impl<'a, K: Key, T: 'static> KeyedStream<'a, K, T> {
     /// assert_eq!(counts, [("ann".into(), 0, 2), ("ann".into(), 10_000, 1), ("bob".into(), 0, 1)]);
     /// # Ok::<(), millstream::Error>(())
     /// ```
-    pub fn window(self, window: Tumbling) -> Windowed<'a, K, T> {
-        Windowed { keyed: self, window }
+    pub fn window(self, window: Tumbling) -> Windowed<'a, K, T>
+    where
+        T: Exchange,
+    {
+        Windowed { keyed: self, window, late: None }
     }
 }
 
 /// A keyed stream in windows; see [`KeyedStream::window`]. Its methods are those of a
 /// [`KeyedStream`], computed for each window.
 #[must_use = "windows do nothing until they are aggregated and reach a sink"]
-pub struct Windowed<'a, K, T> {
+pub struct Windowed<'a, K, T: 'static> {
     keyed: KeyedStream<'a, K, T>,
     window: Tumbling,
+    late: Option<LateRows<'a, T>>,
 }
 
-impl<'a, K: Key, T: 'static> Windowed<'a, K, T> {
+/// How late records leave.
+struct LateRows<'a, T: 'static> {
+    meter: Arc<StageMeter>,
+    inlet: Inlet<'a, Late<T>>,
+}
+
+impl<'a, K: Key, T: Exchange> Windowed<'a, K, T> {
+    /// Late records as a stream: each once, with the windows that it missed. They are counted in
+    /// any case ([`StageReport::late`](crate::StageReport::late)), and otherwise dropped.
+    ///
+    /// Records then travel to the worker of their key as a whole, and not only what is computed of
+    /// them.
+    ///
+    /// ```
+    /// use millstream::{EventTime, Job, Tumbling, collect, rows};
+    /// use std::time::Duration;
+    ///
+    /// let (counts, late) = (collect(), collect());
+    /// let sinks = (counts.clone(), late.clone());
+    /// let job = Job::new("visits", move |flow| {
+    ///     let at = flow.source(rows([1_000, 10_000, 2_000]).partitions(1))?;
+    ///     let at = at.with_watermark(|at| EventTime(*at), Duration::ZERO);
+    ///     let (windows, late) = at.global().window(Tumbling::new(Duration::from_secs(10))).late();
+    ///     late.map(|late| late.record).sink(&sinks.1)?;
+    ///     windows.count().finals().map(|pane| pane.value).sink(&sinks.0)
+    /// });
+    /// job.state_in_memory().run()?;
+    /// assert_eq!((counts.values(), late.values()), (vec![1, 1], vec![2_000]));
+    /// # Ok::<(), millstream::Error>(())
+    /// ```
+    pub fn late(self) -> (Windowed<'a, K, T>, Stream<'a, Late<T>>) {
+        let (inlet, stream) = self.keyed.stream.inlet::<Late<T>>("late");
+        let late = inlet.map(|(inlet, meter)| LateRows { meter, inlet });
+        (Windowed { late, ..self }, stream)
+    }
+
     /// As [`KeyedStream::count`].
     pub fn count(self) -> WindowTable<'a, K, u64> {
-        self.with(KeyedStream::count)
+        self.with("count", Count, |_| ())
     }
 
     /// As [`KeyedStream::sum`].
     pub fn sum<N: Number + Exchange>(self, number: impl Fn(&T) -> N + 'static) -> WindowTable<'a, K, N> {
-        self.with(|keyed| keyed.sum(number))
+        self.with("sum", Sum(PhantomData), move |record| number(&record))
     }
 
     /// As [`KeyedStream::min`].
     pub fn min<V: Exchange + Ord + Clone>(self, value: impl Fn(&T) -> V + 'static) -> WindowTable<'a, K, V> {
-        self.with(|keyed| keyed.min(value))
+        self.with("min", Reduce(|a: V, b: V| if b < a { b } else { a }, PhantomData), move |record| value(&record))
     }
 
     /// As [`KeyedStream::max`].
     pub fn max<V: Exchange + Ord + Clone>(self, value: impl Fn(&T) -> V + 'static) -> WindowTable<'a, K, V> {
-        self.with(|keyed| keyed.max(value))
+        self.with("max", Reduce(|a: V, b: V| if b > a { b } else { a }, PhantomData), move |record| value(&record))
     }
 
     /// As [`KeyedStream::mean`].
     pub fn mean(self, number: impl Fn(&T) -> f64 + 'static) -> WindowTable<'a, K, f64> {
-        self.with(|keyed| keyed.mean(number))
+        self.with("mean", Mean, move |record| number(&record))
     }
 
     /// As [`KeyedStream::reduce`].
     pub fn reduce(self, f: impl Fn(T, T) -> T + 'static) -> WindowTable<'a, K, T>
     where
-        T: Exchange + Clone,
+        T: Clone,
     {
-        self.with(|keyed| keyed.reduce(f))
+        self.with("reduce", Reduce(f, PhantomData), |record| record)
     }
 
     /// As [`KeyedStream::aggregate`].
@@ -140,19 +185,16 @@ impl<'a, K: Key, T: 'static> Windowed<'a, K, T> {
         self,
         zero: impl Fn() -> A + 'static,
         add: impl Fn(&mut A, T) + 'static,
-    ) -> WindowTable<'a, K, A>
-    where
-        T: Exchange,
-    {
-        self.with(|keyed| keyed.aggregate(zero, add))
+    ) -> WindowTable<'a, K, A> {
+        self.with("aggregate", Fold(zero, add, PhantomData), |record| record)
     }
 
     /// As [`KeyedStream::latest`].
     pub fn latest(self) -> WindowTable<'a, K, T>
     where
-        T: Exchange + Clone,
+        T: Clone,
     {
-        self.with(KeyedStream::latest)
+        self.with("latest", Latest(PhantomData), |record| record)
     }
 
     /// As [`KeyedStream::top_k`].
@@ -161,34 +203,73 @@ impl<'a, K: Key, T: 'static> Windowed<'a, K, T> {
     /// When `k` is 0.
     pub fn top_k(self, k: usize, compare: impl Fn(&T, &T) -> Ordering + 'static) -> WindowTable<'a, K, Vec<T>>
     where
-        T: Exchange + Clone,
+        T: Clone,
     {
-        self.with(|keyed| keyed.top_k(k, compare))
+        assert!(k > 0, "`top_k` needs at least one record");
+        self.with("top_k", TopK { k, compare, record: PhantomData }, |record| record)
     }
 
     /// As [`KeyedStream::approx_count_distinct`].
     pub fn approx_count_distinct<V: Hash>(self, value: impl Fn(&T) -> V + 'static) -> WindowTable<'a, K, u64> {
-        self.with(|keyed| keyed.approx_count_distinct(value))
+        self.with("approx_count_distinct", CountDistinct, move |record| stable_hash(&value(&record)))
     }
 
     /// As [`KeyedStream::approx_quantiles`].
     pub fn approx_quantiles(self, number: impl Fn(&T) -> f64 + 'static) -> WindowTable<'a, K, Quantiles> {
-        self.with(|keyed| keyed.approx_quantiles(number))
+        self.with("approx_quantiles", Distribution, move |record| number(&record))
     }
 
-    fn with<V: 'static>(
+    fn with<A: Aggregate<Input: Exchange>>(
         self,
-        aggregate: impl FnOnce(KeyedStream<'a, K, T>) -> Aggregated<'a, K, V>,
-    ) -> WindowTable<'a, K, V> {
-        let (emit, options) = aggregate(self.keyed).in_windows();
-        WindowTable { emit, options, window: self.window }
+        what: &'static str,
+        aggregate: A,
+        input: impl Fn(T) -> A::Input + 'static,
+    ) -> WindowTable<'a, K, A::Value> {
+        let Windowed { keyed, window, late } = self;
+        let emit = Box::new(Pending { keyed, what, aggregate, input, late });
+        WindowTable { emit, options: Options::new(), window }
+    }
+}
+
+/// An aggregate over windows that does not know yet what is emitted of it.
+trait Emit<'a, K, V> {
+    fn finals(self: Box<Self>, options: Options<(K, i64), V>, windows: Fixed) -> Stream<'a, Pane<K, V>>;
+}
+
+struct Pending<'a, K, T: 'static, A, F> {
+    keyed: KeyedStream<'a, K, T>,
+    what: &'static str,
+    aggregate: A,
+    input: F,
+    late: Option<LateRows<'a, T>>,
+}
+
+const TRAITS: Traits = Traits { keeps_state: true, emits: Emits::ByRecords, every: None, time: TimeTrait::WaitsFor };
+
+impl<'a, K: Key, T: Exchange, A: Aggregate<Input: Exchange>, F: Fn(T) -> A::Input + 'static> Emit<'a, K, A::Value>
+    for Pending<'a, K, T, A, F>
+{
+    fn finals(self: Box<Self>, options: Options<(K, i64), A::Value>, windows: Fixed) -> Stream<'a, Pane<K, A::Value>> {
+        let Pending { keyed, what, aggregate, input, late } = *self;
+        match late {
+            None => built(aggregate, options, |with_table| {
+                keyed.keyed(input).operate(what, TRAITS, |_| false, move |_| Windows::new(with_table, windows, None))
+            }),
+            Some(LateRows { meter, inlet }) => {
+                let aggregate = WithRecord { aggregate, input, record: PhantomData };
+                built(aggregate, options, |with_table| {
+                    let operate = move |_| Windows::new(with_table, windows, Some(meter));
+                    keyed.keyed(|record| record).operate_with_late(what, TRAITS, |_| false, Some(inlet), operate)
+                })
+            }
+        }
     }
 }
 
 /// A value for each key and window. Its methods say what of it is emitted.
 #[must_use = "a value does nothing until something of it is emitted"]
 pub struct WindowTable<'a, K, V> {
-    emit: BoxedEmit<'a, K, V>,
+    emit: Box<dyn Emit<'a, K, V> + 'a>,
     options: Options<(K, i64), V>,
     window: Tumbling,
 }
@@ -232,7 +313,7 @@ impl<'a, K: Key, V: 'static> WindowTable<'a, K, V> {
     }
 }
 
-impl<K, T> fmt::Debug for Windowed<'_, K, T> {
+impl<K, T: 'static> fmt::Debug for Windowed<'_, K, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} in {:?}", self.keyed, self.window)
     }

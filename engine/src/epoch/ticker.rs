@@ -25,6 +25,8 @@ pub(crate) enum Pace {
 /// No operator waits for an epoch to close, so epochs may be long: at 10 ms, epochs alone took a
 /// twentieth of the CPU of a job that copies a thousand records a second.
 const EPOCH_EVERY: Duration = Duration::from_millis(100);
+/// What is due by event time opens the next epoch at once, but not sooner after the last.
+const DUE_APART: Duration = Duration::from_millis(1);
 /// The next epoch waits while this many are on their way through the operators: where these are
 /// slower than epochs open, more of them would only be more progress messages.
 const EPOCHS_UNDER_WAY: u64 = 4;
@@ -144,8 +146,9 @@ impl Ticker {
             state.uncut = true;
             state.unopened.get_or_insert(now);
         }
+        let due_at = self.pulse.is_due().then(|| state.last_epoch.after(DUE_APART));
         let lull = Some(state.last_epoch.after(EPOCH_EVERY)).filter(|lull| now < *lull);
-        if !state.uncut && !state.wanted {
+        if !state.uncut && !state.wanted && due_at.is_none() {
             return lull;
         }
         let open = self.pulse.epoch();
@@ -154,12 +157,13 @@ impl Ticker {
         let may_cut = self.committed() >= open.checkpoint().previous();
         if may_cut && (now >= cut_at || hurried || open.next().is_none()) {
             self.pulse.take_hurry();
+            self.pulse.take_due();
             (state.uncut, state.unopened, state.wanted) = (false, None, false);
             (state.last_cut, state.last_epoch) = (now, now);
             self.open(state, open.checkpoint().next().first_epoch(), now);
             return Some(now.after(EPOCH_EVERY));
         }
-        let epoch_at = state.unopened.map(|since| since.after(EPOCH_EVERY));
+        let epoch_at = state.unopened.map(|since| since.after(EPOCH_EVERY)).into_iter().chain(due_at).min();
         let has_room = open.as_raw().saturating_sub(self.through.load(SeqCst)) < EPOCHS_UNDER_WAY
             || open.sequence() < EPOCHS_UNDER_WAY;
         let is_due = epoch_at.is_some_and(|at| now >= at);
@@ -171,6 +175,7 @@ impl Ticker {
             && has_room
         {
             (state.unopened, state.last_epoch) = (None, now);
+            self.pulse.take_due();
             self.open(state, next, now);
             return Some(now.after(EPOCH_EVERY));
         }

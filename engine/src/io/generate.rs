@@ -133,7 +133,8 @@ impl<T: 'static> Source for Generate<T> {
         shared.timer.add(wake);
         let own = (worker.index as u64..shared.source.partitions).step_by(worker.peers);
         let strides = own.map(|index| shared.stride(index));
-        Ok(GenerateReader { source: shared.source.clone(), clock: shared.clock.clone(), strides: strides.collect() })
+        let (source, clock, strides) = (shared.source.clone(), shared.clock.clone(), strides.collect());
+        Ok(GenerateReader { source, clock, strides, is_assigned: false })
     }
 }
 
@@ -215,6 +216,7 @@ pub struct GenerateReader<T> {
     clock: Clock,
     /// The partitions of this worker.
     strides: Vec<Stride>,
+    is_assigned: bool,
 }
 
 /// A partition: one of every `partitions` records.
@@ -258,12 +260,21 @@ impl<T: 'static> Reader for GenerateReader<T> {
         }
         if stride.made > before {
             batch.read_to(stride.partition.clone(), Offset(stride.made));
+            if stride.next >= self.source.records() {
+                batch.end_partition();
+            }
         }
         Ok(match self.first() {
             None => Polled::Ended(End::OfTime),
             Some(first) if first.next < all_due => Polled::More,
             Some(_) => Polled::Idle,
         })
+    }
+
+    fn assigned(&mut self) -> Option<Vec<Partition>> {
+        let records = self.source.records();
+        let own = (!std::mem::replace(&mut self.is_assigned, true)).then_some(&self.strides)?;
+        Some(own.iter().filter(|stride| stride.next < records).map(|stride| stride.partition.clone()).collect())
     }
 
     fn has_ended(&self) -> Option<End> {

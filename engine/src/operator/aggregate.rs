@@ -1,6 +1,7 @@
 //! Aggregates by key, and what they emit: each change at once, or what a checkpoint has changed.
 
 use std::collections::VecDeque;
+use std::marker::PhantomData;
 
 use crate::state::keep::{Held, Keep};
 use crate::state::origin::Same;
@@ -48,6 +49,38 @@ pub(crate) enum Form {
     Option,
     /// The value with its time, or nothing before the first record.
     Timed,
+}
+
+/// An aggregate that is handed whole records, and makes its inputs of them itself.
+pub(crate) struct WithRecord<A, F, T> {
+    pub(crate) aggregate: A,
+    pub(crate) input: F,
+    pub(crate) record: PhantomData<fn(T)>,
+}
+
+impl<A: Aggregate, T: 'static, F: Fn(T) -> A::Input + 'static> Aggregate for WithRecord<A, F, T> {
+    type Input = T;
+    type State = A::State;
+    type Value = A::Value;
+
+    fn zero(&self) -> A::State {
+        self.aggregate.zero()
+    }
+
+    fn add(&self, state: &mut A::State, record: T, time: Option<EventTime>) -> Result<()> {
+        self.aggregate.add(state, (self.input)(record), time)
+    }
+
+    fn value(&self, state: &A::State) -> A::Value {
+        self.aggregate.value(state)
+    }
+
+    const SAME: Option<Same<A::State>> = A::SAME;
+    const FORM: Option<Form> = A::FORM;
+
+    fn state_of(value: A::Value, time: Option<EventTime>) -> Option<A::State> {
+        A::state_of(value, time)
+    }
 }
 
 /// The time of a record, when the records of its batch have times.
@@ -374,12 +407,12 @@ impl<K: TableKey, A: Aggregate> Operate for LastChanges<K, A> {
 /// Hands on the first record of each key.
 pub(crate) struct First<K, T> {
     table: Table<K, ()>,
-    record: std::marker::PhantomData<fn(T)>,
+    record: PhantomData<fn(T)>,
 }
 
 impl<K: TableKey, T> First<K, T> {
     pub(crate) fn new() -> First<K, T> {
-        First { table: Table::new(), record: std::marker::PhantomData }
+        First { table: Table::new(), record: PhantomData }
     }
 }
 

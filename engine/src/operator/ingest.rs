@@ -24,8 +24,8 @@ use timely::scheduling::Activator;
 
 use crate::io::{AtStop, End, Polled, Reader};
 use crate::words::{
-    Admission, Batch, Budget, Clock, Epoch, Moment, Offset, Offsets, Partition, ReadBatch, Result, Room, SourceMeter,
-    Stall, Wake,
+    Admission, Batch, Budget, Clock, Epoch, EventTime, Moment, Offset, Offsets, Partition, ReadBatch, Result, Room,
+    SourceMeter, Stall, Wake,
 };
 
 use super::drain::{Drain, Drains, Released as ReleasedRecords};
@@ -35,9 +35,10 @@ use super::ledger::{Part, Piece};
 use super::marks::Board;
 use super::pulse::Pulse;
 use super::stage::{Capabilities, Consume, Tail, give_up, run, wake_of};
-use super::watermark::{self, Report};
+use super::watermark::Report;
 
 mod limits;
+mod time;
 
 /// The index of a source in the plan, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,6 +100,9 @@ pub(crate) fn build<'a, T: 'static>(
             return Err(error);
         }
     };
+    if setting.marks.is_some() {
+        setting.pulse.note_mark((setting.node, setting.worker), EventTime::NONE);
+    }
     setting.pulse.source_opened(wake.clone());
     let freed = wake.clone();
     setting.budget.on_freed(move || freed.wake());
@@ -116,6 +120,7 @@ pub(crate) fn build<'a, T: 'static>(
             chain,
             ledger: OutputBuilder::from(ledger),
             reports: reports.map(OutputBuilder::from),
+            nameless: Partition::new(setting.name.as_str()),
             queue: VecDeque::new(),
             released: HashMap::new(),
             capabilities,
@@ -163,6 +168,8 @@ struct Ingest<T> {
     ledger: OutputBuilder<u64, CapacityContainerBuilder<Vec<Piece>>>,
     reports: Option<OutputBuilder<u64, CapacityContainerBuilder<Vec<Report>>>>,
     queue: VecDeque<Queued<T>>,
+    /// The partition of a source that names none.
+    nameless: Partition,
     /// Positions that moved in the open checkpoint.
     released: HashMap<Partition, Offset>,
     capabilities: Capabilities,
@@ -383,12 +390,11 @@ impl<T> Ingest<T> {
     fn release(&mut self, queued: Queued<T>, now: Moment) -> Result<()> {
         let Queued { position, batch, ends_partition, .. } = queued;
         let marks = self.setting.marks.clone();
-        let mut ended = None;
+        if let Some(marks) = &marks {
+            let partition = position.as_ref().map_or(&self.nameless, |(partition, _)| partition);
+            marks.enter(partition, batch.admission().map_or(now, Admission::arrival));
+        }
         if let Some((partition, next)) = position {
-            if let Some(marks) = &marks {
-                marks.enter(&partition, batch.admission().map_or(now, Admission::arrival));
-                ended = ends_partition.then(|| partition.clone());
-            }
             self.released.insert(partition, next);
         }
         self.setting.meter.records.add(batch.len() as u64);
@@ -403,9 +409,10 @@ impl<T> Ingest<T> {
         if !batch.is_empty() {
             run(&mut *self.chain, batch, &self.capabilities)?;
         }
-        if let (Some(marks), Some(partition)) = (marks, ended) {
-            marks.end_partition(&partition);
+        if let Some(marks) = marks.filter(|_| ends_partition) {
+            marks.end_partition();
         }
+        self.show_least();
         Ok(())
     }
 
@@ -441,6 +448,7 @@ impl<T> Ingest<T> {
     /// positions of the checkpoint to the ledger.
     fn move_to(&mut self, epoch: Epoch) {
         self.report();
+        self.show_least();
         if epoch.checkpoint() > self.epoch().checkpoint() {
             self.record_offsets();
         }
@@ -450,20 +458,6 @@ impl<T> Ingest<T> {
     fn downgrade(&mut self, epoch: Epoch) {
         self.setting.pulse.note_moved(self.setting.clock.now());
         self.capabilities.iter_mut().for_each(|capability: &mut Capability<u64>| capability.downgrade(&epoch.as_raw()));
-    }
-
-    /// Tells operators that wait for event time what they do not know yet, at the epoch that
-    /// closes.
-    fn report(&mut self) {
-        let (Some(marks), Some(reports)) = (&self.setting.marks, &mut self.reports) else { return };
-        if let Some(partitions) = self.reader.as_mut().and_then(|reader| reader.assigned()) {
-            marks.assign(partitions);
-        }
-        let Some((summary, arrived)) = marks.take_report() else { return };
-        let (own, at) = ((self.setting.node, self.setting.worker), &self.capabilities[1]);
-        let mut reports = reports.activate();
-        let mut session = reports.session(at);
-        watermark::reports(own, self.setting.workers, summary, arrived).for_each(|report| session.give(report));
     }
 
     fn record_offsets(&mut self) {
@@ -486,6 +480,7 @@ impl<T> Ingest<T> {
             marks.end();
         }
         self.report();
+        self.show_least();
         self.record_offsets();
         self.setting.drains.end(self.epoch().checkpoint());
         self.setting.control.wake();

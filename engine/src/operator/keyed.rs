@@ -30,6 +30,7 @@ use crate::words::{
 
 use super::arrivals::Arrivals;
 use super::inputs::{Frontiers, Input};
+use super::late::LateStream;
 use super::ledger::Piece;
 use super::stage::{Capabilities, Consume, Next, Pace, Setting, Within, give_up, retain, wake_of};
 use super::state_ledger::{Keeping, Sent, StateLedger};
@@ -93,9 +94,26 @@ pub(crate) trait Operate: 'static {
         Ok(false)
     }
 
-    /// Takes the number of records that were late since this was last asked.
-    fn take_late(&mut self) -> u64 {
-        0
+    /// The event time at which the next thing is final.
+    fn due(&self) -> Option<EventTime> {
+        None
+    }
+
+    /// Adds a port for late records to the operator that is being built, if they are to be handed
+    /// on.
+    fn open_late<'a>(&mut self, builder: &mut OperatorBuilder<'a, u64>) -> Option<LateStream<'a, Self::Input>> {
+        let _ = builder;
+        None
+    }
+
+    /// Called behind each [`apply`](Operate::apply): hands on the records among them that were
+    /// late. Returns how many there were.
+    ///
+    /// # Errors
+    /// When the run cannot go on.
+    fn hand_on_late(&mut self, admission: Option<&Admission>, at: &Capabilities) -> Result<u64> {
+        let _ = (admission, at);
+        Ok(0)
     }
 
     /// The state that outlives a checkpoint.
@@ -144,6 +162,11 @@ impl<O: Operate> KeyedStage<O> {
             firing: None,
             every,
         }
+    }
+
+    /// See [`Operate::open_late`].
+    pub(crate) fn open_late<'a>(&mut self, builder: &mut OperatorBuilder<'a, u64>) -> Option<LateStream<'a, O::Input>> {
+        self.operate.open_late(builder)
     }
 
     /// Loads what the run begins with.
@@ -239,7 +262,8 @@ impl<O: Operate> Consume<(O::Key, O::Input)> for KeyedStage<O> {
                 self.arrivals.note(admission.arrival(), self.operate.rows());
             }
         }
-        self.ledger.note_late(self.operate.take_late());
+        let late = self.operate.hand_on_late(batch.admission(), at)?;
+        self.ledger.note_late(late);
         self.ledger.report_growth(self.operate.held())?;
         self.next.hand_on(out, at)
     }
@@ -463,6 +487,10 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
                 }
                 Ok(more || chain.work(|stage| Ok(stage.is_encoding()))?)
             });
+            if let Some(time) = &mut time {
+                let due = chain.work(|stage| Ok(stage.operate.due())).unwrap_or(None);
+                time.show_due(&setting.pulse, due);
+            }
             match more {
                 Ok(true) => activator.activate(),
                 Ok(false) => {}

@@ -29,7 +29,13 @@ struct Marks {
     /// When the records arrived that moved a mark last, unless that is reported.
     moved: Option<Moment>,
     is_reported: bool,
+    /// Whether the reader says which partitions it has.
+    is_assigned: bool,
     has_ended: bool,
+    /// The least mark of all partitions that may have records, as last shown.
+    least: EventTime,
+    /// Whether it may be another one now.
+    is_least_old: bool,
 }
 
 /// What is known of a partition.
@@ -60,19 +66,30 @@ impl Board {
             restored,
             moved: None,
             is_reported: false,
+            is_assigned: false,
             has_ended: false,
+            least: EventTime::NONE,
+            is_least_old: true,
         }))
     }
 
-    /// These are the partitions of the reader. What is not known of them holds time back.
+    /// These are the partitions of the reader. Those that it has from the beginning hold time back
+    /// until their first record.
     pub(super) fn assign(&self, partitions: Vec<Partition>) {
         let marks = &mut *self.0.borrow_mut();
+        marks.leave();
+        let is_first = !std::mem::replace(&mut marks.is_assigned, true);
         let mut before = std::mem::take(&mut marks.partitions);
         for partition in partitions {
-            let known = before.remove(&partition).unwrap_or_else(|| marks.found(&partition));
+            let known = before.remove(&partition).unwrap_or_else(|| {
+                let mut known = marks.found(&partition);
+                // One that is found later counts from its first record on: it holds nothing back.
+                known.time.is_idle |= !is_first && known.time == PartitionTime::UNKNOWN;
+                known
+            });
             marks.partitions.insert(partition, known);
         }
-        marks.moved = Some(marks.arrived);
+        (marks.moved, marks.is_least_old) = (Some(marks.arrived), true);
     }
 
     /// A batch of that partition follows, whose records arrived then.
@@ -90,19 +107,20 @@ impl Board {
         marks.current = Some(partition.clone());
     }
 
-    /// No more records of that partition will ever come.
-    pub(super) fn end_partition(&self, partition: &Partition) {
+    /// No more records of the partition that was entered last will ever come.
+    pub(super) fn end_partition(&self) {
         let marks = &mut *self.0.borrow_mut();
-        marks.leave();
         let time = PartitionTime { largest: EventTime::END, is_idle: false };
-        marks.partitions.insert(partition.clone(), Known { time, is_new: true });
-        marks.moved = Some(marks.arrived);
+        marks.now = Known { time, is_new: true };
+        marks.leave();
+        (marks.moved, marks.is_least_old) = (Some(marks.arrived), true);
     }
 
     /// The source has ended, for ever.
     pub(super) fn end(&self) {
         let marks = &mut *self.0.borrow_mut();
-        (marks.has_ended, marks.moved) = (true, Some(marks.arrived));
+        marks.has_ended = true;
+        (marks.moved, marks.is_least_old) = (Some(marks.arrived), true);
     }
 
     /// Gives records of the partition their stamps.
@@ -118,9 +136,23 @@ impl Board {
             stamp
         }));
         if largest > before {
+            // Only what holds time back can move it.
+            marks.is_least_old |= before.before(delay) <= marks.least;
             marks.now = Known { time: PartitionTime { largest, is_idle: false }, is_new: true };
             marks.moved = Some(marks.arrived);
         }
+    }
+
+    /// The least mark of all partitions that may have records, when it has moved since it was last
+    /// asked for.
+    pub(super) fn take_least(&self) -> Option<EventTime> {
+        let marks = &mut *self.0.borrow_mut();
+        if !std::mem::take(&mut marks.is_least_old) {
+            return None;
+        }
+        marks.keep();
+        let least = marks.summary().active.unwrap_or(EventTime::END);
+        (std::mem::replace(&mut marks.least, least) != least).then_some(least)
     }
 
     /// What operators that wait for event time are to be told, if they do not know it yet, and when
@@ -149,7 +181,7 @@ impl Board {
         let marks = &mut *self.0.borrow_mut();
         marks.leave();
         marks.partitions.retain(|partition, _| !partitions.contains(partition));
-        marks.moved = Some(marks.arrived);
+        (marks.moved, marks.is_least_old) = (Some(marks.arrived), true);
     }
 
     /// The mark of each partition, and whether it is idle.
@@ -167,7 +199,16 @@ impl Marks {
         Known { time, is_new: false }
     }
 
-    /// Writes back what the records of a partition have changed.
+    /// Writes back what the records of a partition have changed so far.
+    fn keep(&mut self) {
+        if let Some(known) = self.current.as_ref().and_then(|partition| self.partitions.get_mut(partition)) {
+            *known = self.now;
+        } else if let Some(partition) = &self.current {
+            self.partitions.insert(partition.clone(), self.now);
+        }
+    }
+
+    /// Writes back what the records of a partition have changed, before something else changes it.
     fn leave(&mut self) {
         if let Some(partition) = self.current.take() {
             self.partitions.insert(partition, self.now);
@@ -176,10 +217,15 @@ impl Marks {
 
     fn summary(&self) -> Summary {
         if self.has_ended {
-            return Summary { active: Some(EventTime::END), idle: None };
+            return Summary::ENDED;
+        }
+        if self.partitions.is_empty() && !self.is_assigned {
+            // Any of its partitions may have a record of any time.
+            return Summary::at(EventTime::NONE);
         }
         let mark = |known: &Known| known.mark(self.delay);
         let of = |is_idle: bool| self.partitions.values().filter(move |known| known.time.is_idle == is_idle).map(mark);
-        Summary { active: of(false).min(), idle: of(true).max() }
+        let active = of(false).filter(|mark| *mark != EventTime::END).min();
+        Summary { active, idle: of(true).max(), has_ended: false }
     }
 }

@@ -31,6 +31,8 @@ pub(crate) mod kept_calls;
 pub(crate) mod aggregate;
 pub(crate) mod aggregates;
 pub(crate) mod sketches;
+pub(crate) mod late;
+pub(crate) mod inlet;
 pub(crate) mod window;
 
 pub(crate) mod egress;

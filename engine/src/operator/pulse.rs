@@ -14,10 +14,12 @@
 //! stores followed by loads of other fields, hence SeqCst throughout.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Mutex, MutexGuard};
 
-use crate::words::{Bell, CheckpointId, Clock, Epoch, Moment, Wake, lock};
+use crate::words::{Bell, CheckpointId, Clock, Epoch, EventTime, Moment, Wake, lock};
+
+use super::fault::Node;
 
 /// The shared state of a run's epochs.
 #[derive(Debug)]
@@ -52,8 +54,28 @@ pub(crate) struct Pulse {
     for_room: Mutex<Vec<Wake>>,
     /// Egresses, and what else is woken by a boundary.
     egresses: Mutex<Vec<Wake>>,
+    /// What sources and operators say of event time.
+    times: Mutex<Times>,
+    /// Event time has come to where an operator waits for it: the next epoch is to open at once.
+    due: AtomicBool,
     /// Operators that wait for a time to come.
     alarms: Mutex<BTreeMap<Moment, Vec<Wake>>>,
+}
+
+/// How far event time has come, and where it is waited for, by node and worker.
+#[derive(Debug, Default)]
+struct Times {
+    /// The least mark of each source.
+    marks: BTreeMap<(Node, usize), EventTime>,
+    /// When the first thing is due that an operator waits with.
+    dues: BTreeMap<(Node, usize), EventTime>,
+}
+
+impl Times {
+    fn is_due(&self) -> bool {
+        let due = self.dues.values().min();
+        due.is_some_and(|due| self.marks.values().min().is_some_and(|least| least >= due))
+    }
 }
 
 impl Pulse {
@@ -76,6 +98,8 @@ impl Pulse {
             ingests: Mutex::default(),
             for_room: Mutex::default(),
             egresses: Mutex::default(),
+            times: Mutex::default(),
+            due: AtomicBool::new(false),
             alarms: Mutex::default(),
         }
     }
@@ -170,6 +194,31 @@ impl Pulse {
         }
     }
 
+    /// The least mark of a source on a worker is this now.
+    pub(crate) fn note_mark(&self, own: (Node, usize), least: EventTime) {
+        let mut times = lock(&self.times);
+        times.marks.insert(own, least);
+        self.ring_if_due(times);
+    }
+
+    /// An operator on a worker waits for this time, or for none.
+    pub(crate) fn note_due(&self, own: (Node, usize), due: Option<EventTime>) {
+        let mut times = lock(&self.times);
+        match due {
+            Some(due) => drop(times.dues.insert(own, due)),
+            None => drop(times.dues.remove(&own)),
+        }
+        self.ring_if_due(times);
+    }
+
+    fn ring_if_due(&self, times: MutexGuard<'_, Times>) {
+        let is_due = times.is_due();
+        drop(times);
+        if is_due && !self.due.swap(true, SeqCst) {
+            self.bell.ring();
+        }
+    }
+
     pub(crate) fn source_ended(&self) {
         if self.sources.fetch_sub(1, SeqCst) == 1 {
             // After the count: an egress that is woken sees that all sources have ended, and one
@@ -250,6 +299,16 @@ impl Pulse {
 
     pub(crate) fn take_hurry(&self) -> bool {
         self.hurry.swap(false, SeqCst)
+    }
+
+    /// Whether event time has come to where an operator waits for it.
+    pub(crate) fn is_due(&self) -> bool {
+        self.due.load(SeqCst)
+    }
+
+    /// An epoch opens, and what is due is seen to with it.
+    pub(crate) fn take_due(&self) {
+        self.due.store(false, SeqCst);
     }
 
     pub(crate) fn is_hurried(&self) -> bool {

@@ -11,6 +11,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use crate::words::{ByCheckpoint, CheckpointId, Epoch, EventTime, Moment, Result};
 
+use super::pulse::Pulse;
 use super::stage::{Capabilities, Setting};
 use super::watermark::{Advanced, Report, Reporter, Watermarks, reports};
 
@@ -60,6 +61,8 @@ pub(super) struct Time {
     /// The port on which it relays what it knows.
     port: usize,
     relays: OutputBuilder<u64, CapacityContainerBuilder<Vec<Report>>>,
+    /// The event time for which it waits, as last shown.
+    due: Option<EventTime>,
 }
 
 impl Time {
@@ -72,7 +75,10 @@ impl Time {
         let (output, stream) = builder.new_output();
         let Timing { own, workers, reporters, watermark, back, .. } = *timing;
         let watermarks = Watermarks::new(reporters, watermark, back);
-        (Time { own, workers, watermarks, fires_in: None, port, relays: OutputBuilder::from(output) }, stream)
+        (
+            Time { own, workers, watermarks, fires_in: None, port, relays: OutputBuilder::from(output), due: None },
+            stream,
+        )
     }
 
     /// Called when the operator is first scheduled, with capabilities for the first epoch of the
@@ -115,6 +121,15 @@ impl Time {
             self.relay(&fired.at[self.port], fired.arrived);
         }
         Ok(false)
+    }
+
+    /// Shows for what event time the operator waits. An epoch opens at once when that has come,
+    /// unless something of it is on its way already.
+    pub(super) fn show_due(&mut self, pulse: &Pulse, due: Option<EventTime>) {
+        if self.due != due {
+            self.due = due;
+            pulse.note_due(self.own, due);
+        }
     }
 
     fn relay(&mut self, at: &Capability<u64>, arrived: Moment) {

@@ -16,23 +16,40 @@ use super::fault::Node;
 use super::stage::Capabilities;
 
 /// What is known of the time in several partitions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Summary {
     /// The least mark of those that may have records; `None` when there are none.
     pub(crate) active: Option<EventTime>,
     /// The largest mark of those that have none at the moment.
     pub(crate) idle: Option<EventTime>,
+    /// Whether there will never be a record again.
+    pub(crate) has_ended: bool,
 }
 
 impl Summary {
     /// That of an operator which emits nothing before this time.
     pub(crate) fn at(time: EventTime) -> Summary {
-        Summary { active: Some(time), idle: None }
+        match time {
+            EventTime::END => Summary::ENDED,
+            _ => Summary { active: Some(time), idle: None, has_ended: false },
+        }
     }
+
+    pub(crate) const ENDED: Summary = Summary { active: None, idle: None, has_ended: true };
 
     fn and(self, other: Summary) -> Summary {
         let least = |one: Option<EventTime>, other| one.into_iter().chain(other).min();
-        Summary { active: least(self.active, other.active), idle: self.idle.max(other.idle) }
+        Summary {
+            active: least(self.active, other.active),
+            idle: self.idle.max(other.idle),
+            has_ended: self.has_ended && other.has_ended,
+        }
+    }
+
+    /// How far time has come. Where nothing is active, it is where the last partition fell silent;
+    /// `None` when there is no partition, and may be one later.
+    fn time(self) -> Option<EventTime> {
+        self.active.or(self.idle).or(self.has_ended.then_some(EventTime::END))
     }
 }
 
@@ -123,8 +140,8 @@ impl Watermarks {
         if self.known.len() < self.reporters {
             return EventTime::NONE;
         }
-        let all = self.known.values().fold(Summary::default(), |all, one| all.and(*one));
-        all.active.or(all.idle).unwrap_or(EventTime::NONE)
+        let all = self.known.values().copied().reduce(Summary::and);
+        all.and_then(Summary::time).unwrap_or(EventTime::NONE)
     }
 
     /// What the operator relays.

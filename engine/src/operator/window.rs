@@ -2,13 +2,18 @@
 //! once the watermark has passed the window's end, and then gone.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use crate::state::keep::{Held, Keep};
 use crate::state::table::{ByFirst, Found, Place, Table, TableKey};
-use crate::words::{Batch, Error, ErrorKind, EventTime, Pane, Result, Span, Stamp};
+use crate::words::{Admission, Batch, Error, ErrorKind, EventTime, Pane, Result, Span, StageMeter, Stamp};
 
 use super::aggregate::Aggregate;
 use super::keyed::Operate;
+use super::late::{LateRecords, LateStream};
+use super::stage::Capabilities;
 
 /// Windows that follow each other without a gap, aligned to 1970 and an offset. All in
 /// milliseconds.
@@ -53,13 +58,17 @@ pub(crate) struct Windows<K, A: Aggregate> {
     watermark: EventTime,
     /// The window that is emitted now.
     closing: Option<(i64, std::vec::IntoIter<Place>)>,
-    late: u64,
+    late: LateRecords<A::Input>,
 }
 
 impl<K: TableKey, A: Aggregate> Windows<K, A> {
-    pub(crate) fn new((aggregate, table): (A, WindowTable<K, A::State>), fixed: Fixed) -> Windows<K, A> {
-        let (open, watermark) = (BTreeMap::new(), EventTime::NONE);
-        Windows { aggregate, fixed, table, open, watermark, closing: None, late: 0 }
+    pub(crate) fn new(
+        (aggregate, table): (A, WindowTable<K, A::State>),
+        fixed: Fixed,
+        late: Option<Arc<StageMeter>>,
+    ) -> Windows<K, A> {
+        let (open, watermark, late) = (BTreeMap::new(), EventTime::NONE, LateRecords::new(late));
+        Windows { aggregate, fixed, table, open, watermark, closing: None, late }
     }
 
     /// The memory of the places of open windows: each entry has one, and half of a list may be
@@ -87,14 +96,14 @@ impl<K: TableKey, A: Aggregate> Operate for Windows<K, A> {
         let mut window = self.fixed.of(EventTime(0));
         for ((key, input), stamp) in records.into_iter().zip(stamps) {
             let Some(time) = stamp.time() else {
-                self.late += 1;
+                self.late.add(input, stamp, Vec::new());
                 continue;
             };
             if !window.contains(time) {
                 window = self.fixed.of(time);
             }
             if window.end <= stamp.mark.max(self.watermark) {
-                self.late += 1;
+                self.late.add(input, stamp, vec![window]);
                 continue;
             }
             in_time.push(((key, window.start.0), input));
@@ -167,8 +176,17 @@ impl<K: TableKey, A: Aggregate> Operate for Windows<K, A> {
         }
     }
 
-    fn take_late(&mut self) -> u64 {
-        std::mem::take(&mut self.late)
+    fn due(&self) -> Option<EventTime> {
+        self.open.first_key_value().map(|(start, _)| self.fixed.from(*start).end)
+    }
+
+    fn open_late<'a>(&mut self, builder: &mut OperatorBuilder<'a, u64>) -> Option<LateStream<'a, A::Input>> {
+        self.late.open(builder)
+    }
+
+    fn hand_on_late(&mut self, admission: Option<&Admission>, at: &Capabilities) -> Result<u64> {
+        self.late.hand_on(admission, at)?;
+        Ok(self.late.take_count())
     }
 
     fn kept(&mut self) -> Option<&mut dyn Keep> {
@@ -183,4 +201,26 @@ impl<K: TableKey, A: Aggregate> Operate for Windows<K, A> {
 
 fn cannot_encode(cause: postcard::Error) -> Error {
     Error::new(ErrorKind::State, "cannot encode the key of a window").caused_by(cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_lies_in_one_window_wherever_it_is() {
+        for (length, offset) in [(10, 0), (10, 3), (7, 700_001), (1, 0), (i64::MAX, 5)] {
+            let fixed = Fixed::new(length, offset);
+            for time in [i64::MIN + 1, -1_000_000_000_000, -11, -10, -1, 0, 1, 9, 10, 13, i64::MAX - 1, i64::MAX] {
+                let window = fixed.of(EventTime(time));
+                assert!(window.contains(EventTime(time)), "{time} in {window:?} of {length}");
+                let is_cut = window.start.0 == i64::MIN || window.end == EventTime::END;
+                assert!(is_cut || window.end.0 - window.start.0 == length, "{window:?}");
+                assert!(is_cut || (window.start.0 - offset).rem_euclid(length) == 0, "{window:?}");
+                // The next one begins where it ends.
+                assert!(is_cut || fixed.of(window.end).start == window.end, "{window:?}");
+                assert_eq!(fixed.of(window.last()), window);
+            }
+        }
+    }
 }

@@ -48,6 +48,11 @@ impl Place {
         Place(hash & !(0xff << Place::SHIFT) | group << Place::SHIFT)
     }
 
+    /// Whether a key of its group is at this place. A hash table itself compares only seven bits.
+    pub(super) fn is_of<K: Hash>(self, key: &K, hasher: &DefaultHashBuilder) -> bool {
+        (self.0 ^ hasher.hash_one(key)) & !(0xff << Place::SHIFT) == 0
+    }
+
     #[inline]
     pub(super) fn group(self) -> KeyGroup {
         KeyGroup::from_index((self.0 >> Place::SHIFT) as u8)

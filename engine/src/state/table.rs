@@ -259,13 +259,15 @@ impl<K: TableKey, S: TableState, G: Grouping<K>> Table<K, S, G> {
         self.touched[place]
     }
 
-    /// Removes an entry of that place for which `is_it` holds.
+    /// Removes an entry of that place for which `is_it` holds. Of two with one hash it is any.
     ///
     /// # Errors
     /// When the key cannot be encoded.
     pub(crate) fn take(&mut self, place: Place, is_it: impl Fn(&K) -> bool) -> Result<Option<(K, S)>, postcard::Error> {
         let Some(group) = self.groups.get_mut(place.group().index()) else { return Ok(None) };
-        let Ok(found) = group.find_entry(place.0, |entry| is_it(&entry.key)) else { return Ok(None) };
+        let hasher = &self.hasher;
+        let is_it = |entry: &Entry<K, S>| is_it(&entry.key) && place.is_of(&entry.key, hasher);
+        let Ok(found) = group.find_entry(place.0, is_it) else { return Ok(None) };
         self.cut.encode_before_its_turn(place.group(), found.get(), self.generation);
         let (Entry { key, state, .. }, _) = found.remove();
         self.entries -= 1;
@@ -388,10 +390,8 @@ impl<K: TableKey, S: TableState, G: Grouping<K>> Keep for Table<K, S, G> {
         self.cut.touched = mem::take(&mut self.touched);
         self.cut.next = 0;
         (self.records, self.look_at) = (0, LOOK_AFTER);
-        if self.removed.count() > 0 {
-            // What the cut has encoded so far is of the start, before any key was removed.
-            self.cut.delta.append(mem::take(&mut self.removed));
-        }
+        // Behind what was encoded of the start of the run.
+        self.cut.delta.append(mem::take(&mut self.removed));
         self.cut.delta.grown += self.entries as i64 - self.entries_before as i64;
         self.entries_before = self.entries;
         if self.generation == u32::MAX {

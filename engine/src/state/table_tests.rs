@@ -104,3 +104,76 @@ proptest! {
         count(generations);
     }
 }
+
+/// A tag of a hash table has seven bits, and a group of it many entries with the same one.
+#[test]
+fn all_entries_of_a_window_are_taken_whatever_their_hashes() {
+    let mut table = Table::<(u64, i64), u64, ByFirst>::new();
+    let records = (0..100_000_u64).map(|key| ((key, (key % 3) as i64), ())).collect();
+    table.update(records, || 1, |_, _, (), _, _| Ok(())).unwrap();
+    for window in 0..3 {
+        let places: Vec<Place> = table.places().filter(|(key, _)| key.1 == window).map(|(_, place)| place).collect();
+        let mut taken: Vec<u64> = Vec::new();
+        for place in places {
+            let (key, _) = table.take(place, |(_, own)| *own == window).unwrap().expect("it is there");
+            taken.push(key.0);
+        }
+        taken.sort_unstable();
+        assert!(taken.into_iter().eq((0..100_000).filter(|key| (key % 3) as i64 == window)));
+    }
+    assert_eq!(table.len(), 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
+
+    /// Entries are touched and taken, also while the changes before a cut are encoded.
+    #[test]
+    fn what_is_taken_is_gone_from_what_is_loaded_too(
+        steps in vec((0..8_u8, any::<u8>()), 0..300),
+        slice in 1..5_usize,
+    ) {
+        let mut table = Table::<u8, u64>::new();
+        let (mut expected, mut deltas) = (BTreeMap::<u8, u64>::new(), Vec::<Delta>::new());
+        let mut cut: Option<BTreeMap<u8, u64>> = None;
+        for (step, any) in steps {
+            match step {
+                0..4 => {
+                    let key = any % 40;
+                    *expected.entry(key).or_default() += 1;
+                    let add = |_, _, (), state: &mut u64, _| {
+                        *state += 1;
+                        Ok(())
+                    };
+                    table.update(vec![(key, ())], || 0, add).unwrap();
+                }
+                4 => {
+                    let of = any % 5;
+                    let places: Vec<_> = table.places().filter(|(key, _)| *key % 5 == of).map(|(_, at)| at).collect();
+                    for place in places {
+                        let (key, state) = table.take(place, |key| key % 5 == of).unwrap().unwrap();
+                        assert_eq!(expected.remove(&key), Some(state));
+                    }
+                }
+                5 if cut.is_none() => {
+                    table.cut();
+                    cut = Some(expected.clone());
+                }
+                _ => {}
+            }
+            if cut.is_some() && let Some(delta) = table.encode(slice).unwrap() {
+                deltas.push(delta);
+                let (mut loaded, mut strays) = (Table::<u8, u64>::new(), Strays::new());
+                for (group, entries) in deltas.iter().flat_map(Delta::groups) {
+                    loaded.load(group, &entries.bytes, &mut strays).unwrap();
+                }
+                let parts = 0..loaded.parts();
+                let content: BTreeMap<u8, u64> =
+                    parts.flat_map(|part| loaded.entries_of(part)).map(|entry| (entry.key, entry.state)).collect();
+                assert_eq!(deltas.iter().map(|delta| delta.grown).sum::<i64>(), content.len() as i64);
+                assert_eq!(Some(content), cut.take());
+            }
+        }
+        assert_eq!(table.len(), expected.len() as u64);
+    }
+}

@@ -36,6 +36,12 @@ impl<T> Batch<T> {
         Batch { values: VecDeque::new(), stamps: VecDeque::new(), admission }
     }
 
+    /// The same records under another admission.
+    pub(crate) fn admitted_as(mut self, admission: Option<Admission>) -> Batch<T> {
+        self.admission = admission;
+        self
+    }
+
     /// The number of records.
     pub fn len(&self) -> usize {
         self.values.len()

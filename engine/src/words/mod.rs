@@ -51,7 +51,7 @@ pub(crate) use meter::{
 pub use meter::{LatencySnapshot, Percentile};
 pub(crate) use offsets::PartitionTime;
 pub use offsets::{Offset, Offsets, Partition};
-pub use pane::{Pane, Span};
+pub use pane::{Late, Lateness, Pane, Span};
 pub use quantity::{ByteSize, RECORD_OVERHEAD, Room, Worker};
 pub use read_batch::ReadBatch;
 pub use record::{Change, Headers, Keyed, Malformed, Origin, TimedOut};

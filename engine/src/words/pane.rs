@@ -35,3 +35,29 @@ pub struct Pane<K, V> {
     /// What its records of that key have led to.
     pub value: V,
 }
+
+/// A record that came too late for one or more windows; see
+/// [`Windowed::late`](crate::Windowed::late).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Late<T> {
+    /// The record.
+    pub record: T,
+    /// Its event time, if it has one.
+    pub time: Option<EventTime>,
+    /// The windows that it missed. It counts in the others that it belongs to.
+    pub windows: Vec<Span>,
+    /// Why it missed them.
+    pub why: Lateness,
+}
+
+/// Why a record missed a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Lateness {
+    /// The window had ended before the record came: by the mark of its own partition, or by the
+    /// watermark, which had left that partition out because it was idle.
+    Closed,
+    /// The record has no event time, and so belongs to no window.
+    NoTime,
+}

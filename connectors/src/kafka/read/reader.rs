@@ -200,6 +200,8 @@ pub struct KafkaReader<R> {
     held: Vec<Held>,
     /// Queues of partitions that are assigned elsewhere now.
     away: Vec<(Partition, Queue)>,
+    /// The partitions that the engine was told of.
+    told: Option<Vec<Partition>>,
     turn: usize,
     looked_at_all: Instant,
 }
@@ -217,6 +219,7 @@ impl<R: Read> KafkaReader<R> {
             worker: worker.index,
             held: Vec::new(),
             away: Vec::new(),
+            told: None,
             turn: 0,
             looked_at_all: Instant::now(),
         }
@@ -325,6 +328,16 @@ impl<R: Read> Reader for KafkaReader<R> {
             (false, true) => Polled::More,
             (false, false) => Polled::Idle,
         })
+    }
+
+    /// A member of a group does not say: its partitions come and go.
+    fn assigned(&mut self) -> Option<Vec<Partition>> {
+        if !self.shared.is_handed_out.load(SeqCst) {
+            return None;
+        }
+        self.look_at_inbox();
+        let own: Vec<Partition> = self.held.iter().map(|held| held.shared.span.name.clone()).collect();
+        (self.told.as_ref() != Some(&own)).then(|| self.told.insert(own).clone())
     }
 
     fn has_ended(&self) -> Option<End> {

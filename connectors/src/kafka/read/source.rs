@@ -43,6 +43,8 @@ pub struct KafkaShared<R> {
     pub(crate) read: R,
     /// The way to each worker's reader.
     pub(crate) inboxes: Vec<Inbox>,
+    /// Whether all partitions with which this run begins are in the inboxes.
+    pub(crate) is_handed_out: AtomicBool,
     pub(crate) clock: Clock,
     /// Partitions whose queues were split off, for the life of the client.
     split: Mutex<BTreeSet<Partition>>,
@@ -192,6 +194,7 @@ impl<R: Read> KafkaShared<R> {
             consumer,
             held,
             read,
+            is_handed_out: AtomicBool::new(false),
             inboxes: (0..open.workers).map(|_| Inbox::new(&open.clock)).collect(),
             clock: open.clock.clone(),
             split: Mutex::default(),
@@ -407,6 +410,8 @@ impl<R: Read> SharedSource for KafkaShared<R> {
                 let told = spans.iter().filter(|span| span.must_commit_start || span.is_known);
                 let starts: Offsets = told.map(|span| (span.name.clone(), next(span.start))).collect();
                 let list = self.hand_out(spans.clone())?;
+                // Before the first record can be read of any of them.
+                self.is_handed_out.store(true, SeqCst);
                 if !follows {
                     self.inboxes.iter().for_each(Inbox::close);
                 }

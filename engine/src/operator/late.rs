@@ -1,0 +1,62 @@
+//! What becomes of records that are late, and of those without an event time.
+
+use std::sync::Arc;
+
+use timely::dataflow::Stream;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+
+use crate::words::{Admission, Batch, Late, Lateness, Result, Span, StageMeter, Stamp};
+
+use super::stage::{Capabilities, Next, Port};
+
+/// The late records of an operator.
+pub(crate) type LateStream<'a, T> = Stream<'a, u64, Batch<Late<T>>>;
+
+/// Where an operator puts its late records: they are counted, and handed on if that is asked for.
+pub(crate) struct LateRecords<T: 'static> {
+    count: u64,
+    /// What counts those that are handed on, if any are.
+    handed_on: Option<Arc<StageMeter>>,
+    rows: Batch<Late<T>>,
+    /// Where they go, once the operator is built.
+    next: Option<Next<Late<T>>>,
+}
+
+impl<T: 'static> LateRecords<T> {
+    pub(crate) fn new(handed_on: Option<Arc<StageMeter>>) -> LateRecords<T> {
+        LateRecords { count: 0, handed_on, rows: Batch::default(), next: None }
+    }
+
+    /// Adds the port on which they leave, if they do.
+    pub(crate) fn open<'a>(&mut self, builder: &mut OperatorBuilder<'a, u64>) -> Option<LateStream<'a, T>> {
+        let meter = self.handed_on.take()?;
+        let (port, stream) = Port::new(builder);
+        self.next = Some(Next::new(meter, Box::new(port)));
+        Some(stream)
+    }
+
+    /// A record missed these windows.
+    pub(crate) fn add(&mut self, record: T, stamp: Stamp, windows: Vec<Span>) {
+        self.count += 1;
+        if self.next.is_some() {
+            let why = if stamp.time().is_some() { Lateness::Closed } else { Lateness::NoTime };
+            self.rows.append(Late { record, time: stamp.time(), windows, why }, Some(stamp));
+        }
+    }
+
+    /// Hands on what was added, under the admission of its records.
+    pub(crate) fn hand_on(&mut self, admission: Option<&Admission>, at: &Capabilities) -> Result<()> {
+        match &mut self.next {
+            Some(next) if !self.rows.is_empty() => {
+                let rows = std::mem::take(&mut self.rows).admitted_as(admission.cloned());
+                next.hand_on(rows, at)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the number of late records since this was last asked.
+    pub(crate) fn take_count(&mut self) -> u64 {
+        std::mem::take(&mut self.count)
+    }
+}
