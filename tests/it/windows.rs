@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use millstream::{
-    Clock, Collected, ErrorKind, EventTime, Flow, Job, Late, Lateness, Pane, Result, Stream, Trigger, Tumbling,
+    Calls, Clock, Collected, ErrorKind, EventTime, Flow, Job, Late, Lateness, Pane, Result, Stream, Trigger, Tumbling,
     channel, collect, discard, rows,
 };
 
@@ -20,7 +20,10 @@ type Row = (i64, i64, i64);
 struct Plan {
     /// In each partition as many rows.
     partitions: Vec<Vec<Row>>,
-    delay: u64,
+    /// So many of them belong to the first source, the others to a second.
+    in_first: usize,
+    /// The delay of each.
+    delays: [u64; 2],
     /// The length of windows, and their offset.
     length: u64,
     offset: u64,
@@ -54,7 +57,8 @@ impl Plan {
         let length = random.u64(1..300);
         Plan {
             partitions: (0..count).map(|_| partition(random)).collect(),
-            delay: random.u64(0..300),
+            in_first: if random.bool() { count } else { random.usize(1..=count) },
+            delays: [(); 2].map(|()| random.u64(0..300)),
             length,
             offset: random.u64(0..1_000),
             second: random.bool().then(|| length * random.u64(1..5)),
@@ -64,16 +68,29 @@ impl Plan {
         }
     }
 
-    fn rows(&self) -> Vec<Row> {
-        self.partitions.concat()
+    /// The rows of a source, with a watermark.
+    fn source<'a>(&self, flow: &Flow<'a>, index: usize, fuse: &Fuse) -> Result<Option<Stream<'a, Row>>> {
+        let (first, second) = self.partitions.split_at(self.in_first);
+        let partitions = [first, second][index];
+        if partitions.is_empty() {
+            return Ok(None);
+        }
+        let (fuse, delay) = (fuse.clone(), millis(self.delays[index]));
+        let source = flow.source(rows(partitions.concat()).partitions(partitions.len()))?.named(["one", "two"][index]);
+        let rows = source.batch_at_most(self.batch).inspect(move |_| fuse.burn());
+        Ok(Some(rows.with_watermark(|(_, at, _)| EventTime(*at), delay)))
     }
 
     fn windows(&self) -> Tumbling {
         Tumbling::new(millis(self.length)).offset(millis(self.offset))
     }
 
-    fn build(&self, rows: Stream<'_, Row>, (finals, late): &Sinks) -> Result<()> {
-        let timed = rows.with_watermark(|(_, at, _)| EventTime(*at), millis(self.delay));
+    fn build(&self, flow: &Flow<'_>, fuse: &Fuse, (finals, late): &Sinks) -> Result<()> {
+        let first = self.source(flow, 0, fuse)?.expect("it has a partition");
+        let timed = match self.source(flow, 1, fuse)? {
+            Some(second) => first.union(second),
+            None => first,
+        };
         let timed = if self.detours { timed.rebalance() } else { timed };
         let mut windows = timed.key_by(|(key, ..)| *key).window(self.windows());
         if self.hands_late_on {
@@ -91,11 +108,12 @@ impl Plan {
     fn expected(&self) -> (Sums, Vec<(Row, i64)>) {
         let (mut sums, mut late) = (BTreeMap::new(), Vec::new());
         let start = |at: i64, length: u64, offset: u64| at - (at - offset as i64).rem_euclid(length as i64);
-        for partition in &self.partitions {
+        for (index, partition) in self.partitions.iter().enumerate() {
+            let delay = self.delays[usize::from(index >= self.in_first)];
             let mut largest = None;
             for (key, at, number) in partition {
                 let start = start(*at, self.length, self.offset);
-                let mark = largest.map(|largest: i64| largest - self.delay as i64);
+                let mark = largest.map(|largest: i64| largest - delay as i64);
                 match mark.is_some_and(|mark| start + self.length as i64 <= mark) {
                     true => late.push(((*key, *at, *number), start)),
                     false => *sums.entry((*key, start)).or_default() += number,
@@ -122,7 +140,7 @@ fn millis(millis: u64) -> Duration {
 fn survive(seed: u64) -> (bool, bool) {
     let mut random = fastrand::Rng::with_seed(seed);
     let plan = Plan::drawn(&mut random);
-    let all = plan.rows().len() as u64;
+    let all = plan.partitions.concat().len() as u64;
     let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let sinks: Sinks = (collect(), collect());
     for run in 0.. {
@@ -134,11 +152,7 @@ fn survive(seed: u64) -> (bool, bool) {
         // The last run goes to the end.
         let fails_after = if run == 3 { -1 } else { random.i64(0..all as i64 * 2) };
         let (fuse, own, sink) = (Fuse::after(fails_after), plan.clone(), sinks.clone());
-        let job = Job::new("windows", move |flow| {
-            let fuse = fuse.clone();
-            let rows = flow.source(rows(own.rows()).partitions(own.partitions.len()))?.batch_at_most(own.batch);
-            own.build(rows.inspect(move |_| fuse.burn()), &sink)
-        });
+        let job = Job::new("windows", move |flow| own.build(flow, &fuse, &sink));
         let (workers, every) = (random.usize(1..5), Duration::from_micros(random.u64(1_000..4_000)));
         let job = job.checkpoints(directory.path()).checkpoint_every(every).trigger(trigger).workers(workers);
         let what = || format!("seed {seed}, run {run} with {workers} workers under {trigger}: {plan:?}");
@@ -222,6 +236,17 @@ fn mistakes_are_errors_that_say_where_it_belongs() {
         windows(counts.map(|(n, _)| n))
     });
     assert!(error.contains("the rows of `running` have none"), "{error}");
+    let error = mistake(|flow| {
+        let calls = timed(numbers(flow)?).map_async(Calls::ordered(4).kept(), |n| async move { n });
+        windows(calls.or_stop())
+    });
+    assert!(error.contains("`map_async` before it hands records on"), "{error}");
+    let error = mistake(|flow| {
+        let (counts, late) = timed(numbers(flow)?).key_by(|n| *n).window(Tumbling::new(millis(10))).late();
+        counts.count().named("first").finals().sink(discard())?;
+        windows(late.map(|late| late.record))
+    });
+    assert!(error.contains("the rows of `late` have none"), "{error}");
     let error = mistake(|flow| windows(timed(numbers(flow)?.rebalance())));
     assert!(error.contains("must stand behind its source") && error.contains("`rebalance`"), "{error}");
     let error = mistake(|flow| {

@@ -92,7 +92,13 @@ impl<'a, T: 'static> Stream<'a, T> {
         Fut: Future<Output = U> + Send + 'static,
     {
         let flow = self.flow.share();
-        let traits = NodeTraits { begins_chain: true, keeps_records: true, keeps_state: true, ..NodeTraits::default() };
+        let traits = NodeTraits {
+            begins_chain: true,
+            keeps_records: true,
+            keeps_state: true,
+            time: TimeTrait::Delays,
+            ..NodeTraits::default()
+        };
         let node = flow.stage_node::<T, U>("map_async", &[self.input()], traits);
         let Some(place) = flow.place(node) else {
             flow.keep(node, codec.schema());

@@ -131,7 +131,9 @@ impl Board {
         stamps.extend(times.map(|time| {
             let stamp = Stamp { time, mark };
             if time > largest {
-                (largest, mark) = (time, time.before(delay));
+                // The end of time is that of a partition that has ended.
+                largest = time.min(EventTime::LAST);
+                mark = largest.before(delay);
             }
             stamp
         }));

@@ -91,6 +91,7 @@ impl<K: TableKey, A: Aggregate> Operate for Windows<K, A> {
         stamps: VecDeque<Stamp>,
         _: &mut Batch<Pane<K, A::Value>>,
     ) -> Result<()> {
+        debug_assert_eq!(stamps.len(), records.len(), "a stream with a watermark has a stamp for each record");
         let mut in_time = Vec::with_capacity(records.len());
         let mut times = Vec::with_capacity(records.len());
         let mut window = self.fixed.of(EventTime(0));

@@ -81,6 +81,8 @@ pub(crate) enum TimeTrait {
     WaitsFor,
     /// Its rows have none.
     Loses,
+    /// It hands records on in later epochs, when windows may have closed that they belong to.
+    Delays,
 }
 
 /// Who tells an operator the event time of a stream.
@@ -165,7 +167,7 @@ impl Graph {
         let time = match traits.time {
             TimeTrait::Sets => TimeOf { reporters: own_chain_of.into_iter().collect(), without: None },
             TimeTrait::WaitsFor => TimeOf { reporters: vec![node], without: None },
-            TimeTrait::Loses => TimeOf { reporters: Vec::new(), without: Some(node) },
+            TimeTrait::Loses | TimeTrait::Delays => TimeOf { reporters: Vec::new(), without: Some(node) },
             TimeTrait::HandsOn if inputs.is_empty() => TimeOf { reporters: Vec::new(), without: Some(node) },
             TimeTrait::HandsOn => self.time_before(inputs),
         };
@@ -230,9 +232,13 @@ impl Graph {
                 NodeKind::Source => format!(
                     "`{name}` waits for event time, and a part of its stream has no watermark, that of `{source}`: set                      one behind each source of the union (`with_watermark`)"
                 ),
-                NodeKind::Stage | NodeKind::Sink => format!(
-                    "`{name}` waits for event time, and the rows of `{source}` have none: what it emits depends on when                      batches close"
+                NodeKind::Stage | NodeKind::Sink if self.nodes[without.0].traits.time == TimeTrait::Delays => format!(
+                    "`{name}` waits for event time, and `{source}` before it hands records on when their windows may have \
+                     closed: make the calls behind the windows"
                 ),
+                NodeKind::Stage | NodeKind::Sink => {
+                    format!("`{name}` waits for event time, and the rows of `{source}` have none")
+                }
             });
         }
         Ok(())

@@ -29,6 +29,8 @@ impl EventTime {
     pub(crate) const NONE: EventTime = EventTime(i64::MIN);
     /// The end of time: the mark of a partition that has ended.
     pub(crate) const END: EventTime = EventTime(i64::MAX);
+    /// The last time before it.
+    pub(crate) const LAST: EventTime = EventTime(i64::MAX - 1);
 
     /// The time, unless it is none.
     pub(crate) fn known(self) -> Option<EventTime> {
