@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use millstream::{
     Calls, Clock, Collected, ErrorKind, EventTime, Flow, Job, Late, Lateness, Pane, Result, Stream, Trigger, Tumbling,
-    channel, collect, discard, rows,
+    Watermark, channel, collect, discard, rows,
 };
 
 use crate::recovery::Fuse;
@@ -280,8 +280,8 @@ fn a_window_closes_with_the_record_that_lets_it() {
     let job = job.state_in_memory().checkpoint_every(Duration::from_secs(3_600)).clock(clock.clone());
     let running = job.workers(2).start().unwrap();
     [1, 2, 10].into_iter().for_each(|n| drop(sender.try_send(n).unwrap()));
-    eventually("the records are in state", || {
-        running.report().stages.iter().find(|stage| stage.name == "count").is_some_and(|stage| stage.entries == 3)
+    eventually("the records are there", || {
+        running.report().stages.iter().find(|stage| stage.name == "count").is_some_and(|stage| stage.records_in == 3)
     });
     // The delay is a millisecond: this lets the first window close, and opens the second epoch.
     drop(sender.try_send(11).unwrap());
@@ -340,6 +340,25 @@ fn a_record_without_a_time_moves_nothing_and_is_late() {
     assert_eq!(counts, [(0, 2)]);
     let late: Vec<_> = late.into_iter().map(|late| (late.record, late.time, late.windows.len(), late.why)).collect();
     assert_eq!(late, [(None, None, 0, Lateness::NoTime), (Some(i64::MIN), None, 0, Lateness::NoTime)]);
+}
+
+#[test]
+fn a_time_that_is_too_far_ahead_moves_nothing_and_is_late() {
+    let (counts, late) = (collect(), collect());
+    let sinks = (counts.clone(), late.clone());
+    let job = Job::new("ahead", move |flow| {
+        let times = flow.source(rows([3, 101, 100, i64::MAX, 4]).partitions(1))?;
+        let watermark = Watermark::delay(millis(200)).ahead_at_most(millis(100));
+        let timed = times.with_watermark(|at| EventTime(*at), watermark);
+        let (windows, late) = timed.global().window(Tumbling::new(millis(10))).late();
+        late.map(|late| (late.record, late.windows.len(), late.why)).sink(&sinks.1)?;
+        windows.count().finals().map(|pane| (pane.window.start.0, pane.value)).sink(&sinks.0)
+    });
+    // Its clock stands at 1970.
+    let mut running = job.state_in_memory().clock(Clock::simulated()).start().unwrap();
+    running.wait_for(PATIENCE).expect("it ends").unwrap();
+    assert_eq!(counts.values(), [(0, 2), (100, 1)]);
+    assert_eq!(late.values(), [(101, 1, Lateness::Ahead), (i64::MAX, 1, Lateness::Ahead)]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use timely::dataflow::Stream;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
-use crate::words::{Admission, Batch, Late, Lateness, Result, Span, StageMeter, Stamp};
+use crate::words::{Admission, Batch, Late, Result, Span, StageMeter, Stamp};
 
 use super::stage::{Capabilities, Next, Port};
 
@@ -39,8 +39,7 @@ impl<T: 'static> LateRecords<T> {
     pub(crate) fn add(&mut self, record: T, stamp: Stamp, windows: Vec<Span>) {
         self.count += 1;
         if self.next.is_some() {
-            let why = if stamp.time().is_some() { Lateness::Closed } else { Lateness::NoTime };
-            self.rows.append(Late { record, time: stamp.time(), windows, why }, Some(stamp));
+            self.rows.append(Late { record, time: stamp.time(), windows, why: stamp.lateness() }, Some(stamp));
         }
     }
 

@@ -123,12 +123,20 @@ impl Board {
         (marks.moved, marks.is_least_old) = (Some(marks.arrived), true);
     }
 
-    /// Gives records of the partition their stamps.
-    pub(crate) fn stamp(&self, times: impl Iterator<Item = EventTime>, stamps: &mut impl Extend<Stamp>) {
+    /// Gives records of the partition their stamps. Times after `last` are not believed.
+    pub(crate) fn stamp(
+        &self,
+        times: impl Iterator<Item = EventTime>,
+        last: EventTime,
+        stamps: &mut impl Extend<Stamp>,
+    ) {
         let marks = &mut *self.0.borrow_mut();
         let (delay, before) = (marks.delay, marks.now.time.largest);
         let (mut largest, mut mark) = (before, before.before(delay));
         stamps.extend(times.map(|time| {
+            if time > last {
+                return Stamp::refused(time);
+            }
             let stamp = Stamp { time, mark };
             if time > largest {
                 // The end of time is that of a partition that has ended.

@@ -60,4 +60,7 @@ pub enum Lateness {
     Closed,
     /// The record has no event time, and so belongs to no window.
     NoTime,
+    /// Its event time was further ahead of the clock than is believed
+    /// ([`Watermark::ahead_at_most`](crate::Watermark::ahead_at_most)).
+    Ahead,
 }

@@ -1,6 +1,6 @@
 //! What stands beside a record once its stream has event times.
 
-use super::EventTime;
+use super::{EventTime, Lateness};
 
 /// The event time of a record, and the *mark* of its input partition as it stood before the record:
 /// the largest event time so far less the delay of the stream. Both depend on nothing but the
@@ -17,6 +17,20 @@ impl Stamp {
     /// time.
     pub(crate) fn in_time(time: EventTime) -> Stamp {
         Stamp { time, mark: EventTime::NONE }
+    }
+
+    /// A record whose event time is not believed: it is late everywhere.
+    pub(crate) fn refused(time: EventTime) -> Stamp {
+        Stamp { time, mark: EventTime::END }
+    }
+
+    /// Why it is late, if it is.
+    pub(crate) fn lateness(self) -> Lateness {
+        match self {
+            Stamp { time: EventTime::NONE, .. } => Lateness::NoTime,
+            Stamp { mark: EventTime::END, .. } => Lateness::Ahead,
+            Stamp { .. } => Lateness::Closed,
+        }
     }
 
     /// The event time, if the record has one.

@@ -32,6 +32,42 @@ impl EventTime {
     /// The last time before it.
     pub(crate) const LAST: EventTime = EventTime(i64::MAX - 1);
 
+    /// The time of so many seconds since 1970; out of range it is the first or the last time there
+    /// is.
+    ///
+    /// ```
+    /// # use millstream::EventTime;
+    /// assert_eq!(EventTime::from_seconds(1_764_000_000), EventTime(1_764_000_000_000));
+    /// ```
+    pub fn from_seconds(seconds: i64) -> EventTime {
+        EventTime(seconds.saturating_mul(1_000).max(i64::MIN + 1))
+    }
+
+    /// The millisecond of so many microseconds since 1970.
+    ///
+    /// ```
+    /// # use millstream::EventTime;
+    /// assert_eq!(EventTime::from_micros(1_999), EventTime(1));
+    /// assert_eq!(EventTime::from_micros(-1), EventTime(-1), "the millisecond before 1970");
+    /// ```
+    pub fn from_micros(micros: i64) -> EventTime {
+        EventTime(micros.div_euclid(1_000))
+    }
+
+    /// The millisecond of a time as RFC 3339 writes it, with its offset from UTC. `None` of anything
+    /// else.
+    ///
+    /// ```
+    /// # use millstream::EventTime;
+    /// assert_eq!(EventTime::from_rfc3339("2025-11-24T17:00:00.1234+01:00"), Some(EventTime(1_764_000_000_123)));
+    /// assert_eq!(EventTime::from_rfc3339("1969-12-31T23:59:59Z"), Some(EventTime(-1_000)));
+    /// assert_eq!(EventTime::from_rfc3339("2025-11-24 17:00"), None, "it has no offset");
+    /// ```
+    pub fn from_rfc3339(text: &str) -> Option<EventTime> {
+        let nanos = text.parse::<jiff::Timestamp>().ok()?.as_nanosecond();
+        i64::try_from(nanos.div_euclid(1_000_000)).ok().map(EventTime)
+    }
+
     /// The time, unless it is none.
     pub(crate) fn known(self) -> Option<EventTime> {
         (self != EventTime::NONE).then_some(self)
@@ -45,6 +81,11 @@ impl EventTime {
         }
         let earlier = i64::try_from(earlier.as_millis()).unwrap_or(i64::MAX);
         EventTime(self.0.saturating_sub(earlier).max(i64::MIN + 1))
+    }
+
+    /// The time `later` after this one, or the last there is.
+    pub(crate) fn after(self, later: Duration) -> EventTime {
+        EventTime(self.0.saturating_add(i64::try_from(later.as_millis()).unwrap_or(i64::MAX)))
     }
 }
 
