@@ -22,9 +22,9 @@ impl Watermark {
         Watermark { delay, ahead: None }
     }
 
-    /// Refuses event times that are further ahead of the job's clock than this: such a record goes to
-    /// the late ones ([`Lateness::Ahead`](crate::Lateness::Ahead)) and moves nothing. Without it, one
-    /// record that is centuries ahead closes all windows.
+    /// Refuses event times that are further ahead of the job's clock than this: such a record goes
+    /// to the late ones ([`Lateness::Ahead`](crate::Lateness::Ahead)) and moves nothing. Without
+    /// it, one record that is centuries ahead closes all windows.
     ///
     /// What is refused depends on when a record is read, and so may differ when it is read again.
     ///

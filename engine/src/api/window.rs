@@ -275,19 +275,19 @@ pub struct WindowTable<'a, K, V> {
 }
 
 impl<'a, K: Key, V: 'static> WindowTable<'a, K, V> {
-    /// As [`Aggregated::named`].
+    /// As [`Aggregated::named`](crate::Aggregated::named).
     pub fn named(mut self, name: &str) -> WindowTable<'a, K, V> {
         self.options.name(name);
         self
     }
 
-    /// As [`Aggregated::state_version`].
+    /// As [`Aggregated::state_version`](crate::Aggregated::state_version).
     pub fn state_version(mut self, version: u32) -> WindowTable<'a, K, V> {
         self.options.version(version);
         self
     }
 
-    /// As [`Aggregated::migrate_from`].
+    /// As [`Aggregated::migrate_from`](crate::Aggregated::migrate_from).
     pub fn migrate_from<Old: State>(mut self, version: u32, f: impl Fn(Old) -> V + 'static) -> WindowTable<'a, K, V> {
         self.options.convert(version, f);
         self

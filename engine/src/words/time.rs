@@ -54,8 +54,8 @@ impl EventTime {
         EventTime(micros.div_euclid(1_000))
     }
 
-    /// The millisecond of a time as RFC 3339 writes it, with its offset from UTC. `None` of anything
-    /// else.
+    /// The millisecond of a time as RFC 3339 writes it, with its offset from UTC. `None` of
+    /// anything else.
     ///
     /// ```
     /// # use millstream::EventTime;
