@@ -18,6 +18,7 @@ mod security;
 mod starts;
 mod state;
 mod transactions;
+mod windows;
 
 use millstream_connectors::Kafka;
 
