@@ -7,7 +7,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use millstream::{Clock, Job, METRICS, MetricKind, Restart, Trigger, channel, collect, discard, histograms, rows};
+use millstream::{
+    Clock, EventTime, Job, METRICS, MetricKind, Restart, Trigger, Tumbling, channel, collect, discard, histograms, rows,
+};
 use millstream_connectors::report::write_line;
 
 use super::kafka::kafka;
@@ -63,7 +65,10 @@ fn every_metric_of_the_table_is_published_and_no_other() {
     let (kafka, directory) = (kafka(broker), tempfile::tempdir().unwrap());
     let job = Job::new(name, move |flow| {
         let numbers = flow.source(kafka.topic(&topic).json::<u64>())?.or_stop();
-        numbers.key_by(|n| *n).count().updates().sink(discard())
+        let timed = numbers.with_watermark(|n| EventTime(*n as i64), Duration::ZERO);
+        timed.clone().key_by(|n| *n).count().named("running").updates().sink(discard())?;
+        let windows = timed.key_by(|n| *n).window(Tumbling::new(Duration::from_millis(1)));
+        windows.count().finals().sink(discard())
     });
     let job = job.checkpoints(directory.path());
     job.trigger(Trigger::AvailableNow).run().unwrap();
