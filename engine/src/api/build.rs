@@ -124,7 +124,6 @@ impl<'a> Build<'a> {
             own: (node, worker.index),
             workers: worker.peers,
             watermark: restored.map_or(EventTime::NONE, |restored| restored.watermark(name)),
-            back: Duration::ZERO,
         })
     }
 

@@ -422,12 +422,10 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
     let wake = wake_of(scope, &builder);
     setting.pulse.wakes_for_room(wake.clone());
     let activator = scope.activator_for(builder.operator_info().address);
-    builder.build(move |capabilities| {
-        let mut first = Some(capabilities).map(|mut first| {
-            let epoch = setting.pulse.first().first_epoch().as_raw();
-            first.iter_mut().for_each(|capability| capability.downgrade(&epoch));
-            first
-        });
+    builder.build(move |mut capabilities| {
+        let epoch = setting.pulse.first().first_epoch().as_raw();
+        capabilities.iter_mut().for_each(|capability| capability.downgrade(&epoch));
+        let mut first = Some(capabilities);
         let mut ledger = OutputBuilder::<u64, CapacityContainerBuilder<Vec<Piece>>>::from(ledger);
         let mut arrived: Arrived<O> = ByCheckpoint::default();
         let mut open = Open { checkpoint: setting.pulse.first(), emits: Emission::Nothing };

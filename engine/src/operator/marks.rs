@@ -211,9 +211,7 @@ impl Marks {
 
     /// Writes back what the records of a partition have changed so far.
     fn keep(&mut self) {
-        if let Some(known) = self.current.as_ref().and_then(|partition| self.partitions.get_mut(partition)) {
-            *known = self.now;
-        } else if let Some(partition) = &self.current {
+        if let Some(partition) = &self.current {
             self.partitions.insert(partition.clone(), self.now);
         }
     }

@@ -1,8 +1,6 @@
 //! How an operator waits for event time: when what it is told takes effect, and what it tells those
 //! behind it.
 
-use std::time::Duration;
-
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::Stream;
 use timely::dataflow::operators::Capability;
@@ -24,8 +22,6 @@ pub(crate) struct Timing<'a> {
     pub(crate) workers: usize,
     /// Where it goes on from.
     pub(crate) watermark: EventTime,
-    /// How far back it may emit.
-    pub(crate) back: Duration,
 }
 
 /// What an operator does at a new watermark.
@@ -73,8 +69,8 @@ impl Time {
     ) -> (Time, Stream<'a, u64, Vec<Report>>) {
         let port = builder.shape().outputs();
         let (output, stream) = builder.new_output();
-        let Timing { own, workers, reporters, watermark, back, .. } = *timing;
-        let watermarks = Watermarks::new(reporters, watermark, back);
+        let Timing { own, workers, reporters, watermark, .. } = *timing;
+        let watermarks = Watermarks::new(reporters, watermark);
         (
             Time { own, workers, watermarks, fires_in: None, port, relays: OutputBuilder::from(output), due: None },
             stream,

@@ -1,12 +1,11 @@
 //! Event time, as an operator that waits for it knows it. Sources report the marks of their
-//! partitions when they close an epoch, and operators relay what they know, less how far back they
-//! may still emit. A report of epoch `e` takes effect once nothing of an epoch up to `e` can arrive
-//! any more: then every record that is not late by its own mark has been applied, so it never meets
-//! a closed window. What it lets fire leaves at `e` itself, and so does the report that the
-//! operator relays: the operator behind it cannot pass `e` before both are there.
+//! partitions when they close an epoch, and operators relay what they know. A report of epoch `e`
+//! takes effect once nothing of an epoch up to `e` can arrive any more: then every record that is
+//! not late by its own mark has been applied, so it never meets a closed window. What it lets fire
+//! leaves at `e` itself, and so does the report that the operator relays: the operator behind it
+//! cannot pass `e` before both are there.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
 
 use timely::dataflow::channels::pact::Exchange;
 
@@ -91,8 +90,6 @@ pub(crate) struct Watermarks {
     /// Reports that have no effect yet, by epoch, with a capability of each port.
     pending: BTreeMap<Epoch, (Capabilities, Vec<Report>)>,
     watermark: EventTime,
-    /// How far back the operator may still emit.
-    back: Duration,
 }
 
 /// A new watermark.
@@ -106,8 +103,8 @@ pub(crate) struct Advanced {
 
 impl Watermarks {
     /// That of an operator with so many reporters, which goes on from a watermark.
-    pub(crate) fn new(reporters: usize, watermark: EventTime, back: Duration) -> Watermarks {
-        Watermarks { reporters, known: HashMap::new(), pending: BTreeMap::new(), watermark, back }
+    pub(crate) fn new(reporters: usize, watermark: EventTime) -> Watermarks {
+        Watermarks { reporters, known: HashMap::new(), pending: BTreeMap::new(), watermark }
     }
 
     /// Takes reports of an epoch.
@@ -146,7 +143,7 @@ impl Watermarks {
 
     /// What the operator relays.
     pub(crate) fn relayed(&self) -> Summary {
-        Summary::at(self.watermark.before(self.back))
+        Summary::at(self.watermark)
     }
 
     pub(crate) fn watermark(&self) -> EventTime {
