@@ -175,8 +175,9 @@ impl SharedSource for Shared {
         let log = &self.script.log;
         let commit: Vec<(String, u64)> =
             offsets.iter().map(|(partition, next)| (partition.name().to_owned(), next.0)).collect();
-        log.committed.lock().unwrap().extend(commit.iter().cloned());
-        log.commits.lock().unwrap().push(commit);
+        // In this order: who sees how far it is committed finds the commit too.
+        log.commits.lock().unwrap().push(commit.clone());
+        log.committed.lock().unwrap().extend(commit);
         if log.hold_commits.load(SeqCst) {
             log.unanswered.lock().unwrap().push(checkpoint);
             return Ok(Committed::Later);
