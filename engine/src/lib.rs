@@ -90,10 +90,11 @@ pub mod connector;
 pub mod inspect;
 
 pub use api::{
-    Aggregated, Batches, Blocking, CallPolicy, Calls, ComparedRun, Comparison, CompleteTable, Exchange, ExplainedNode,
-    ExplainedOperator, Explanation, Flow, For, Job, JobHandle, KeptCalls, Key, KeyedBatches, KeyedCalls, KeyedStream,
-    Restart, Results, RetriedCalls, Running, SourceControl, State, Stream, TestRun, Trigger, Tumbling, Watermark,
-    WindowTable, Windowed, jobs,
+    Aggregated, Batches, Blocking, ByCount, BySession, ByTime, CalendarDays, CallPolicy, Calls, ComparedRun,
+    Comparison, CompleteTable, Count, Deduplicated, Exchange, ExplainedNode, ExplainedOperator, Explanation, Flow, For,
+    InTime, Job, JobHandle, KeptCalls, Key, KeyedBatches, KeyedCalls, KeyedStream, Restart, Results, RetriedCalls,
+    Running, Session, Sliding, SourceControl, State, Stream, TestRun, Trigger, Tumbling, Watermark, Window,
+    WindowTable, Windowed, Windows, jobs,
 };
 pub use io::{
     ChannelSource, Collected, CollectedWithKeys, Discard, End, Generate, KeyedSink, Lag, Receipt, Rows, SendError,
@@ -109,7 +110,7 @@ pub use run::names::{METRICS, Metric, MetricKind};
 pub use run::report::{CheckpointReport, PartitionMark, Report, SinkReport, SourceReport, StageReport};
 pub use words::{
     BatchValues, ByteSize, Change, Clock, Error, ErrorKind, EventTime, Headers, Keyed, Late, LatencySnapshot, Lateness,
-    Malformed, Moment, Offset, Origin, Pane, Partition, Percentile, Result, Span, TimedOut, WallTime,
+    Malformed, Moment, Offset, Origin, Pane, Partition, Percentile, Result, Span, TimedOut, WallTime, WatermarkPolicy,
 };
 
 /// No test comes near this. A length that is read from damaged bytes and allocated unchecked does,

@@ -382,7 +382,8 @@ mod tests {
     }
 
     fn block(size: usize) -> Block {
-        let records = Records { bytes: vec![0; size], offset: 0, ranges: Vec::new(), header: None };
+        let (ranges, modified) = (Vec::new(), millstream::EventTime::default());
+        let records = Records { bytes: vec![0; size], offset: 0, ranges, header: None, modified };
         let (path, content) = (Partition::new("path"), Content::Records(records));
         Block { path, content, position: None, arrived: Moment::default() }
     }

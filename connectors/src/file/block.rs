@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use millstream::EventTime;
 use millstream::connector::{Moment, Offset, Partition};
 
 use crate::format::Header;
@@ -34,6 +35,8 @@ pub(super) struct Records {
     pub(super) offset: u64,
     pub(super) ranges: Vec<Range<usize>>,
     pub(super) header: Option<Arc<Header>>,
+    /// When the file was modified, as it was known when the file was opened.
+    pub(super) modified: EventTime,
 }
 
 /// What is wrong with a file, or with a record that is too long to be kept.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use millstream::connector::{Offset, Partition, Polled, RECORD_OVERHEAD, ReadBatch, Reader, Room, Worker};
-use millstream::{ByteSize, End, Malformed, Origin, Result};
+use millstream::{ByteSize, End, EventTime, Malformed, Origin, Result};
 
 use crate::format::{Cause, Decode, Framing, of_record, without_mark};
 
@@ -92,7 +92,12 @@ impl<S: Shape> FileReader<S> {
             Content::Records(records) => records,
             Content::Flaw(flaw) => {
                 let malformed = malformed(&block.path, flaw.at, flaw.bytes.as_deref(), flaw.cause.clone());
-                batch.push(Err(malformed), taken::<S>(flaw.bytes.as_ref().map_or(0, Vec::len) as u64));
+                let bytes = taken::<S>(flaw.bytes.as_ref().map_or(0, Vec::len) as u64);
+                match self.shared.wants_times {
+                    // A flaw of a file has no time.
+                    true => batch.push_at(Err(malformed), EventTime(i64::MIN), bytes),
+                    false => batch.push(Err(malformed), bytes),
+                }
                 return Ok(1);
             }
         };
@@ -117,9 +122,13 @@ impl<S: Shape> FileReader<S> {
             return Ok(());
         }
         let offset = records.offset + (range.start + skipped) as u64;
+        let mut push = |item, bytes| match self.shared.wants_times {
+            true => batch.push_at(item, records.modified, bytes),
+            false => batch.push(item, bytes),
+        };
         let most = self.shared.record_max;
         if record.len() > most {
-            batch.push(Err(malformed(path, offset, Some(&record[..most]), too_long(most))), taken::<S>(most as u64));
+            push(Err(malformed(path, offset, Some(&record[..most]), too_long(most))), taken::<S>(most as u64));
             return Ok(());
         }
         let origin = || Origin::new(path.clone(), Offset(offset));
@@ -138,7 +147,7 @@ impl<S: Shape> FileReader<S> {
                 (Err(malformed(path, offset, Some(record), cause)), held)
             }
         };
-        batch.push(item, taken::<S>(held));
+        push(item, taken::<S>(held));
         Ok(())
     }
 }

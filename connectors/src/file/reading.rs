@@ -6,8 +6,10 @@ use std::io;
 use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use memchr::memchr;
+use millstream::EventTime;
 use millstream::connector::{Moment, Offset, Partition};
 
 use crate::format::{self, Framing, Header};
@@ -87,6 +89,7 @@ pub(super) struct Reading {
     /// The offset of the buffer in the file, or in its decompressed contents.
     offset: u64,
     buffer: Vec<u8>,
+    modified: EventTime,
     /// How much of the buffer has been searched for ends.
     scanned: usize,
     /// The index of the next zero, or the end of the buffer; updated when it is passed.
@@ -104,6 +107,13 @@ pub(super) struct Opened {
     pub(super) ending: Ending,
 }
 
+/// In milliseconds since 1970, or no time where the file system does not say.
+fn modified(file: &File) -> EventTime {
+    let modified = file.metadata().and_then(|metadata| metadata.modified()).ok();
+    let since = modified.and_then(|modified| modified.duration_since(UNIX_EPOCH).ok());
+    EventTime(since.and_then(|since| i64::try_from(since.as_millis()).ok()).unwrap_or(i64::MIN))
+}
+
 impl Reading {
     pub(super) fn new(opened: Opened, mut progress: Progress, manner: Manner) -> Result<Reading, Failure> {
         let Opened { mut file, path, partition, until, ending } = opened;
@@ -115,6 +125,7 @@ impl Reading {
                 Kind::Open => return Err(Failure::Open(file)),
             };
         }
+        let modified = modified(&file);
         let input = Input::new(file, until, progress.form)?;
         let (skipped, cutter) = match progress.skipping.take() {
             Some(Skipping { cutter, bytes }) => (Some(bytes), cutter),
@@ -134,6 +145,7 @@ impl Reading {
             skipped,
             offset: 0,
             buffer: Vec::new(),
+            modified,
             scanned: 0,
             filled: 0,
             is_at_end: false,
@@ -403,7 +415,13 @@ impl Reading {
         }
         Block {
             path: self.path.clone(),
-            content: Content::Records(Records { bytes, offset, ranges, header: self.progress.header.clone() }),
+            content: Content::Records(Records {
+                bytes,
+                offset,
+                ranges,
+                header: self.progress.header.clone(),
+                modified: self.modified,
+            }),
             position: Some((self.partition.clone(), Offset(self.offset))),
             arrived: Moment::default(),
         }

@@ -125,7 +125,8 @@ impl<S: Shape> Source for FileRecords<S> {
         let manner = Manner { framing, record_max, contents: files.contents, cut };
         let feed = Feed::connect((files, matching, except), manner, &open, Arc::clone(&ahead))?;
         let thread = Mutex::new(Thread::Ready(Box::new(feed)));
-        Ok(FilesShared { ahead, shape, framing, record_max, is_sample, started_at, end_within, thread })
+        let wants_times = open.wants_times;
+        Ok(FilesShared { ahead, shape, framing, record_max, is_sample, wants_times, started_at, end_within, thread })
     }
 
     fn reader(shared: &Arc<FilesShared<S>>, worker: Worker, wake: Wake) -> Result<FileReader<S>> {
@@ -142,6 +143,8 @@ pub struct FilesShared<S> {
     pub(super) record_max: usize,
     /// Other runs read the same records.
     pub(super) is_sample: bool,
+    /// Whether records are to have the times of their files.
+    pub(super) wants_times: bool,
     started_at: Offsets,
     /// How long the end of a run waits for the feed thread while it makes no progress.
     end_within: Duration,

@@ -41,7 +41,7 @@ const OWNED: &[(&str, &str)] = &[
     ("enable.auto.commit", "offsets are committed after their acknowledgements"),
     ("enable.auto.offset.store", "offsets are committed after their acknowledgements"),
     ("enable.idempotence", "without it, retries can reorder records"),
-    ("enable.partition.eof", "bounded runs set it"),
+    ("enable.partition.eof", "bounded runs and watermarks set it"),
     ("group.id", "`group` sets it"),
     ("group.instance.id", "`group_instance` sets it"),
     ("group.protocol", "`group_protocol` sets it"),

@@ -5,12 +5,13 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-use crate::operator::aggregate::{Aggregate, Changes, Complete, Form, LastChanges, LastUpdates, Sorted, Updates};
+use crate::operator::aggregate::{Aggregate, Changes, Complete, Form, InParts, LastChanges, LastUpdates, Updates};
+use crate::operator::sorted::Sorted;
 use crate::run::graph::{Emits, TimeTrait};
 use crate::state::delta::{NotEntries, decode};
 use crate::state::describe::Look;
-use crate::state::origin::Origin;
-use crate::state::table::{Grouping, Table};
+use crate::state::origin::{Origin, Same};
+use crate::state::table::{Grouping, Table, TableState};
 use crate::words::{Change, EventTime};
 
 use super::key::{Exchange, Key, State};
@@ -47,7 +48,7 @@ pub(super) struct Options<K, V> {
     version: u32,
     older: Vec<Box<dyn Convert<K, V>>>,
     rows: Option<Box<dyn Iterator<Item = (K, V)>>>,
-    every: Option<Duration>,
+    pub(super) every: Option<Duration>,
 }
 
 impl<'a, K: Key, V: 'static> Aggregated<'a, K, V> {
@@ -379,6 +380,33 @@ pub(super) fn built<'a, K: Key, A: Aggregate, T: 'static, G: Grouping<K>>(
     if let Some(option) = refused {
         let why = format!("it keeps more than its value, so `{option}` cannot make its state of values");
         stream.refuse(why);
+    }
+    if let Some(name) = name {
+        stream = stream.named(&name);
+    }
+    stream
+}
+
+/// As [`built`], of an aggregate whose states are kept in parts of another table.
+pub(super) fn built_of_parts<'a, K: Key, W: 'static, A: Aggregate, P: InParts<A>, T: 'static>(
+    aggregate: A,
+    options: Options<(K, W), A::Value>,
+    build: impl FnOnce((A, Table<K, P>)) -> Stream<'a, T>,
+) -> Stream<'a, T> {
+    let same: Option<Same<P>> = A::SAME.map(|_| P::same as Same<P>);
+    built_with(options, same, |table| build((aggregate, table)))
+}
+
+/// As [`built`], of a table of its own, of which `same` is compared between runs.
+pub(super) fn built_with<'a, K: Key, W: 'static, V: 'static, S: TableState, T: 'static>(
+    mut options: Options<(K, W), V>,
+    same: Option<Same<S>>,
+    build: impl FnOnce(Table<K, S>) -> Stream<'a, T>,
+) -> Stream<'a, T> {
+    let (name, is_refused) = (options.name.take(), !options.older.is_empty());
+    let mut stream = build(Table::with(Origin::new(options.version, Vec::new(), None).compared_by(same)));
+    if is_refused {
+        stream.refuse("its values are kept in parts, so `migrate_from` cannot convert them".to_owned());
     }
     if let Some(name) = name {
         stream = stream.named(&name);

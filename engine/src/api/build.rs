@@ -14,11 +14,10 @@ use crate::io::{Reader, Sink, Source};
 use crate::operator::egress;
 use crate::operator::fault::Node;
 use crate::operator::ingest::{self, SourceIndex};
-use crate::operator::marks::Board;
+use crate::operator::marks::{Board, Rule};
 use crate::operator::stage::{Consume, Counts, Tail, Within};
 use crate::operator::timed::Timing;
-use crate::operator::watermark::Report;
-use crate::run::graph::TimeTrait;
+use crate::operator::watermark::{MILLISECOND, Report};
 use crate::run::plan::{Meter, Plan};
 use crate::run::shared::Run;
 use crate::words::{EventTime, Result, SinkMeter, Wake, Worker};
@@ -110,30 +109,42 @@ impl<'a> Build<'a> {
     }
 
     /// How an operator learns the event time, if it waits for it.
-    pub(super) fn timing(&self, node: Node, name: &str) -> Option<Timing<'a>> {
+    /// Where it is strict, see [`Operate::IS_STRICT`](crate::operator::keyed::Operate::IS_STRICT).
+    pub(super) fn timing(&self, node: Node, name: &str, is_strict: bool) -> Option<Timing<'a>> {
         let graph = &self.run.plan.graph;
-        if graph.nodes[node.0].traits.time != TimeTrait::WaitsFor {
+        let time = graph.nodes[node.0].traits.time;
+        if !time.waits() {
             return None;
         }
         let (all, worker) = (self.reports.borrow(), self.worker());
-        let reports: Vec<_> = graph.reporters(node).iter().filter_map(|reporter| all.get(reporter).cloned()).collect();
+        let reporters = graph.reporters(node);
+        let policy = graph.policy(node);
+        // Spark judges by the watermark alone, whatever the time of a row is.
+        let is_lowered = |reporter: &Node| is_strict && !policy.is_max_seen() && graph.may_emit_at(*reporter);
+        let lowered: Vec<Node> = reporters.iter().copied().filter(is_lowered).collect();
+        let reports: Vec<_> = reporters.iter().filter_map(|reporter| all.get(reporter).cloned()).collect();
         let restored = self.run.restored.as_ref();
         Some(Timing {
             reporters: reports.len() * worker.peers,
             reports,
             own: (node, worker.index),
             workers: worker.peers,
+            back: time.back(),
+            behind: graph.behind(node) + if lowered.is_empty() { Duration::ZERO } else { MILLISECOND },
+            lowered,
+            policy,
             watermark: restored.map_or(EventTime::NONE, |restored| restored.watermark(name)),
         })
     }
 
     /// Opens the board of the source whose own chain that node is part of.
-    pub(super) fn open_board(&self, node: Node, delay: Duration) -> Option<Rc<Board>> {
+    pub(super) fn open_board(&self, node: Node, rule: Rule) -> Option<Rc<Board>> {
         let plan = &self.run.plan;
         let source = plan.graph.nodes.get(node.0)?.own_chain_of?;
         let index = plan.sources.iter().position(|planned| planned.node == source);
         let restored = index.and_then(|index| plan.memory.offsets.get(index)).map(|before| before.times().clone());
-        let board = Rc::new(Board::new(delay, restored.unwrap_or_default()));
+        let board =
+            Rc::new(Board::new(rule, plan.graph.closes_by_time(), restored.unwrap_or_default(), self.run.clock.now()));
         self.boards.borrow_mut().insert(source, Rc::clone(&board));
         Some(board)
     }

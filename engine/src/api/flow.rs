@@ -6,7 +6,6 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use timely::dataflow::Scope;
 
@@ -16,7 +15,7 @@ use crate::operator::drain::Drains;
 use crate::operator::fault::Node;
 use crate::operator::intake::{Intake, Limits};
 use crate::operator::ledger::Piece;
-use crate::operator::marks::Board;
+use crate::operator::marks::{Board, Rule};
 use crate::operator::stage::{self, Chain, Counts, Setting, Tail, Within};
 use crate::operator::timed::Timing;
 use crate::run::graph::{Emits, Graph, Input, NodeKind, NodeTraits};
@@ -233,16 +232,16 @@ impl<'a> Flow<'a> {
     }
 
     /// How an operator learns the event time, if it waits for it.
-    pub(crate) fn timing(&self, node: Node, name: &str) -> Option<Timing<'a>> {
+    pub(crate) fn timing(&self, node: Node, name: &str, is_strict: bool) -> Option<Timing<'a>> {
         let Mode::Build(build) = &self.inner.mode else { return None };
-        build.timing(node, name)
+        build.timing(node, name, is_strict)
     }
 
     /// Opens the board of the source whose own chain that node is part of; `None` while nothing is
     /// built.
-    pub(crate) fn open_board(&self, node: Node, delay: Duration) -> Option<Rc<Board>> {
+    pub(crate) fn open_board(&self, node: Node, rule: Rule) -> Option<Rc<Board>> {
         let Mode::Build(build) = &self.inner.mode else { return None };
-        build.open_board(node, delay)
+        build.open_board(node, rule)
     }
 
     /// Keeps the first error that cannot be returned where it happens.
@@ -314,9 +313,10 @@ impl fmt::Debug for Flow<'_> {
 impl Connect<'_> {
     fn source<S: Source>(&self, node: Node, index: usize, source: S) -> Result<()> {
         let spec = &self.planning.spec;
-        let (count, keeps_state, holds_state) = {
+        let (count, keeps_state, holds_state, times) = {
             let graph = &self.plan.borrow().graph;
-            (graph.count(NodeKind::Source), graph.keeps_state().is_some(), graph.holds_state())
+            let times = (graph.has_watermark(node), graph.wants_times(node));
+            (graph.count(NodeKind::Source), graph.keeps_state().is_some(), graph.holds_state(), times)
         };
         let before = self.planning.memory.offsets.get(index).cloned();
         let open = OpenSource {
@@ -331,6 +331,8 @@ impl Connect<'_> {
             keeps_state: keeps_state || matches!(spec.remembers, Remembers::InDirectory(_)),
             is_checkpointed: self.planning.is_checkpointed,
             identity: self.planning.identity.clone(),
+            has_watermark: times.0,
+            wants_times: times.1,
             clock: spec.clock.clone(),
             wake: self.planning.control.clone(),
             claims: self.claims.of_source(index),

@@ -216,7 +216,7 @@ impl<'a, K: Key, T: 'static> KeyedStream<'a, K, T> {
     where
         T: Exchange,
     {
-        self.with("aggregate", Fold(zero, add, PhantomData), |record| record)
+        self.with("aggregate", Fold::new(zero, add), |record| record)
     }
 
     /// The record with the largest event time of each key. Of records with the same time, or
@@ -496,7 +496,7 @@ impl<'a, K: Key, T: 'static> KeyedBatches<'a, K, T> {
     where
         T: Exchange + Clone,
     {
-        let group = Fold(Vec::new, |records: &mut Vec<T>, record| records.push(record), PhantomData);
+        let group = Fold::new(Vec::new, |records: &mut Vec<T>, record| records.push(record));
         self.0.with("group", group, |record| record).of_batches()
     }
 }

@@ -10,6 +10,10 @@ mod operate;
 mod keyed;
 mod aggregated;
 mod watermark;
+mod dedup;
+mod windows;
+mod window_rows;
+mod window_table;
 mod window;
 
 mod trigger;
@@ -29,6 +33,7 @@ mod memory_tests;
 pub use aggregated::{Aggregated, CompleteTable};
 pub use calls::{Blocking, CallPolicy, Calls, KeptCalls, KeyedCalls, RetriedCalls};
 pub use compare::{ComparedRun, Comparison, For, Results};
+pub use dedup::Deduplicated;
 pub use explain::{ExplainedNode, ExplainedOperator, Explanation};
 pub use flow::Flow;
 pub use job::Job;
@@ -39,4 +44,8 @@ pub use stream::Stream;
 pub use test_run::TestRun;
 pub use trigger::{Restart, Trigger};
 pub use watermark::Watermark;
-pub use window::{Tumbling, WindowTable, Windowed};
+pub use window::Windowed;
+pub use window_table::WindowTable;
+pub use windows::{
+    ByCount, BySession, ByTime, CalendarDays, Count, InTime, Session, Sliding, Tumbling, Window, Windows,
+};

@@ -180,7 +180,7 @@ impl<'a, K: Key, I: Exchange> Stream<'a, (K, I)> {
                 })?;
                 Ok(stage)
             };
-            let timing = ends.timing(node, name);
+            let timing = ends.timing(node, name, O::IS_STRICT);
             let told = match scope.worker().peers() {
                 1 => keyed::build(scope, name, ports, || Pipeline, timing, setting, head)?,
                 _ => {

@@ -342,6 +342,14 @@ impl<T> Reader for Paced<T> {
         self.reader.has_ended()
     }
 
+    fn assigned(&mut self) -> Option<Vec<Partition>> {
+        self.reader.assigned()
+    }
+
+    fn is_at_end(&self, partition: &Partition) -> Option<bool> {
+        self.reader.is_at_end(partition)
+    }
+
     fn unassign(&mut self, partitions: &[Partition]) {
         self.reader.unassign(partitions);
     }

@@ -287,6 +287,12 @@ impl Ticker {
         // Read after what is done, and before the reason: a record of a checkpoint that is done
         // has its call counted, and an answer is a reason before its call is not.
         let is_answered = self.pulse.calls() == 0;
+        if self.pulse.is_due_by_clock() && matches!(self.pace, Pace::Continuous { .. }) {
+            state.wanted = true;
+            self.pulse.wake_ingests();
+            self.pulse.ring();
+            return false;
+        }
         match self.pace {
             Pace::Continuous { .. } if self.pulse.has_reason() || state.uncut => {
                 state.wanted = true;
@@ -298,6 +304,11 @@ impl Ticker {
                 // In this order: which tick is next depends on when the batch was through.
                 let is_through = Epoch::from_raw(self.through.load(SeqCst)) >= open;
                 let mut is_due = || self.pulse.has_reason() && self.next_tick(state, interval) <= self.clock.now();
+                if self.pulse.is_due_by_clock() && !self.pulse.has_reason() {
+                    // A source is about to see it.
+                    self.pulse.wake_ingests();
+                    return false;
+                }
                 done && is_answered && is_through && !is_due()
             }
         }

@@ -431,6 +431,8 @@ mod tests {
             keeps_state: false,
             is_checkpointed: false,
             identity: None,
+            has_watermark: false,
+            wants_times: false,
             clock: Clock::simulated(),
             wake: Wake::new(|| ()),
             claims: crate::io::Claims::default(),

@@ -94,6 +94,14 @@ pub struct OpenSource {
     /// processes. A lock lets only one of them run at a time, so a mark that an earlier one has
     /// left is that of a run that is over.
     pub identity: Option<String>,
+    /// Whether the stream has a watermark, and readers are asked for
+    /// [`assigned`](Reader::assigned) partitions and whether they are
+    /// [at their end](Reader::is_at_end).
+    pub has_watermark: bool,
+    /// Whether the source is asked when its records happened, by its own knowledge: readers then
+    /// add records with their times ([`ReadBatch::push_at`]). A record without one has the smallest
+    /// [`EventTime`](crate::EventTime) there is.
+    pub wants_times: bool,
     /// The job's clock.
     pub clock: Clock,
     /// Wakes the control thread, which then calls [`SharedSource::serve`].
@@ -407,6 +415,15 @@ pub trait Reader {
     /// is there it holds back all windows, for it may have any time. By default the reader does not
     /// say; then a partition counts from its first record on.
     fn assigned(&mut self) -> Option<Vec<Partition>> {
+        None
+    }
+
+    /// Whether polls have returned all records that the partition has at the moment. A partition
+    /// that is silent for a while holds back no window, but only if this is so: it may have records
+    /// that were not read yet. `None` if the reader cannot tell for a partition: then it is so when
+    /// its last poll was [`Polled::Idle`].
+    fn is_at_end(&self, partition: &Partition) -> Option<bool> {
+        let _ = partition;
         None
     }
 

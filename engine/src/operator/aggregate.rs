@@ -10,6 +10,9 @@ use crate::words::{Batch, Change, EventTime, Result, Stamp};
 
 use super::keyed::Operate;
 
+/// How values of the user's are merged.
+pub(crate) type Merge<V> = Box<dyn Fn(&mut V, &V)>;
+
 /// How the records of a key become a value.
 pub(crate) trait Aggregate: 'static {
     type Input: 'static;
@@ -27,6 +30,26 @@ pub(crate) trait Aggregate: 'static {
 
     fn value(&self, state: &Self::State) -> Self::Value;
 
+    /// Whether states can be [merged](Aggregate::merge).
+    fn merges(&self) -> bool {
+        false
+    }
+
+    /// Adds to a state what another one was made of.
+    ///
+    /// # Errors
+    /// When the result cannot be represented.
+    fn merge(&self, state: &mut Self::State, other: &Self::State) -> Result<()> {
+        let _ = (state, other);
+        unreachable!("this aggregate does not merge")
+    }
+
+    /// Says how values of the user's are merged. Returns `false` where there are none.
+    fn merge_by(&mut self, merge: Merge<Self::Value>) -> bool {
+        let _ = merge;
+        false
+    }
+
     /// What of a state does not depend on the order of the records, where its encoding does.
     const SAME: Option<Same<Self::State>> = None;
 
@@ -38,6 +61,13 @@ pub(crate) trait Aggregate: 'static {
         let _ = (value, time);
         None
     }
+}
+
+/// Several states of an aggregate.
+pub(crate) trait InParts<A: Aggregate>: TableState {
+    /// What of them does not depend on the order of the records, where that of a state
+    /// [is known](Aggregate::SAME).
+    fn same(&self) -> Vec<u8>;
 }
 
 /// How a state holds its value.
@@ -73,6 +103,18 @@ impl<A: Aggregate, T: 'static, F: Fn(T) -> A::Input + 'static> Aggregate for Wit
 
     fn value(&self, state: &A::State) -> A::Value {
         self.aggregate.value(state)
+    }
+
+    fn merges(&self) -> bool {
+        self.aggregate.merges()
+    }
+
+    fn merge(&self, state: &mut A::State, other: &A::State) -> Result<()> {
+        self.aggregate.merge(state, other)
+    }
+
+    fn merge_by(&mut self, merge: Merge<A::Value>) -> bool {
+        self.aggregate.merge_by(merge)
     }
 
     const SAME: Option<Same<A::State>> = A::SAME;
@@ -438,66 +480,5 @@ impl<K: TableKey, T: 'static> Operate for First<K, T> {
 
     fn kept(&mut self) -> Option<&mut dyn Keep> {
         Some(&mut self.table)
-    }
-}
-
-/// Collects the rows of a checkpoint, and hands them on in order.
-pub(crate) struct Sorted<T, F> {
-    compare: F,
-    limit: usize,
-    rows: Vec<T>,
-    sorted: Option<std::vec::IntoIter<T>>,
-}
-
-impl<T, F: Fn(&T, &T) -> std::cmp::Ordering> Sorted<T, F> {
-    pub(crate) fn new(compare: F, limit: usize) -> Sorted<T, F> {
-        Sorted { compare, limit, rows: Vec::new(), sorted: None }
-    }
-}
-
-impl<T: 'static, F: Fn(&T, &T) -> std::cmp::Ordering + 'static> Operate for Sorted<T, F> {
-    type Key = ();
-    type Input = T;
-    type Output = T;
-
-    const EMITS_AT_CLOSE: bool = true;
-
-    fn apply(&mut self, records: Vec<((), T)>, _: VecDeque<Stamp>, _: &mut Batch<T>) -> Result<()> {
-        self.rows.extend(records.into_iter().map(|(_, row)| row));
-        Ok(())
-    }
-
-    fn close(&mut self, rows: usize, out: &mut Batch<T>) -> bool {
-        let sorted = self.sorted.get_or_insert_with(|| {
-            let mut rows = std::mem::take(&mut self.rows);
-            rows.sort_by(&self.compare);
-            rows.truncate(self.limit);
-            rows.into_iter()
-        });
-        sorted.by_ref().take(rows).for_each(|row| out.append(row, None));
-        let has_more = sorted.len() > 0;
-        if !has_more {
-            self.sorted = None;
-        }
-        has_more
-    }
-
-    fn held(&mut self) -> Option<&mut dyn Held> {
-        Some(&mut self.rows)
-    }
-}
-
-/// What rows point to is not known; as much is in the table that they come from, and counted there.
-impl<T> Held for Vec<T> {
-    fn has_grown(&mut self) -> bool {
-        false
-    }
-
-    fn len(&self) -> u64 {
-        self.len() as u64
-    }
-
-    fn bytes(&self) -> u64 {
-        (self.capacity() * size_of::<T>()) as u64
     }
 }

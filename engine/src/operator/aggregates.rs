@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use crate::state::table::TableState;
 use crate::words::{Error, ErrorKind, EventTime, Result};
 
-use super::aggregate::{Aggregate, Form};
+use super::aggregate::{Aggregate, Form, Merge};
 
 /// Counts records.
 pub(crate) struct Count;
@@ -30,6 +30,15 @@ impl Aggregate for Count {
     #[inline]
     fn value(&self, state: &u64) -> u64 {
         *state
+    }
+
+    fn merges(&self) -> bool {
+        true
+    }
+
+    fn merge(&self, state: &mut u64, other: &u64) -> Result<()> {
+        *state += other;
+        Ok(())
     }
 
     const FORM: Option<Form> = Some(Form::Value);
@@ -95,6 +104,14 @@ impl<N: Number + TableState> Aggregate for Sum<N> {
         *state
     }
 
+    fn merges(&self) -> bool {
+        true
+    }
+
+    fn merge(&self, state: &mut N, other: &N) -> Result<()> {
+        self.add(state, *other, None)
+    }
+
     const FORM: Option<Form> = Some(Form::Value);
 
     fn state_of(value: N, _: Option<EventTime>) -> Option<N> {
@@ -129,6 +146,15 @@ impl Aggregate for Mean {
     fn value(&self, (sum, count): &(f64, u64)) -> f64 {
         sum / *count as f64
     }
+
+    fn merges(&self) -> bool {
+        true
+    }
+
+    fn merge(&self, state: &mut (f64, u64), other: &(f64, u64)) -> Result<()> {
+        *state = (state.0 + other.0, state.1 + other.1);
+        Ok(())
+    }
 }
 
 /// Combines records, two at a time, from the first on.
@@ -159,6 +185,14 @@ impl<T: TableState + Clone, F: Fn(T, T) -> T + 'static> Aggregate for Reduce<T, 
         state.clone().expect("a key has a first record")
     }
 
+    fn merges(&self) -> bool {
+        true
+    }
+
+    fn merge(&self, state: &mut Option<T>, other: &Option<T>) -> Result<()> {
+        other.iter().try_for_each(|other| self.add(state, other.clone(), None))
+    }
+
     const FORM: Option<Form> = Some(Form::Option);
 
     fn state_of(value: T, _: Option<EventTime>) -> Option<Option<T>> {
@@ -167,10 +201,21 @@ impl<T: TableState + Clone, F: Fn(T, T) -> T + 'static> Aggregate for Reduce<T, 
 }
 
 /// Adds records to a value of the user's.
-pub(crate) struct Fold<Z, F, T>(pub(crate) Z, pub(crate) F, pub(crate) PhantomData<fn(T)>);
+pub(crate) struct Fold<Z, F, A, T> {
+    pub(crate) zero: Z,
+    pub(crate) add: F,
+    pub(crate) merge: Option<Merge<A>>,
+    pub(crate) record: PhantomData<fn(T)>,
+}
+
+impl<Z, F, A, T> Fold<Z, F, A, T> {
+    pub(crate) fn new(zero: Z, add: F) -> Fold<Z, F, A, T> {
+        Fold { zero, add, merge: None, record: PhantomData }
+    }
+}
 
 impl<A: TableState + Clone, T: 'static, Z: Fn() -> A + 'static, F: Fn(&mut A, T) + 'static> Aggregate
-    for Fold<Z, F, T>
+    for Fold<Z, F, A, T>
 {
     type Input = T;
     type State = A;
@@ -178,18 +223,32 @@ impl<A: TableState + Clone, T: 'static, Z: Fn() -> A + 'static, F: Fn(&mut A, T)
 
     #[inline]
     fn zero(&self) -> A {
-        (self.0)()
+        (self.zero)()
     }
 
     #[inline]
     fn add(&self, state: &mut A, input: T, _: Option<EventTime>) -> Result<()> {
-        (self.1)(state, input);
+        (self.add)(state, input);
         Ok(())
     }
 
     #[inline]
     fn value(&self, state: &A) -> A {
         state.clone()
+    }
+
+    fn merges(&self) -> bool {
+        self.merge.is_some()
+    }
+
+    fn merge(&self, state: &mut A, other: &A) -> Result<()> {
+        self.merge.iter().for_each(|merge| merge(state, other));
+        Ok(())
+    }
+
+    fn merge_by(&mut self, merge: Merge<A>) -> bool {
+        self.merge = Some(merge);
+        true
     }
 
     const FORM: Option<Form> = Some(Form::Value);
@@ -223,10 +282,57 @@ impl<T: TableState + Clone> Aggregate for Latest<T> {
         state.as_ref().map(|(_, latest)| latest.clone()).expect("a key has a first record")
     }
 
+    fn merges(&self) -> bool {
+        true
+    }
+
+    fn merge(&self, state: &mut Self::State, other: &Self::State) -> Result<()> {
+        let Some((time, record)) = other else { return Ok(()) };
+        self.add(state, record.clone(), *time)
+    }
+
     const FORM: Option<Form> = Some(Form::Timed);
 
     fn state_of(value: T, time: Option<EventTime>) -> Option<Self::State> {
         Some(Some((time, value)))
+    }
+}
+
+/// The first records by event time, at most so many.
+pub(crate) struct Collect<T> {
+    pub(crate) at_most: usize,
+    pub(crate) record: PhantomData<fn(T)>,
+}
+
+impl<T: TableState + Clone> Aggregate for Collect<T> {
+    type Input = T;
+    type State = Vec<(Option<EventTime>, T)>;
+    type Value = Vec<T>;
+
+    fn zero(&self) -> Self::State {
+        Vec::new()
+    }
+
+    fn add(&self, state: &mut Self::State, input: T, time: Option<EventTime>) -> Result<()> {
+        // Behind those of the same time.
+        let place = state.iter().rposition(|(other, _)| *other <= time).map_or(0, |before| before + 1);
+        if place < self.at_most {
+            state.truncate(self.at_most - 1);
+            state.insert(place, (time, input));
+        }
+        Ok(())
+    }
+
+    fn value(&self, state: &Self::State) -> Vec<T> {
+        state.iter().map(|(_, record)| record.clone()).collect()
+    }
+
+    fn merges(&self) -> bool {
+        true
+    }
+
+    fn merge(&self, state: &mut Self::State, other: &Self::State) -> Result<()> {
+        other.iter().try_for_each(|(time, record)| self.add(state, record.clone(), *time))
     }
 }
 
@@ -258,6 +364,14 @@ impl<T: TableState + Clone, F: Fn(&T, &T) -> Ordering + 'static> Aggregate for T
 
     fn value(&self, state: &Vec<T>) -> Vec<T> {
         state.clone()
+    }
+
+    fn merges(&self) -> bool {
+        true
+    }
+
+    fn merge(&self, state: &mut Vec<T>, other: &Vec<T>) -> Result<()> {
+        other.iter().try_for_each(|other| self.add(state, other.clone(), None))
     }
 
     const FORM: Option<Form> = Some(Form::Value);

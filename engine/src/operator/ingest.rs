@@ -100,8 +100,11 @@ pub(crate) fn build<'a, T: 'static>(
             return Err(error);
         }
     };
-    if setting.marks.is_some() {
+    if let Some(marks) = &setting.marks {
         setting.pulse.note_mark((setting.node, setting.worker), EventTime::NONE);
+        if marks.is_by_clock() {
+            setting.pulse.follows_clock((setting.node, setting.worker));
+        }
     }
     setting.pulse.source_opened(wake.clone());
     let freed = wake.clone();
@@ -128,6 +131,8 @@ pub(crate) fn build<'a, T: 'static>(
             released_max: if setting.release == Release::AtTicks { RECORDS_FIRST } else { RECORDS_MAX },
             ended: None,
             at_stop: None,
+            looks_at: None,
+            waits_until: None,
             activator,
             wake,
             setting,
@@ -180,6 +185,10 @@ struct Ingest<T> {
     ended: Option<End>,
     /// What the reader answered when the job was stopped.
     at_stop: Option<AtStop>,
+    /// When it was asked to be woken to look for silent partitions.
+    looks_at: Option<Moment>,
+    /// The time of the clock until which it was asked to be woken.
+    waits_until: Option<EventTime>,
     activator: Activator,
     wake: Wake,
 }
@@ -214,6 +223,7 @@ impl<T> Ingest<T> {
         }
         let _entered = fault::enter(self.setting.node);
         self.answer_drains();
+        self.look_at_clock();
         let more = if self.setting.pulse.is_stopping() { self.wind_up()? } else { self.close()? | self.read()? };
         if more {
             self.activator.activate();
@@ -290,6 +300,7 @@ impl<T> Ingest<T> {
         // If one of their partitions is assigned again, the drain must not drop what is read of it
         // from here on.
         self.answer_drains();
+        self.assign_first();
         let reader = self.reader.as_mut().expect("a step begins with a reader");
         let mut batch = ReadBatch::new();
         // In this order: of an epoch that opens between the two, the moment decides.
@@ -309,6 +320,9 @@ impl<T> Ingest<T> {
         let is_more = polled == Polled::More;
         if batch.has_moved() {
             self.admit(batch, (polled_at, open))?;
+        }
+        if self.ended.is_none() {
+            self.look_for_idle(polled_at, polled == Polled::Idle);
         }
         Ok(is_more)
     }
@@ -392,7 +406,7 @@ impl<T> Ingest<T> {
         let marks = self.setting.marks.clone();
         if let Some(marks) = &marks {
             let partition = position.as_ref().map_or(&self.nameless, |(partition, _)| partition);
-            marks.enter(partition, batch.admission().map_or(now, Admission::arrival));
+            marks.enter(partition, batch.admission().map_or(now, Admission::arrival), now);
         }
         if let Some((partition, next)) = position {
             self.released.insert(partition, next);
@@ -476,9 +490,7 @@ impl<T> Ingest<T> {
 
     /// Ends the operator: sends the last positions, then drops the capabilities and the reader.
     fn end(&mut self) {
-        if let (Some(marks), Some(End::OfTime)) = (&self.setting.marks, self.ended) {
-            marks.end();
-        }
+        self.end_time();
         self.report();
         self.show_least();
         self.record_offsets();

@@ -26,6 +26,7 @@ use timely::progress::operate::FrontierInterest;
 use crate::state::keep::{Held, Keep};
 use crate::words::{
     Admission, Backlog, Batch, ByCheckpoint, CheckpointId, Clock, Epoch, EventTime, Moment, Result, Stamp,
+    WatermarkPolicy,
 };
 
 use super::arrivals::Arrivals;
@@ -48,6 +49,10 @@ pub(crate) trait Operate: 'static {
 
     /// Whether [`close`](Operate::close) emits anything under each trigger.
     const EMITS_AT_CLOSE: bool;
+
+    /// Whether a record whose time is that of the watermark may come too late. What an operator
+    /// emits may have the time that it relays, and a record that of the clock as it was reported.
+    const IS_STRICT: bool = false;
 
     /// Whether [`close`](Operate::close) emits anything.
     fn emits_at_close(&self) -> bool {
@@ -74,9 +79,9 @@ pub(crate) trait Operate: 'static {
     }
 
     /// Called once, before any record: all state is loaded. What the operator waits for event time
-    /// with has come to this watermark.
-    fn begin(&mut self, watermark: EventTime) {
-        let _ = watermark;
+    /// with has come to this watermark, by this policy.
+    fn begin(&mut self, watermark: EventTime, policy: WatermarkPolicy) {
+        let _ = (watermark, policy);
     }
 
     /// The watermark has moved: what it makes final is [fired](Operate::fire) from now on.
@@ -176,9 +181,9 @@ impl<O: Operate> KeyedStage<O> {
 
     /// Called when the operator is first scheduled, before any record, with a capability of the
     /// ledger for the first epoch of the run.
-    fn begin(&mut self, at: Capability<u64>, watermark: EventTime) -> Result<()> {
+    fn begin(&mut self, at: Capability<u64>, (watermark, policy): (EventTime, WatermarkPolicy)) -> Result<()> {
         self.operate.kept().map_or(Ok(()), |kept| self.ledger.begin(at, kept))?;
-        self.operate.begin(watermark);
+        self.operate.begin(watermark, policy);
         Ok(())
     }
 
@@ -195,8 +200,12 @@ impl<O: Operate> KeyedStage<O> {
         let Some(Advanced { at, arrived, .. }) = &self.firing else { return Ok(None) };
         let mut out = Batch::under(Some(Admission::of_whole(*arrived, now)));
         let more = self.operate.fire(ROWS_MAX, &mut out)?;
-        if !out.is_empty() {
+        // A window may be gone without a row.
+        let has_changed = self.operate.kept().is_some_and(|kept| kept.has_changed());
+        if has_changed || !out.is_empty() {
             self.ledger.note(None, at);
+        }
+        if !out.is_empty() {
             self.next.hand_on(out, at)?;
         }
         self.operate.held().map_or(Ok(()), |held| self.ledger.report(held))?;
@@ -438,7 +447,8 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
             wake.listen();
             let began = setting.clock.now();
             if let Some(mut first) = first.take() {
-                let watermark = time.as_mut().map_or(EventTime::NONE, |time| time.begin(&first, began));
+                let watermark = time.as_mut().map(|time| time.begin(&first, began));
+                let watermark = watermark.unwrap_or((EventTime::NONE, WatermarkPolicy::default()));
                 let of_ledger = first.swap_remove(ledger_port);
                 if let Err(error) = chain.work(|stage| stage.begin(of_ledger, watermark)) {
                     setting.fault.record(error);

@@ -30,9 +30,17 @@ pub(crate) mod by_trigger;
 pub(crate) mod kept_calls;
 pub(crate) mod aggregate;
 pub(crate) mod aggregates;
+pub(crate) mod sorted;
 pub(crate) mod sketches;
 pub(crate) mod late;
 pub(crate) mod inlet;
+pub(crate) mod layout;
+pub(crate) mod shown;
 pub(crate) mod window;
+pub(crate) mod panes;
+pub(crate) mod sessions;
+pub(crate) mod shown_sessions;
+pub(crate) mod dedup;
+pub(crate) mod count_windows;
 
 pub(crate) mod egress;

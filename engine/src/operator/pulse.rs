@@ -13,7 +13,7 @@
 //! has listened. So it either sees the write or is woken again ([`Wake`], [`Bell`]). These are
 //! stores followed by loads of other fields, hence SeqCst throughout.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard};
 
@@ -58,6 +58,8 @@ pub(crate) struct Pulse {
     times: Mutex<Times>,
     /// Event time has come to where an operator waits for it: the next epoch is to open at once.
     due: AtomicBool,
+    /// A source whose event time is that of the clock is to hear where operators wait for it.
+    follows_clock: AtomicBool,
     /// Operators that wait for a time to come.
     alarms: Mutex<BTreeMap<Moment, Vec<Wake>>>,
 }
@@ -69,12 +71,21 @@ struct Times {
     marks: BTreeMap<(Node, usize), EventTime>,
     /// When the first thing is due that an operator waits with.
     dues: BTreeMap<(Node, usize), EventTime>,
+    /// The sources whose event time is that of the clock.
+    clocks: BTreeSet<(Node, usize)>,
 }
 
 impl Times {
     fn is_due(&self) -> bool {
         let due = self.dues.values().min();
         due.is_some_and(|due| self.marks.values().min().is_some_and(|least| least >= due))
+    }
+
+    /// Whether something is due that a source has not seen yet, at this time of the clock.
+    fn is_due_at(&self, now: EventTime) -> bool {
+        let marks = self.marks.iter().map(|(own, mark)| if self.clocks.contains(own) { now.max(*mark) } else { *mark });
+        let due = self.dues.values().min().filter(|_| !self.clocks.is_empty());
+        due.is_some_and(|due| marks.min().is_some_and(|least| least >= *due))
     }
 }
 
@@ -100,6 +111,7 @@ impl Pulse {
             egresses: Mutex::default(),
             times: Mutex::default(),
             due: AtomicBool::new(false),
+            follows_clock: AtomicBool::new(false),
             alarms: Mutex::default(),
         }
     }
@@ -204,11 +216,46 @@ impl Pulse {
     /// An operator on a worker waits for this time, or for none.
     pub(crate) fn note_due(&self, own: (Node, usize), due: Option<EventTime>) {
         let mut times = lock(&self.times);
+        let before = times.dues.values().min().copied();
         match due {
             Some(due) => drop(times.dues.insert(own, due)),
             None => drop(times.dues.remove(&own)),
         }
+        let has_moved = times.dues.values().min().copied() != before;
         self.ring_if_due(times);
+        if has_moved && self.follows_clock.load(SeqCst) {
+            self.wake_ingests();
+        }
+    }
+
+    /// The event time of a source is that of the clock.
+    pub(crate) fn follows_clock(&self, own: (Node, usize)) {
+        lock(&self.times).clocks.insert(own);
+        self.follows_clock.store(true, SeqCst);
+    }
+
+    /// Whether the event time of a source is that of the clock.
+    pub(crate) fn has_clocks(&self) -> bool {
+        self.follows_clock.load(SeqCst)
+    }
+
+    /// Whether something is due now that sources may not have seen yet: only where event time is
+    /// that of the clock.
+    pub(crate) fn is_due_by_clock(&self) -> bool {
+        self.follows_clock.load(SeqCst) && lock(&self.times).is_due_at(EventTime(self.clock.wall().0))
+    }
+
+    /// When the first thing is due that an operator waits with.
+    pub(crate) fn least_due(&self) -> Option<EventTime> {
+        if !self.follows_clock.load(SeqCst) {
+            return None;
+        }
+        lock(&self.times).dues.values().min().copied()
+    }
+
+    /// Whether event time has come to where an operator waits for it.
+    pub(crate) fn has_come(&self) -> bool {
+        lock(&self.times).is_due()
     }
 
     fn ring_if_due(&self, times: MutexGuard<'_, Times>) {

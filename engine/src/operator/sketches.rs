@@ -37,6 +37,15 @@ impl Aggregate for CountDistinct {
         state.estimate()
     }
 
+    fn merges(&self) -> bool {
+        true
+    }
+
+    fn merge(&self, state: &mut Distinct, other: &Distinct) -> Result<()> {
+        state.merge(other);
+        Ok(())
+    }
+
     // A sketch also has an estimate that depends on the order, and lists its first values in it.
     const SAME: Option<Same<Distinct>> = Some(|state| state.estimate().to_le_bytes().into());
 }
@@ -60,7 +69,6 @@ impl Distinct {
     }
 
     /// Adds all values of the other.
-    #[cfg_attr(not(test), expect(dead_code, reason = "only windows merge the state of a key"))]
     pub(crate) fn merge(&mut self, other: &Distinct) {
         let mut union = HllUnion::new(Self::LOG2_REGISTERS).expect("the sketch supports 2^4 to 2^21");
         union.update(&self.0);
@@ -126,6 +134,15 @@ impl Aggregate for Distribution {
 
     fn value(&self, state: &Quantiles) -> Quantiles {
         state.clone()
+    }
+
+    fn merges(&self) -> bool {
+        true
+    }
+
+    fn merge(&self, state: &mut Quantiles, other: &Quantiles) -> Result<()> {
+        state.merge(other);
+        Ok(())
     }
 
     // A sketch also has the sum of its numbers, which is rounded in their order.

@@ -1,14 +1,17 @@
 //! How an operator waits for event time: when what it is told takes effect, and what it tells those
 //! behind it.
 
+use std::time::Duration;
+
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::Stream;
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
-use crate::words::{ByCheckpoint, CheckpointId, Epoch, EventTime, Moment, Result};
+use crate::words::{ByCheckpoint, CheckpointId, Epoch, EventTime, Moment, Result, WatermarkPolicy};
 
+use super::fault::Node;
 use super::pulse::Pulse;
 use super::stage::{Capabilities, Setting};
 use super::watermark::{Advanced, Report, Reporter, Watermarks, reports};
@@ -20,6 +23,13 @@ pub(crate) struct Timing<'a> {
     pub(crate) reporters: usize,
     pub(crate) own: Reporter,
     pub(crate) workers: usize,
+    /// How far behind the watermark what it emits may be.
+    pub(crate) back: Duration,
+    /// How far its watermark may be behind that of the sources: what operators before it take off.
+    pub(crate) behind: Duration,
+    /// Operators whose reports count as of the millisecond before.
+    pub(crate) lowered: Vec<Node>,
+    pub(crate) policy: WatermarkPolicy,
     /// Where it goes on from.
     pub(crate) watermark: EventTime,
 }
@@ -51,6 +61,8 @@ fn least<T>(arrived: &ByCheckpoint<(Capabilities, T)>, frontier: Option<Epoch>) 
 pub(super) struct Time {
     own: Reporter,
     workers: usize,
+    back: Duration,
+    behind: Duration,
     watermarks: Watermarks,
     /// The checkpoint in which something fires now.
     fires_in: Option<CheckpointId>,
@@ -69,19 +81,18 @@ impl Time {
     ) -> (Time, Stream<'a, u64, Vec<Report>>) {
         let port = builder.shape().outputs();
         let (output, stream) = builder.new_output();
-        let Timing { own, workers, reporters, watermark, .. } = *timing;
-        let watermarks = Watermarks::new(reporters, watermark);
-        (
-            Time { own, workers, watermarks, fires_in: None, port, relays: OutputBuilder::from(output), due: None },
-            stream,
-        )
+        let Timing { own, workers, reporters, back, behind, policy, watermark, .. } = *timing;
+        let (watermarks, relays) =
+            (Watermarks::new(reporters, timing.lowered.clone(), policy, watermark), OutputBuilder::from(output));
+        (Time { own, workers, back, behind, watermarks, fires_in: None, port, relays, due: None }, stream)
     }
 
     /// Called when the operator is first scheduled, with capabilities for the first epoch of the
-    /// run: relays what is restored. Returns the watermark with which the run begins.
-    pub(super) fn begin(&mut self, at: &Capabilities, now: Moment) -> EventTime {
+    /// run: relays what is restored. Returns the watermark with which the run begins, and its
+    /// policy.
+    pub(super) fn begin(&mut self, at: &Capabilities, now: Moment) -> (EventTime, WatermarkPolicy) {
         self.relay(&at[self.port], now);
-        self.watermarks.watermark()
+        (self.watermarks.watermark(), self.watermarks.policy())
     }
 
     /// Takes reports of an epoch.
@@ -124,13 +135,13 @@ impl Time {
     pub(super) fn show_due(&mut self, pulse: &Pulse, due: Option<EventTime>) {
         if self.due != due {
             self.due = due;
-            pulse.note_due(self.own, due);
+            pulse.note_due(self.own, due.map(|due| due.after(self.behind)));
         }
     }
 
     fn relay(&mut self, at: &Capability<u64>, arrived: Moment) {
         if self.watermarks.watermark().known().is_some() {
-            let reports = reports(self.own, self.workers, self.watermarks.relayed(), arrived);
+            let reports = reports(self.own, self.workers, self.watermarks.relayed(self.back), arrived);
             let mut relays = self.relays.activate();
             let mut session = relays.session(at);
             reports.for_each(|report| session.give(report));

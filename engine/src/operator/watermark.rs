@@ -6,10 +6,11 @@
 //! cannot pass `e` before both are there.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use timely::dataflow::channels::pact::Exchange;
 
-use crate::words::{CheckpointId, Epoch, EventTime, Moment};
+use crate::words::{CheckpointId, Epoch, EventTime, Moment, WatermarkPolicy};
 
 use super::fault::Node;
 use super::stage::Capabilities;
@@ -36,6 +37,11 @@ impl Summary {
 
     pub(crate) const ENDED: Summary = Summary { active: None, idle: None, has_ended: true };
 
+    fn before(self, earlier: Duration) -> Summary {
+        let before = |time: Option<EventTime>| time.map(|time| time.before(earlier));
+        Summary { active: before(self.active), idle: before(self.idle), ..self }
+    }
+
     fn and(self, other: Summary) -> Summary {
         let least = |one: Option<EventTime>, other| one.into_iter().chain(other).min();
         Summary {
@@ -51,6 +57,8 @@ impl Summary {
         self.active.or(self.idle).or(self.has_ended.then_some(EventTime::END))
     }
 }
+
+pub(crate) const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// Who reports: a source or an operator, on one worker.
 pub(crate) type Reporter = (Node, usize);
@@ -86,6 +94,8 @@ pub(crate) fn to_worker() -> Exchange<Report, impl FnMut(&Report) -> u64> {
 pub(crate) struct Watermarks {
     /// The number of reporters; until all of them have reported, the time is not known.
     reporters: usize,
+    lowered: Vec<Node>,
+    policy: WatermarkPolicy,
     known: HashMap<(usize, usize), Summary>,
     /// Reports that have no effect yet, by epoch, with a capability of each port.
     pending: BTreeMap<Epoch, (Capabilities, Vec<Report>)>,
@@ -102,9 +112,17 @@ pub(crate) struct Advanced {
 }
 
 impl Watermarks {
-    /// That of an operator with so many reporters, which goes on from a watermark.
-    pub(crate) fn new(reporters: usize, watermark: EventTime) -> Watermarks {
-        Watermarks { reporters, known: HashMap::new(), pending: BTreeMap::new(), watermark }
+    /// That of an operator with so many reporters, some of which count as of the millisecond
+    /// before. It goes on from a watermark.
+    pub(crate) fn new(
+        reporters: usize,
+        lowered: Vec<Node>,
+        policy: WatermarkPolicy,
+        watermark: EventTime,
+    ) -> Watermarks {
+        // In Spark time begins with 1970.
+        let watermark = if policy.is_max_seen() { watermark.max(EventTime(0)) } else { watermark };
+        Watermarks { reporters, lowered, policy, known: HashMap::new(), pending: BTreeMap::new(), watermark }
     }
 
     /// Takes reports of an epoch.
@@ -125,7 +143,9 @@ impl Watermarks {
         let (at, reports) = next.remove();
         let mut arrived = 0;
         for report in reports {
-            self.known.insert(report.from, report.summary);
+            let is_lowered = self.lowered.iter().any(|node| node.0 == report.from.0);
+            let summary = if is_lowered { report.summary.before(MILLISECOND) } else { report.summary };
+            self.known.insert(report.from, summary);
             arrived = report.arrived.max(arrived);
         }
         self.watermark = self.watermark.max(self.now());
@@ -137,13 +157,36 @@ impl Watermarks {
         if self.known.len() < self.reporters {
             return EventTime::NONE;
         }
-        let all = self.known.values().copied().reduce(Summary::and);
-        all.and_then(Summary::time).unwrap_or(EventTime::NONE)
+        let time = match self.policy.is_max_seen() {
+            false => self.known.values().copied().reduce(Summary::and).and_then(Summary::time),
+            true => self.largest_seen(),
+        };
+        time.unwrap_or(EventTime::NONE)
     }
 
-    /// What the operator relays.
-    pub(crate) fn relayed(&self) -> Summary {
-        Summary::at(self.watermark)
+    /// Of each reporter the largest over its workers; of them the smallest, or the largest.
+    fn largest_seen(&self) -> Option<EventTime> {
+        let mut by_node: BTreeMap<usize, Summary> = BTreeMap::new();
+        for ((node, _), summary) in &self.known {
+            let of_node = by_node.entry(*node).or_insert(*summary);
+            of_node.active = of_node.active.max(summary.active);
+            of_node.has_ended &= summary.has_ended;
+        }
+        let times =
+            by_node.into_values().filter_map(|node| if node.has_ended { Some(EventTime::END) } else { node.active });
+        match self.policy {
+            WatermarkPolicy::MaxSeenByFastest => times.max(),
+            _ => times.min(),
+        }
+    }
+
+    pub(crate) fn policy(&self) -> WatermarkPolicy {
+        self.policy
+    }
+
+    /// What the operator relays, which may emit what is so far behind its watermark.
+    pub(crate) fn relayed(&self, back: Duration) -> Summary {
+        Summary::at(self.watermark.before(back))
     }
 
     pub(crate) fn watermark(&self) -> EventTime {

@@ -1,64 +1,31 @@
-//! Windows of fixed length over event time: one state for each key and window, which is emitted
-//! once the watermark has passed the window's end, and then gone.
+//! Windows over event time: one state for each key and window, which is gone once the watermark has
+//! passed the window's end.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use crate::state::keep::{Held, Keep};
-use crate::state::table::{ByFirst, Found, Place, Table, TableKey};
-use crate::words::{Admission, Batch, Error, ErrorKind, EventTime, Pane, Result, Span, StageMeter, Stamp};
+use crate::state::table::{Found, Place, TableKey, Taken};
+use crate::words::{Admission, Batch, Error, ErrorKind, EventTime, Result, Span, StageMeter, Stamp, WatermarkPolicy};
 
 use super::aggregate::Aggregate;
 use super::keyed::Operate;
 use super::late::{LateRecords, LateStream};
+use super::layout::Layout;
+use super::shown::{Added, Show, WindowTable};
 use super::stage::Capabilities;
 
-/// Windows that follow each other without a gap, aligned to 1970 and an offset. All in
-/// milliseconds.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Fixed {
-    length: i64,
-    /// From 0 to less than `length`.
-    offset: i64,
-}
-
-impl Fixed {
-    /// Windows of that length, which must be positive.
-    pub(crate) fn new(length: i64, offset: i64) -> Fixed {
-        Fixed { length, offset: offset.rem_euclid(length) }
-    }
-
-    /// The window of a time. At the ends of time windows are cut off.
-    fn of(self, time: EventTime) -> Span {
-        self.from(time.0.saturating_sub(self.since_start(time.0)))
-    }
-
-    /// How long before that time its window begins.
-    fn since_start(self, time: i64) -> i64 {
-        (time.rem_euclid(self.length) - self.offset).rem_euclid(self.length)
-    }
-
-    /// The window that begins there.
-    fn from(self, start: i64) -> Span {
-        // The first window of all may have begun before it.
-        let length = if start == i64::MIN { self.length - self.since_start(start) } else { self.length };
-        Span { start: EventTime(start), end: EventTime(start.saturating_add(length)) }
-    }
-}
-
-/// A key and the start of a window.
-type InWindow<K> = (K, i64);
-
-/// The state of an aggregate by key and window.
-pub(crate) type WindowTable<K, S> = Table<InWindow<K>, S, ByFirst>;
-
-/// Emits the value of each key and window once, when it is final.
-pub(crate) struct Windows<K, A: Aggregate> {
+/// See the module. A record is added to each window that it belongs to.
+pub(crate) struct Windows<K, A: Aggregate, S> {
     aggregate: A,
-    fixed: Fixed,
+    layout: Layout,
+    /// How long a window stays open behind its end.
+    lateness: Duration,
     table: WindowTable<K, A::State>,
+    show: S,
     /// By the starts of windows: where the state of each key is, in the order of their first
     /// records.
     open: BTreeMap<i64, Vec<Place>>,
@@ -68,14 +35,28 @@ pub(crate) struct Windows<K, A: Aggregate> {
     late: LateRecords<A::Input>,
 }
 
-impl<K: TableKey, A: Aggregate> Windows<K, A> {
+/// What windows are over event time.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
+    pub(crate) layout: Layout,
+    /// How long a window stays open behind its end.
+    pub(crate) lateness: Duration,
+}
+
+impl<K: TableKey, A: Aggregate, S: Show<K, A>> Windows<K, A, S> {
     pub(crate) fn new(
         (aggregate, table): (A, WindowTable<K, A::State>),
-        fixed: Fixed,
+        Rules { layout, lateness }: Rules,
+        show: S,
         late: Option<Arc<StageMeter>>,
-    ) -> Windows<K, A> {
+    ) -> Windows<K, A, S> {
         let (open, watermark, late) = (BTreeMap::new(), EventTime::NONE, LateRecords::new(late));
-        Windows { aggregate, fixed, table, open, watermark, closing: None, late }
+        Windows { aggregate, layout, lateness, table, show, open, watermark, closing: None, late }
+    }
+
+    /// The event time at which the window is over that begins there.
+    fn over(&self, start: i64) -> EventTime {
+        self.layout.window(start).end.after(self.lateness)
     }
 
     /// The memory of the places of open windows: each entry has one, and half of a list may be
@@ -85,66 +66,70 @@ impl<K: TableKey, A: Aggregate> Windows<K, A> {
     }
 }
 
-impl<K: TableKey, A: Aggregate> Operate for Windows<K, A> {
+impl<K: TableKey, A: Aggregate<Input: Clone>, S: Show<K, A>> Operate for Windows<K, A, S> {
     type Key = K;
     type Input = A::Input;
-    type Output = Pane<K, A::Value>;
+    type Output = S::Row;
 
-    const EMITS_AT_CLOSE: bool = false;
+    const EMITS_AT_CLOSE: bool = S::AT_CLOSE;
 
-    fn apply(
-        &mut self,
-        records: Vec<(K, A::Input)>,
-        stamps: VecDeque<Stamp>,
-        _: &mut Batch<Pane<K, A::Value>>,
-    ) -> Result<()> {
+    fn apply(&mut self, records: Vec<(K, A::Input)>, stamps: VecDeque<Stamp>, out: &mut Batch<S::Row>) -> Result<()> {
         debug_assert_eq!(stamps.len(), records.len(), "a stream with a watermark has a stamp for each record");
         let mut in_time = Vec::with_capacity(records.len());
-        let mut times = Vec::with_capacity(records.len());
-        let mut window = self.fixed.of(EventTime(0));
+        let mut added = Vec::with_capacity(records.len());
+        let (mut windows, is_disjoint) = (Vec::new(), self.layout.is_disjoint());
         for ((key, input), stamp) in records.into_iter().zip(stamps) {
             let Some(time) = stamp.time() else {
                 self.late.add(input, stamp, Vec::new());
                 continue;
             };
-            if !window.contains(time) {
-                window = self.fixed.of(time);
+            // Most records are in the window of the one before.
+            if !is_disjoint || windows.first().is_none_or(|window: &Span| !window.contains(time)) {
+                self.layout.of(time, &mut windows);
             }
-            if window.end <= stamp.mark.max(self.watermark) {
-                self.late.add(input, stamp, vec![window]);
+            let mark = stamp.mark.max(self.watermark);
+            let late = windows.iter().take_while(|window| window.end.after(self.lateness) <= mark).count();
+            let Some((last, others)) = windows[late..].split_last() else {
+                self.late.add(input, stamp, windows.clone());
                 continue;
+            };
+            for window in others {
+                in_time.push(((key.clone(), window.start.0), input.clone()));
+                added.push((*window, stamp));
             }
-            in_time.push(((key, window.start.0), input));
-            times.push(time);
+            if late > 0 {
+                self.late.add(input.clone(), stamp, windows[..late].to_vec());
+            }
+            in_time.push(((key, last.start.0), input));
+            added.push((*last, stamp));
         }
-        let (aggregate, first) = (&self.aggregate, self.table.touched_len());
-        let (mut touched, mut opened) = (first, Vec::new());
+        let (aggregate, show, mut opened) = (&self.aggregate, &mut self.show, Vec::new());
         self.table.update(
             in_time,
             || aggregate.zero(),
-            |index, (_, start), input, state, found| {
+            |index, (key, start), input, state, found| {
                 if found == Found::Nothing {
-                    opened.push((start, touched));
+                    opened.push((start, index));
                 }
-                touched += usize::from(found != Found::Touched);
-                aggregate.add(state, input, Some(times[index]))
+                let (window, stamp) = added[index];
+                show.add(aggregate, Added { key, window, input, stamp, found }, state, out)
             },
         )?;
         let mut opened = opened.into_iter().peekable();
-        while let Some((start, touched)) = opened.next() {
+        while let Some((start, index)) = opened.next() {
             let places = self.open.entry(start).or_default();
-            places.push(self.table.touched_place(touched));
-            while let Some((_, touched)) = opened.next_if(|(next, _)| *next == start) {
-                places.push(self.table.touched_place(touched));
+            places.push(self.table.updated_place(index));
+            while let Some((_, index)) = opened.next_if(|(next, _)| *next == start) {
+                places.push(self.table.updated_place(index));
             }
         }
         Ok(())
     }
 
-    fn begin(&mut self, watermark: EventTime) {
+    fn begin(&mut self, watermark: EventTime, _: WatermarkPolicy) {
         self.watermark = watermark;
-        for ((_, start), place) in self.table.places() {
-            self.open.entry(*start).or_default().push(place);
+        for (entry, place) in self.table.places() {
+            self.open.entry(entry.key.1).or_default().push(place);
         }
         self.count_places();
     }
@@ -153,28 +138,32 @@ impl<K: TableKey, A: Aggregate> Operate for Windows<K, A> {
         self.watermark = watermark;
     }
 
-    fn fire(&mut self, rows: usize, out: &mut Batch<Pane<K, A::Value>>) -> Result<bool> {
-        let before = out.len();
+    fn close(&mut self, rows: usize, out: &mut Batch<S::Row>) -> bool {
+        self.show.close(&self.aggregate, (&self.layout, &self.table), rows, out)
+    }
+
+    fn fire(&mut self, rows: usize, out: &mut Batch<S::Row>) -> Result<bool> {
+        let mut left = rows;
         loop {
             let (start, places) = match &mut self.closing {
                 Some((start, places)) => (*start, places),
                 None => {
-                    let first = self.open.first_entry();
-                    let Some(first) = first.filter(|first| self.fixed.from(*first.key()).end <= self.watermark) else {
+                    let first = self.open.first_key_value().map(|(start, _)| *start);
+                    let Some(start) = first.filter(|start| self.over(*start) <= self.watermark) else {
                         self.count_places();
                         return Ok(false);
                     };
-                    let (start, places) = first.remove_entry();
+                    let places = self.open.remove(&start).unwrap_or_default();
                     let (_, places) = self.closing.insert((start, places.into_iter()));
                     (start, places)
                 }
             };
-            let window = self.fixed.from(start);
-            let stamp = Stamp::in_time(window.last());
-            for place in places.by_ref().take(rows - (out.len() - before)) {
-                let taken = self.table.take(place, |(_, own)| *own == start).map_err(cannot_encode)?;
-                if let Some(((key, _), state)) = taken {
-                    out.append(Pane { key, window, value: self.aggregate.value(&state) }, Some(stamp));
+            let window = self.layout.window(start);
+            for place in places.by_ref().take(left) {
+                left -= 1;
+                let taken = self.table.take(place, |(_, own), _| *own == start).map_err(cannot_encode)?;
+                if let Some(Taken { key: (key, _), state, touched }) = taken {
+                    self.show.end(&self.aggregate, (key, window), &state, touched, out);
                 }
             }
             if places.len() > 0 {
@@ -185,7 +174,7 @@ impl<K: TableKey, A: Aggregate> Operate for Windows<K, A> {
     }
 
     fn due(&self) -> Option<EventTime> {
-        self.open.first_key_value().map(|(start, _)| self.fixed.from(*start).end)
+        self.open.first_key_value().map(|(start, _)| self.over(*start))
     }
 
     fn open_late<'a>(&mut self, builder: &mut OperatorBuilder<'a, u64>) -> Option<LateStream<'a, A::Input>> {
@@ -195,6 +184,10 @@ impl<K: TableKey, A: Aggregate> Operate for Windows<K, A> {
     fn hand_on_late(&mut self, admission: Option<&Admission>, at: &Capabilities) -> Result<u64> {
         self.late.hand_on(admission, at)?;
         Ok(self.late.take_count())
+    }
+
+    fn rows(&self) -> Option<usize> {
+        S::AT_CLOSE.then(|| self.table.touched_len())
     }
 
     fn kept(&mut self) -> Option<&mut dyn Keep> {
@@ -207,30 +200,6 @@ impl<K: TableKey, A: Aggregate> Operate for Windows<K, A> {
     }
 }
 
-fn cannot_encode(cause: postcard::Error) -> Error {
+pub(super) fn cannot_encode(cause: postcard::Error) -> Error {
     Error::new(ErrorKind::State, "cannot encode the key of a window").caused_by(cause)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_lies_in_one_window_wherever_it_is() {
-        for (length, offset) in [(10, 0), (10, 3), (7, 700_001), (1, 0), (i64::MAX, 5)] {
-            let fixed = Fixed::new(length, offset);
-            for time in [i64::MIN + 1, -1_000_000_000_000, -11, -10, -1, 0, 1, 9, 10, 13, i64::MAX - 1, i64::MAX] {
-                let window = fixed.of(EventTime(time));
-                assert!(window.contains(EventTime(time)), "{time} in {window:?} of {length}");
-                let is_cut = window.start.0 == i64::MIN || window.end == EventTime::END;
-                let (start, end) = (i128::from(window.start.0), i128::from(window.end.0));
-                assert!(is_cut || end - start == i128::from(length), "{window:?}");
-                assert!(is_cut || (start - i128::from(offset)).rem_euclid(i128::from(length)) == 0, "{window:?}");
-                // The next one begins where it ends.
-                assert!(is_cut || fixed.of(window.end).start == window.end, "{window:?}");
-                // The last millisecond that there is may be a window of its own, without an end.
-                assert!(window.end == EventTime::END || fixed.of(window.last()) == window, "{window:?}");
-            }
-        }
-    }
 }

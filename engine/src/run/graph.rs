@@ -11,6 +11,10 @@ use crate::operator::intake::Limits;
 use crate::state::describe::Schema;
 use crate::words::{Error, ErrorKind, Result};
 
+mod time;
+
+pub(crate) use time::{Sets, TimeOf, TimeTrait};
+
 /// A source, stage or sink of a pipeline.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeInfo {
@@ -67,40 +71,6 @@ pub(crate) struct NodeTraits {
     pub(crate) emits: Emits,
     /// How long what it emits as a whole may wait, if it was asked to emit before the checkpoint.
     pub(crate) every: Option<Duration>,
-}
-
-/// What a stage has to do with event time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum TimeTrait {
-    /// It hands it on with the records.
-    #[default]
-    HandsOn,
-    /// It is where a stream gets its event time and its watermark.
-    Sets,
-    /// It waits for the watermark.
-    WaitsFor,
-    /// Its rows have none.
-    Loses,
-    /// It hands records on in later epochs, when windows may have closed that they belong to.
-    Delays,
-}
-
-/// Who tells an operator the event time of a stream.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct TimeOf {
-    /// Sources and operators that report it.
-    pub(crate) reporters: Vec<Node>,
-    /// Where a part of the stream comes from that has none.
-    without: Option<Node>,
-}
-
-impl TimeOf {
-    fn and(mut self, other: &TimeOf) -> TimeOf {
-        let new = other.reporters.iter().filter(|node| !self.reporters.contains(node)).copied();
-        self.reporters.extend(new.collect::<Vec<_>>());
-        self.without = self.without.or(other.without);
-        self
-    }
 }
 
 /// Whether what a stage emits depends on when batches close, and so on the trigger.
@@ -164,13 +134,7 @@ impl Graph {
                 chain.and_then(|before| before.own_chain_of).filter(|_| !traits.keeps_records)
             }
         };
-        let time = match traits.time {
-            TimeTrait::Sets => TimeOf { reporters: own_chain_of.into_iter().collect(), without: None },
-            TimeTrait::WaitsFor => TimeOf { reporters: vec![node], without: None },
-            TimeTrait::Loses | TimeTrait::Delays => TimeOf { reporters: Vec::new(), without: Some(node) },
-            TimeTrait::HandsOn if inputs.is_empty() => TimeOf { reporters: Vec::new(), without: Some(node) },
-            TimeTrait::HandsOn => self.time_before(inputs),
-        };
+        let time = self.time_of((node, own_chain_of), traits.time, inputs);
         let operator = chain.map_or(self.operators, |before| before.operator);
         if chain.is_none() {
             self.operators += 1;
@@ -189,59 +153,6 @@ impl Graph {
             limits: Limits::default(),
         });
         node
-    }
-
-    fn time_before(&self, inputs: &[Input]) -> TimeOf {
-        let before = inputs.iter().filter_map(|input| self.nodes.get(input.from.0));
-        before.fold(TimeOf::default(), |time, node| time.and(&node.time))
-    }
-
-    /// Who tells a node the event time of its inputs.
-    pub(crate) fn reporters(&self, node: Node) -> Vec<Node> {
-        self.time_before(&self.nodes[node.0].inputs).reporters
-    }
-
-    /// Checks that the event time is known wherever it is waited for.
-    ///
-    /// # Errors
-    /// When it is not, or is set in the wrong place.
-    fn check_event_time(&self) -> Result<()> {
-        let wrong = |doing: String| Err(Error::new(ErrorKind::Pipeline, doing));
-        for info in &self.nodes {
-            let (name, before) = (&info.name, self.time_before(&info.inputs));
-            if info.traits.time == TimeTrait::Sets {
-                if info.own_chain_of.is_none() {
-                    return wrong(format!(
-                        "`{name}` must stand behind its source, where the records of a partition are in order: behind                          `map`, `filter`, `flat_map`, `or_skip` and the like, and before a fork, a `union`, a change                          of workers or calls; it follows {}",
-                        self.names(&info.inputs)
-                    ));
-                }
-                if before.without.is_none() {
-                    return wrong(format!("`{name}`: the stream has a watermark already"));
-                }
-            }
-            if info.traits.time != TimeTrait::WaitsFor {
-                continue;
-            }
-            let Some(without) = before.without else { continue };
-            let source = self.name(without);
-            return wrong(match self.nodes[without.0].kind {
-                NodeKind::Source if before.reporters.is_empty() => format!(
-                    "`{name}` waits for event time, and the stream of `{source}` has no watermark: set one behind the                      source (`with_watermark`)"
-                ),
-                NodeKind::Source => format!(
-                    "`{name}` waits for event time, and a part of its stream has no watermark, that of `{source}`: set                      one behind each source of the union (`with_watermark`)"
-                ),
-                NodeKind::Stage | NodeKind::Sink if self.nodes[without.0].traits.time == TimeTrait::Delays => format!(
-                    "`{name}` waits for event time, and `{source}` before it hands records on when their windows may have \
-                     closed: make the calls behind the windows"
-                ),
-                NodeKind::Stage | NodeKind::Sink => {
-                    format!("`{name}` waits for event time, and the rows of `{source}` have none")
-                }
-            });
-        }
-        Ok(())
     }
 
     /// Compares a node of a later call with that of the first.

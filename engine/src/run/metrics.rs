@@ -10,7 +10,6 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 
 use crate::words::{Latency, SinkMeter};
 
-use super::graph::TimeTrait;
 use super::histogram;
 use super::labels::Labels;
 use super::names::{
@@ -104,7 +103,7 @@ impl Publisher {
                     self.count(&STAGE_IN, &[name], meter.records_in.get());
                     self.count(&STAGE_OUT, &[name], meter.records_out.get());
                     self.count(&STAGE_RETRIED, &[name], meter.retried.get());
-                    if node.traits.time == TimeTrait::WaitsFor {
+                    if node.traits.time.waits() {
                         self.count(&STAGE_LATE, &[name], meter.late.get());
                     }
                     if node.traits.keeps_state {

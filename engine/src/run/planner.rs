@@ -38,6 +38,7 @@ pub(crate) fn sketch(spec: &Spec, pipeline: &dyn Pipeline) -> Result<Graph> {
         if let Pace::Continuous { checkpoint_every } = spec.pace {
             graph.check_times(checkpoint_every)?;
         }
+        graph.check_policies(!matches!(spec.pace, Pace::Continuous { .. }))?;
         Ok(graph)
     })
 }

@@ -10,6 +10,7 @@ use crate::epoch::durable::Durability;
 use crate::io::{End, Lag};
 use crate::words::{
     ByteSize, CheckpointMeter, EventTime, Latency, LatencySnapshot, ShownMark, SinkMeter, SourceMeter, StageMeter,
+    WallTime,
 };
 
 use super::plan::Meter;
@@ -115,6 +116,8 @@ pub struct PartitionMark {
     pub partition: String,
     /// Its largest event time less the delay of the watermark; `None` before its first record.
     pub mark: Option<EventTime>,
+    /// How far the mark is behind the job's clock, in milliseconds; 0 if it is ahead.
+    pub behind_clock_millis: Option<u64>,
     /// Whether it has ended, for ever.
     pub ended: bool,
     /// Whether it has had no records for a while, and holds no window back.
@@ -223,7 +226,7 @@ impl Report {
                     let shared = planned.map(|planned| &planned.shared);
                     let lag = shared.map_or_else(Vec::new, |shared| shared.lag());
                     let waiting = shared.and_then(|shared| shared.waiting());
-                    let source = SourceReport::of(&node.name, meter, lag, seconds);
+                    let source = SourceReport::of(&node.name, meter, lag, (seconds, run.clock.wall()));
                     let paused = planned.is_some_and(|planned| planned.intake.limits().is_paused);
                     let of_time = meter.ended(run.workers);
                     let ended = of_time.map(|of_time| if of_time { End::OfTime } else { End::OfRun });
@@ -264,7 +267,7 @@ fn rate(count: u64, seconds: f64) -> f64 {
 }
 
 impl SourceReport {
-    fn of(name: &str, meter: &SourceMeter, lag: Vec<Lag>, seconds: f64) -> SourceReport {
+    fn of(name: &str, meter: &SourceMeter, lag: Vec<Lag>, (seconds, now): (f64, WallTime)) -> SourceReport {
         SourceReport {
             name: name.to_owned(),
             records: meter.records.get(),
@@ -277,7 +280,7 @@ impl SourceReport {
             paused: false,
             waiting: None,
             ended: None,
-            marks: meter.marks().into_iter().map(PartitionMark::of).collect(),
+            marks: meter.marks().into_iter().map(|shown| PartitionMark::of(shown, now)).collect(),
         }
     }
 
@@ -288,10 +291,12 @@ impl SourceReport {
 }
 
 impl PartitionMark {
-    fn of((partition, mark, idle): ShownMark) -> PartitionMark {
+    fn of((partition, mark, idle): ShownMark, now: WallTime) -> PartitionMark {
         let ended = mark == EventTime::END;
         let mark = mark.known().filter(|_| !ended);
-        PartitionMark { partition: partition.name().to_owned(), mark, ended, idle }
+        let behind = |mark: EventTime| u64::try_from(now.0.saturating_sub(mark.0)).unwrap_or(0);
+        let behind_clock_millis = mark.map(behind);
+        PartitionMark { partition: partition.name().to_owned(), mark, behind_clock_millis, ended, idle }
     }
 }
 
@@ -352,12 +357,28 @@ impl fmt::Display for Report {
             for lag in source.lag.iter().filter(|lag| lag.records() > 0) {
                 writeln!(f, "    {:27} {} behind {}", lag.partition, lag.records(), lag.end)?;
             }
-            let open = source.marks.iter().filter(|mark| !mark.ended && !mark.idle);
-            if let Some(slowest) = open.min_by_key(|mark| mark.mark) {
-                match slowest.mark {
-                    Some(mark) => writeln!(f, "    event time is held at {mark} by {}", slowest.partition)?,
-                    None => writeln!(f, "    event time is held by {}, which has had no record", slowest.partition)?,
+            let marks = || source.marks.iter().filter(|mark| !mark.ended);
+            let behind = |mark: &PartitionMark| Duration::from_millis(mark.behind_clock_millis.unwrap_or(0));
+            let furthest = marks().max_by_key(|mark| mark.mark).filter(|mark| mark.mark.is_some());
+            match (marks().filter(|mark| !mark.idle).min_by_key(|mark| mark.mark), furthest) {
+                (Some(PartitionMark { mark: None, partition, .. }), _) => {
+                    writeln!(f, "    event time is held by {partition}, which has had no record")?;
                 }
+                (Some(slowest @ PartitionMark { mark: Some(mark), partition, .. }), _) => {
+                    writeln!(
+                        f,
+                        "    event time is held at {mark}, {:?} behind the clock, by {partition}",
+                        behind(slowest)
+                    )?;
+                }
+                (None, Some(furthest @ PartitionMark { mark: Some(mark), .. })) => {
+                    let behind = behind(furthest);
+                    writeln!(
+                        f,
+                        "    event time stands at {mark}, {behind:?} behind the clock: no partition has records"
+                    )?;
+                }
+                (None, _) => {}
             }
             if source.paused {
                 writeln!(f, "    paused")?;

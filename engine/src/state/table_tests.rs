@@ -6,6 +6,7 @@ use proptest::collection::vec;
 use proptest::prelude::{ProptestConfig, any, proptest};
 use proptest::strategy::Strategy;
 
+use super::super::keep::{Held, Keep, Strays};
 use super::*;
 
 /// All keys have one hash: an entry is still the one of its key.
@@ -112,10 +113,11 @@ fn all_entries_of_a_window_are_taken_whatever_their_hashes() {
     let records = (0..100_000_u64).map(|key| ((key, (key % 3) as i64), ())).collect();
     table.update(records, || 1, |_, _, (), _, _| Ok(())).unwrap();
     for window in 0..3 {
-        let places: Vec<Place> = table.places().filter(|(key, _)| key.1 == window).map(|(_, place)| place).collect();
+        let places: Vec<Place> =
+            table.places().filter(|(entry, _)| entry.key.1 == window).map(|(_, place)| place).collect();
         let mut taken: Vec<u64> = Vec::new();
         for place in places {
-            let (key, _) = table.take(place, |(_, own)| *own == window).unwrap().expect("it is there");
+            let Taken { key, .. } = table.take(place, |(_, own), _| *own == window).unwrap().expect("it is there");
             taken.push(key.0);
         }
         taken.sort_unstable();
@@ -149,9 +151,9 @@ proptest! {
                 }
                 4 => {
                     let of = any % 5;
-                    let places: Vec<_> = table.places().filter(|(key, _)| *key % 5 == of).map(|(_, at)| at).collect();
+                    let places: Vec<_> = table.places().filter(|(entry, _)| entry.key % 5 == of).map(|(_, at)| at).collect();
                     for place in places {
-                        let (key, state) = table.take(place, |key| key % 5 == of).unwrap().unwrap();
+                        let Taken { key, state, .. } = table.take(place, |key, _| key % 5 == of).unwrap().unwrap();
                         assert_eq!(expected.remove(&key), Some(state));
                     }
                 }

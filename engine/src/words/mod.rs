@@ -13,6 +13,7 @@ mod epoch;
 mod group;
 mod offsets;
 mod pane;
+mod policy;
 mod record;
 mod stamp;
 
@@ -52,6 +53,7 @@ pub use meter::{LatencySnapshot, Percentile};
 pub(crate) use offsets::PartitionTime;
 pub use offsets::{Offset, Offsets, Partition};
 pub use pane::{Late, Lateness, Pane, Span};
+pub use policy::WatermarkPolicy;
 pub use quantity::{ByteSize, RECORD_OVERHEAD, Room, Worker};
 pub use read_batch::ReadBatch;
 pub use record::{Change, Headers, Keyed, Malformed, Origin, TimedOut};

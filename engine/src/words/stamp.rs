@@ -24,6 +24,11 @@ impl Stamp {
         Stamp { time, mark: EventTime::END }
     }
 
+    /// Whether its event time is not believed.
+    pub(crate) fn is_refused(self) -> bool {
+        self.mark == EventTime::END
+    }
+
     /// Why it is late, if it is.
     pub(crate) fn lateness(self) -> Lateness {
         match self {

@@ -164,7 +164,7 @@ pub(crate) fn create(
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", if on_data_loss == OnDataLoss::Skip { "earliest" } else { "error" })
         .set("isolation.level", topic.source.isolation.unwrap_or_default().name())
-        .set("enable.partition.eof", if *end == EndAt::Never { "false" } else { "true" })
+        .set("enable.partition.eof", (*end != EndAt::Never || open.has_watermark).to_string())
         .set("allow.auto.create.topics", "false")
         .set("queued.min.messages", "100000")
         .set("queued.max.messages.kbytes", prefetch.queued_kbytes.to_string())

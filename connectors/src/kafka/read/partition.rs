@@ -52,6 +52,8 @@ pub(crate) struct Shared {
     high: AtomicI64,
     /// Where the client last reached the end of the log.
     seen_end: AtomicI64,
+    /// The log goes on behind its last stable offset: with records that are not committed yet.
+    pub(crate) has_uncommitted: AtomicBool,
     /// The log was recreated or truncated, and is read again from an earlier offset.
     pub(crate) was_truncated: AtomicBool,
 }
@@ -83,6 +85,7 @@ impl Shared {
             position: AtomicI64::new(span.start),
             high: AtomicI64::new(span.high),
             seen_end: AtomicI64::new(-1),
+            has_uncommitted: AtomicBool::new(false),
             was_truncated: AtomicBool::new(false),
             span,
         })

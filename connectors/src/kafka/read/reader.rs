@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use millstream::connector::{Moment, Partition, Polled, RECORD_OVERHEAD, ReadBatch, Reader, Room, Wake, Worker};
-use millstream::{ByteSize, Clock, End, Error, ErrorKind, Malformed, Origin, Result};
+use millstream::{ByteSize, Clock, End, Error, ErrorKind, EventTime, Malformed, Origin, Result};
 use rdkafka::Timestamp;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
@@ -111,6 +111,8 @@ struct Held {
     was_truncated: bool,
     /// The client has reached the end of the log, but not yet the end of the span.
     is_at_end: bool,
+    /// The client has reached the end of the log, and has found no record since.
+    is_caught_up: bool,
 }
 
 /// A partition's queue. It is kept for the life of the client, even while the partition is assigned
@@ -263,6 +265,7 @@ impl<R: Read> KafkaReader<R> {
                 ended: shared.span.end.is_some_and(|end| shared.span.start >= end),
                 was_truncated: false,
                 is_at_end: false,
+                is_caught_up: false,
                 shared,
                 queue,
             });
@@ -344,6 +347,14 @@ impl<R: Read> Reader for KafkaReader<R> {
         self.is_through().then_some(End::OfRun)
     }
 
+    /// The client says when it reaches the end of a log. For a reader of committed records that is
+    /// where the first open transaction begins, and what this one has written is still to come.
+    fn is_at_end(&self, partition: &Partition) -> Option<bool> {
+        let held = self.held.iter().find(|held| held.shared.span.name == *partition)?;
+        let is_empty = held.is_caught_up && !held.queue.filled.load(SeqCst);
+        Some(held.ended || is_empty && !held.shared.has_uncommitted.load(SeqCst))
+    }
+
     /// Does not forget a partition that has been assigned again: only its revoked predecessor.
     fn unassign(&mut self, partitions: &[Partition]) {
         self.put_away(|held| held.is_revoked.load(SeqCst) && partitions.contains(&held.span.name));
@@ -388,7 +399,7 @@ impl Held {
                 }
                 None => break,
                 Some(Ok(message)) => {
-                    self.is_at_end = false;
+                    (self.is_at_end, self.is_caught_up) = (false, false);
                     let offset = message.offset();
                     if self.shared.span.end.is_some_and(|end| offset >= end) {
                         // There was a gap at the end of the span; this message belongs to the next
@@ -413,7 +424,14 @@ impl Held {
                         batch.arrived(Queue::arrival(since, message.timestamp().to_millis(), &shared.clock));
                     }
                     let (item, held) = shared.read.read(&Incoming { message: &message, partition: self })?;
-                    batch.push(item, ByteSize(held.0 + size_of::<R::Item>() as u64 + RECORD_OVERHEAD.0));
+                    let bytes = ByteSize(held.0 + size_of::<R::Item>() as u64 + RECORD_OVERHEAD.0);
+                    match shared.wants_times {
+                        // A record without a timestamp has no time.
+                        true => {
+                            batch.push_at(item, EventTime(message.timestamp().to_millis().unwrap_or(i64::MIN)), bytes);
+                        }
+                        false => batch.push(item, bytes),
+                    }
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => self.reach_end_of_log(shared),
                 Some(Err(cause)) if is_unreadable(&cause) => {
@@ -443,6 +461,7 @@ impl Held {
     /// records at the end are passed, not read. The replica that answered may not have the whole
     /// log yet; then the client reports the end once more.
     fn reach_end_of_log<R: Read>(&mut self, shared: &KafkaShared<R>) {
+        self.is_caught_up = true;
         let Some(end) = self.shared.span.end else { return };
         let position = Positions::of(&shared.consumer).get(&self.shared.span);
         if self.has_gone_back() || position.is_some_and(|position| position >= end) {

@@ -45,6 +45,8 @@ pub struct KafkaShared<R> {
     pub(crate) inboxes: Vec<Inbox>,
     /// Whether all partitions with which this run begins are in the inboxes.
     pub(crate) is_handed_out: AtomicBool,
+    /// Whether records are to have their timestamps as event times.
+    pub(crate) wants_times: bool,
     pub(crate) clock: Clock,
     /// Partitions whose queues were split off, for the life of the client.
     split: Mutex<BTreeSet<Partition>>,
@@ -195,6 +197,7 @@ impl<R: Read> KafkaShared<R> {
             held,
             read,
             is_handed_out: AtomicBool::new(false),
+            wants_times: open.wants_times,
             inboxes: (0..open.workers).map(|_| Inbox::new(&open.clock)).collect(),
             clock: open.clock.clone(),
             split: Mutex::default(),
@@ -372,6 +375,8 @@ impl<R: Read> KafkaShared<R> {
             has_passed |= positions.get(span).is_some_and(|position| position > shared.polled.load(SeqCst));
             if let Some(told) = told {
                 shared.hear_end(told.eof_offset);
+                let is_behind = (0..told.hi_offset).contains(&told.ls_offset);
+                shared.has_uncommitted.store(is_behind, SeqCst);
             }
         }
         if has_passed && !self.leaves_no_trace {

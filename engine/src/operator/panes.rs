@@ -1,0 +1,288 @@
+//! Windows that overlap, of an aggregate whose states can be merged: a record is added to one
+//! *pane*, the stretch between two edges of windows, and a window that is final merges its panes.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+
+use crate::state::keep::{Held, Keep};
+use crate::state::table::{Place, Table, TableKey};
+use crate::words::{Admission, Batch, EventTime, Pane, Result, Span, StageMeter, Stamp, WatermarkPolicy};
+
+use super::aggregate::{Aggregate, InParts};
+use super::keyed::Operate;
+use super::late::{LateRecords, LateStream};
+use super::layout::Fixed;
+use super::stage::Capabilities;
+use super::window::cannot_encode;
+
+/// What came in a pane.
+#[derive(Debug, Serialize, Deserialize)]
+struct Part<S> {
+    /// Where the pane begins.
+    pane: i64,
+    /// The start of the first window that it counts in: records that were late for some of the
+    /// windows around them count in the later ones alone.
+    first: i64,
+    state: S,
+}
+
+/// The panes of a key, in order.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Parts<S> {
+    parts: Vec<Part<S>>,
+    /// The start of the window that was emitted last. Of two keys with one hash it tells which is
+    /// done; a run that begins has emitted nothing that is still open.
+    #[serde(skip)]
+    emitted: Option<i64>,
+}
+
+impl<S> Parts<S> {
+    fn new() -> Parts<S> {
+        Parts { parts: Vec::new(), emitted: None }
+    }
+
+    /// Whether it has anything for a window.
+    fn has(&self, window: Span) -> bool {
+        self.parts.iter().any(|part| part.is_in(window))
+    }
+}
+
+impl<S> Part<S> {
+    fn is_in(&self, window: Span) -> bool {
+        self.first <= window.start.0 && window.contains(EventTime(self.pane))
+    }
+}
+
+impl<A: Aggregate> InParts<A> for Parts<A::State> {
+    fn same(&self) -> Vec<u8> {
+        let all = self.parts.iter().flat_map(|part| {
+            let own = A::SAME.map_or_else(Vec::new, |same| same(&part.state));
+            [part.pane.to_le_bytes().to_vec(), part.first.to_le_bytes().to_vec(), own].concat()
+        });
+        all.collect()
+    }
+}
+
+/// Counts in all windows around it.
+const ALL: i64 = i64::MIN;
+
+/// The state of an aggregate by key and pane.
+pub(crate) type PaneTable<K, S> = Table<K, Parts<S>>;
+
+/// Emits the value of each key and window once it is final.
+pub(crate) struct Panes<K, A: Aggregate> {
+    aggregate: A,
+    fixed: Fixed,
+    panes: Fixed,
+    lateness: Duration,
+    table: PaneTable<K, A::State>,
+    /// By the starts of windows: where each key is that has a pane in it.
+    open: BTreeMap<i64, Vec<Place>>,
+    places: usize,
+    watermark: EventTime,
+    /// The window that is emitted now.
+    closing: Option<(i64, std::vec::IntoIter<Place>)>,
+    late: LateRecords<A::Input>,
+}
+
+/// The windows around a pane, and what of them records are late for.
+struct Around {
+    pane: Span,
+    windows: Vec<Span>,
+}
+
+impl<K: TableKey, A: Aggregate> Panes<K, A> {
+    pub(crate) fn new(
+        (aggregate, table): (A, PaneTable<K, A::State>),
+        (fixed, lateness): (Fixed, Duration),
+        late: Option<Arc<StageMeter>>,
+    ) -> Panes<K, A> {
+        Panes {
+            aggregate,
+            fixed,
+            panes: fixed.panes(),
+            lateness,
+            table,
+            open: BTreeMap::new(),
+            places: 0,
+            watermark: EventTime::NONE,
+            closing: None,
+            late: LateRecords::new(late),
+        }
+    }
+
+    fn over(&self, start: i64) -> EventTime {
+        self.fixed.window(start).end.after(self.lateness)
+    }
+
+    /// The memory of the lists of open windows, half of which may be empty.
+    fn count_places(&mut self) {
+        self.table.held_beside = 2 * self.places * size_of::<Place>();
+    }
+}
+
+impl<K: TableKey, A: Aggregate<Input: Clone>> Operate for Panes<K, A> {
+    type Key = K;
+    type Input = A::Input;
+    type Output = Pane<K, A::Value>;
+
+    const EMITS_AT_CLOSE: bool = false;
+
+    fn apply(
+        &mut self,
+        records: Vec<(K, A::Input)>,
+        stamps: VecDeque<Stamp>,
+        _: &mut Batch<Pane<K, A::Value>>,
+    ) -> Result<()> {
+        debug_assert_eq!(stamps.len(), records.len(), "a stream with a watermark has a stamp for each record");
+        let mut in_time = Vec::with_capacity(records.len());
+        let mut added = Vec::with_capacity(records.len());
+        let mut around: Option<Around> = None;
+        for ((key, input), stamp) in records.into_iter().zip(stamps) {
+            let Some(time) = stamp.time() else {
+                self.late.add(input, stamp, Vec::new());
+                continue;
+            };
+            let around = match &mut around {
+                Some(around) if around.pane.contains(time) => around,
+                around => {
+                    let mut windows = Vec::new();
+                    self.panes.of(time, &mut windows);
+                    let pane = windows[0];
+                    self.fixed.of(time, &mut windows);
+                    around.insert(Around { pane, windows })
+                }
+            };
+            let mark = stamp.mark.max(self.watermark);
+            let windows = &around.windows;
+            let late = windows.iter().take_while(|window| window.end.after(self.lateness) <= mark).count();
+            if late == windows.len() {
+                self.late.add(input, stamp, windows.clone());
+                continue;
+            }
+            let first = if late == 0 { ALL } else { windows[late].start.0 };
+            if late > 0 {
+                self.late.add(input.clone(), stamp, windows[..late].to_vec());
+            }
+            in_time.push((key, input));
+            added.push((around.pane.start.0, first, time));
+        }
+        let (aggregate, fixed) = (&self.aggregate, self.fixed);
+        let (mut opened, mut windows) = (Vec::new(), Vec::new());
+        self.table.update(in_time, Parts::new, |index, _, input, Parts { parts, .. }, _| {
+            let (pane, first, time) = added[index];
+            let before = parts.iter().rposition(|part| (part.pane, part.first) <= (pane, first));
+            if let Some(part) = before.map(|place| &mut parts[place])
+                && (part.pane, part.first) == (pane, first)
+            {
+                return aggregate.add(&mut part.state, input, Some(time));
+            }
+            // The windows in which the key has nothing yet.
+            fixed.of(time, &mut windows);
+            let is_new = |window: &&Span| first <= window.start.0 && !parts.iter().any(|part| part.is_in(**window));
+            opened.extend(windows.iter().filter(is_new).map(|window| (window.start.0, index)));
+            let mut state = aggregate.zero();
+            aggregate.add(&mut state, input, Some(time))?;
+            parts.insert(before.map_or(0, |place| place + 1), Part { pane, first, state });
+            Ok(())
+        })?;
+        self.places += opened.len();
+        for (start, index) in opened {
+            self.open.entry(start).or_default().push(self.table.updated_place(index));
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, watermark: EventTime, _: WatermarkPolicy) {
+        self.watermark = watermark;
+        let mut windows = Vec::new();
+        for (entry, place) in self.table.places() {
+            let parts = &entry.state.parts;
+            for (index, part) in parts.iter().enumerate() {
+                self.fixed.of(EventTime(part.pane), &mut windows);
+                let is_open = |window: &&Span| window.end.after(self.lateness) > watermark;
+                let is_new =
+                    |window: &&Span| part.is_in(**window) && !parts[..index].iter().any(|part| part.is_in(**window));
+                for window in windows.iter().filter(is_open).filter(is_new) {
+                    self.open.entry(window.start.0).or_default().push(place);
+                    self.places += 1;
+                }
+            }
+        }
+        self.count_places();
+    }
+
+    fn advance(&mut self, watermark: EventTime) {
+        self.watermark = watermark;
+    }
+
+    fn fire(&mut self, rows: usize, out: &mut Batch<Pane<K, A::Value>>) -> Result<bool> {
+        let mut left = rows;
+        loop {
+            let (start, places) = match &mut self.closing {
+                Some((start, places)) => (*start, places),
+                None => {
+                    let first = self.open.first_key_value().map(|(start, _)| *start);
+                    let Some(start) = first.filter(|start| self.over(*start) <= self.watermark) else {
+                        self.count_places();
+                        return Ok(false);
+                    };
+                    let places = self.open.remove(&start).unwrap_or_default();
+                    self.places -= places.len();
+                    let (_, places) = self.closing.insert((start, places.into_iter()));
+                    (start, places)
+                }
+            };
+            let (aggregate, window) = (&self.aggregate, self.fixed.window(start));
+            // Panes before this are in no later window.
+            let needed = self.fixed.next(start);
+            for place in places.by_ref().take(left) {
+                left -= 1;
+                let is_it = |parts: &Parts<A::State>| parts.emitted < Some(start) && parts.has(window);
+                let emitted = self.table.alter(place, is_it, |key, parts, _| -> Result<bool> {
+                    let mut value = aggregate.zero();
+                    let mut in_window = parts.parts.iter().filter(|part| part.is_in(window));
+                    in_window.try_for_each(|part| aggregate.merge(&mut value, &part.state))?;
+                    let row = Pane { key: key.clone(), window, value: aggregate.value(&value) };
+                    out.append(row, Some(Stamp::in_time(window.last())));
+                    parts.parts.retain(|part| part.pane >= needed);
+                    parts.emitted = Some(start);
+                    Ok(parts.parts.is_empty())
+                });
+                if emitted.transpose()?.unwrap_or(false) {
+                    self.table.take(place, |_, parts| parts.parts.is_empty()).map_err(cannot_encode)?;
+                }
+            }
+            if places.len() > 0 {
+                return Ok(true);
+            }
+            self.closing = None;
+        }
+    }
+
+    fn due(&self) -> Option<EventTime> {
+        self.open.first_key_value().map(|(start, _)| self.over(*start))
+    }
+
+    fn open_late<'a>(&mut self, builder: &mut OperatorBuilder<'a, u64>) -> Option<LateStream<'a, A::Input>> {
+        self.late.open(builder)
+    }
+
+    fn hand_on_late(&mut self, admission: Option<&Admission>, at: &Capabilities) -> Result<u64> {
+        self.late.hand_on(admission, at)?;
+        Ok(self.late.take_count())
+    }
+
+    fn kept(&mut self) -> Option<&mut dyn Keep> {
+        Some(&mut self.table)
+    }
+
+    fn held(&mut self) -> Option<&mut dyn Held> {
+        self.count_places();
+        Some(&mut self.table)
+    }
+}
