@@ -2,6 +2,7 @@
 
 mod counts;
 mod members;
+mod windows;
 
 #[path = "../it/support/broker.rs"]
 #[allow(dead_code, reason = "the other test binary uses the rest")]

@@ -17,6 +17,7 @@ mod faults;
 mod files;
 mod golden;
 mod health;
+mod idle;
 mod intake;
 mod keyed;
 mod keyed_calls;

@@ -9,6 +9,7 @@ pub mod probe;
 #[cfg(feature = "registry")]
 pub mod registry;
 pub mod script;
+pub mod topic;
 pub mod valve;
 pub mod wire;
 
