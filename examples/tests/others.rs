@@ -322,3 +322,65 @@ fn a_wrong_flag_is_status_2_and_an_absent_broker_status_1() {
         assert!(said.contains("Error: ") && said.contains(&absent), "{name} does not say why: {said}");
     }
 }
+
+/// The rows of a console table, as words.
+fn cells(table: &str) -> Vec<Vec<String>> {
+    let rows = table.lines().filter_map(|line| line.strip_prefix('│')?.strip_suffix('│'));
+    rows.map(|row| row.split_whitespace().map(str::to_owned).collect()).collect()
+}
+
+#[test]
+fn windows_are_counted_from_a_file_and_from_topic_to_topic() {
+    let table = printed("windows", &["--window", "tumbling:10s"]);
+    for row in [["ann", "0", "10000", "2"], ["bob", "0", "10000", "2"], ["ann", "40000", "50000", "1"]] {
+        assert!(cells(&table).contains(&row.map(str::to_owned).to_vec()), "{row:?} in {table}");
+    }
+    let folder = std::env::temp_dir().join(format!("millstream-windows-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("events.jsonl");
+    let events = [("a", 1), ("a", 15_000), ("b", 16_000)].map(|(key, at)| json!({ "key": key, "at": at }).to_string());
+    std::fs::write(&file, events.join("\n")).unwrap();
+    let file = file.to_str().unwrap();
+    let table = printed("windows", &["--window", "sliding:20s,10s", "--file", file]);
+    assert!(cells(&table).contains(&["a", "0", "20000", "2"].map(str::to_owned).to_vec()), "{table}");
+    let table = printed("windows", &["--window", "session:5s", "--file", file]);
+    assert!(cells(&table).contains(&["b", "16000", "21000", "1"].map(str::to_owned).to_vec()), "{table}");
+    let table = printed("windows", &["--show", "updates", "--file", file]);
+    assert!(cells(&table).contains(&["a", "10000", "20000", "1"].map(str::to_owned).to_vec()), "{table}");
+    std::fs::remove_dir_all(&folder).unwrap();
+    let kafka = Kafka::with(&["events", "windows"]);
+    let events: Vec<(&str, &str)> = vec![("a", &events[0]), ("a", &events[1]), ("b", &events[2])];
+    kafka.write("events", &events);
+    printed("windows", &["--brokers", &kafka.address, "--trigger", "available-now", "--delay", "0s"]);
+    let rows: Vec<(String, Value)> =
+        kafka.read("windows").into_iter().map(|(key, value)| (key, serde_json::from_str(&value).unwrap())).collect();
+    // The second window is not over: its end has not come.
+    assert_eq!(rows, [("a".to_owned(), json!({ "key": "a", "start": 0, "end": 10_000, "count": 1 }))]);
+}
+
+#[test]
+fn trending_shows_the_same_tags_again_and_again() {
+    let table = printed("trending", &["--top", "3"]);
+    let rows = cells(&table);
+    let first = rows.iter().filter(|row| row.get(1).is_some_and(|rank| rank == "1")).count();
+    // Ten minutes in windows of five, one each minute; at the beginning and at the end they hold
+    // less.
+    assert!((14..=15).contains(&first), "{first} windows: {table}");
+    assert_eq!(printed("trending", &["--top", "3"]), table, "it depends on nothing but the posts");
+}
+
+#[test]
+fn sessions_have_their_length_pages_and_the_last_one() {
+    let rows = cells(&printed("sessions", &[]));
+    for row in [["ann", "0", "31.0", "3", "/cart"], ["bob", "40000", "28.0", "2", "/cart"]] {
+        assert!(rows.contains(&row.map(str::to_owned).to_vec()), "{row:?} in {rows:?}");
+    }
+}
+
+#[test]
+fn availability_shows_who_has_fallen_silent() {
+    let table = printed("availability", &["--gap", "500ms", "--for", "4s"]);
+    let silent: Vec<_> = cells(&table).into_iter().filter(|row| row[0].starts_with("service-")).collect();
+    assert_eq!(silent.len(), 1, "{table}");
+    assert_eq!(silent[0][0], "service-2", "{table}");
+}
