@@ -7,9 +7,11 @@
 //! a hand-written loop over the same polls of 4 096: one hashbrown table for each open window, the
 //! largest time of the partition, late records left out, a window emitted and dropped when its end
 //! is passed; interleaved, medians. The engine is shown without checkpoints, and with one in a
-//! directory each second; by hand nothing is ever written. Stamps: a `map` behind rows, with a
-//! watermark and without. Not shown: sliding windows and sessions, several workers or partitions,
-//! windows of few records.
+//! directory each second; by hand nothing is ever written. Likewise, with checkpoints: windows of
+//! 10 s that slide by 1 s, in panes and record by record, beside a loop that adds to ten tables;
+//! and sessions with a gap of 30 s, all of whose keys stay open, beside a loop over one table.
+//! Stamps: a `map` behind rows, with a watermark and without. Not shown: several workers or
+//! partitions, windows of few records, sessions that close.
 //!
 //! `cargo bench --bench windows`
 
@@ -19,7 +21,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
-use millstream::{ByteSize, EventTime, Job, Rows, Tumbling, discard, rows};
+use millstream::{ByteSize, EventTime, Job, Rows, Session, Sliding, Tumbling, discard, rows};
 use millstream_benches::statistics::median;
 
 /// A key and an event time, in milliseconds.
@@ -60,6 +62,7 @@ fn main() {
         engine / hand,
         kept / hand
     );
+    sliding_and_sessions(&source, &records, rounds);
     let mut nanos: [Vec<f64>; 2] = Default::default();
     for _ in 0..rounds {
         for (has_watermark, nanos) in [false, true].into_iter().zip(&mut nanos) {
@@ -122,6 +125,97 @@ fn by_engine(source: Rows<Record>, checkpoints: Option<&Path>) -> (u64, u64) {
     };
     let report = job.state_memory(ByteSize::mebibytes(4096)).run().expect("nothing can fail");
     (report.records_out(), report.stages.iter().map(|stage| stage.late).sum())
+}
+
+/// What the windows are.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Panes,
+    OneByOne,
+    Sessions,
+}
+
+fn sliding_and_sessions(source: &Rows<Record>, records: &[Record], rounds: usize) {
+    let rate = |begin: Instant| records.len() as f64 / begin.elapsed().as_secs_f64() / 1e6;
+    let mut rates: [Vec<f64>; 5] = Default::default();
+    for _ in 0..rounds {
+        for (kind, rates) in [Kind::Panes, Kind::OneByOne, Kind::Sessions].into_iter().zip(&mut rates) {
+            let place = tempfile::tempdir().expect("there is room for a directory");
+            let begin = Instant::now();
+            black_box(windows(kind, source.clone(), place.path()));
+            rates.push(rate(begin));
+        }
+        let begin = Instant::now();
+        black_box(sliding_by_hand(records));
+        rates[3].push(rate(begin));
+        let begin = Instant::now();
+        black_box(sessions_by_hand(records));
+        rates[4].push(rate(begin));
+    }
+    let [panes, one_by_one, sessions, hand, hand_sessions] = rates.map(|rates| median(&rates));
+    println!(
+        "sliding 10 s by 1 s, count, finals, with checkpoints: in panes {panes:.1} M/s (target 3), record by record \
+         {one_by_one:.1}; by hand in ten tables {hand:.1}"
+    );
+    println!(
+        "sessions of {KEYS} keys, gap 30 s, with checkpoints: {sessions:.1} M/s (target 3); by hand {hand_sessions:.1}"
+    );
+}
+
+fn windows(kind: Kind, source: Rows<Record>, place: &Path) -> u64 {
+    let job = Job::new("windows", move |flow| {
+        let records = flow.source(&source)?.with_watermark(|(_, at)| EventTime(*at), millis(DELAY));
+        let by_key = records.key_by(|(key, _)| *key);
+        let sliding = Sliding::new(millis(WINDOW), millis(WINDOW / 10));
+        match kind {
+            Kind::Panes => by_key.window(sliding).count().finals().sink(discard()),
+            Kind::OneByOne => by_key.window(sliding).aggregate(|| 0_u64, |n, _| *n += 1).finals().sink(discard()),
+            Kind::Sessions => by_key.window(Session::with_gap(millis(3 * WINDOW))).count().finals().sink(discard()),
+        }
+    });
+    let report = job.checkpoints(place).state_memory(ByteSize::mebibytes(4096)).run().expect("nothing can fail");
+    report.records_out()
+}
+
+/// Adds each record to ten tables.
+fn sliding_by_hand(records: &[Record]) -> u64 {
+    let step = WINDOW / 10;
+    let mut windows = BTreeMap::<i64, HashMap<u64, u64>>::new();
+    let (mut largest, mut emitted) = (i64::MIN / 2, 0);
+    for poll in records.chunks(4_096) {
+        let poll = poll.to_vec();
+        for (key, time) in poll {
+            let last = time.div_euclid(step) * step;
+            for start in (0..10).map(|back| last - back * step) {
+                if start + WINDOW > largest - DELAY {
+                    *windows.entry(start).or_default().entry(key).or_insert(0) += 1;
+                }
+            }
+            largest = largest.max(time);
+        }
+        while let Some(first) = windows.first_entry().filter(|first| first.key() + WINDOW <= largest - DELAY) {
+            emitted += black_box(first.remove()).len() as u64;
+        }
+    }
+    emitted + windows.into_values().map(|window| window.len() as u64).sum::<u64>()
+}
+
+/// Keeps one open session for each key; none closes before the end.
+fn sessions_by_hand(records: &[Record]) -> u64 {
+    let mut sessions = HashMap::<u64, (i64, i64, u64)>::new();
+    let mut emitted = 0;
+    for poll in records.chunks(4_096) {
+        let poll = poll.to_vec();
+        for (key, time) in poll {
+            let session = sessions.entry(key).or_insert((time, time, 0));
+            if time > session.1 + 3 * WINDOW {
+                emitted += 1;
+                *session = (time, time, 0);
+            }
+            *session = (session.0.min(time), session.1.max(time), session.2 + 1);
+        }
+    }
+    emitted + sessions.len() as u64
 }
 
 fn stamps(source: Rows<Record>, has_watermark: bool) {
