@@ -379,7 +379,7 @@ fn sessions_have_their_length_pages_and_the_last_one() {
 
 #[test]
 fn availability_shows_who_has_fallen_silent() {
-    let table = printed("availability", &["--gap", "500ms", "--for", "4s"]);
+    let table = printed("availability", &["--gap", "1500ms", "--for", "9s"]);
     let silent: Vec<_> = cells(&table).into_iter().filter(|row| row[0].starts_with("service-")).collect();
     assert_eq!(silent.len(), 1, "{table}");
     assert_eq!(silent[0][0], "service-2", "{table}");
