@@ -6,7 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use millstream::{
-    Clock, Collected, ErrorKind, EventTime, Job, Late, Pane, Running, Trigger, Tumbling, Watermark, channel, collect,
+    Clock, Collected, ErrorKind, EventTime, Job, Late, Pane, PartitionMark, Running, Trigger, Tumbling, Watermark,
+    channel, collect,
 };
 
 use crate::recovery::Fuse;
@@ -82,15 +83,15 @@ fn an_empty_one_holds_windows_for_ten_seconds_and_no_more() {
 fn one_with_records_to_read_is_never_left_out() {
     let (topic, counts, late) = (Topic::new(vec![vec![1, 25], vec![]], 64), collect(), collect());
     let clock = Clock::simulated();
-    let job = windows(&topic, &counts, &late).state_in_memory().clock(clock.clone());
-    let running = job.checkpoint_every(Duration::from_secs(3_600)).start().unwrap();
-    eventually("they are read", || has_read(&running, 2));
-    topic.hold(true);
+    topic.hold(1);
     topic.append(1, [2]);
-    for _ in 0..100 {
+    let running = windows(&topic, &counts, &late).state_in_memory().clock(clock.clone()).start().unwrap();
+    let is_idle = || running.report().sources[0].marks.iter().any(|mark| mark.partition == "topic/0" && mark.idle);
+    let _ = advance_until(&clock, IDLE / 20, "the other one is left out, and a checkpoint says so", is_idle);
+    for _ in 0..20 {
         clock.advance(IDLE);
     }
-    topic.hold(false);
+    topic.release();
     eventually("it is read", || has_read(&running, 3));
     topic.append(1, [25]);
     let _ = advance_until(&clock, MILLISECOND, "the window closes", || counts.len() == 1);
@@ -175,8 +176,14 @@ fn a_channel_without_records_holds_nothing_for_ever() {
     stop(running);
 }
 
-/// Runs the job on a directory until what it counts is as expected, and stops it.
-fn run_until(directory: &Path, topic: &Topic<i64>, idle_after: Duration, expected: &[(i64, u64)]) -> Vec<i64> {
+/// Runs the job on a directory until what it counts is as expected, and stops it. What is held of
+/// the topic is read once the first partition is in a checkpoint up to that mark.
+fn run_until(
+    directory: &Path,
+    topic: &Topic<i64>,
+    (idle_after, mark): (Duration, i64),
+    expected: &[(i64, u64)],
+) -> Vec<i64> {
     let (counts, late, own) = (collect::<(i64, u64)>(), collect::<i64>(), topic.clone());
     let sinks = (counts.clone(), late.clone());
     let job = Job::new("idle", move |flow| {
@@ -187,6 +194,9 @@ fn run_until(directory: &Path, topic: &Topic<i64>, idle_after: Duration, expecte
         windows.count().finals().map(|pane| (pane.window.start.0, pane.value)).sink(&sinks.0)
     });
     let running = job.checkpoints(directory).checkpoint_every(MILLISECOND * 20).start().unwrap();
+    let is_shown = |shown: &PartitionMark| shown.partition == "topic/0" && shown.mark == Some(EventTime(mark));
+    eventually("the first partition is read", || running.report().sources[0].marks.iter().any(is_shown));
+    topic.release();
     eventually("the windows are closed", || counts.len() >= expected.len());
     stop(running);
     assert_eq!(counts.take(), expected);
@@ -197,22 +207,23 @@ fn run_until(directory: &Path, topic: &Topic<i64>, idle_after: Duration, expecte
 fn one_that_was_idle_and_has_got_records_meanwhile_is_awake_from_the_start() {
     let directory = tempfile::tempdir().unwrap();
     let topic = Topic::new(vec![vec![1, 105], vec![2]], 1);
-    assert!(run_until(directory.path(), &topic, MILLISECOND * 50, &[(0, 2)]).is_empty());
+    assert!(run_until(directory.path(), &topic, (MILLISECOND * 50, 105), &[(0, 2)]).is_empty());
     // While the job is down. The reader finds the records of the first partition first.
     topic.append(0, [300]);
     topic.append(1, [102, 400]);
-    assert!(run_until(directory.path(), &topic, Duration::MAX, &[(100, 2)]).is_empty());
+    topic.hold(1);
+    assert!(run_until(directory.path(), &topic, (Duration::MAX, 300), &[(100, 2)]).is_empty());
 }
 
 #[test]
 fn what_was_closed_without_it_stays_closed_over_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let topic = Topic::new(vec![vec![1, 105], vec![2]], 1);
-    assert!(run_until(directory.path(), &topic, MILLISECOND * 50, &[(0, 2)]).is_empty());
+    assert!(run_until(directory.path(), &topic, (MILLISECOND * 50, 105), &[(0, 2)]).is_empty());
     // By its own mark it would be in time.
     topic.append(1, [3, 400]);
     topic.append(0, [400]);
-    assert_eq!(run_until(directory.path(), &topic, Duration::MAX, &[(100, 1)]), [3]);
+    assert_eq!(run_until(directory.path(), &topic, (Duration::MAX, 400), &[(100, 1)]), [3]);
 }
 
 /// A key, an event time, and the number of the record.

@@ -129,7 +129,7 @@ fn all_entries_of_a_window_are_taken_whatever_their_hashes() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
 
-    /// Entries are touched and taken, also while the changes before a cut are encoded.
+    /// Entries are touched, altered and taken, also while the changes before a cut are encoded.
     #[test]
     fn what_is_taken_is_gone_from_what_is_loaded_too(
         steps in vec((0..8_u8, any::<u8>()), 0..300),
@@ -140,6 +140,19 @@ proptest! {
         let mut cut: Option<BTreeMap<u8, u64>> = None;
         for (step, any) in steps {
             match step {
+                3 => {
+                    // As a firing does: it changes an entry, and may find that nothing is left.
+                    let key = any % 40;
+                    let place = table.places().find(|(entry, _)| entry.key == key).map(|(_, at)| at);
+                    if let Some(place) = place {
+                        *expected.get_mut(&key).unwrap() += 100;
+                        table.alter(place, |_| true, |_, state, _| *state += 100).unwrap();
+                        if any >= 128 {
+                            let taken = table.take(place, |own, _| *own == key).unwrap().unwrap();
+                            assert_eq!(expected.remove(&key), Some(taken.state));
+                        }
+                    }
+                }
                 0..4 => {
                     let key = any % 40;
                     *expected.entry(key).or_default() += 1;

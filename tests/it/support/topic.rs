@@ -1,6 +1,6 @@
 //! A source like a topic: partitions that grow while a job runs, and between its runs.
 
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use millstream::connector::{
@@ -16,8 +16,8 @@ pub struct Topic<T>(Arc<Log<T>>);
 struct Log<T> {
     partitions: Mutex<Vec<Vec<T>>>,
     wakes: Mutex<Vec<Wake>>,
-    /// While set, nothing is read.
-    is_held: AtomicBool,
+    /// Partitions of which nothing is read.
+    held: Mutex<BTreeSet<usize>>,
     /// The most records that a poll returns.
     at_once: usize,
 }
@@ -25,8 +25,8 @@ struct Log<T> {
 impl<T> Topic<T> {
     /// A topic with these records in its partitions.
     pub fn new(partitions: Vec<Vec<T>>, at_once: usize) -> Topic<T> {
-        let (partitions, wakes) = (Mutex::new(partitions), Mutex::default());
-        Topic(Arc::new(Log { partitions, wakes, is_held: AtomicBool::new(false), at_once }))
+        let (partitions, wakes, held) = (Mutex::new(partitions), Mutex::default(), Mutex::default());
+        Topic(Arc::new(Log { partitions, wakes, held, at_once }))
     }
 
     fn partitions(&self) -> MutexGuard<'_, Vec<Vec<T>>> {
@@ -38,9 +38,14 @@ impl<T> Topic<T> {
         self.wake();
     }
 
-    /// Whether records can be read.
-    pub fn hold(&self, is_held: bool) {
-        self.0.is_held.store(is_held, SeqCst);
+    /// Reads nothing of a partition for now.
+    pub fn hold(&self, partition: usize) {
+        self.0.held.lock().unwrap().insert(partition);
+    }
+
+    /// Reads all partitions.
+    pub fn release(&self) {
+        self.0.held.lock().unwrap().clear();
         self.wake();
     }
 
@@ -105,10 +110,10 @@ impl<T: Clone + Send + 'static> Reader for TopicReader<T> {
 
     fn poll(&mut self, batch: &mut ReadBatch<T>, room: Room) -> Result<Polled> {
         let partitions = self.topic.partitions();
-        if self.topic.0.is_held.load(SeqCst) {
-            return Ok(Polled::Idle);
-        }
-        let Some((index, next)) = self.next.iter_mut().find(|(index, next)| *next < partitions[*index].len()) else {
+        let held = self.topic.0.held.lock().unwrap();
+        let can_be_read =
+            |(index, next): &&mut (usize, usize)| *next < partitions[*index].len() && !held.contains(index);
+        let Some((index, next)) = self.next.iter_mut().find(can_be_read) else {
             return Ok(Polled::Idle);
         };
         let count = self.topic.0.at_once.min(room.records).min(partitions[*index].len() - *next);
