@@ -1,6 +1,6 @@
 //! The first records of keys, for as long as event time has not passed them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,9 +8,10 @@ use std::time::Duration;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use crate::state::keep::{Held, Keep};
-use crate::state::table::{ByFirst, ByKey, Found, Grouping, Place, Table, TableKey, TableState};
+use crate::state::table::{ByFirst, ByKey, Found, Grouping, Table, TableKey, TableState};
 use crate::words::{Admission, Batch, EventTime, Result, Span, StageMeter, Stamp, WatermarkPolicy};
 
+use super::agenda::Agenda;
 use super::keyed::Operate;
 use super::late::{LateRecords, LateStream};
 use super::stage::Capabilities;
@@ -78,9 +79,8 @@ impl<K: TableKey> Duplicates<K> for Within {
 pub(crate) struct Dedup<K, T: 'static, D: Duplicates<K>> {
     duplicates: D,
     table: Table<D::Key, D::State, D::Grouping>,
-    /// By the time at which they go: where entries are. One may be there again, later.
-    due: BTreeMap<i64, Vec<Place>>,
-    places: usize,
+    /// Where entries are, by the time at which they go. One may be there again, later.
+    due: Agenda,
     watermark: EventTime,
     late: LateRecords<T>,
     record: PhantomData<fn(K, T)>,
@@ -89,13 +89,7 @@ pub(crate) struct Dedup<K, T: 'static, D: Duplicates<K>> {
 impl<K, T, D: Duplicates<K>> Dedup<K, T, D> {
     pub(crate) fn new(duplicates: D, late: Option<Arc<StageMeter>>) -> Dedup<K, T, D> {
         let (table, late) = (Table::new(), LateRecords::new(late));
-        let (due, places, watermark) = (BTreeMap::new(), 0, EventTime::NONE);
-        Dedup { duplicates, table, due, places, watermark, late, record: PhantomData }
-    }
-
-    /// The memory of the places of entries, half of which may be empty.
-    fn count_places(&mut self) {
-        self.table.held_beside = 2 * self.places * size_of::<Place>();
+        Dedup { duplicates, table, due: Agenda::default(), watermark: EventTime::NONE, late, record: PhantomData }
     }
 }
 
@@ -137,9 +131,8 @@ impl<K: TableKey, T: 'static, D: Duplicates<K>> Operate for Dedup<K, T, D> {
             }
             Ok(())
         })?;
-        self.places += opened.len();
         for (due, index) in opened {
-            self.due.entry(due.0).or_default().push(self.table.updated_place(index));
+            self.due.add(due.0, self.table.updated_place(index));
         }
         Ok(())
     }
@@ -147,10 +140,9 @@ impl<K: TableKey, T: 'static, D: Duplicates<K>> Operate for Dedup<K, T, D> {
     fn begin(&mut self, watermark: EventTime, _: WatermarkPolicy) {
         self.watermark = watermark;
         for (entry, place) in self.table.places() {
-            self.due.entry(D::expires(&entry.key, &entry.state).0).or_default().push(place);
+            self.due.add(D::expires(&entry.key, &entry.state).0, place);
         }
-        self.places = self.table.len() as usize;
-        self.count_places();
+        self.table.held_beside = self.due.bytes();
     }
 
     fn advance(&mut self, watermark: EventTime) {
@@ -158,17 +150,12 @@ impl<K: TableKey, T: 'static, D: Duplicates<K>> Operate for Dedup<K, T, D> {
     }
 
     fn fire(&mut self, rows: usize, _: &mut Batch<T>) -> Result<bool> {
+        let watermark = self.watermark.0;
         for _ in 0..rows {
-            let Some(mut first) = self.due.first_entry().filter(|first| *first.key() <= self.watermark.0) else {
-                self.count_places();
+            let Some((due, place)) = self.due.next(|due| due <= watermark) else {
+                self.table.held_beside = self.due.bytes();
                 return Ok(false);
             };
-            let (due, place) = (*first.key(), first.get_mut().pop());
-            let Some(place) = place else {
-                first.remove();
-                continue;
-            };
-            self.places -= 1;
             let is_it = |key: &D::Key, state: &D::State| D::expires(key, state).0 == due;
             self.table.take(place, is_it).map_err(cannot_encode)?;
         }
@@ -176,7 +163,7 @@ impl<K: TableKey, T: 'static, D: Duplicates<K>> Operate for Dedup<K, T, D> {
     }
 
     fn due(&self) -> Option<EventTime> {
-        self.due.first_key_value().map(|(due, _)| EventTime(*due))
+        self.due.first().map(EventTime)
     }
 
     fn open_late<'a>(&mut self, builder: &mut OperatorBuilder<'a, u64>) -> Option<LateStream<'a, T>> {
@@ -193,7 +180,7 @@ impl<K: TableKey, T: 'static, D: Duplicates<K>> Operate for Dedup<K, T, D> {
     }
 
     fn held(&mut self) -> Option<&mut dyn Held> {
-        self.count_places();
+        self.table.held_beside = self.due.bytes();
         Some(&mut self.table)
     }
 }

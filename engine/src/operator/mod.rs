@@ -35,6 +35,7 @@ pub(crate) mod sketches;
 pub(crate) mod late;
 pub(crate) mod inlet;
 pub(crate) mod layout;
+mod agenda;
 pub(crate) mod shown;
 pub(crate) mod window;
 pub(crate) mod panes;

@@ -1,7 +1,7 @@
 //! Windows that overlap, of an aggregate whose states can be merged: a record is added to one
 //! *pane*, the stretch between two edges of windows, and a window that is final merges its panes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use crate::state::keep::{Held, Keep};
-use crate::state::table::{Place, Table, TableKey};
+use crate::state::table::{Table, TableKey};
 use crate::words::{Admission, Batch, EventTime, Pane, Result, Span, StageMeter, Stamp, WatermarkPolicy};
 
+use super::agenda::Agenda;
 use super::aggregate::{Aggregate, InParts};
 use super::keyed::Operate;
 use super::late::{LateRecords, LateStream};
@@ -80,12 +81,9 @@ pub(crate) struct Panes<K, A: Aggregate> {
     panes: Fixed,
     lateness: Duration,
     table: PaneTable<K, A::State>,
-    /// By the starts of windows: where each key is that has a pane in it.
-    open: BTreeMap<i64, Vec<Place>>,
-    places: usize,
+    /// Where each key is that has a pane in a window, by the starts of windows.
+    open: Agenda,
     watermark: EventTime,
-    /// The window that is emitted now.
-    closing: Option<(i64, std::vec::IntoIter<Place>)>,
     late: LateRecords<A::Input>,
 }
 
@@ -107,21 +105,14 @@ impl<K: TableKey, A: Aggregate> Panes<K, A> {
             panes: fixed.panes(),
             lateness,
             table,
-            open: BTreeMap::new(),
-            places: 0,
+            open: Agenda::default(),
             watermark: EventTime::NONE,
-            closing: None,
             late: LateRecords::new(late),
         }
     }
 
     fn over(&self, start: i64) -> EventTime {
         self.fixed.window(start).end.after(self.lateness)
-    }
-
-    /// The memory of the lists of open windows, half of which may be empty.
-    fn count_places(&mut self) {
-        self.table.held_beside = 2 * self.places * size_of::<Place>();
     }
 }
 
@@ -190,9 +181,8 @@ impl<K: TableKey, A: Aggregate<Input: Clone>> Operate for Panes<K, A> {
             parts.insert(before.map_or(0, |place| place + 1), Part { pane, first, state });
             Ok(())
         })?;
-        self.places += opened.len();
         for (start, index) in opened {
-            self.open.entry(start).or_default().push(self.table.updated_place(index));
+            self.open.add(start, self.table.updated_place(index));
         }
         Ok(())
     }
@@ -208,12 +198,11 @@ impl<K: TableKey, A: Aggregate<Input: Clone>> Operate for Panes<K, A> {
                 let is_new =
                     |window: &&Span| part.is_in(**window) && !parts[..index].iter().any(|part| part.is_in(**window));
                 for window in windows.iter().filter(is_open).filter(is_new) {
-                    self.open.entry(window.start.0).or_default().push(place);
-                    self.places += 1;
+                    self.open.add(window.start.0, place);
                 }
             }
         }
-        self.count_places();
+        self.table.held_beside = self.open.bytes();
     }
 
     fn advance(&mut self, watermark: EventTime) {
@@ -221,51 +210,35 @@ impl<K: TableKey, A: Aggregate<Input: Clone>> Operate for Panes<K, A> {
     }
 
     fn fire(&mut self, rows: usize, out: &mut Batch<Pane<K, A::Value>>) -> Result<bool> {
-        let mut left = rows;
-        loop {
-            let (start, places) = match &mut self.closing {
-                Some((start, places)) => (*start, places),
-                None => {
-                    let first = self.open.first_key_value().map(|(start, _)| *start);
-                    let Some(start) = first.filter(|start| self.over(*start) <= self.watermark) else {
-                        self.count_places();
-                        return Ok(false);
-                    };
-                    let places = self.open.remove(&start).unwrap_or_default();
-                    self.places -= places.len();
-                    let (_, places) = self.closing.insert((start, places.into_iter()));
-                    (start, places)
-                }
+        let (aggregate, fixed, lateness, watermark) = (&self.aggregate, self.fixed, self.lateness, self.watermark);
+        let is_over = |start| fixed.window(start).end.after(lateness) <= watermark;
+        for _ in 0..rows {
+            let Some((start, place)) = self.open.next(is_over) else {
+                self.table.held_beside = self.open.bytes();
+                return Ok(false);
             };
-            let (aggregate, window) = (&self.aggregate, self.fixed.window(start));
-            // Panes before this are in no later window.
-            let needed = self.fixed.next(start);
-            for place in places.by_ref().take(left) {
-                left -= 1;
-                let is_it = |parts: &Parts<A::State>| parts.emitted < Some(start) && parts.has(window);
-                let emitted = self.table.alter(place, is_it, |key, parts, _| -> Result<bool> {
-                    let mut value = aggregate.zero();
-                    let mut in_window = parts.parts.iter().filter(|part| part.is_in(window));
-                    in_window.try_for_each(|part| aggregate.merge(&mut value, &part.state))?;
-                    let row = Pane { key: key.clone(), window, value: aggregate.value(&value) };
-                    out.append(row, Some(Stamp::in_time(window.last())));
-                    parts.parts.retain(|part| part.pane >= needed);
-                    parts.emitted = Some(start);
-                    Ok(parts.parts.is_empty())
-                });
-                if emitted.transpose()?.unwrap_or(false) {
-                    self.table.take(place, |_, parts| parts.parts.is_empty()).map_err(cannot_encode)?;
-                }
+            // Panes before the next one are in no later window.
+            let (window, needed) = (fixed.window(start), fixed.next(start));
+            let is_it = |parts: &Parts<A::State>| parts.emitted < Some(start) && parts.has(window);
+            let emitted = self.table.alter(place, is_it, |key, parts, _| -> Result<bool> {
+                let mut value = aggregate.zero();
+                let mut in_window = parts.parts.iter().filter(|part| part.is_in(window));
+                in_window.try_for_each(|part| aggregate.merge(&mut value, &part.state))?;
+                let row = Pane { key: key.clone(), window, value: aggregate.value(&value) };
+                out.append(row, Some(Stamp::in_time(window.last())));
+                parts.parts.retain(|part| part.pane >= needed);
+                parts.emitted = Some(start);
+                Ok(parts.parts.is_empty())
+            });
+            if emitted.transpose()?.unwrap_or(false) {
+                self.table.take(place, |_, parts| parts.parts.is_empty()).map_err(cannot_encode)?;
             }
-            if places.len() > 0 {
-                return Ok(true);
-            }
-            self.closing = None;
         }
+        Ok(true)
     }
 
     fn due(&self) -> Option<EventTime> {
-        self.open.first_key_value().map(|(start, _)| self.over(*start))
+        self.open.first().map(|start| self.over(start))
     }
 
     fn open_late<'a>(&mut self, builder: &mut OperatorBuilder<'a, u64>) -> Option<LateStream<'a, A::Input>> {
@@ -282,7 +255,7 @@ impl<K: TableKey, A: Aggregate<Input: Clone>> Operate for Panes<K, A> {
     }
 
     fn held(&mut self) -> Option<&mut dyn Held> {
-        self.count_places();
+        self.table.held_beside = self.open.bytes();
         Some(&mut self.table)
     }
 }

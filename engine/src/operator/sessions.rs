@@ -1,7 +1,7 @@
 //! Sessions: the records of a key that follow each other within a gap. A record may join two
 //! sessions, so the states of the aggregate are merged.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use crate::state::keep::{Held, Keep};
-use crate::state::table::{Found, Place, Table, TableKey};
+use crate::state::table::{Found, Table, TableKey};
 use crate::words::{Admission, Batch, EventTime, Pane, Result, Span, StageMeter, Stamp, WatermarkPolicy};
 
+use super::agenda::Agenda;
 use super::aggregate::{Aggregate, InParts};
 use super::keyed::Operate;
 use super::late::{LateRecords, LateStream};
@@ -108,13 +109,10 @@ pub(crate) struct BySession<K, A: Aggregate, G, S> {
     gap: G,
     table: SessionTable<K, A::State>,
     show: S,
-    /// By the time at which it is looked at: where each key is. It may be there again, earlier.
-    due: BTreeMap<i64, Vec<Place>>,
-    places: usize,
+    /// Where each key is, by the time at which it is looked at. It may be there again, earlier.
+    due: Agenda,
     watermark: EventTime,
     policy: WatermarkPolicy,
-    /// What is looked at now.
-    closing: Option<(i64, std::vec::IntoIter<Place>)>,
     late: LateRecords<A::Input>,
 }
 
@@ -130,23 +128,11 @@ impl<K: TableKey, A: Aggregate, G, S> BySession<K, A, G, S> {
             gap,
             table,
             show,
-            due: BTreeMap::new(),
-            places: 0,
+            due: Agenda::default(),
             watermark: EventTime::NONE,
             policy: WatermarkPolicy::default(),
-            closing: None,
             late: LateRecords::new(late),
         }
-    }
-
-    /// The memory of the lists of keys, half of which may be empty.
-    fn count_places(&mut self) {
-        self.table.held_beside = 2 * self.places * size_of::<Place>();
-    }
-
-    fn look_at(&mut self, due: i64, place: Place) {
-        self.due.entry(due).or_default().push(place);
-        self.places += 1;
     }
 }
 
@@ -196,7 +182,7 @@ impl<K: TableKey, A: Aggregate, G: Fn(&A::Input) -> i64 + 'static, S: ShowSessio
             Ok(())
         })?;
         for (due, index) in opened {
-            self.look_at(due, self.table.updated_place(index));
+            self.due.add(due, self.table.updated_place(index));
         }
         Ok(())
     }
@@ -207,15 +193,14 @@ impl<K: TableKey, A: Aggregate, G: Fn(&A::Input) -> i64 + 'static, S: ShowSessio
 
     fn begin(&mut self, watermark: EventTime, policy: WatermarkPolicy) {
         (self.watermark, self.policy) = (watermark, policy);
-        let (due, places) = (&mut self.due, &mut self.places);
+        let due = &mut self.due;
         self.table.look_through(|sessions, place| {
             sessions.due = sessions.all.first().map(|first| first.end);
             if let Some(first) = sessions.due {
-                due.entry(first).or_default().push(place);
-                *places += 1;
+                due.add(first, place);
             }
         });
-        self.count_places();
+        self.table.held_beside = self.due.bytes();
     }
 
     fn advance(&mut self, watermark: EventTime) {
@@ -223,35 +208,17 @@ impl<K: TableKey, A: Aggregate, G: Fn(&A::Input) -> i64 + 'static, S: ShowSessio
     }
 
     fn fire(&mut self, rows: usize, out: &mut Batch<S::Row>) -> Result<bool> {
-        let mut left = rows;
-        loop {
-            let (due, places) = match &mut self.closing {
-                Some((due, places)) => (*due, places),
-                None => {
-                    let Some(first) = self.due.first_entry().filter(|first| *first.key() <= self.watermark.0) else {
-                        self.count_places();
-                        return Ok(false);
-                    };
-                    let (due, places) = first.remove_entry();
-                    self.places -= places.len();
-                    let (_, places) = self.closing.insert((due, places.into_iter()));
-                    (due, places)
-                }
+        let (aggregate, show, watermark) = (&self.aggregate, &mut self.show, self.watermark.0);
+        for _ in 0..rows {
+            let Some((due, place)) = self.due.next(|due| due <= watermark) else {
+                self.table.held_beside = self.due.bytes();
+                return Ok(false);
             };
-            let Some(place) = places.next().filter(|_| left > 0) else {
-                if places.len() > 0 {
-                    return Ok(true);
-                }
-                self.closing = None;
-                continue;
-            };
-            left -= 1;
-            let (aggregate, show, watermark) = (&self.aggregate, &mut self.show, self.watermark);
             // Of two keys with one hash it is either, and then the other; and none when it was
             // looked at earlier.
             let is_it = |sessions: &Sessions<A::State>| sessions.due == Some(due);
             let looked = self.table.alter(place, is_it, |key, sessions, touched| {
-                let closed = sessions.all.partition_point(|session| session.end <= watermark.0);
+                let closed = sessions.all.partition_point(|session| session.end <= watermark);
                 show.end(aggregate, key, (&mut sessions.all, closed), touched, out);
                 sessions.all.drain(..closed);
                 sessions.due = sessions.all.first().map(|first| first.end);
@@ -262,13 +229,14 @@ impl<K: TableKey, A: Aggregate, G: Fn(&A::Input) -> i64 + 'static, S: ShowSessio
                 Some(None) => {
                     self.table.take(place, |_, sessions| sessions.all.is_empty()).map_err(cannot_encode)?;
                 }
-                Some(Some(next)) => self.look_at(next, place),
+                Some(Some(next)) => self.due.add(next, place),
             }
         }
+        Ok(true)
     }
 
     fn due(&self) -> Option<EventTime> {
-        self.due.first_key_value().map(|(due, _)| EventTime(*due))
+        self.due.first().map(EventTime)
     }
 
     fn open_late<'a>(&mut self, builder: &mut OperatorBuilder<'a, u64>) -> Option<LateStream<'a, A::Input>> {
@@ -289,7 +257,7 @@ impl<K: TableKey, A: Aggregate, G: Fn(&A::Input) -> i64 + 'static, S: ShowSessio
     }
 
     fn held(&mut self) -> Option<&mut dyn Held> {
-        self.count_places();
+        self.table.held_beside = self.due.bytes();
         Some(&mut self.table)
     }
 }

@@ -1,16 +1,17 @@
 //! Windows over event time: one state for each key and window, which is gone once the watermark has
 //! passed the window's end.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use crate::state::keep::{Held, Keep};
-use crate::state::table::{Found, Place, TableKey, Taken};
+use crate::state::table::{Found, TableKey, Taken};
 use crate::words::{Admission, Batch, Error, ErrorKind, EventTime, Result, Span, StageMeter, Stamp, WatermarkPolicy};
 
+use super::agenda::Agenda;
 use super::aggregate::Aggregate;
 use super::keyed::Operate;
 use super::late::{LateRecords, LateStream};
@@ -26,12 +27,10 @@ pub(crate) struct Windows<K, A: Aggregate, S> {
     lateness: Duration,
     table: WindowTable<K, A::State>,
     show: S,
-    /// By the starts of windows: where the state of each key is, in the order of their first
+    /// Where the state of each key is, by the starts of windows, in the order of their first
     /// records.
-    open: BTreeMap<i64, Vec<Place>>,
+    open: Agenda,
     watermark: EventTime,
-    /// The window that is emitted now.
-    closing: Option<(i64, std::vec::IntoIter<Place>)>,
     late: LateRecords<A::Input>,
 }
 
@@ -50,19 +49,13 @@ impl<K: TableKey, A: Aggregate, S: Show<K, A>> Windows<K, A, S> {
         show: S,
         late: Option<Arc<StageMeter>>,
     ) -> Windows<K, A, S> {
-        let (open, watermark, late) = (BTreeMap::new(), EventTime::NONE, LateRecords::new(late));
-        Windows { aggregate, layout, lateness, table, show, open, watermark, closing: None, late }
+        let (open, watermark, late) = (Agenda::default(), EventTime::NONE, LateRecords::new(late));
+        Windows { aggregate, layout, lateness, table, show, open, watermark, late }
     }
 
     /// The event time at which the window is over that begins there.
     fn over(&self, start: i64) -> EventTime {
         self.layout.window(start).end.after(self.lateness)
-    }
-
-    /// The memory of the places of open windows: each entry has one, and half of a list may be
-    /// empty.
-    fn count_places(&mut self) {
-        self.table.held_beside = 2 * self.table.len() as usize * size_of::<Place>();
     }
 }
 
@@ -115,13 +108,8 @@ impl<K: TableKey, A: Aggregate<Input: Clone>, S: Show<K, A>> Operate for Windows
                 show.add(aggregate, Added { key, window, input, stamp, found }, state, out)
             },
         )?;
-        let mut opened = opened.into_iter().peekable();
-        while let Some((start, index)) = opened.next() {
-            let places = self.open.entry(start).or_default();
-            places.push(self.table.updated_place(index));
-            while let Some((_, index)) = opened.next_if(|(next, _)| *next == start) {
-                places.push(self.table.updated_place(index));
-            }
+        for (start, index) in opened {
+            self.open.add(start, self.table.updated_place(index));
         }
         Ok(())
     }
@@ -129,9 +117,9 @@ impl<K: TableKey, A: Aggregate<Input: Clone>, S: Show<K, A>> Operate for Windows
     fn begin(&mut self, watermark: EventTime, _: WatermarkPolicy) {
         self.watermark = watermark;
         for (entry, place) in self.table.places() {
-            self.open.entry(entry.key.1).or_default().push(place);
+            self.open.add(entry.key.1, place);
         }
-        self.count_places();
+        self.table.held_beside = self.open.bytes();
     }
 
     fn advance(&mut self, watermark: EventTime) {
@@ -143,38 +131,26 @@ impl<K: TableKey, A: Aggregate<Input: Clone>, S: Show<K, A>> Operate for Windows
     }
 
     fn fire(&mut self, rows: usize, out: &mut Batch<S::Row>) -> Result<bool> {
-        let mut left = rows;
-        loop {
-            let (start, places) = match &mut self.closing {
-                Some((start, places)) => (*start, places),
-                None => {
-                    let first = self.open.first_key_value().map(|(start, _)| *start);
-                    let Some(start) = first.filter(|start| self.over(*start) <= self.watermark) else {
-                        self.count_places();
-                        return Ok(false);
-                    };
-                    let places = self.open.remove(&start).unwrap_or_default();
-                    let (_, places) = self.closing.insert((start, places.into_iter()));
-                    (start, places)
-                }
+        let (layout, lateness, watermark) = (&self.layout, self.lateness, self.watermark);
+        let is_over = |start| layout.window(start).end.after(lateness) <= watermark;
+        let mut window: Option<Span> = None;
+        for _ in 0..rows {
+            let Some((start, place)) = self.open.next(is_over) else {
+                self.table.held_beside = self.open.bytes();
+                return Ok(false);
             };
-            let window = self.layout.window(start);
-            for place in places.by_ref().take(left) {
-                left -= 1;
-                let taken = self.table.take(place, |(_, own), _| *own == start).map_err(cannot_encode)?;
-                if let Some(Taken { key: (key, _), state, touched }) = taken {
-                    self.show.end(&self.aggregate, (key, window), &state, touched, out);
-                }
+            let own = window.filter(|window| window.start.0 == start).unwrap_or_else(|| layout.window(start));
+            window = Some(own);
+            let taken = self.table.take(place, |(_, own), _| *own == start).map_err(cannot_encode)?;
+            if let Some(Taken { key: (key, _), state, touched }) = taken {
+                self.show.end(&self.aggregate, (key, own), &state, touched, out);
             }
-            if places.len() > 0 {
-                return Ok(true);
-            }
-            self.closing = None;
         }
+        Ok(true)
     }
 
     fn due(&self) -> Option<EventTime> {
-        self.open.first_key_value().map(|(start, _)| self.over(*start))
+        self.open.first().map(|start| self.over(start))
     }
 
     fn open_late<'a>(&mut self, builder: &mut OperatorBuilder<'a, u64>) -> Option<LateStream<'a, A::Input>> {
@@ -195,7 +171,7 @@ impl<K: TableKey, A: Aggregate<Input: Clone>, S: Show<K, A>> Operate for Windows
     }
 
     fn held(&mut self) -> Option<&mut dyn Held> {
-        self.count_places();
+        self.table.held_beside = self.open.bytes();
         Some(&mut self.table)
     }
 }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use millstream::{
-    Clock, EventTime, Job, Late, Lateness, Trigger, Tumbling, Watermark, WatermarkPolicy, channel, collect, rows,
+    Clock, EventTime, Job, Late, Lateness, Session, Sliding, Trigger, Tumbling, Watermark, WatermarkPolicy, channel,
+    collect, rows,
 };
 
 use super::millis;
@@ -132,4 +133,30 @@ fn a_record_counts_while_its_window_is_open_if_that_is_asked_for() {
     assert_eq!(outcome(WatermarkPolicy::ByPartition), (vec![(0, 4), (20, 1)], vec![2]));
     assert_eq!(outcome(WatermarkPolicy::WhileOpen), (vec![(0, 5), (20, 1)], vec![]));
     assert_eq!(outcome(WatermarkPolicy::MaxSeen), (vec![(0, 5), (20, 1)], vec![]));
+}
+
+/// More than are emitted at once, and more than one slice of them.
+#[test]
+fn each_of_many_keys_comes_out_when_all_end_together() {
+    const KEYS: i64 = 20_000;
+    for workers in [1, 2] {
+        let counts = [(); 3].map(|()| collect::<i64>());
+        let sinks = counts.clone();
+        let job = Job::new("many", move |flow| {
+            let keys = flow.source(rows(0..KEYS).partitions(1))?.with_watermark(|_| EventTime(0), millis(1));
+            let tumbling = keys.clone().key_by(|key| *key).window(Tumbling::new(millis(10))).count();
+            tumbling.named("tumbling").finals().map(|pane| pane.key).sink(&sinks[0])?;
+            let sliding = keys.clone().key_by(|key| *key).window(Sliding::new(millis(10), millis(9))).count();
+            sliding.named("sliding").finals().map(|pane| pane.key).sink(&sinks[1])?;
+            let sessions = keys.key_by(|key| *key).window(Session::with_gap(millis(10))).count();
+            sessions.named("sessions").finals().map(|pane| pane.key).sink(&sinks[2])
+        });
+        job.state_in_memory().workers(workers).start().unwrap().wait_for(PATIENCE).expect("it ends").unwrap();
+        for (counts, what) in counts.into_iter().zip(["tumbling", "sliding", "sessions"]) {
+            let mut keys = counts.take();
+            keys.sort_unstable();
+            keys.dedup();
+            assert!(keys.into_iter().eq(0..KEYS), "{what}, {workers} workers");
+        }
+    }
 }
