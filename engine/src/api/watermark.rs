@@ -63,7 +63,8 @@ impl Watermark {
     /// [`Duration::MAX`] none is ever left out.
     ///
     /// When all partitions are silent, event time is that of the one that is furthest. Windows
-    /// behind that stay open until there is a record. A record of a partition that was left out may
+    /// behind that stay open until there is a record. Spark's rule waits for no partition, so this
+    /// changes nothing there. A record of a partition that was left out may
     /// find its window closed: then it is late, and whether it is depends on timing.
     #[must_use]
     pub fn idle_after(self, idle_after: Duration) -> Watermark {

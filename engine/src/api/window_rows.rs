@@ -11,7 +11,7 @@ use crate::operator::inlet::Inlet;
 use crate::operator::layout::Layout;
 use crate::operator::panes::Panes;
 use crate::operator::sessions::{AllSessions, BySession};
-use crate::operator::shown::{EachChange, EachValue, Finals, LastChanges, LastValues};
+use crate::operator::shown::{EachChange, EachValue, Finals, LastChanges, LastValues, Show};
 use crate::operator::shown_sessions::LastSessions;
 use crate::operator::window::{Rules, Windows};
 use crate::run::graph::{Emits, NodeTraits, TimeTrait};
@@ -138,6 +138,30 @@ impl Rows for FinalRows {
     }
 }
 
+/// Shows windows before they are over: each change, or the last one of a batch or a while.
+fn shown_early<'a, K: Key, A, E, L>(
+    ready: Ready<'a, K, A>,
+    options: Options<(K, i64), A::Value>,
+    each: E,
+    last: L,
+) -> Stream<'a, E::Row>
+where
+    A: Aggregate<Input: Exchange + Clone>,
+    E: Show<K, A>,
+    L: Show<K, A, Row = E::Row>,
+{
+    let Ready { keyed, what, aggregate, late, rules } = ready;
+    let (meter, inlet) = late.map(|late| (late.meter, late.inlet)).unzip();
+    let every = options.every;
+    built(aggregate, options, |with_table| {
+        let operate = move |is_micro_batch: bool| match is_micro_batch || every.is_some() {
+            true => ByTrigger::InBatches(Windows::new(with_table, rules, last, meter)),
+            false => ByTrigger::Alone(Windows::new(with_table, rules, each, meter)),
+        };
+        keyed.operate_with_late(what, traits(Emits::LastValues, TimeTrait::Uses, every), |_| false, inlet, operate)
+    })
+}
+
 struct UpdateRows;
 
 impl Rows for UpdateRows {
@@ -147,16 +171,7 @@ impl Rows for UpdateRows {
         ready: Ready<'a, K, A>,
         options: Options<(K, i64), A::Value>,
     ) -> Stream<'a, Pane<K, A::Value>> {
-        let Ready { keyed, what, aggregate, late, rules } = ready;
-        let (meter, inlet) = late.map(|late| (late.meter, late.inlet)).unzip();
-        let every = options.every;
-        built(aggregate, options, |with_table| {
-            let operate = move |is_micro_batch: bool| match is_micro_batch || every.is_some() {
-                true => ByTrigger::InBatches(Windows::new(with_table, rules, LastValues::default(), meter)),
-                false => ByTrigger::Alone(Windows::new(with_table, rules, EachValue, meter)),
-            };
-            keyed.operate_with_late(what, traits(Emits::LastValues, TimeTrait::Uses, every), |_| false, inlet, operate)
-        })
+        shown_early(ready, options, EachValue, LastValues::default())
     }
 
     fn build_sessions<'a, K: Key, A: Aggregate<Input: Exchange + Clone>>(
@@ -176,16 +191,7 @@ impl Rows for ChangeRows {
         ready: Ready<'a, K, A>,
         options: Options<(K, i64), A::Value>,
     ) -> Stream<'a, Change<Pane<K, A::Value>>> {
-        let Ready { keyed, what, aggregate, late, rules } = ready;
-        let (meter, inlet) = late.map(|late| (late.meter, late.inlet)).unzip();
-        let every = options.every;
-        built(aggregate, options, |with_table| {
-            let operate = move |is_micro_batch: bool| match is_micro_batch || every.is_some() {
-                true => ByTrigger::InBatches(Windows::new(with_table, rules, LastChanges::default(), meter)),
-                false => ByTrigger::Alone(Windows::new(with_table, rules, EachChange, meter)),
-            };
-            keyed.operate_with_late(what, traits(Emits::LastValues, TimeTrait::Uses, every), |_| false, inlet, operate)
-        })
+        shown_early(ready, options, EachChange, LastChanges::default())
     }
 
     fn build_sessions<'a, K: Key, A: Aggregate<Input: Exchange + Clone>>(

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use crate::state::keep::{Held, Keep};
 use crate::state::origin::Same;
-use crate::state::table::{Entry, Found, Table, TableKey, TableState};
+use crate::state::table::{Entry, Found, Grouping, Table, TableKey, TableState};
 use crate::words::{Batch, Change, EventTime, Result, Stamp};
 
 use super::keyed::Operate;
@@ -127,7 +127,7 @@ impl<A: Aggregate, T: 'static, F: Fn(T) -> A::Input + 'static> Aggregate for Wit
 
 /// The time of a record, when the records of its batch have times.
 #[inline]
-fn time_of(stamps: &VecDeque<Stamp>, index: usize) -> Option<EventTime> {
+pub(super) fn time_of(stamps: &VecDeque<Stamp>, index: usize) -> Option<EventTime> {
     stamps.get(index).and_then(|stamp| stamp.time())
 }
 
@@ -178,16 +178,16 @@ impl<K: TableKey, A: Aggregate> Operate for Updates<K, A> {
 
 /// How far what a cut has put aside was emitted.
 #[derive(Default)]
-struct Emitted {
+pub(super) struct Emitted {
     next: usize,
 }
 
 impl Emitted {
     /// Passes the next entries to `emit`, at most `rows` of them, with their places. Returns
     /// whether there are more.
-    fn emit<K: TableKey, S: TableState>(
+    pub(super) fn emit<K: TableKey, S: TableState, G: Grouping<K>>(
         &mut self,
-        table: &Table<K, S>,
+        table: &Table<K, S, G>,
         rows: usize,
         mut emit: impl FnMut(usize, &Entry<K, S>),
     ) -> bool {

@@ -8,7 +8,7 @@ use crate::state::keep::Keep;
 use crate::state::table::{Table, TableKey, TableState};
 use crate::words::{Batch, EventTime, Result, Stamp};
 
-use super::aggregate::Aggregate;
+use super::aggregate::{Aggregate, time_of};
 use super::keyed::Operate;
 
 /// What a key has in its open window.
@@ -23,11 +23,6 @@ pub(crate) struct CountTumbling<K, A: Aggregate> {
     pub(crate) aggregate: A,
     pub(crate) length: u64,
     pub(crate) table: Table<K, Filling<A::State>>,
-}
-
-/// The time of a record, when the records of its batch have times.
-fn time_of(stamps: &VecDeque<Stamp>, index: usize) -> Option<EventTime> {
-    stamps.get(index).and_then(|stamp| stamp.time())
 }
 
 impl<K: TableKey, A: Aggregate> Operate for CountTumbling<K, A> {

@@ -1,9 +1,9 @@
 //! What is shown of windows, and when: their values once they are final, or each change before.
 
-use crate::state::table::{ByFirst, Found, Table, TableKey, TableState};
+use crate::state::table::{ByFirst, Found, Table, TableKey};
 use crate::words::{Batch, Change, Pane, Result, Span, Stamp};
 
-use super::aggregate::Aggregate;
+use super::aggregate::{Aggregate, Emitted};
 use super::layout::Layout;
 
 /// A key and the start of a window.
@@ -111,11 +111,9 @@ impl<K: TableKey, A: Aggregate> Show<K, A> for EachValue {
     fn end(&mut self, _: &A, _: (K, Span), _: &A::State, _: Option<usize>, _: &mut Batch<Self::Row>) {}
 }
 
-/// How far what a cut has put aside was emitted.
+/// The last value of each key and window that a checkpoint has changed.
 #[derive(Default)]
-pub(crate) struct LastValues {
-    next: usize,
-}
+pub(crate) struct LastValues(Emitted);
 
 impl<K: TableKey, A: Aggregate> Show<K, A> for LastValues {
     type Row = Pane<K, A::Value>;
@@ -142,28 +140,11 @@ impl<K: TableKey, A: Aggregate> Show<K, A> for LastValues {
         rows: usize,
         out: &mut Batch<Self::Row>,
     ) -> bool {
-        emit_cut(&mut self.next, table, rows, |_, (key, start), state| {
-            out.append(pane(aggregate, (key.clone(), layout.window(*start)), state), None);
+        self.0.emit(table, rows, |_, entry| {
+            let (key, start) = &entry.key;
+            out.append(pane(aggregate, (key.clone(), layout.window(*start)), &entry.state), None);
         })
     }
-}
-
-/// Passes the next entries that a cut has put aside to `emit`, at most `rows` of them, with their
-/// places. Returns whether there are more.
-fn emit_cut<K: TableKey, S: TableState>(
-    next: &mut usize,
-    table: &WindowTable<K, S>,
-    rows: usize,
-    mut emit: impl FnMut(usize, &InWindow<K>, &S),
-) -> bool {
-    let end = table.cut_len().min(*next + rows);
-    for place in *next..end {
-        if let Some(entry) = table.cut_entry(place) {
-            emit(place, &entry.key, &entry.state);
-        }
-    }
-    *next = if end == table.cut_len() { 0 } else { end };
-    *next > 0
 }
 
 /// The change of each record: the value of its key and window before, if there was one, as deleted,
@@ -196,18 +177,12 @@ impl<K: TableKey, A: Aggregate> Show<K, A> for EachChange {
 pub(crate) struct LastChanges<V> {
     /// For what was touched in this checkpoint: the value before.
     before: Vec<Option<V>>,
-    next: usize,
+    emitted: Emitted,
 }
 
 impl<V> Default for LastChanges<V> {
     fn default() -> LastChanges<V> {
-        LastChanges { before: Vec::new(), next: 0 }
-    }
-}
-
-impl<V> LastChanges<V> {
-    fn before(&mut self, place: usize) -> Option<V> {
-        self.before.get_mut(place).and_then(Option::take)
+        LastChanges { before: Vec::new(), emitted: Emitted::default() }
     }
 }
 
@@ -240,7 +215,7 @@ impl<K: TableKey, A: Aggregate> Show<K, A> for LastChanges<A::Value> {
         out: &mut Batch<Self::Row>,
     ) {
         let Some(place) = touched else { return };
-        if let Some(value) = self.before(place) {
+        if let Some(value) = self.before.get_mut(place).and_then(Option::take) {
             out.append(Change::Delete(Pane { key: key.clone(), window, value }), None);
         }
         out.append(Change::Insert(pane(aggregate, (key, window), state)), None);
@@ -253,15 +228,15 @@ impl<K: TableKey, A: Aggregate> Show<K, A> for LastChanges<A::Value> {
         rows: usize,
         out: &mut Batch<Self::Row>,
     ) -> bool {
-        let mut next = self.next;
-        let has_more = emit_cut(&mut next, table, rows, |place, (key, start), state| {
+        let before = &mut self.before;
+        let has_more = self.emitted.emit(table, rows, |place, entry| {
+            let ((key, start), state) = (&entry.key, &entry.state);
             let window = layout.window(*start);
-            if let Some(value) = self.before(place) {
+            if let Some(value) = before.get_mut(place).and_then(Option::take) {
                 out.append(Change::Delete(Pane { key: key.clone(), window, value }), None);
             }
             out.append(Change::Insert(pane(aggregate, (key.clone(), window), state)), None);
         });
-        self.next = next;
         if !has_more {
             self.before.clear();
         }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::state::table::{Found, TableKey};
 use crate::words::{Batch, Change, Pane, Span, Stamp};
 
-use super::aggregate::Aggregate;
+use super::aggregate::{Aggregate, Emitted};
 use super::sessions::{Session, SessionTable, Sessions};
 use super::shown::{EachChange, Finals};
 
@@ -109,12 +109,12 @@ pub(crate) struct LastSessions<V> {
     before: Vec<Vec<(Span, V)>>,
     /// Counts batches, from 1 on.
     batch: u64,
-    next: usize,
+    emitted: Emitted,
 }
 
 impl<V> Default for LastSessions<V> {
     fn default() -> LastSessions<V> {
-        LastSessions { before: Vec::new(), batch: 1, next: 0 }
+        LastSessions { before: Vec::new(), batch: 1, emitted: Emitted::default() }
     }
 }
 
@@ -195,19 +195,15 @@ impl<K: TableKey, A: Aggregate> ShowSessions<K, A> for LastSessions<A::Value> {
         rows: usize,
         out: &mut Batch<Self::Row>,
     ) -> bool {
-        let end = table.cut_len().min(self.next + rows);
-        for place in self.next..end {
-            if let Some(entry) = table.cut_entry(place) {
-                self.emit(aggregate, &entry.key, &entry.state.all, place, out);
-            }
+        let mut emitted = std::mem::take(&mut self.emitted);
+        let has_more = emitted.emit(table, rows, |place, entry| {
+            self.emit(aggregate, &entry.key, &entry.state.all, place, out);
+        });
+        self.emitted = emitted;
+        if !has_more {
+            self.before.clear();
+            self.batch += 1;
         }
-        if end < table.cut_len() {
-            self.next = end;
-            return true;
-        }
-        self.next = 0;
-        self.before.clear();
-        self.batch += 1;
-        false
+        has_more
     }
 }
