@@ -360,13 +360,15 @@ fn windows_are_counted_from_a_file_and_from_topic_to_topic() {
 
 #[test]
 fn trending_shows_the_same_tags_again_and_again() {
+    // How many windows share a table, and so its head, is the time's affair and not the posts'.
+    let rows_of = |table: &str| cells(table).into_iter().filter(|row| row[0] != "until").collect::<Vec<_>>();
     let table = printed("trending", &["--top", "3"]);
-    let rows = cells(&table);
+    let rows = rows_of(&table);
     let first = rows.iter().filter(|row| row.get(1).is_some_and(|rank| rank == "1")).count();
     // Ten minutes in windows of five, one each minute; at the beginning and at the end they hold
     // less.
     assert!((14..=15).contains(&first), "{first} windows: {table}");
-    assert_eq!(printed("trending", &["--top", "3"]), table, "it depends on nothing but the posts");
+    assert_eq!(rows_of(&printed("trending", &["--top", "3"])), rows, "it depends on nothing but the posts");
 }
 
 #[test]
