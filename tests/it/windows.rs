@@ -5,14 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use millstream::{
-    Change, Collected, ErrorKind, EventTime, Flow, InTime, Job, Late, Pane, Result, Session, Sliding, Stream, Trigger,
-    Tumbling, Windowed, collect, rows,
+    Calls, Change, Collected, ErrorKind, EventTime, Flow, InTime, Job, Late, Pane, Result, Session, Sliding, Stream,
+    Trigger, Tumbling, Windowed, collect, rows,
 };
 
+mod calls;
 mod clock;
 mod dedup;
 mod edges;
 mod mistakes;
+mod policies;
 
 use crate::recovery::Fuse;
 use crate::support::PATIENCE;
@@ -35,8 +37,10 @@ struct Plan {
     lateness: u64,
     /// Whether the values of records that are added one by one can be merged.
     merges: bool,
-    /// Windows that follow, over the rows of the first.
-    second: Option<Kind>,
+    /// Windows that follow, each over the rows of those before.
+    later: Vec<Kind>,
+    /// Before which of the windows there are calls that outlast checkpoints, if before any.
+    calls_before: Option<usize>,
     hands_late_on: bool,
     /// Whether records change workers once more on their way. What sources report does not.
     detours: bool,
@@ -175,6 +179,9 @@ impl Plan {
             3 if is_fixed => Shown::Complete,
             _ => Shown::Finals,
         };
+        let is_chained = shown == Shown::Finals && random.bool();
+        let later =
+            if is_chained { (0..random.u8(1..3)).map(|_| Kind::drawn(random, false)).collect() } else { vec![] };
         Plan {
             partitions: (0..count).map(|_| partition(random)).collect(),
             in_first: if random.bool() { count } else { random.usize(1..=count) },
@@ -183,7 +190,8 @@ impl Plan {
             shown,
             lateness: if is_fixed && shown != Shown::Complete && random.bool() { random.u64(0..300) } else { 0 },
             merges: random.bool(),
-            second: (shown == Shown::Finals && random.bool()).then(|| Kind::drawn(random, false)),
+            calls_before: random.bool().then(|| random.usize(0..=later.len())),
+            later,
             hands_late_on: shown != Shown::Complete && random.bool(),
             detours: random.bool(),
             batch: (count * each) as u64 / random.u64(2..12) + 1,
@@ -210,6 +218,7 @@ impl Plan {
             None => first,
         };
         let timed = if self.detours { timed.rebalance() } else { timed };
+        let timed = self.call(timed, 0);
         let by_key = timed.key_by(|(key, ..)| *key);
         let rows = match self.kind {
             Kind::Fixed { length, step, offset } => {
@@ -267,21 +276,45 @@ impl Plan {
         Ok(windows)
     }
 
-    fn follow(&self, finals: Stream<'_, Pane<i64, i64>>, sink: &Collected<Change<Pane<i64, i64>>>) -> Result<()> {
-        let Some(second) = self.second else { return finals.map(Change::Insert).sink(sink) };
-        let by_key = finals.key_by(|pane| pane.key % 3);
-        match second {
-            Kind::Fixed { length, step, offset } => {
-                let windows = Sliding::new(millis(length as u64), millis(step as u64)).offset(millis(offset as u64));
-                let sums = by_key.window(windows).sum(|pane| pane.value).named("second");
-                sums.finals().map(Change::Insert).sink(sink)
-            }
-            kind => {
-                let windows = Session::with_gap(millis(kind.gap(0) as u64));
-                let sums = by_key.window(windows).sum(|pane| pane.value).named("second");
-                sums.finals().map(Change::Insert).sink(sink)
-            }
+    /// Makes calls before these windows, of which a few are slow, if the plan has them there.
+    fn call<'a, T>(&self, rows: Stream<'a, T>, before: usize) -> Stream<'a, T>
+    where
+        T: serde::Serialize + serde::de::DeserializeOwned + Send + 'static,
+    {
+        if self.calls_before != Some(before) {
+            return rows;
         }
+        let nth = std::cell::Cell::new(0_u64);
+        let call = move |row: T| {
+            let n = nth.replace(nth.get() + 1);
+            async move {
+                if n % 37 == 3 {
+                    tokio::time::sleep(Duration::from_micros(n * 7_919 % 9_000)).await;
+                }
+                row
+            }
+        };
+        rows.map_async(Calls::unordered(32).kept(), call).or_stop()
+    }
+
+    fn follow(&self, finals: Stream<'_, Pane<i64, i64>>, sink: &Collected<Change<Pane<i64, i64>>>) -> Result<()> {
+        let mut finals = finals;
+        for (index, kind) in self.later.iter().enumerate() {
+            let by_key = self.call(finals, index + 1).key_by(|pane| pane.key % 3);
+            let name = ["second", "third"][index];
+            finals = match *kind {
+                Kind::Fixed { length, step, offset } => {
+                    let windows =
+                        Sliding::new(millis(length as u64), millis(step as u64)).offset(millis(offset as u64));
+                    by_key.window(windows).sum(|pane| pane.value).named(name).finals()
+                }
+                kind => {
+                    let windows = Session::with_gap(millis(kind.gap(0) as u64));
+                    by_key.window(windows).sum(|pane| pane.value).named(name).finals()
+                }
+            };
+        }
+        finals.map(Change::Insert).sink(sink)
     }
 
     /// The sums by key and window, and the late records with the starts that they missed.
@@ -302,13 +335,13 @@ impl Plan {
                 largest = largest.max(Some(row.1));
             }
         }
-        let sums = self.kind.sums(in_time.into_iter());
-        let Some(second) = self.second else { return (sums, late) };
-        let finals = sums.into_iter().map(|((key, _, end), sum)| {
-            let row = (key % 3, end - 1, sum);
-            (row, second.judge(row, None, 0).1)
+        let sums = self.later.iter().fold(self.kind.sums(in_time.into_iter()), |sums, kind| {
+            kind.sums(sums.into_iter().map(|((key, _, end), sum)| {
+                let row = (key % 3, end - 1, sum);
+                (row, kind.judge(row, None, 0).1)
+            }))
         });
-        (second.sums(finals), late)
+        (sums, late)
     }
 }
 
@@ -373,8 +406,8 @@ fn survive(seed: u64) -> (bool, bool) {
             let came: BTreeSet<_> = sinks.1.take().into_iter().collect();
             assert_eq!(came, late.iter().cloned().collect(), "{}", what());
         }
-        if plan.second.is_some() {
-            assert_eq!(stage("second").late, 0, "what is final is in time: {}", what());
+        for name in ["second", "third"].iter().take(plan.later.len()) {
+            assert_eq!(stage(name).late, 0, "what is final is in time: {}", what());
         }
         return (!late.is_empty(), went_on);
     }

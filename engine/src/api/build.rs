@@ -118,6 +118,9 @@ impl<'a> Build<'a> {
         }
         let (all, worker) = (self.reports.borrow(), self.worker());
         let reporters = graph.reporters(node);
+        if reporters.is_empty() {
+            return None;
+        }
         let policy = graph.policy(node);
         // Spark judges by the watermark alone, whatever the time of a row is.
         let is_lowered = |reporter: &Node| is_strict && !policy.is_max_seen() && graph.may_emit_at(*reporter);

@@ -163,6 +163,14 @@ impl Calls {
     /// number of workers; with another number, records of one partition may be on two workers for
     /// as long as the older of them have open calls.
     ///
+    /// Windows may follow: event time goes no further than the records of open calls allow, so a
+    /// window waits for theirs, and closes when the last of them is answered. So one call that is
+    /// slow holds up all windows behind it, for [`within`](Calls::within) at the longest (with
+    /// retries: times their number); the report says where time is held
+    /// ([`StageReport::holds_watermark_at`](crate::StageReport::holds_watermark_at)). Not with
+    /// [`WatermarkPolicy::MaxSeen`](crate::WatermarkPolicy::MaxSeen), which judges records by the
+    /// watermark alone: that is refused at start.
+    ///
     /// ```
     /// use millstream::{Calls, Job, collect, rows};
     /// use std::collections::BTreeMap;

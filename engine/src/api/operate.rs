@@ -116,7 +116,10 @@ impl<'a, T: 'static> Stream<'a, T> {
                 stage.work(|stage| stage.load(name))?;
                 Ok(stage)
             };
-            ends.ledger(kept_calls::build(scope, name, ports, place.setting(), head)?);
+            let timing = ends.timing(node, name, false);
+            let told = kept_calls::build(scope, name, ports, timing, place.setting(), head)?;
+            ends.ledger(told.ledger);
+            ends.reports(node, told.relays);
             Ok(())
         });
         Stream::chain(flow, node, chain)

@@ -11,7 +11,12 @@
 //! would hold back what is behind it. When the inputs have passed a checkpoint, it closes, whatever
 //! is open. Inputs that have ended pass no boundary; then the ticker's boundaries count, so that
 //! there are checkpoints also while a bounded run waits for its last calls.
+//!
+//! An answer may so leave long after event time has passed its record. What waits for event time
+//! behind the stage would have closed its windows; so the stage relays reports as such operators
+//! do, and no further than the record of an open call allows ([`Stamp::hold`]).
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -23,14 +28,20 @@ use timely::dataflow::{Scope, Stream};
 use timely::progress::operate::FrontierInterest;
 
 use crate::state::pending::{Codec, Number, Pending};
-use crate::words::{Admission, Backlog, Batch, ByCheckpoint, CheckpointId, Clock, Epoch, Error, ErrorKind, Result};
+use crate::words::{
+    Admission, Backlog, Batch, ByCheckpoint, CheckpointId, Clock, Epoch, Error, ErrorKind, EventTime, Moment, Result,
+    Stamp,
+};
 
 use super::calls::{Answer, CallPlan, Calls, Place};
 use super::inputs::{Frontiers, Input};
+use super::keyed::Told;
 use super::ledger::Piece;
 use super::pulse::Pulse;
 use super::stage::{Capabilities, Consume, Next, Pace, Setting, Within, checkpoint_of, give_up, retain, wake_of};
 use super::state_ledger::{Keeping, Sent, StateLedger};
+use super::timed::{Fires, Time, Timing};
+use super::watermark::{Advanced, to_worker};
 
 /// The first stage of the chain.
 pub(crate) struct KeptCalls<F, T, U> {
@@ -41,6 +52,33 @@ pub(crate) struct KeptCalls<F, T, U> {
     pulse: Arc<Pulse>,
     /// Capabilities under which answers leave, while there are open calls.
     at: Option<Capabilities>,
+    holds: Holds,
+    /// What has moved the watermark, until it is relayed.
+    advanced: Option<Advanced>,
+}
+
+/// How far event time may come for each of the open calls.
+#[derive(Default)]
+struct Holds(BTreeMap<EventTime, usize>);
+
+impl Holds {
+    fn add(&mut self, stamps: impl IntoIterator<Item = Stamp>) {
+        stamps.into_iter().filter_map(Stamp::hold).for_each(|hold| *self.0.entry(hold).or_default() += 1);
+    }
+
+    fn remove(&mut self, stamps: impl IntoIterator<Item = Stamp>) {
+        for hold in stamps.into_iter().filter_map(Stamp::hold) {
+            let calls = self.0.get_mut(&hold).expect("it was added");
+            *calls -= 1;
+            if *calls == 0 {
+                self.0.remove(&hold);
+            }
+        }
+    }
+
+    fn least(&self) -> Option<EventTime> {
+        self.0.first_key_value().map(|(hold, _)| *hold)
+    }
 }
 
 impl<F, Fut, T, U> KeptCalls<F, T, U>
@@ -58,7 +96,8 @@ where
     ) -> KeptCalls<F, T, U> {
         let pending = Pending::new(codec, keeping.checkpoints.is_some(), keeping.worker, pulse.first());
         let ledger = StateLedger::new(keeping);
-        KeptCalls { calls: Calls::new(place, plan, f), pending, ledger, next, pulse, at: None }
+        let (calls, holds) = (Calls::new(place, plan, f), Holds::default());
+        KeptCalls { calls, pending, ledger, next, pulse, at: None, holds, advanced: None }
     }
 
     /// Loads what the run begins with.
@@ -98,6 +137,7 @@ where
         at: &Capabilities,
     ) {
         self.pulse.calls_begin(numbers.len());
+        self.holds.add(batch.parts().1.iter().copied());
         self.at = Some(at.clone());
         self.ledger.expect_changes(at);
         self.calls.take(checkpoint, batch, admission, numbers);
@@ -123,6 +163,17 @@ where
         }
         self.calls.leave_in(next.checkpoint());
         Ok(())
+    }
+
+    /// Relays what answered calls have held, and lets go of the capabilities when no call is open.
+    fn follow(&mut self, time: Option<&mut Time>, now: Moment) {
+        if let Some(time) = time {
+            self.at.iter().for_each(|at| time.follow(at, self.holds.least(), now));
+            time.show_held(&self.pulse).into_iter().for_each(|held| self.ledger.show_held(held));
+        }
+        if !self.calls.is_open() {
+            self.at = None;
+        }
     }
 
     /// Whether nothing is open any more, and the checkpoint is not closed.
@@ -162,10 +213,11 @@ where
         self.calls.turn()?;
         let mut answered = 0;
         if let Some(at) = &self.at {
-            let (next, pending) = (&mut self.next, &mut self.pending);
+            let (next, pending, holds) = (&mut self.next, &mut self.pending, &mut self.holds);
             self.calls.hand_on(|numbers, answers| {
                 answered += answers.indices.len();
                 answers.indices.iter().for_each(|index| pending.finish(numbers[*index]));
+                holds.remove(answers.batch.parts().1.iter().copied());
                 next.hand_on(answers.batch, at)
             })?;
         }
@@ -174,10 +226,30 @@ where
             self.pulse.note_records();
             self.pulse.calls_end(answered);
         }
-        if !self.calls.is_open() {
-            self.at = None;
-        }
         self.next.step()
+    }
+}
+
+impl<F, Fut, T, U> Fires for Within<KeptCalls<F, T, U>>
+where
+    F: Fn(T) -> Fut,
+    Fut: Future<Output = U> + Send + 'static,
+    U: Send + 'static,
+{
+    fn advance(&mut self, advanced: Advanced) -> Result<()> {
+        self.work(|stage| {
+            stage.ledger.advance(advanced.watermark);
+            stage.advanced = Some(advanced);
+            Ok(())
+        })
+    }
+
+    fn fire(&mut self, _: Moment) -> Result<Option<Advanced>> {
+        self.work(|stage| Ok(stage.advanced.take()))
+    }
+
+    fn hold(&mut self) -> Result<Option<EventTime>> {
+        self.work(|stage| Ok(stage.holds.least()))
     }
 }
 
@@ -193,7 +265,8 @@ impl Open {
         &mut self,
         arrived: &mut Arrived<T>,
         (chain, pace): (&mut Within<KeptCalls<F, T, U>>, &mut Pace),
-        frontier: Option<Epoch>,
+        (frontier, arrives): (Option<Epoch>, Option<Epoch>),
+        mut time: Option<&mut Time>,
         setting: &Setting,
     ) -> Result<bool>
     where
@@ -202,11 +275,18 @@ impl Open {
         U: Send + 'static,
     {
         loop {
-            if pace.run(arrived, chain, setting, Some(self.0))? {
+            let more = pace.run(arrived, chain, setting, Some(self.0))?;
+            let fires = match &mut time {
+                Some(time) => time.fire(arrived, chain, (arrives, self.0), setting)?,
+                None => false,
+            };
+            if more || fires {
                 return Ok(true);
             }
+            let reported = time.as_deref().and_then(Time::oldest);
             let is_complete = frontier.is_none_or(|frontier| frontier.checkpoint() > self.0);
-            if arrived.oldest().is_some_and(|oldest| oldest <= self.0) || !is_complete {
+            let is_applied = arrived.oldest().into_iter().chain(reported).min().is_none_or(|oldest| oldest > self.0);
+            if !is_applied || !is_complete {
                 return Ok(false);
             }
             if chain.work(|stage| Ok(stage.ledger.is_encoding()))? {
@@ -214,25 +294,27 @@ impl Open {
                 return Ok(true);
             }
             // More of the frontier's checkpoint may come, and what has arrived may be older.
-            let next = arrived.oldest().map(CheckpointId::first_epoch).into_iter().chain(frontier).min();
+            let older = arrived.oldest().into_iter().chain(reported).map(CheckpointId::first_epoch);
+            let next = older.chain(frontier).min();
             let next = next.unwrap_or_else(|| self.0.next().first_epoch()).max(self.0.next().first_epoch());
             chain.work(|stage| stage.close(next))?;
             self.0 = next.checkpoint();
-            if arrived.oldest().is_none() {
+            if arrived.oldest().is_none() && reported.is_none() {
                 return Ok(false);
             }
         }
     }
 }
 
-/// Builds the operator. Its ledger is a stream for `gather`.
+/// Builds the operator. It relays event time if it is told it.
 pub(crate) fn build<'a, F, Fut, T, U>(
     scope: Scope<'a, u64>,
     name: &str,
     inputs: Vec<Stream<'a, u64, Batch<T>>>,
+    timing: Option<Timing<'a>>,
     setting: Setting,
     head: impl FnOnce(&mut OperatorBuilder<'a, u64>) -> Result<Within<KeptCalls<F, T, U>>>,
-) -> Result<Stream<'a, u64, Vec<Piece>>>
+) -> Result<Told<'a>>
 where
     F: Fn(T) -> Fut + 'static,
     Fut: Future<Output = U> + Send + 'static,
@@ -242,6 +324,10 @@ where
     let mut builder = OperatorBuilder::new(name.to_owned(), scope);
     let connect = |stream| Input::new(&mut builder, stream, Pipeline, FrontierInterest::IfCapability);
     let mut inputs: Vec<_> = inputs.into_iter().map(connect).collect();
+    let mut reported = Vec::new();
+    for reports in timing.iter().flat_map(|timing| &timing.reports) {
+        reported.push(Input::new(&mut builder, reports.clone(), to_worker(), FrontierInterest::IfCapability));
+    }
     let mut chain = match head(&mut builder) {
         Ok(chain) => chain,
         Err(error) => {
@@ -250,6 +336,8 @@ where
         }
     };
     // Behind the ports of the chain, which are numbered from 0.
+    let (mut time, relays) = timing.map(|timing| Time::new(&mut builder, &timing)).unzip();
+    // The last one.
     let ledger_port = builder.shape().outputs();
     let (ledger, ledger_stream) = builder.new_output::<Vec<Piece>>();
     let wake = wake_of(scope, &builder);
@@ -271,12 +359,16 @@ where
         let mut backlog = Backlog::new(setting.stall.clone(), move || pulse.wake_ingests());
         move |frontiers| {
             wake.listen();
-            if let Some(at) = capabilities.take()
-                && let Err(error) = chain.work(|stage| stage.begin(&at))
-            {
-                setting.fault.record(error);
+            let began = setting.clock.now();
+            if let Some(at) = capabilities.take() {
+                let begun = chain.work(|stage| stage.begin(&at)).and_then(|()| chain.hold());
+                match begun {
+                    Ok(hold) => time.iter_mut().for_each(|time| _ = time.begin(&at, hold, began)),
+                    Err(error) => setting.fault.record(error),
+                }
             }
-            let frontier = Frontiers::new(frontiers).least(&inputs);
+            let frontiers = Frontiers::new(frontiers);
+            let frontier = frontiers.least(&inputs).into_iter().chain(frontiers.least(&reported)).min();
             let mut has_come = false;
             for input in &mut inputs {
                 input.for_each(|capability, batch| {
@@ -285,17 +377,30 @@ where
                     has_come = true;
                 });
             }
+            for input in &mut reported {
+                input.for_each(|capability, reports| {
+                    let epoch = Epoch::from_raw(*capability.least().expect("reports are sent at one epoch"));
+                    let at = || retain(&capability, ledger_port + 1);
+                    time.iter_mut().for_each(|time| time.take(epoch, at, reports));
+                });
+            }
             // After a fault everything stays as it is: the capabilities are kept.
             if setting.fault.is_set() {
                 return;
             }
             let more = chain.work(|stage| {
-                let frontier = passed(frontier, stage.at.is_some(), open.0, &setting.pulse);
-                frontier.filter(|frontier| frontier.checkpoint() == open.0).into_iter().for_each(|at| stage.see(at));
-                Ok(frontier)
+                let passed = passed(frontier, stage.at.is_some(), open.0, &setting.pulse);
+                passed.filter(|passed| passed.checkpoint() == open.0).into_iter().for_each(|at| stage.see(at));
+                Ok((passed, frontier))
             });
-            let more = more.and_then(|frontier| open.run(&mut arrived, (&mut chain, &mut pace), frontier, &setting));
+            let more = more.and_then(|frontiers| {
+                open.run(&mut arrived, (&mut chain, &mut pace), frontiers, time.as_mut(), &setting)
+            });
             let more = more.and_then(|more| chain.step().map(|()| more)).and_then(|more| {
+                chain.work(|stage| {
+                    stage.follow(time.as_mut(), began);
+                    Ok(())
+                })?;
                 for (piece, at) in chain.work(|stage| stage.encode(&setting.clock, has_come || more))? {
                     ledger.activate().session(&at).give(piece);
                 }
@@ -311,7 +416,7 @@ where
             backlog.look(arrived.iter().map(|(_, batch)| batch.len()).sum(), pace.records_max());
         }
     });
-    Ok(ledger_stream)
+    Ok(Told { ledger: ledger_stream, relays })
 }
 
 /// Up to which epoch everything has come. Inputs that have ended are at the open epoch while calls

@@ -71,14 +71,18 @@ struct Times {
     marks: BTreeMap<(Node, usize), EventTime>,
     /// When the first thing is due that an operator waits with.
     dues: BTreeMap<(Node, usize), EventTime>,
+    /// Where operators hold event time back for records that they have.
+    holds: BTreeMap<(Node, usize), EventTime>,
     /// The sources whose event time is that of the clock.
     clocks: BTreeSet<(Node, usize)>,
 }
 
 impl Times {
     fn is_due(&self) -> bool {
-        let due = self.dues.values().min();
-        due.is_some_and(|due| self.marks.values().min().is_some_and(|least| least >= due))
+        // While an operator holds event time back, an epoch more moves nothing behind it. What is
+        // due elsewhere waits for the next ordinary epoch.
+        let least = self.marks.values().chain(self.holds.values()).min();
+        self.dues.values().min().is_some_and(|due| least.is_some_and(|least| least >= due))
     }
 
     /// Whether something is due that a source has not seen yet, at this time of the clock.
@@ -256,6 +260,16 @@ impl Pulse {
     /// Whether event time has come to where an operator waits for it.
     pub(crate) fn has_come(&self) -> bool {
         lock(&self.times).is_due()
+    }
+
+    /// An operator on a worker holds event time back there, or no more.
+    pub(crate) fn note_held(&self, own: (Node, usize), at: Option<EventTime>) {
+        let mut times = lock(&self.times);
+        match at {
+            Some(at) => drop(times.holds.insert(own, at)),
+            None => drop(times.holds.remove(&own)),
+        }
+        self.ring_if_due(times);
     }
 
     fn ring_if_due(&self, times: MutexGuard<'_, Times>) {

@@ -166,6 +166,11 @@ impl StateLedger {
         self.keeping.meter.watermark.see(watermark);
     }
 
+    /// Shows where the operator holds event time back, if it does.
+    pub(super) fn show_held(&self, at: Option<EventTime>) {
+        self.keeping.meter.show_held(self.keeping.worker.0, at);
+    }
+
     /// So many records were late.
     pub(super) fn note_late(&self, records: u64) {
         if records > 0 {

@@ -14,7 +14,7 @@ use crate::words::{ByCheckpoint, CheckpointId, Epoch, EventTime, Moment, Result,
 use super::fault::Node;
 use super::pulse::Pulse;
 use super::stage::{Capabilities, Setting};
-use super::watermark::{Advanced, Report, Reporter, Watermarks, reports};
+use super::watermark::{Advanced, Report, Reporter, Summary, Watermarks, reports};
 
 /// What an operator that waits for event time is built with.
 pub(crate) struct Timing<'a> {
@@ -48,6 +48,14 @@ pub(super) trait Fires {
     /// # Errors
     /// When the run cannot go on.
     fn fire(&mut self, now: Moment) -> Result<Option<Advanced>>;
+
+    /// How far it lets those behind it know that time has come, for records that it still has.
+    ///
+    /// # Errors
+    /// When the run cannot go on.
+    fn hold(&mut self) -> Result<Option<EventTime>> {
+        Ok(None)
+    }
 }
 
 /// The least epoch of which anything is still to be applied: of what has arrived, and of what can
@@ -69,6 +77,12 @@ pub(super) struct Time {
     /// The port on which it relays what it knows.
     port: usize,
     relays: OutputBuilder<u64, CapacityContainerBuilder<Vec<Report>>>,
+    /// What it has relayed last, and at which epoch. Neither goes back: of two reports the later
+    /// one is to take effect later.
+    told: EventTime,
+    told_at: u64,
+    /// Where it holds back what it knows, as last shown.
+    held: Option<EventTime>,
     /// The event time for which it waits, as last shown.
     due: Option<EventTime>,
 }
@@ -84,14 +98,33 @@ impl Time {
         let Timing { own, workers, reporters, back, behind, policy, watermark, .. } = *timing;
         let (watermarks, relays) =
             (Watermarks::new(reporters, timing.lowered.clone(), policy, watermark), OutputBuilder::from(output));
-        (Time { own, workers, back, behind, watermarks, fires_in: None, port, relays, due: None }, stream)
+        let time = Time {
+            own,
+            workers,
+            back,
+            behind,
+            watermarks,
+            fires_in: None,
+            port,
+            relays,
+            told: EventTime::NONE,
+            told_at: 0,
+            held: None,
+            due: None,
+        };
+        (time, stream)
     }
 
     /// Called when the operator is first scheduled, with capabilities for the first epoch of the
-    /// run: relays what is restored. Returns the watermark with which the run begins, and its
-    /// policy.
-    pub(super) fn begin(&mut self, at: &Capabilities, now: Moment) -> (EventTime, WatermarkPolicy) {
-        self.relay(&at[self.port], now);
+    /// run: relays what is restored, no further than `hold`. Returns the watermark with which the
+    /// run begins, and its policy.
+    pub(super) fn begin(
+        &mut self,
+        at: &Capabilities,
+        hold: Option<EventTime>,
+        now: Moment,
+    ) -> (EventTime, WatermarkPolicy) {
+        self.relay(&at[self.port], hold, now);
         (self.watermarks.watermark(), self.watermarks.policy())
     }
 
@@ -125,9 +158,27 @@ impl Time {
             }
             let Some(fired) = chain.fire(setting.clock.now())? else { return Ok(true) };
             self.fires_in = None;
-            self.relay(&fired.at[self.port], fired.arrived);
+            self.relay(&fired.at[self.port], chain.hold()?, fired.arrived);
         }
         Ok(false)
+    }
+
+    /// Relays what the operator has held so far, if anything of that may be told now.
+    pub(super) fn follow(&mut self, at: &Capabilities, hold: Option<EventTime>, now: Moment) {
+        if self.reaches(hold) > self.told {
+            self.relay(&at[self.port], hold, now);
+        }
+    }
+
+    /// Shows where it holds back what it knows, if it does. Returns that when it is new.
+    pub(super) fn show_held(&mut self, pulse: &Pulse) -> Option<Option<EventTime>> {
+        let held = Some(self.told).filter(|told| *told < self.watermarks.watermark().before(self.back));
+        if self.held == held {
+            return None;
+        }
+        self.held = held;
+        pulse.note_held(self.own, held.map(|held| held.after(self.behind)));
+        Some(held)
     }
 
     /// Shows for what event time the operator waits. An epoch opens at once when that has come,
@@ -139,11 +190,19 @@ impl Time {
         }
     }
 
-    fn relay(&mut self, at: &Capability<u64>, arrived: Moment) {
+    /// How far time has come for those behind it, which get what is so far behind the watermark.
+    fn reaches(&self, hold: Option<EventTime>) -> EventTime {
+        let watermark = self.watermarks.watermark().before(self.back);
+        hold.map_or(watermark, |hold| hold.min(watermark)).max(self.told)
+    }
+
+    fn relay(&mut self, at: &Capability<u64>, hold: Option<EventTime>, arrived: Moment) {
         if self.watermarks.watermark().known().is_some() {
-            let reports = reports(self.own, self.workers, self.watermarks.relayed(self.back), arrived);
+            (self.told, self.told_at) = (self.reaches(hold), self.told_at.max(*at.time()));
+            let reports = reports(self.own, self.workers, Summary::at(self.told), arrived);
             let mut relays = self.relays.activate();
-            let mut session = relays.session(at);
+            let at = at.delayed(&self.told_at);
+            let mut session = relays.session(&at);
             reports.for_each(|report| session.give(report));
         }
     }

@@ -184,11 +184,6 @@ impl Watermarks {
         self.policy
     }
 
-    /// What the operator relays, which may emit what is so far behind its watermark.
-    pub(crate) fn relayed(&self, back: Duration) -> Summary {
-        Summary::at(self.watermark.before(back))
-    }
-
     pub(crate) fn watermark(&self) -> EventTime {
         self.watermark
     }

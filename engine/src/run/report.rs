@@ -143,6 +143,9 @@ pub struct StageReport {
     /// The watermark, where the stage waits for event time and has been told of it: windows that
     /// end by then are closed.
     pub watermark: Option<EventTime>,
+    /// Where the stage holds event time back for those behind it, if it does: open calls whose
+    /// records are kept do so until they are answered.
+    pub holds_watermark_at: Option<EventTime>,
     /// Calls that failed and were retried ([`Calls::retry`](crate::Calls::retry)); their records
     /// are counted once.
     pub retried: u64,
@@ -312,6 +315,7 @@ impl StageReport {
             state_bytes: meter.state_bytes.get(),
             late: meter.late.get(),
             watermark: meter.watermark.get(),
+            holds_watermark_at: meter.held(),
             retried: meter.retried.get(),
             bytes_in: records_in * meter.sizes.0 as u64,
             bytes_out,
@@ -398,6 +402,9 @@ impl fmt::Display for Report {
             }
             if let Some(watermark) = stage.watermark {
                 write!(f, ", watermark {watermark}")?;
+            }
+            if let Some(held) = stage.holds_watermark_at {
+                write!(f, ", which open calls hold at {held}")?;
             }
             match stage.retried {
                 0 => writeln!(f)?,

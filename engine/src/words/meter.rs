@@ -145,6 +145,8 @@ pub(crate) struct StageMeter {
     pub late: Counter,
     /// The watermark in force.
     pub watermark: Forward,
+    /// Where workers hold event time back for records that they have.
+    pub held: Mutex<BTreeMap<usize, EventTime>>,
     /// Calls that failed and were retried.
     pub retried: Counter,
     /// Entries of its state, and the memory that they take.
@@ -152,6 +154,22 @@ pub(crate) struct StageMeter {
     pub state_bytes: Gauge,
     /// Bytes of a record in and of one out, without what they point to.
     pub sizes: (usize, usize),
+}
+
+impl StageMeter {
+    /// Shows where a worker holds event time back, if it does.
+    pub(crate) fn show_held(&self, worker: usize, at: Option<EventTime>) {
+        let mut held = lock(&self.held);
+        match at {
+            Some(at) => drop(held.insert(worker, at)),
+            None => drop(held.remove(&worker)),
+        }
+    }
+
+    /// Where event time is held back.
+    pub(crate) fn held(&self) -> Option<EventTime> {
+        lock(&self.held).values().min().copied()
+    }
 }
 
 /// What a sink counts, over all workers.

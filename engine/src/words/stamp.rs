@@ -29,6 +29,12 @@ impl Stamp {
         self.mark == EventTime::END
     }
 
+    /// How far event time may come while an operator still has the record: no window of it that is
+    /// open for it is closed by then. `None` when it is late everywhere.
+    pub(crate) fn hold(self) -> Option<EventTime> {
+        self.time().filter(|_| !self.is_refused()).map(|time| time.max(self.mark))
+    }
+
     /// Why it is late, if it is.
     pub(crate) fn lateness(self) -> Lateness {
         match self {

@@ -40,10 +40,11 @@ fn mistakes_are_errors_that_say_where_it_belongs() {
     });
     assert!(error.contains("the rows of `running` have none"), "{error}");
     let error = mistake(|flow| {
-        let calls = timed(numbers(flow)?).map_async(Calls::ordered(4).kept(), |n| async move { n });
-        windows(calls.or_stop())
+        let by_spark = Watermark::delay(millis(0)).policy(WatermarkPolicy::MaxSeen);
+        let timed = numbers(flow)?.with_watermark(|n| EventTime(*n), by_spark);
+        windows(timed.map_async(Calls::ordered(4).kept(), |n| async move { n }).or_stop())
     });
-    assert!(error.contains("`map_async` before it hands records on"), "{error}");
+    assert!(error.contains("`WatermarkPolicy::MaxSeen`, and `map_async` before it hands records on"), "{error}");
     let error = mistake(|flow| {
         let (counts, late) = timed(numbers(flow)?).key_by(|n| *n).window(Tumbling::new(millis(10))).late();
         counts.count().named("first").finals().sink(discard())?;

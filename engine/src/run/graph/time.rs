@@ -35,18 +35,18 @@ pub(crate) enum TimeTrait {
     Reads,
     /// Its rows have none.
     Loses,
-    /// It hands records on in later epochs, when windows may have closed that they belong to.
+    /// It hands records on in later epochs, and holds the watermark back for them.
     Delays,
 }
 
 impl TimeTrait {
     fn needs_time(self) -> bool {
-        self.waits() || self == TimeTrait::Reads
+        self.closes() || matches!(self, TimeTrait::Hears | TimeTrait::Reads)
     }
 
-    /// Whether it is told the watermark.
+    /// Whether it is told the watermark, where there is one.
     pub(crate) fn waits(self) -> bool {
-        self.closes() || self == TimeTrait::Hears
+        self.closes() || matches!(self, TimeTrait::Hears | TimeTrait::Delays)
     }
 
     /// Whether a new watermark may close something.
@@ -99,7 +99,17 @@ impl Graph {
                 TimeOf { reporters: own_chain_of.into_iter().collect(), without: None, policies: vec![policy] }
             }
             TimeTrait::WaitsFor(_) => TimeOf { reporters: vec![node], without: None, ..self.time_before(inputs) },
-            TimeTrait::Loses | TimeTrait::Uses | TimeTrait::Hears | TimeTrait::Delays => without(node),
+            TimeTrait::Delays => {
+                let before = self.time_before(inputs);
+                // Spark's rule judges by the watermark alone, and knows no records that wait.
+                let is_spark = before.policies.iter().any(|policy| policy.is_max_seen());
+                match before.without {
+                    None if is_spark => without(node),
+                    None => TimeOf { reporters: vec![node], ..before },
+                    Some(_) => before,
+                }
+            }
+            TimeTrait::Loses | TimeTrait::Uses | TimeTrait::Hears => without(node),
             TimeTrait::HandsOn | TimeTrait::Reads if inputs.is_empty() => without(node),
             TimeTrait::HandsOn | TimeTrait::Reads => self.time_before(inputs),
         }
@@ -210,8 +220,8 @@ impl Graph {
                     "`{name}` waits for event time, and a part of its stream has no watermark, that of `{source}`: set one behind each source of the union (`with_watermark`)"
                 ),
                 NodeKind::Stage | NodeKind::Sink if self.nodes[without.0].traits.time == TimeTrait::Delays => format!(
-                    "`{name}` waits for event time, and `{source}` before it hands records on when their windows may have \
-                     closed: make the calls behind the windows"
+                    "`{name}` waits for event time by `WatermarkPolicy::MaxSeen`, and `{source}` before it hands records \
+                     on when their windows may have closed: make the calls behind the windows"
                 ),
                 NodeKind::Stage | NodeKind::Sink => {
                     format!("`{name}` waits for event time, and the rows of `{source}` have none")
