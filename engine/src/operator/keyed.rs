@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::ParallelizationContract;
@@ -38,8 +38,10 @@ use super::state_ledger::{Keeping, Sent, StateLedger};
 use super::timed::{Fires, Time, Timing};
 use super::watermark::{Advanced, Report, to_worker};
 
-/// How many rows leave at once when a checkpoint is closed.
-const ROWS_MAX: usize = 4096;
+/// How many rows that no record has led to leave at once, and for how long such rows leave before
+/// records come in between.
+const ROWS_MAX: usize = 512;
+const ROWS_FOR: Duration = Duration::from_micros(200);
 
 /// What a keyed operator does.
 pub(crate) trait Operate: 'static {
@@ -198,15 +200,18 @@ impl<O: Operate> KeyedStage<O> {
     /// the watermark.
     fn fire(&mut self, now: Moment) -> Result<Option<Advanced>> {
         let Some(Advanced { at, arrived, .. }) = &self.firing else { return Ok(None) };
-        let mut out = Batch::under(Some(Admission::of_whole(*arrived, now)));
-        let more = self.operate.fire(ROWS_MAX, &mut out)?;
-        // A window may be gone without a row.
-        let has_changed = self.operate.kept().is_some_and(|kept| kept.has_changed());
-        if has_changed || !out.is_empty() {
-            self.ledger.note(None, at);
-        }
-        if !out.is_empty() {
-            self.next.hand_on(out, at)?;
+        let (began, mut more) = (Instant::now(), true);
+        while more && began.elapsed() < ROWS_FOR {
+            let mut out = Batch::under(Some(Admission::of_whole(*arrived, now)));
+            more = self.operate.fire(ROWS_MAX, &mut out)?;
+            // A window may be gone without a row.
+            let has_changed = self.operate.kept().is_some_and(|kept| kept.has_changed());
+            if has_changed || !out.is_empty() {
+                self.ledger.note(None, at);
+            }
+            if !out.is_empty() {
+                self.next.hand_on(out, at)?;
+            }
         }
         self.operate.held().map_or(Ok(()), |held| self.ledger.report(held))?;
         Ok(if more { None } else { self.firing.take() })
@@ -219,13 +224,12 @@ impl<O: Operate> KeyedStage<O> {
         {
             self.ledger.cut(kept);
         }
-        let mut left = ROWS_MAX;
-        while left > 0 {
-            let (rows, arrival) = self.arrivals.next(left);
+        let began = Instant::now();
+        while began.elapsed() < ROWS_FOR {
+            let (rows, arrival) = self.arrivals.next(ROWS_MAX);
             let mut out = Batch::under(arrival.map(|arrival| Admission::of_whole(arrival, now)));
             let more = self.operate.close(rows, &mut out);
             self.arrivals.emitted += rows;
-            left -= rows;
             if let Some(at) = &self.at {
                 self.next.hand_on(out, at)?;
             }

@@ -1,5 +1,6 @@
 //! To the millisecond: what is late, and when windows close.
 
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use millstream::{
@@ -8,6 +9,7 @@ use millstream::{
 };
 
 use super::millis;
+use crate::support::valve::Valve;
 use crate::support::{PATIENCE, eventually};
 
 /// Epochs are 100 ms long, and a window does not wait for the end of one.
@@ -159,4 +161,33 @@ fn each_of_many_keys_comes_out_when_all_end_together() {
             assert!(keys.into_iter().eq(0..KEYS), "{what}, {workers} workers");
         }
     }
+}
+
+/// What fires is in no budget of records: it waits in its state until there is room.
+#[test]
+fn a_firing_waits_while_a_writer_has_no_room() {
+    const KEYS: u64 = 50_000;
+    let valve = Valve::shut();
+    valve.inner.full.store(true, SeqCst);
+    valve.open();
+    let sink = valve.clone();
+    let job = Job::new("full", move |flow| {
+        let keys = flow.source(rows(0..=KEYS).partitions(1))?;
+        // The last one closes the window of the others.
+        let timed = keys.with_watermark(|n| EventTime(if *n == KEYS { 10 } else { 0 }), Duration::ZERO);
+        timed.key_by(|n| *n).window(Tumbling::new(millis(10))).count().finals().map(|pane| pane.key).sink(&sink)
+    });
+    let running = job.state_in_memory().start().unwrap();
+    for _ in 0..20 {
+        let refused = valve.inner.refused.load(SeqCst);
+        valve.wake();
+        eventually("rows are offered again", || valve.inner.refused.load(SeqCst) > refused);
+    }
+    let entries = || running.report().stages.iter().map(|stage| stage.entries).max().unwrap();
+    assert!(entries() > KEYS * 3 / 4 && valve.taken().is_empty(), "{} of {KEYS} wait in their state", entries());
+    valve.have_room();
+    running.wait().unwrap();
+    let mut keys = valve.taken();
+    keys.sort_unstable();
+    assert_eq!(keys, (0..=KEYS).collect::<Vec<_>>());
 }

@@ -14,7 +14,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::consumer::session_timeout;
 use super::orders::Order;
-use super::partition::Shared;
+use super::partition::{Positions, Shared, add_to};
 use super::reader::Read;
 use super::source::{KafkaShared, Mode};
 use super::start::other_assignor;
@@ -106,19 +106,15 @@ impl<R: Read> KafkaShared<R> {
         let ends = |which| {
             let mut list = TopicPartitionList::new();
             for shared in &held {
-                list.add_partition_offset(&shared.span.topic, shared.span.partition, which).ok()?;
+                add_to(&mut list, (&shared.span.topic, shared.span.partition), which).ok()?;
             }
-            self.consumer.offsets_for_times(list, Duration::from_secs(2)).ok()
+            self.consumer.offsets_for_times(list, Duration::from_secs(2)).ok().map(|list| Positions::in_list(&list))
         };
         let gap = || {
             let (low, high) = (ends(Offset::Beginning)?, ends(Offset::End)?);
             held.iter().find_map(|partition| {
                 let span = &partition.span;
-                let of = |list: &TopicPartitionList| match list.find_partition(&span.topic, span.partition)?.offset() {
-                    Offset::Offset(offset) => Some(offset),
-                    _ => None,
-                };
-                let (wanted, low, high) = (partition.polled.load(SeqCst), of(&low)?, of(&high)?);
+                let (wanted, low, high) = (partition.polled.load(SeqCst), low.get(span)?, high.get(span)?);
                 (wanted < low || wanted > high).then(|| {
                     format!(
                         "records of {} are gone: the next offset to read is {wanted}, the log has {low} to {high}",

@@ -16,7 +16,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::consumer::Context;
 use super::lease::{Lease, Life};
-use super::partition::{Assignment, Positions, Span};
+use super::partition::{Assignment, Positions, Span, add_to};
 use super::pattern::Pattern;
 use super::start::{Starting, not_a_list};
 use crate::kafka::client::Settings;
@@ -160,7 +160,7 @@ impl Coordinator {
             held.retain(|shared| shared.span.topic == topic);
             let mut list = TopicPartitionList::new();
             for shared in &held {
-                list.add_partition_offset(topic, shared.span.partition, Offset::Beginning)
+                add_to(&mut list, (topic, shared.span.partition), Offset::Beginning)
                     .map_err(|cause| not_a_list(topic, cause))?;
             }
             if held.is_empty() {
@@ -196,9 +196,9 @@ impl Coordinator {
                 }
                 let next = partition.beyond_control_records(done, &positions);
                 committed.push((partition.span.name.clone(), next));
-                list.add_partition_offset(&partition.span.topic, partition.span.partition, Offset::Offset(next))?;
-                let element = list.find_partition(&partition.span.topic, partition.span.partition);
-                if let Some((lease, mut element)) = self.lease.as_ref().zip(element) {
+                let mut element = list.add_partition(&partition.span.topic, partition.span.partition);
+                element.set_offset(Offset::Offset(next))?;
+                if let Some(lease) = &self.lease {
                     element.set_metadata(lease.metadata(life));
                 }
             }

@@ -1,12 +1,13 @@
 //! An assigned partition: the state that its reader, the commits and the report share.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use millstream::connector::{Offset as Next, Partition};
 use millstream::{Error, ErrorKind, Lag, Result};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::lock;
@@ -150,20 +151,39 @@ pub(crate) fn topic_of(partition: &Partition) -> &str {
     partition.name().rsplit_once('/').map_or("", |(topic, _)| topic)
 }
 
-/// The client's positions by partition.
-pub(crate) struct Positions(Option<TopicPartitionList>);
+/// The offsets of a list, by topic and partition: the list itself looks at one after the other.
+pub(crate) struct Positions(HashMap<String, HashMap<i32, i64>>);
 
 impl Positions {
+    /// The client's positions.
     pub(crate) fn of<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Positions {
-        Positions(consumer.position().ok())
+        consumer.position().map_or_else(|_| Positions(HashMap::new()), |list| Positions::in_list(&list))
+    }
+
+    pub(crate) fn in_list(list: &TopicPartitionList) -> Positions {
+        let mut all: HashMap<String, HashMap<i32, i64>> = HashMap::new();
+        for element in list.elements() {
+            let Offset::Offset(offset) = element.offset() else { continue };
+            match all.get_mut(element.topic()) {
+                Some(of_topic) => drop(of_topic.insert(element.partition(), offset)),
+                None => drop(all.insert(element.topic().to_owned(), HashMap::from([(element.partition(), offset)]))),
+            }
+        }
+        Positions(all)
     }
 
     pub(crate) fn get(&self, span: &Span) -> Option<i64> {
-        match self.0.as_ref()?.find_partition(&span.topic, span.partition)?.offset() {
-            Offset::Offset(position) => Some(position),
-            _ => None,
-        }
+        self.0.get(&span.topic)?.get(&span.partition).copied()
     }
+}
+
+/// Adds a partition to a list. (The client's own function for that looks for it again.)
+pub(crate) fn add_to(
+    list: &mut TopicPartitionList,
+    (topic, partition): (&str, i32),
+    offset: Offset,
+) -> Result<(), KafkaError> {
+    list.add_partition(topic, partition).set_offset(offset)
 }
 
 /// Partitions that a source of this process reads for a group. A second source would overwrite the

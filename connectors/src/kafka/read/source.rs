@@ -26,7 +26,7 @@ use super::coordinator::{Coordinator, LooksFor};
 use super::group::{Rebalance, list_of};
 use super::lease::Lease;
 use super::orders::{Answer, Order, Orders};
-use super::partition::{Assignment, Claim, Positions, Shared, Span, next, topic_of};
+use super::partition::{Assignment, Claim, Positions, Shared, Span, add_to, next, topic_of};
 use super::pattern::Pattern;
 use super::reader::{Inbox, Read, owner};
 use super::start::{Starting, not_a_list};
@@ -221,7 +221,7 @@ impl<R: Read> KafkaShared<R> {
     fn hand_out(&self, spans: Vec<Span>) -> Result<TopicPartitionList> {
         let mut list = TopicPartitionList::with_capacity(spans.len());
         for span in spans {
-            list.add_partition_offset(&span.topic, span.partition, Offset::Offset(span.start))
+            add_to(&mut list, (&span.topic, span.partition), Offset::Offset(span.start))
                 .map_err(|cause| not_a_list(&span.topic, cause))?;
             let is_new = lock(&self.split).insert(span.name.clone());
             let queue = is_new.then(|| {

@@ -21,7 +21,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::consumer::{Context, listen};
 use super::lease::{Lease, await_expiry};
-use super::partition::Span;
+use super::partition::{Span, add_to};
 use crate::kafka::client::{Settings, partitions_of};
 use crate::kafka::client_events::ClientEvents;
 use crate::kafka::error::{error, is_changing, is_refusal, is_transient, is_unheard_of};
@@ -154,7 +154,7 @@ impl Starting<'_> {
         let committed = self.committed(&keys)?;
         let mut list = TopicPartitionList::new();
         for span in passing().filter(|span| !committed.contains_key(&(span.topic.clone(), span.partition))) {
-            list.add_partition_offset(&span.topic, span.partition, Offset::Offset(span.start))
+            add_to(&mut list, (&span.topic, span.partition), Offset::Offset(span.start))
                 .map_err(|cause| not_a_list(&span.topic, cause))?;
         }
         if list.count() == 0 {
@@ -451,7 +451,7 @@ impl Starting<'_> {
     fn list(&self, partitions: &[(String, i32)], offset: Offset) -> Result<TopicPartitionList> {
         let mut list = TopicPartitionList::with_capacity(partitions.len());
         for (topic, partition) in partitions {
-            list.add_partition_offset(topic, *partition, offset).map_err(|cause| not_a_list(topic, cause))?;
+            add_to(&mut list, (topic, *partition), offset).map_err(|cause| not_a_list(topic, cause))?;
         }
         Ok(list)
     }
