@@ -13,7 +13,7 @@
 //! Stamps: a `map` behind rows, with a watermark and without. Not shown: several workers or
 //! partitions, windows of few records, sessions that close.
 //!
-//! `cargo bench --bench windows`
+//! `cargo bench --bench windows`; `-- --only tumbling`, `sliding`, `sessions` or `stamps` for a part
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -32,37 +32,62 @@ const WINDOW: i64 = 10_000;
 const DELAY: i64 = 1_000;
 
 fn main() {
-    let smoke = std::env::args().any(|argument| argument == "--smoke");
+    let arguments: Vec<String> = std::env::args().collect();
+    let smoke = arguments.iter().any(|argument| argument == "--smoke");
+    let only = arguments.iter().skip_while(|argument| *argument != "--only").nth(1);
+    let wants = |part: &str| only.is_none_or(|only| only == part);
     let (count, rounds) = if smoke { (200_000, 1) } else { (40_000_000, 3) };
     let in_window = if smoke { 50_000 } else { 4_000_000 };
     let mut random = fastrand::Rng::with_seed(7);
     let record = |n: i64| (random.u64(..KEYS), n * WINDOW / in_window - random.i64(0..DELAY));
     let records: Vec<Record> = (0..count).map(record).collect();
     let source = rows(records.iter().copied()).partitions(1);
-    let rate = |begin: Instant| records.len() as f64 / begin.elapsed().as_secs_f64() / 1e6;
+    if wants("tumbling") {
+        tumbling(&source, &records, rounds);
+    }
+    if wants("sliding") {
+        sliding(&source, &records, rounds);
+    }
+    if wants("sessions") {
+        sessions(&source, &records, rounds);
+    }
+    if wants("stamps") {
+        cost_of_stamps(&source, count, rounds);
+    }
+}
+
+/// Million records a second since then.
+fn rate(records: &[Record], begin: Instant) -> f64 {
+    records.len() as f64 / begin.elapsed().as_secs_f64() / 1e6
+}
+
+fn tumbling(source: &Rows<Record>, records: &[Record], rounds: usize) {
     let mut rates: [Vec<f64>; 3] = Default::default();
     for _ in 0..rounds {
         let begin = Instant::now();
-        let hand = by_hand(&records);
-        rates[0].push(rate(begin));
+        let hand = by_hand(records);
+        rates[0].push(rate(records, begin));
         let begin = Instant::now();
         assert_eq!(by_engine(source.clone(), None), hand, "rows and late records");
-        rates[1].push(rate(begin));
+        rates[1].push(rate(records, begin));
         let place = tempfile::tempdir().expect("there is room for a directory");
         let begin = Instant::now();
         assert_eq!(by_engine(source.clone(), Some(place.path())), hand, "rows and late records");
-        rates[2].push(rate(begin));
+        rates[2].push(rate(records, begin));
     }
     let [hand, engine, kept] = rates.map(|rates| median(&rates));
     println!(
-        "tumbling count of 10 s, {KEYS} keys, finals, {count} records; million records per second, median of {rounds}"
+        "tumbling count of 10 s, {KEYS} keys, finals, {} records; million records per second, median of {rounds}",
+        records.len()
     );
     println!(
         "by hand {hand:.1}, engine {engine:.1} ({:.2}), with checkpoints {kept:.1} ({:.2}; target 0.5, hoped 15.0 M/s)",
         engine / hand,
         kept / hand
     );
-    sliding_and_sessions(&source, &records, rounds);
+}
+
+fn cost_of_stamps(source: &Rows<Record>, count: i64, rounds: usize) {
     let mut nanos: [Vec<f64>; 2] = Default::default();
     for _ in 0..rounds {
         for (has_watermark, nanos) in [false, true].into_iter().zip(&mut nanos) {
@@ -135,31 +160,41 @@ enum Kind {
     Sessions,
 }
 
-fn sliding_and_sessions(source: &Rows<Record>, records: &[Record], rounds: usize) {
-    let rate = |begin: Instant| records.len() as f64 / begin.elapsed().as_secs_f64() / 1e6;
-    let mut rates: [Vec<f64>; 5] = Default::default();
+/// Million records a second through these windows, once.
+fn rate_of(kind: Kind, source: &Rows<Record>, records: &[Record]) -> f64 {
+    let place = tempfile::tempdir().expect("there is room for a directory");
+    let begin = Instant::now();
+    black_box(windows(kind, source.clone(), place.path()));
+    rate(records, begin)
+}
+
+fn sliding(source: &Rows<Record>, records: &[Record], rounds: usize) {
+    let mut rates: [Vec<f64>; 3] = Default::default();
     for _ in 0..rounds {
-        for (kind, rates) in [Kind::Panes, Kind::OneByOne, Kind::Sessions].into_iter().zip(&mut rates) {
-            let place = tempfile::tempdir().expect("there is room for a directory");
-            let begin = Instant::now();
-            black_box(windows(kind, source.clone(), place.path()));
-            rates.push(rate(begin));
+        for (kind, rates) in [Kind::Panes, Kind::OneByOne].into_iter().zip(&mut rates) {
+            rates.push(rate_of(kind, source, records));
         }
         let begin = Instant::now();
         black_box(sliding_by_hand(records));
-        rates[3].push(rate(begin));
-        let begin = Instant::now();
-        black_box(sessions_by_hand(records));
-        rates[4].push(rate(begin));
+        rates[2].push(rate(records, begin));
     }
-    let [panes, one_by_one, sessions, hand, hand_sessions] = rates.map(|rates| median(&rates));
+    let [panes, one_by_one, hand] = rates.map(|rates| median(&rates));
     println!(
         "sliding 10 s by 1 s, count, finals, with checkpoints: in panes {panes:.1} M/s (target 3), record by record \
          {one_by_one:.1}; by hand in ten tables {hand:.1}"
     );
-    println!(
-        "sessions of {KEYS} keys, gap 30 s, with checkpoints: {sessions:.1} M/s (target 3); by hand {hand_sessions:.1}"
-    );
+}
+
+fn sessions(source: &Rows<Record>, records: &[Record], rounds: usize) {
+    let mut rates: [Vec<f64>; 2] = Default::default();
+    for _ in 0..rounds {
+        rates[0].push(rate_of(Kind::Sessions, source, records));
+        let begin = Instant::now();
+        black_box(sessions_by_hand(records));
+        rates[1].push(rate(records, begin));
+    }
+    let [sessions, hand] = rates.map(|rates| median(&rates));
+    println!("sessions of {KEYS} keys, gap 30 s, with checkpoints: {sessions:.1} M/s (target 3); by hand {hand:.1}");
 }
 
 fn windows(kind: Kind, source: Rows<Record>, place: &Path) -> u64 {

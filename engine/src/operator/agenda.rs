@@ -38,6 +38,11 @@ impl Agenda {
         }
     }
 
+    /// Those of the same time that are taken next.
+    pub(super) fn ahead(&self) -> &[Place] {
+        self.now.as_ref().map_or(&[], |(_, places)| places.as_slice())
+    }
+
     /// When the next entries are to be looked at, those that are looked at now aside.
     pub(super) fn first(&self) -> Option<i64> {
         self.waiting.first_key_value().map(|(first, _)| *first)

@@ -71,6 +71,14 @@ impl Fixed {
         windows.reverse();
     }
 
+    /// The starts of the windows that contain a time and begin after another, the last of them
+    /// first.
+    pub(crate) fn starts_after(self, after: i64, time: EventTime) -> impl Iterator<Item = i64> {
+        let last = self.last_of(time).start.0;
+        let starts = std::iter::successors(Some(last), move |start| start.checked_sub(self.step));
+        starts.take_while(move |start| *start > after && self.from(*start).contains(time))
+    }
+
     /// The stretches that each window is made of, and none lies in only a part of a window.
     pub(crate) fn panes(self) -> Fixed {
         let (mut length, mut rest) = (self.length, self.step);
@@ -241,6 +249,12 @@ mod tests {
                     assert_eq!(windows.iter().map(|window| window.start.0).collect::<Vec<_>>(), expected);
                     let pane = all_of(&Layout::Fixed(fixed.panes()), time)[0];
                     assert!(windows.iter().all(|window| window.start <= pane.start && pane.end <= window.end));
+                    for after in [time - length, time - step, time - 1, time] {
+                        let mut later: Vec<i64> = fixed.starts_after(after, EventTime(time)).collect();
+                        later.reverse();
+                        let expected: Vec<i64> = expected.iter().copied().filter(|start| *start > after).collect();
+                        assert_eq!(later, expected);
+                    }
                     let next: Vec<i64> = windows.iter().map(|window| fixed.next(window.start.0)).collect();
                     assert_eq!(next[..next.len() - 1], expected[1..]);
                 }

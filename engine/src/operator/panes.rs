@@ -52,6 +52,14 @@ impl<S> Parts<S> {
     }
 }
 
+/// How many entries are looked at before they are needed.
+const AHEAD: usize = 32;
+
+/// Reads the parts of a key, so that they are in the processor's caches.
+fn look<S>(parts: &Parts<S>) -> u32 {
+    parts.parts.last().map_or(0, |part| part.pane as u32)
+}
+
 impl<S> Part<S> {
     fn is_in(&self, window: Span) -> bool {
         self.first <= window.start.0 && window.contains(EventTime(self.pane))
@@ -164,7 +172,7 @@ impl<K: TableKey, A: Aggregate<Input: Clone>> Operate for Panes<K, A> {
         }
         let (aggregate, fixed) = (&self.aggregate, self.fixed);
         let (mut opened, mut windows) = (Vec::new(), Vec::new());
-        self.table.update(in_time, Parts::new, |index, _, input, Parts { parts, .. }, _| {
+        self.table.update_looking(in_time, look, Parts::new, |index, _, input, Parts { parts, .. }, _| {
             let (pane, first, time) = added[index];
             let before = parts.iter().rposition(|part| (part.pane, part.first) <= (pane, first));
             if let Some(part) = before.map(|place| &mut parts[place])
@@ -173,12 +181,19 @@ impl<K: TableKey, A: Aggregate<Input: Clone>> Operate for Panes<K, A> {
                 return aggregate.add(&mut part.state, input, Some(time));
             }
             // The windows in which the key has nothing yet.
-            fixed.of(time, &mut windows);
-            let is_new = |window: &&Span| first <= window.start.0 && !parts.iter().any(|part| part.is_in(**window));
-            opened.extend(windows.iter().filter(is_new).map(|window| (window.start.0, index)));
+            let place = before.map_or(0, |place| place + 1);
+            let all_below = before.map(|place| &parts[place]).filter(|part| part.first == ALL);
+            if let Some(below) = all_below.filter(|_| first == ALL && place == parts.len()) {
+                // As nearly always: no window that begins by then is new, and all others are.
+                opened.extend(fixed.starts_after(below.pane, time).map(|start| (start, index)));
+            } else {
+                fixed.of(time, &mut windows);
+                let is_new = |window: &&Span| first <= window.start.0 && !parts.iter().any(|part| part.is_in(**window));
+                opened.extend(windows.iter().filter(is_new).map(|window| (window.start.0, index)));
+            }
             let mut state = aggregate.zero();
             aggregate.add(&mut state, input, Some(time))?;
-            parts.insert(before.map_or(0, |place| place + 1), Part { pane, first, state });
+            parts.insert(place, Part { pane, first, state });
             Ok(())
         })?;
         for (start, index) in opened {
@@ -212,7 +227,10 @@ impl<K: TableKey, A: Aggregate<Input: Clone>> Operate for Panes<K, A> {
     fn fire(&mut self, rows: usize, out: &mut Batch<Pane<K, A::Value>>) -> Result<bool> {
         let (aggregate, fixed, lateness, watermark) = (&self.aggregate, self.fixed, self.lateness, self.watermark);
         let is_over = |start| fixed.window(start).end.after(lateness) <= watermark;
-        for _ in 0..rows {
+        for row in 0..rows {
+            if row % AHEAD == 0 {
+                self.table.look_at(self.open.ahead().iter().take(AHEAD), look);
+            }
             let Some((start, place)) = self.open.next(is_over) else {
                 self.table.held_beside = self.open.bytes();
                 return Ok(false);

@@ -158,6 +158,22 @@ impl<K: TableKey, S: TableState, G: Grouping<K>> Table<K, S, G> {
         &mut self,
         records: Vec<(K, I)>,
         zero: impl Fn() -> S,
+        change: impl FnMut(usize, K, I, &mut S, Found) -> Result<()>,
+    ) -> Result<()> {
+        self.update_looking(records, |_| 0, zero, change)
+    }
+
+    /// As [`update`](Table::update). `look` reads what a state points to, some records before that
+    /// is needed: then it is in the processor's caches.
+    ///
+    /// # Errors
+    /// The first error of `change`.
+    #[inline]
+    pub(crate) fn update_looking<I>(
+        &mut self,
+        records: Vec<(K, I)>,
+        look: impl Fn(&S) -> u32 + Copy,
+        zero: impl Fn() -> S,
         mut change: impl FnMut(usize, K, I, &mut S, Found) -> Result<()>,
     ) -> Result<()> {
         let mut places = mem::take(&mut self.places);
@@ -168,7 +184,7 @@ impl<K: TableKey, S: TableState, G: Grouping<K>> Table<K, S, G> {
         self.records += records.len();
         let mut records = records.into_iter().enumerate();
         for ahead in places.chunks(AHEAD) {
-            self.load_into_caches(ahead.iter());
+            self.look_at(ahead.iter(), look);
             let Table { groups, hasher, generation, touched, cut, entries, has_grown, .. } = self;
             for (&place, (index, (key, input))) in ahead.iter().zip(&mut records) {
                 let group = &mut groups[place.group().index()];
@@ -200,13 +216,12 @@ impl<K: TableKey, S: TableState, G: Grouping<K>> Table<K, S, G> {
     /// Looks at entries that are needed next. These looks do not depend on each other, so the
     /// processor waits for many of them at once.
     #[inline]
-    fn load_into_caches<'p>(&self, places: impl Iterator<Item = &'p Place>) {
+    pub(crate) fn look_at<'p>(&self, places: impl Iterator<Item = &'p Place>, look: impl Fn(&S) -> u32) {
         if self.entries <= CACHED_MAX {
             return;
         }
-        let look = |place: &Place| {
-            self.groups[place.group().index()].find(place.0, |_| true).map_or(0, |entry| entry.generation)
-        };
+        let of = |entry: &Entry<K, S>| entry.generation ^ look(&entry.state);
+        let look = |place: &Place| self.groups[place.group().index()].find(place.0, |_| true).map_or(0, of);
         std::hint::black_box(places.map(look).fold(0, u32::wrapping_add));
     }
 

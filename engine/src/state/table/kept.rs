@@ -64,7 +64,7 @@ impl<K: TableKey, S: TableState, G: Grouping<K>> Keep for Table<K, S, G> {
         let end = self.cut.touched.len().min(self.cut.next + entries);
         for from in (self.cut.next..end).step_by(AHEAD) {
             let ahead = from..end.min(from + AHEAD);
-            self.load_into_caches(self.cut.touched[ahead.clone()].iter());
+            self.look_at(self.cut.touched[ahead.clone()].iter(), |_| 0);
             for place in ahead {
                 // It is not found when a record has changed it since: then it was encoded before.
                 if let Some(entry) = self.cut.find(place, &self.groups, self.generation) {
@@ -121,7 +121,7 @@ impl<K: TableKey, S: TableState, G: Grouping<K>> Keep for Table<K, S, G> {
             if ahead.is_empty() {
                 return Ok(());
             }
-            self.load_into_caches(ahead.iter().map(|(at, ..)| at));
+            self.look_at(ahead.iter().map(|(at, ..)| at), |_| 0);
             for (at, key, raw) in ahead.drain(..) {
                 match raw.state {
                     Some(state) if at.group() == group => {
