@@ -13,7 +13,8 @@
 //! Stamps: a `map` behind rows, with a watermark and without. Not shown: several workers or
 //! partitions, windows of few records, sessions that close.
 //!
-//! `cargo bench --bench windows`; `-- --only tumbling`, `sliding`, `sessions` or `stamps` for a part
+//! `cargo bench --bench windows`; `-- --only tumbling`, `sliding`, `sessions` or `stamps` for a
+//! part
 
 use std::collections::BTreeMap;
 use std::hint::black_box;

@@ -13,6 +13,7 @@ mod calls;
 mod clock;
 mod dedup;
 mod edges;
+mod migration;
 mod mistakes;
 mod policies;
 

@@ -2,18 +2,17 @@
 
 use std::cmp::Ordering;
 use std::fmt;
-use std::marker::PhantomData;
 use std::time::Duration;
 
-use crate::operator::aggregate::{Aggregate, Changes, Complete, Form, InParts, LastChanges, LastUpdates, Updates};
+use crate::operator::aggregate::{Aggregate, Changes, Complete, InParts, LastChanges, LastUpdates, Updates};
 use crate::operator::sorted::Sorted;
 use crate::run::graph::{Emits, TimeTrait};
-use crate::state::delta::{NotEntries, decode};
-use crate::state::describe::Look;
+use crate::state::delta::NotEntries;
 use crate::state::origin::{Origin, Same};
 use crate::state::table::{Grouping, Table, TableState};
-use crate::words::{Change, EventTime};
+use crate::words::Change;
 
+use super::conversion::{Conversion, Convert};
 use super::key::{Exchange, Key, State};
 use super::operate::Traits;
 use super::stream::Stream;
@@ -46,7 +45,7 @@ pub struct Aggregated<'a, K, V> {
 pub(super) struct Options<K, V> {
     name: Option<String>,
     version: u32,
-    older: Vec<Box<dyn Convert<K, V>>>,
+    older: Vec<Box<dyn Convert<V>>>,
     rows: Option<Box<dyn Iterator<Item = (K, V)>>>,
     pub(super) every: Option<Duration>,
 }
@@ -185,7 +184,7 @@ impl<'a, K: Key, V: 'static> Aggregated<'a, K, V> {
     /// # Ok::<(), millstream::Error>(())
     /// ```
     pub fn migrate_from<Old: State>(mut self, version: u32, f: impl Fn(Old) -> V + 'static) -> Aggregated<'a, K, V> {
-        self.options.convert(version, f);
+        self.options.convert::<K, Old>(version, f);
         self
     }
 
@@ -273,40 +272,6 @@ impl<'a, K: Key, V: 'static> Aggregated<'a, K, V> {
     }
 }
 
-/// Converts what an earlier version of the program has kept.
-trait Convert<K, V> {
-    fn look(&self, form: Form) -> Look;
-    fn read(&self, form: Form, state: &[u8]) -> Result<(V, Option<EventTime>), NotEntries>;
-}
-
-struct Conversion<Old, F> {
-    version: u32,
-    f: F,
-    old: PhantomData<fn(Old)>,
-}
-
-/// A value, with its time.
-type Timed<V> = (Option<EventTime>, V);
-
-impl<K: Key, V, Old: State, F: Fn(Old) -> V> Convert<K, V> for Conversion<Old, F> {
-    fn look(&self, form: Form) -> Look {
-        match form {
-            Form::Value => Look::at::<K, Old>(self.version),
-            Form::Option => Look::at::<K, Option<Old>>(self.version),
-            Form::Timed => Look::at::<K, Option<Timed<Old>>>(self.version),
-        }
-    }
-
-    fn read(&self, form: Form, state: &[u8]) -> Result<(V, Option<EventTime>), NotEntries> {
-        let (time, old) = match form {
-            Form::Value => (None, decode(state).map_err(|_| NotEntries)?),
-            Form::Option => (None, decode::<Option<Old>>(state).ok().flatten().ok_or(NotEntries)?),
-            Form::Timed => decode::<Option<Timed<Old>>>(state).ok().flatten().ok_or(NotEntries)?,
-        };
-        Ok(((self.f)(old), time))
-    }
-}
-
 impl<K: Key, V: 'static> Options<K, V> {
     pub(super) fn new() -> Options<K, V> {
         Options { name: None, version: 0, older: Vec::new(), rows: None, every: None }
@@ -320,15 +285,16 @@ impl<K: Key, V: 'static> Options<K, V> {
         self.version = version;
     }
 
-    pub(super) fn convert<Old: State>(&mut self, version: u32, f: impl Fn(Old) -> V + 'static) {
-        self.older.push(Box::new(Conversion { version, f, old: PhantomData }));
+    /// `Own` is the type of the keys under which values are kept in parts, if they are.
+    pub(super) fn convert<Own: Key, Old: State>(&mut self, version: u32, f: impl Fn(Old) -> V + 'static) {
+        self.older.push(Box::new(Conversion::<K, Own, Old, _>::new(version, f)));
     }
 
     /// How the table of an aggregate begins.
     fn origin<A: Aggregate<Value = V>>(self) -> Origin<K, A::State> {
         let Options { version, older, rows, .. } = self;
         let Some(form) = A::FORM else { return Origin::new(version, Vec::new(), None) };
-        let converted = |conversion: Box<dyn Convert<K, V>>| {
+        let converted = |conversion: Box<dyn Convert<V>>| {
             let look = conversion.look(form);
             let read = move |state: &[u8]| {
                 let (value, time) = conversion.read(form, state)?;
@@ -340,6 +306,24 @@ impl<K: Key, V: 'static> Options<K, V> {
         let rows =
             rows.map(|rows| Box::new(rows.filter_map(|(key, value)| Some((key, A::state_of(value, None)?)))) as _);
         Origin::new(version, older, rows)
+    }
+
+    /// How the table of an aggregate begins whose states are kept in parts of another one's.
+    fn origin_of_parts<Own, A: Aggregate<Value = V>, P: InParts<A>>(self) -> Origin<Own, P> {
+        let Options { version, older, .. } = self;
+        let same: Option<Same<P>> = A::SAME.map(|_| P::same as Same<P>);
+        let Some(form) = A::FORM else { return Origin::new(version, Vec::new(), None).compared_by(same) };
+        let converted = |conversion: Box<dyn Convert<V>>| {
+            let look = conversion.look_in(P::SHELL, form);
+            let read = move |state: &[u8]| {
+                let parts = conversion.read_in(form, state)?.into_iter();
+                let parts = parts.map(|(from, other, (value, time))| Some((from, other, A::state_of(value, time)?)));
+                parts.collect::<Option<Vec<_>>>().map(P::of).ok_or(NotEntries)
+            };
+            (look, Box::new(read) as _)
+        };
+        let older = older.into_iter().map(converted).collect();
+        Origin::new(version, older, None).compared_by(same)
     }
 
     /// What the aggregate cannot do of what is said of it.
@@ -372,46 +356,48 @@ pub(super) type WithTable<K, A, G> = (A, Table<K, <A as Aggregate>::State, G>);
 /// Builds the operator, and applies what is said of it.
 pub(super) fn built<'a, K: Key, A: Aggregate, T: 'static, G: Grouping<K>>(
     aggregate: A,
-    mut options: Options<K, A::Value>,
+    options: Options<K, A::Value>,
     build: impl FnOnce(WithTable<K, A, G>) -> Stream<'a, T>,
 ) -> Stream<'a, T> {
-    let (name, refused) = (options.name.take(), options.refused::<A>());
-    let mut stream = build((aggregate, Table::with(options.origin::<A>().compared_by(A::SAME))));
-    if let Some(option) = refused {
-        let why = format!("it keeps more than its value, so `{option}` cannot make its state of values");
-        stream.refuse(why);
-    }
-    if let Some(name) = name {
-        stream = stream.named(&name);
-    }
-    stream
+    let refused = options.refused::<A>();
+    finished(options, refused, |options| build((aggregate, Table::with(options.origin::<A>().compared_by(A::SAME)))))
 }
 
 /// As [`built`], of an aggregate whose states are kept in parts of another table.
-pub(super) fn built_of_parts<'a, K: Key, W: 'static, A: Aggregate, P: InParts<A>, T: 'static>(
+pub(super) fn built_of_parts<'a, K: Key, W: Key, A: Aggregate, P: InParts<A>, T: 'static>(
     aggregate: A,
     options: Options<(K, W), A::Value>,
     build: impl FnOnce((A, Table<K, P>)) -> Stream<'a, T>,
 ) -> Stream<'a, T> {
-    let same: Option<Same<P>> = A::SAME.map(|_| P::same as Same<P>);
-    built_with(options, same, |table| build((aggregate, table)))
+    let refused = options.refused::<A>();
+    finished(options, refused, |options| build((aggregate, Table::with(options.origin_of_parts::<K, A, P>()))))
 }
 
-/// As [`built`], of a table of its own, of which `same` is compared between runs.
-pub(super) fn built_with<'a, K: Key, W: 'static, V: 'static, S: TableState, T: 'static>(
-    mut options: Options<(K, W), V>,
-    same: Option<Same<S>>,
+/// As [`built`], of a table of its own.
+pub(super) fn built_with<'a, K: Key, W: Key, V: 'static, S: TableState, T: 'static>(
+    options: Options<(K, W), V>,
     build: impl FnOnce(Table<K, S>) -> Stream<'a, T>,
 ) -> Stream<'a, T> {
-    let (name, is_refused) = (options.name.take(), !options.older.is_empty());
-    let mut stream = build(Table::with(Origin::new(options.version, Vec::new(), None).compared_by(same)));
-    if is_refused {
-        stream.refuse("its values are kept in parts, so `migrate_from` cannot convert them".to_owned());
+    let refused = (!options.older.is_empty()).then_some("migrate_from");
+    finished(options, refused, |options| build(Table::with(Origin::new(options.version, Vec::new(), None))))
+}
+
+/// Builds the operator, names it, and refuses what it cannot do.
+fn finished<'a, K: Key, V: 'static, T: 'static>(
+    mut options: Options<K, V>,
+    refused: Option<&'static str>,
+    build: impl FnOnce(Options<K, V>) -> Stream<'a, T>,
+) -> Stream<'a, T> {
+    let name = options.name.take();
+    let stream = build(options);
+    if let Some(option) = refused {
+        let why = format!("it keeps more than its value, so `{option}` cannot make its state of values");
+        stream.refuse(why);
     }
-    if let Some(name) = name {
-        stream = stream.named(&name);
+    match name {
+        Some(name) => stream.named(&name),
+        None => stream,
     }
-    stream
 }
 
 impl<'a, K: Key, A: Aggregate<Input: Exchange>> Emit<'a, K, A::Value> for Pending<'a, K, A> {

@@ -8,6 +8,7 @@ mod calls;
 mod key;
 mod operate;
 mod keyed;
+mod conversion;
 mod aggregated;
 mod watermark;
 mod dedup;

@@ -377,10 +377,10 @@ where
         let traits = traits(Emits::ByRecords, TimeTrait::Loses, None);
         let keyed = keyed.keyed(input);
         let stream = match length == every {
-            true => built_with(options, None, |table| {
+            true => built_with(options, |table| {
                 keyed.operate(what, traits, |_| false, move |_| CountTumbling { aggregate, length, table })
             }),
-            false => built_with(options, None, |table| {
+            false => built_with(options, |table| {
                 keyed.operate(what, traits, |_| false, move |_| CountSliding { aggregate, length, every, table })
             }),
         };

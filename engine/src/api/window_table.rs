@@ -43,13 +43,13 @@ impl<'a, K: Key, V: 'static, W> WindowTable<'a, K, V, W> {
     }
 
     /// As [`Aggregated::migrate_from`](crate::Aggregated::migrate_from). It is refused for windows
-    /// that are kept in parts: [`Sliding`](crate::Sliding) ones whose values are merged.
+    /// of so many records ([`Count`](crate::Count)).
     pub fn migrate_from<Old: State>(
         mut self,
         version: u32,
         f: impl Fn(Old) -> V + 'static,
     ) -> WindowTable<'a, K, V, W> {
-        self.options.convert(version, f);
+        self.options.convert::<K, Old>(version, f);
         self
     }
 

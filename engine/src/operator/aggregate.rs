@@ -68,6 +68,18 @@ pub(crate) trait InParts<A: Aggregate>: TableState {
     /// What of them does not depend on the order of the records, where that of a state
     /// [is known](Aggregate::SAME).
     fn same(&self) -> Vec<u8>;
+
+    const SHELL: Shell;
+
+    /// These states, each with the two times of its part.
+    fn of(parts: Vec<(i64, i64, A::State)>) -> Self;
+}
+
+/// What states are in that are several for a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shell {
+    Panes,
+    Sessions,
 }
 
 /// How a state holds its value.

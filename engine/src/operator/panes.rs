@@ -13,7 +13,7 @@ use crate::state::table::{Table, TableKey};
 use crate::words::{Admission, Batch, EventTime, Pane, Result, Span, StageMeter, Stamp, WatermarkPolicy};
 
 use super::agenda::Agenda;
-use super::aggregate::{Aggregate, InParts};
+use super::aggregate::{Aggregate, InParts, Shell};
 use super::keyed::Operate;
 use super::late::{LateRecords, LateStream};
 use super::layout::Fixed;
@@ -73,6 +73,13 @@ impl<A: Aggregate> InParts<A> for Parts<A::State> {
             [part.pane.to_le_bytes().to_vec(), part.first.to_le_bytes().to_vec(), own].concat()
         });
         all.collect()
+    }
+
+    const SHELL: Shell = Shell::Panes;
+
+    fn of(parts: Vec<(i64, i64, A::State)>) -> Parts<A::State> {
+        let part = |(pane, first, state)| Part { pane, first, state };
+        Parts { parts: parts.into_iter().map(part).collect(), emitted: None }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::state::table::{Found, Table, TableKey};
 use crate::words::{Admission, Batch, EventTime, Pane, Result, Span, StageMeter, Stamp, WatermarkPolicy};
 
 use super::agenda::Agenda;
-use super::aggregate::{Aggregate, InParts};
+use super::aggregate::{Aggregate, InParts, Shell};
 use super::keyed::Operate;
 use super::late::{LateRecords, LateStream};
 use super::shown_sessions::ShowSessions;
@@ -92,6 +92,13 @@ impl<A: Aggregate> InParts<A> for Sessions<A::State> {
             [session.start.to_le_bytes().to_vec(), session.end.to_le_bytes().to_vec(), own].concat()
         });
         all.collect()
+    }
+
+    const SHELL: Shell = Shell::Sessions;
+
+    fn of(parts: Vec<(i64, i64, A::State)>) -> Sessions<A::State> {
+        let session = |(start, end, state)| Session { start, end, state, changed_in: 0 };
+        Sessions { all: parts.into_iter().map(session).collect(), due: None }
     }
 }
 
