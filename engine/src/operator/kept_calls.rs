@@ -360,12 +360,10 @@ where
         move |frontiers| {
             wake.listen();
             let began = setting.clock.now();
-            if let Some(at) = capabilities.take() {
-                let begun = chain.work(|stage| stage.begin(&at)).and_then(|()| chain.hold());
-                match begun {
-                    Ok(hold) => time.iter_mut().for_each(|time| _ = time.begin(&at, hold, began)),
-                    Err(error) => setting.fault.record(error),
-                }
+            if let Some(at) = capabilities.take()
+                && let Err(error) = chain.work(|stage| stage.begin(&at))
+            {
+                setting.fault.record(error);
             }
             let frontiers = Frontiers::new(frontiers);
             let frontier = frontiers.least(&inputs).into_iter().chain(frontiers.least(&reported)).min();

@@ -451,7 +451,7 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
             wake.listen();
             let began = setting.clock.now();
             if let Some(mut first) = first.take() {
-                let watermark = time.as_mut().map(|time| time.begin(&first, None, began));
+                let watermark = time.as_ref().map(Time::begins);
                 let watermark = watermark.unwrap_or((EventTime::NONE, WatermarkPolicy::default()));
                 let of_ledger = first.swap_remove(ledger_port);
                 if let Err(error) = chain.work(|stage| stage.begin(of_ledger, watermark)) {

@@ -115,16 +115,9 @@ impl Time {
         (time, stream)
     }
 
-    /// Called when the operator is first scheduled, with capabilities for the first epoch of the
-    /// run: relays what is restored, no further than `hold`. Returns the watermark with which the
-    /// run begins, and its policy.
-    pub(super) fn begin(
-        &mut self,
-        at: &Capabilities,
-        hold: Option<EventTime>,
-        now: Moment,
-    ) -> (EventTime, WatermarkPolicy) {
-        self.relay(&at[self.port], hold, now);
+    /// The watermark with which the run begins, and its policy. It is relayed with the first
+    /// report: there is one of each source in the first epoch.
+    pub(super) fn begins(&self) -> (EventTime, WatermarkPolicy) {
         (self.watermarks.watermark(), self.watermarks.policy())
     }
 
