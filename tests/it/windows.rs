@@ -11,6 +11,7 @@ use millstream::{
 
 mod calls;
 mod clock;
+mod cuts;
 mod dedup;
 mod edges;
 mod migration;

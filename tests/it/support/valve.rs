@@ -20,6 +20,8 @@ pub struct Valve {
 pub struct Inner {
     /// What was taken, in order.
     pub taken: Mutex<Vec<u64>>,
+    /// The checkpoint of each.
+    pub taken_in: Mutex<Vec<u64>>,
     held: Mutex<Vec<(Delivery, u64)>>,
     pub open: AtomicBool,
     pub full: AtomicBool,
@@ -151,6 +153,7 @@ impl Writer<u64> for ValveWriter {
         let records = batch.len() as u64;
         let mut taken = inner.taken.lock().unwrap();
         taken.extend(batch);
+        inner.taken_in.lock().unwrap().resize(taken.len(), delivery.checkpoint().number());
         let has_reached = self.0.fails_after.is_some_and(|most| taken.len() >= most);
         if inner.fails.load(SeqCst) || has_reached && !inner.had_failed.swap(true, SeqCst) {
             return Err(Error::new(ErrorKind::Sink, "the valve broke"));

@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use millstream::{
-    Clock, EventTime, Job, Late, Lateness, Session, Sliding, TestRun, Trigger, Tumbling, Watermark, WatermarkPolicy,
-    channel, collect, rows,
+    Clock, EventTime, Job, Late, Lateness, Session, Sliding, Trigger, Tumbling, Watermark, WatermarkPolicy, channel,
+    collect, rows,
 };
 
 use super::millis;
@@ -190,34 +190,4 @@ fn a_firing_waits_while_a_writer_has_no_room() {
     let mut keys = valve.taken();
     keys.sort_unstable();
     assert_eq!(keys, (0..=KEYS).collect::<Vec<_>>());
-}
-
-/// What a window emits, and that it is gone, are on one side of a cut: once all is quiet, a run
-/// that goes on emits nothing again.
-#[test]
-fn a_window_that_has_fired_is_not_in_the_checkpoint_behind_it() {
-    for workers in [1, 2] {
-        let directory = tempfile::tempdir().unwrap();
-        for (times, expected) in [(vec![1, 2, 10], vec![2_u64]), (vec![], vec![]), (vec![20], vec![1])] {
-            let ((sender, numbers), counts) = (channel(100), collect());
-            let job = || {
-                let (numbers, sink) = (numbers.clone(), counts.clone());
-                let job = Job::new("gone", move |flow| {
-                    let timed = flow.source(&numbers)?.with_watermark(|n| EventTime(*n), Duration::ZERO);
-                    let windows = timed.global().window(Tumbling::new(millis(10)));
-                    windows.count().finals().map(|pane| pane.value).sink(&sink)
-                });
-                job.checkpoints(directory.path()).workers(workers).clock(Clock::simulated())
-            };
-            let mut test = None;
-            eventually("the run before has let go of the directory", || {
-                test = TestRun::start(job()).ok();
-                test.is_some()
-            });
-            let mut test = test.unwrap();
-            test.feed(&sender, times).unwrap();
-            test.advance(Duration::from_secs(1)).unwrap();
-            assert_eq!(test.drain(&counts).unwrap(), expected, "{workers} workers");
-        }
-    }
 }
