@@ -270,11 +270,16 @@ fn events_stand_in_the_spans_of_their_job_and_worker() {
 fn checkpoints_and_merges_are_spans_of_their_job() {
     events::begin();
     let (name, directory) = (format!("kept-{}", fastrand::u64(..)), tempfile::tempdir().unwrap());
-    let job = Job::new(&name, |flow| flow.source(rows([1, 2, 3]))?.global().count().updates().sink(discard()));
-    job.checkpoints(directory.path()).workers(2).run().unwrap();
+    let (sender, numbers) = channel(10);
+    let job = Job::new(&name, move |flow| flow.source(&numbers)?.global().count().updates().sink(discard()));
+    let running = job.checkpoints(directory.path()).workers(2).start().unwrap();
+    (1..=3).for_each(|n| drop(sender.try_send(n).unwrap()));
     let job = format!("job name=\"{name}\"");
+    // Between checkpoints, on a thread of its own: a run that ends does not wait for it.
+    eventually("the merge is shown", || events::was_opened(&[&job, "merge"]));
+    drop(sender);
+    running.wait().unwrap();
     assert!(events::was_opened(&[&job, "checkpoint number=", "entries=1"]), "the checkpoint is not shown");
-    assert!(events::was_opened(&[&job, "merge"]), "the merge is not shown");
 }
 
 /// Takes one call at a time, as whoever follows a file sees it.
