@@ -171,8 +171,7 @@ impl<K: TableKey, T: 'static, D: Duplicates<K>> Operate for Dedup<K, T, D> {
     }
 
     fn hand_on_late(&mut self, admission: Option<&Admission>, at: &Capabilities) -> Result<u64> {
-        self.late.hand_on(admission, at)?;
-        Ok(self.late.take_count())
+        self.late.hand_on(admission, at)
     }
 
     fn kept(&mut self) -> Option<&mut dyn Keep> {

@@ -41,7 +41,7 @@ use super::pulse::Pulse;
 use super::stage::{Capabilities, Consume, Next, Pace, Setting, Within, checkpoint_of, give_up, retain, wake_of};
 use super::state_ledger::{Keeping, Sent, StateLedger};
 use super::timed::{Fires, Time, Timing};
-use super::watermark::{Advanced, to_worker};
+use super::watermark::Advanced;
 
 /// The first stage of the chain.
 pub(crate) struct KeptCalls<F, T, U> {
@@ -324,10 +324,6 @@ where
     let mut builder = OperatorBuilder::new(name.to_owned(), scope);
     let connect = |stream| Input::new(&mut builder, stream, Pipeline, FrontierInterest::IfCapability);
     let mut inputs: Vec<_> = inputs.into_iter().map(connect).collect();
-    let mut reported = Vec::new();
-    for reports in timing.iter().flat_map(|timing| &timing.reports) {
-        reported.push(Input::new(&mut builder, reports.clone(), to_worker(), FrontierInterest::IfCapability));
-    }
     let mut chain = match head(&mut builder) {
         Ok(chain) => chain,
         Err(error) => {
@@ -336,7 +332,7 @@ where
         }
     };
     // Behind the ports of the chain, which are numbered from 0.
-    let (mut time, relays) = timing.map(|timing| Time::new(&mut builder, &timing)).unzip();
+    let (mut time, relays) = timing.map(|timing| Time::new(&mut builder, timing)).unzip();
     // The last one.
     let ledger_port = builder.shape().outputs();
     let (ledger, ledger_stream) = builder.new_output::<Vec<Piece>>();
@@ -366,7 +362,8 @@ where
                 setting.fault.record(error);
             }
             let frontiers = Frontiers::new(frontiers);
-            let frontier = frontiers.least(&inputs).into_iter().chain(frontiers.least(&reported)).min();
+            let reported = time.as_ref().and_then(|time| time.least(frontiers));
+            let frontier = frontiers.least(&inputs).into_iter().chain(reported).min();
             let mut has_come = false;
             for input in &mut inputs {
                 input.for_each(|capability, batch| {
@@ -375,13 +372,7 @@ where
                     has_come = true;
                 });
             }
-            for input in &mut reported {
-                input.for_each(|capability, reports| {
-                    let epoch = Epoch::from_raw(*capability.least().expect("reports are sent at one epoch"));
-                    let at = || retain(&capability, ledger_port + 1);
-                    time.iter_mut().for_each(|time| time.take(epoch, at, reports));
-                });
-            }
+            time.iter_mut().for_each(|time| time.hear(ledger_port + 1));
             // After a fault everything stays as it is: the capabilities are kept.
             if setting.fault.is_set() {
                 return;

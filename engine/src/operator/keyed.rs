@@ -36,7 +36,7 @@ use super::ledger::Piece;
 use super::stage::{Capabilities, Consume, Next, Pace, Setting, Within, give_up, retain, wake_of};
 use super::state_ledger::{Keeping, Sent, StateLedger};
 use super::timed::{Fires, Time, Timing};
-use super::watermark::{Advanced, Report, to_worker};
+use super::watermark::{Advanced, Report};
 
 /// How many rows that no record has led to leave at once, and for how long such rows leave before
 /// records come in between.
@@ -410,10 +410,6 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
     let mut builder = OperatorBuilder::new(name.to_owned(), scope);
     let connect = |stream| Input::new(&mut builder, stream, pact(), FrontierInterest::IfCapability);
     let mut inputs: Vec<_> = inputs.into_iter().map(connect).collect();
-    let mut reported = Vec::new();
-    for reports in timing.iter().flat_map(|timing| &timing.reports) {
-        reported.push(Input::new(&mut builder, reports.clone(), to_worker(), FrontierInterest::IfCapability));
-    }
     let mut chain = match head(&mut builder) {
         Ok(chain) => chain,
         Err(error) => {
@@ -423,12 +419,7 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
     };
     let every = chain.work(|stage| Ok(stage.every)).unwrap_or(None);
     // Behind the ports of the chain, which are numbered from 0.
-    let mut relays = None;
-    let time = timing.map(|timing| {
-        let (time, stream) = Time::new(&mut builder, &timing);
-        relays = Some(stream);
-        time
-    });
+    let (mut time, relays) = timing.map(|timing| Time::new(&mut builder, timing)).unzip();
     // The last one.
     let ledger_port = builder.shape().outputs();
     let (ledger, ledger_stream) = builder.new_output::<Vec<Piece>>();
@@ -444,7 +435,6 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
         let mut open = Open { checkpoint: setting.pulse.first(), emits: Emission::Nothing };
         let mut due: Option<Moment> = None;
         let mut pace = Pace::default();
-        let mut time = time;
         let pulse = Arc::clone(&setting.pulse);
         let mut backlog = Backlog::new(setting.stall.clone(), move || pulse.wake_ingests());
         move |frontiers| {
@@ -459,7 +449,8 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
                 }
             }
             let frontiers = Frontiers::new(frontiers);
-            let frontier = frontiers.least(&inputs).into_iter().chain(frontiers.least(&reported)).min();
+            let reported = time.as_ref().and_then(|time| time.least(frontiers));
+            let frontier = frontiers.least(&inputs).into_iter().chain(reported).min();
             let mut has_come = false;
             for input in &mut inputs {
                 input.for_each(|capability, batch| {
@@ -472,13 +463,7 @@ pub(crate) fn build<'a, O: Operate, P: ParallelizationContract<u64, KeyedBatch<O
                     has_come = true;
                 });
             }
-            for input in &mut reported {
-                input.for_each(|capability, reports| {
-                    let epoch = Epoch::from_raw(*capability.least().expect("reports are sent at one epoch"));
-                    let at = || retain(&capability, ledger_port + 1);
-                    time.iter_mut().for_each(|time| time.take(epoch, at, reports));
-                });
-            }
+            time.iter_mut().for_each(|time| time.hear(ledger_port + 1));
             // After a fault everything stays as it is: the capabilities are kept.
             if setting.fault.is_set() {
                 return;

@@ -43,19 +43,13 @@ impl<T: 'static> LateRecords<T> {
         }
     }
 
-    /// Hands on what was added, under the admission of its records.
-    pub(crate) fn hand_on(&mut self, admission: Option<&Admission>, at: &Capabilities) -> Result<()> {
-        match &mut self.next {
-            Some(next) if !self.rows.is_empty() => {
-                let rows = std::mem::take(&mut self.rows).admitted_as(admission.cloned());
-                next.hand_on(rows, at)
-            }
-            _ => Ok(()),
+    /// Hands on what was added, under the admission of its records. Returns how many were late.
+    pub(crate) fn hand_on(&mut self, admission: Option<&Admission>, at: &Capabilities) -> Result<u64> {
+        if let Some(next) = &mut self.next
+            && !self.rows.is_empty()
+        {
+            next.hand_on(std::mem::take(&mut self.rows).admitted_as(admission.cloned()), at)?;
         }
-    }
-
-    /// Takes the number of late records since this was last asked.
-    pub(crate) fn take_count(&mut self) -> u64 {
-        std::mem::take(&mut self.count)
+        Ok(std::mem::take(&mut self.count))
     }
 }

@@ -271,8 +271,7 @@ impl<K: TableKey, A: Aggregate<Input: Clone>> Operate for Panes<K, A> {
     }
 
     fn hand_on_late(&mut self, admission: Option<&Admission>, at: &Capabilities) -> Result<u64> {
-        self.late.hand_on(admission, at)?;
-        Ok(self.late.take_count())
+        self.late.hand_on(admission, at)
     }
 
     fn kept(&mut self) -> Option<&mut dyn Keep> {

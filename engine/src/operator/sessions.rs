@@ -251,8 +251,7 @@ impl<K: TableKey, A: Aggregate, G: Fn(&A::Input) -> i64 + 'static, S: ShowSessio
     }
 
     fn hand_on_late(&mut self, admission: Option<&Admission>, at: &Capabilities) -> Result<u64> {
-        self.late.hand_on(admission, at)?;
-        Ok(self.late.take_count())
+        self.late.hand_on(admission, at)
     }
 
     fn rows(&self) -> Option<usize> {

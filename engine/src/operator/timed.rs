@@ -8,13 +8,15 @@ use timely::dataflow::Stream;
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::progress::operate::FrontierInterest;
 
 use crate::words::{ByCheckpoint, CheckpointId, Epoch, EventTime, Moment, Result, WatermarkPolicy};
 
 use super::fault::Node;
+use super::inputs::{Frontiers, Input};
 use super::pulse::Pulse;
-use super::stage::{Capabilities, Setting};
-use super::watermark::{Advanced, Report, Reporter, Summary, Watermarks, reports};
+use super::stage::{Capabilities, Setting, retain};
+use super::watermark::{Advanced, Report, Reporter, Summary, Watermarks, reports, to_worker};
 
 /// What an operator that waits for event time is built with.
 pub(crate) struct Timing<'a> {
@@ -71,6 +73,8 @@ pub(super) struct Time {
     workers: usize,
     back: Duration,
     behind: Duration,
+    /// The inputs for reports.
+    inputs: Vec<Input<Vec<Report>>>,
     watermarks: Watermarks,
     /// The checkpoint in which something fires now.
     fires_in: Option<CheckpointId>,
@@ -88,21 +92,25 @@ pub(super) struct Time {
 }
 
 impl Time {
-    /// Adds the port on which the operator relays; its stream is for the operators behind it.
+    /// Adds the inputs for reports, and the port on which the operator relays; its stream is for
+    /// the operators behind it.
     pub(super) fn new<'a>(
         builder: &mut OperatorBuilder<'a, u64>,
-        timing: &Timing<'a>,
+        timing: Timing<'a>,
     ) -> (Time, Stream<'a, u64, Vec<Report>>) {
+        let Timing { reports, reporters, own, workers, back, behind, lowered, policy, watermark } = timing;
+        let connect = |stream| Input::new(builder, stream, to_worker(), FrontierInterest::IfCapability);
+        let inputs = reports.into_iter().map(connect).collect();
         let port = builder.shape().outputs();
         let (output, stream) = builder.new_output();
-        let Timing { own, workers, reporters, back, behind, policy, watermark, .. } = *timing;
         let (watermarks, relays) =
-            (Watermarks::new(reporters, timing.lowered.clone(), policy, watermark), OutputBuilder::from(output));
+            (Watermarks::new(reporters, lowered, policy, watermark), OutputBuilder::from(output));
         let time = Time {
             own,
             workers,
             back,
             behind,
+            inputs,
             watermarks,
             fires_in: None,
             port,
@@ -121,9 +129,20 @@ impl Time {
         (self.watermarks.watermark(), self.watermarks.policy())
     }
 
-    /// Takes reports of an epoch.
-    pub(super) fn take(&mut self, epoch: Epoch, at: impl FnOnce() -> Capabilities, reports: &mut Vec<Report>) {
-        self.watermarks.take(epoch, at, reports);
+    /// The least epoch of which a report may still come.
+    pub(super) fn least(&self, frontiers: Frontiers<'_>) -> Option<Epoch> {
+        frontiers.least(&self.inputs)
+    }
+
+    /// Takes the reports that have come, with capabilities of so many ports.
+    pub(super) fn hear(&mut self, ports: usize) {
+        let watermarks = &mut self.watermarks;
+        for input in &mut self.inputs {
+            input.for_each(|capability, reports| {
+                let epoch = Epoch::from_raw(*capability.least().expect("reports are sent at one epoch"));
+                watermarks.take(epoch, || retain(&capability, ports), reports);
+            });
+        }
     }
 
     /// The oldest checkpoint in which something is still to take effect.

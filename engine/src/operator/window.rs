@@ -158,8 +158,7 @@ impl<K: TableKey, A: Aggregate<Input: Clone>, S: Show<K, A>> Operate for Windows
     }
 
     fn hand_on_late(&mut self, admission: Option<&Admission>, at: &Capabilities) -> Result<u64> {
-        self.late.hand_on(admission, at)?;
-        Ok(self.late.take_count())
+        self.late.hand_on(admission, at)
     }
 
     fn rows(&self) -> Option<usize> {
